@@ -42,9 +42,10 @@ def render(
     """
     rgb, alpha = [], []
     angles = np.broadcast_to(fov, (len(c2w),))
+    index = faces if values.ndim == 2 else np.arange(3 * len(faces)).reshape(-1, 3)
     for pose, angle in zip(c2w, angles, strict=True):  # one view at a time to limit memory
         hits = rasterise(vertices, faces, pose[None], angle, size * supersample)
-        image = interpolate(values, faces if values.ndim == 2 else None, hits)
+        image = interpolate(values.reshape(-1, values.shape[-1]), index, hits)
         image = image if texture is None else sample(texture, image)
         mask = hits.mask[..., None]
         rgb.append(box_downsample(np.where(mask, image, np.asarray(background, np.float32)), supersample)[0])

@@ -443,6 +443,7 @@ class DeepFloydConfig(PriorConfig):
         min_length=1,
         description="diffusers folder with UNet and T5 text encoder, or a hub id",
     )
+    attention: Literal["sdpa"] = Field("sdpa", description="attention back end")
 
     def check(self) -> None:
         super().check()

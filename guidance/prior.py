@@ -1,4 +1,4 @@
-"""Interfaces of diffusion priors: `Prior` for single images, `MultiviewPrior` for several views with cameras."""
+"""Interface of diffusion priors, of single images or of several views with cameras."""
 
 from __future__ import annotations
 
@@ -130,20 +130,25 @@ class Prior(Protocol):
             if cut := self.tokens_cut(prompt):
                 logger.info("prompt beyond the token limit, these words have no effect: %r", cut)
 
+    @property
+    def vocabulary(self) -> tokens.Vocabulary | None:
+        """Closed vocabulary of the tokenizer, in which each known word has one token; None for any other tokenizer."""
+        return tokens.closed_vocabulary(getattr(getattr(self, "tokenizer", None), "backend_tokenizer", None))
+
     def unknown_words(self, prompt: str) -> list[tuple[str, list[str]]]:
         """Return the words of a prompt that a closed vocabulary lacks, each with up to three similar known words.
 
         The result leaves out words with a known synonym. The list is empty if the tokenizer has no closed vocabulary,
         that is, splits any text into tokens.
         """
-        return tokens.unknown_words(self.tokenizer, prompt)
+        return [] if (vocabulary := self.vocabulary) is None else vocabulary.unknown(prompt)
 
     def read_prompt(self, prompt: str) -> Reading:
         """Rewrite a prompt in the words of a closed vocabulary; without such a vocabulary, keep it unchanged.
 
         The result `Reading` has the new `text` and the words that were replaced or left out.
         """
-        return tokens.read_prompt(getattr(self, "tokenizer", None), prompt)
+        return Reading(prompt) if (vocabulary := self.vocabulary) is None else vocabulary.read(prompt)
 
     def autocast(self) -> torch.autocast:
         """Return the context in which networks compute in `dtype`; disabled for float32 and with `half_weights`."""
@@ -342,13 +347,3 @@ class Prior(Protocol):
 
         size = (self.image_size, self.image_size)
         return sampling.sample_images(self, count, size, sample_pass, generator, decode_batch=n_view, init=init)
-
-
-class MultiviewPrior(Prior, Protocol):
-    """Prior that denoises `n_view` consecutive images together as views of one object, each with its camera.
-
-    With n_view = 1 and no camera, it is a model of single images.
-    """
-
-    @abstractmethod
-    def camera(self, c2w: Tensor) -> Tensor: ...

@@ -80,8 +80,6 @@ class XUNetConfig(Config):
     dropout: float = Field(0.1, ge=0, lt=1, description="dropout in the residual blocks")
     origin_degrees: int = Field(15, ge=0, le=24, description="octaves of the encoding of ray origins")
     direction_degrees: int = Field(8, ge=0, le=24, description="octaves of the encoding of ray directions")
-    use_pos_emb: bool = Field(True, description="add a trained map to the encoded rays")
-    use_ref_pose_emb: bool = Field(True, description="add a trained vector for each of condition and target")
     prediction: Literal["epsilon", "v_prediction", "sample"] = Field(
         "epsilon", description="output of the network; sample (the clean view) is for the one-step regression"
     )

@@ -8,14 +8,19 @@ steps = 1 and a network that predicts the "sample", each view is predicted in on
 
 from collections.abc import Callable, Sequence
 from math import atan, exp
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from threedgen.guidance.guidance import combine
 from threedgen.guidance.sampling import fresh_noise
 
+if TYPE_CHECKING:
+    from .xunet import LatentPairs, XUNet
+
+ViewModel: TypeAlias = "XUNet | LatentPairs"
+"""Network that denoises a target view, given one clean condition view. Views are images or latents."""
 Progress = Callable[[int, int, Tensor], None]
 StrategyName = Literal["stochastic", "first", "last"]
 Prediction = Literal["epsilon", "v_prediction", "sample"]
@@ -88,45 +93,6 @@ def posterior(z: Tensor, x0: Tensor, logsnr: Tensor, logsnr_next: Tensor) -> tup
     alpha_next, sigma_next = alpha_sigma(logsnr_next, z)
     c = -torch.expm1(logsnr - logsnr_next).to(z.device).reshape(-1, *[1] * (z.dim() - 1))
     return alpha_next * (z * (1 - c) / alpha + c * x0), sigma_next**2 * c
-
-
-class ViewModel(Protocol):
-    """Interface of a network that denoises a target view, given one clean condition view. Views are images or latents.
-
-    Attributes:
-        prediction: kind of output: "epsilon" (noise), "v_prediction" or "sample" (clean view).
-        image_size: (height, width) of images in pixels.
-        unet: network inside the model, for torch.compile.
-    """
-
-    prediction: Prediction
-    image_size: tuple[int, int]
-
-    @property
-    def unet(self) -> nn.Module: ...
-
-    @property
-    def clip(self) -> float | None:
-        """Largest absolute value of clean views, to which predictions are clamped: 1 for images; None for latents."""
-
-    def encode_images(self, rgb: Tensor) -> Tensor:
-        """Convert images (N, H, W, 3) in [0, 1] to images in [-1, 1] or latents, (N, C, h, w), for the network."""
-
-    def decode_images(self, x: Tensor) -> Tensor:
-        """Convert images in [-1, 1] or latents of the network, (N, C, h, w), to images (N, H, W, 3) in [0, 1]."""
-
-    def predict(self, x: Tensor, z: Tensor, logsnr: Tensor, c2w: Tensor, K: Tensor, has_condition: Tensor) -> Tensor:
-        """Return the network's output for the target view, (B, C, H, W) float32, of the kind `prediction`.
-
-        Args:
-            x: clean condition view (B, C, H, W).
-            z: noisy target view (B, C, H, W).
-            logsnr: log-SNR of the target view (B,).
-            c2w: camera-to-world poses (B, 2, 4, 4), OpenGL axes; index 0 is the condition view, index 1 the target
-                view.
-            K: intrinsics (B, 3, 3) in pixels of images of size `image_size`, shared by both views.
-            has_condition: (B,) bool; False: the prediction is unconditional, and `x` is noise.
-        """
 
 
 def candidates(strategy: StrategyName, known: int, last: int = 1) -> range:

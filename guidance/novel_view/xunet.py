@@ -35,9 +35,8 @@ class Conditioning(nn.Module):
         self.config, width = config, config.emb_channels
         self.logsnr = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         std = encoding**-0.5
-        self.pos_emb = nn.Parameter(torch.randn(encoding, *config.size) * std) if config.use_pos_emb else None
-        frame_emb = config.use_ref_pose_emb and frames > 1
-        self.frame_emb = nn.Parameter(torch.randn(frames, encoding) * std) if frame_emb else None
+        self.pos_emb = nn.Parameter(torch.randn(encoding, *config.size) * std)
+        self.frame_emb = nn.Parameter(torch.randn(frames, encoding) * std) if frames > 1 else None
         self.strides = [2**level for level in range(len(config.channel_mult))]
         self.poses = nn.ModuleList(nn.Conv2d(encoding, width, 3, stride=stride) for stride in self.strides)
 
@@ -49,8 +48,7 @@ class Conditioning(nn.Module):
         the result.
         """
         noise = self.logsnr(noise_level_encoding(logsnr, self.config.emb_channels)).flatten(0, 1)
-        if self.pos_emb is not None:
-            encoded = encoded + self.pos_emb
+        encoded = encoded + self.pos_emb
         if self.frame_emb is not None:
             encoded = encoded + self.frame_emb[:, :, None, None]
         encoded = encoded.flatten(0, 1)
@@ -149,6 +147,11 @@ class XUNet(nn.Module):
     """Novel-view model on images (a `sampler.ViewModel`): the X-UNet of 3DiM, or the baseline architecture="concat".
 
     The baseline has no attention between the two frames. The output of an untrained network is zero.
+
+    Attributes:
+        clip: largest absolute value of clean views, to which predictions are clamped.
+        image_size: (height, width) of images in pixels.
+        prediction: kind of output: "epsilon" (noise), "v_prediction" or "sample" (clean view).
     """
 
     clip = 1.0
@@ -166,9 +169,11 @@ class XUNet(nn.Module):
         nn.init.zeros_(self.unet.conv_out.weight)
 
     def encode_images(self, rgb: Tensor) -> Tensor:
+        """Convert images (N, H, W, 3) in [0, 1] to images (N, 3, H, W) in [-1, 1] for the network."""
         return 2 * rgb.permute(0, 3, 1, 2) - 1
 
     def decode_images(self, x: Tensor) -> Tensor:
+        """Convert images (N, 3, H, W) in [-1, 1] to images (N, H, W, 3) in [0, 1]."""
         return (x.clamp(-1, 1) / 2 + 0.5).permute(0, 2, 3, 1)
 
     def forward(
@@ -193,6 +198,17 @@ class XUNet(nn.Module):
         return out.unflatten(0, (len(x), self.frames))[:, -1]
 
     def predict(self, x: Tensor, z: Tensor, logsnr: Tensor, c2w: Tensor, K: Tensor, has_condition: Tensor) -> Tensor:
+        """Return the network's output for the target view, (B, 3, H, W) float32, of the kind `prediction`.
+
+        Args:
+            x: clean condition view (B, 3, H, W).
+            z: noisy target view (B, 3, H, W).
+            logsnr: log-SNR of the target view (B,).
+            c2w: camera-to-world poses (B, 2, 4, 4), OpenGL axes; index 0 is the condition view, index 1 the target
+                view.
+            K: intrinsics (B, 3, 3) in pixels of images of size `image_size`, shared by both views.
+            has_condition: (B,) bool; False: the prediction is unconditional, and `x` is noise.
+        """
         # a dropped condition, which is noise, has the log-SNR of noise
         levels = torch.stack([torch.where(has_condition, LOGSNR_MAX, LOGSNR_MIN).to(logsnr), logsnr], dim=1)
         return self(x, z, levels, c2w, K, has_condition).float()
@@ -218,9 +234,11 @@ class LatentPairs(nn.Module):
     unconditional predictions, noise at the last timestep replaces the condition, and zeros replace the camera vectors
     of both views. Intrinsics are ignored, because the prior takes camera directions only. If the UNet has input
     channels for latents of a coarse predictor, these are zero. Only the UNet is trainable.
+
+    Attributes and methods are those of `XUNet`, with latents (N, C, h, w) instead of images in [-1, 1].
     """
 
-    clip = None
+    clip = None  # latents have no bound
     levels: Tensor
     text: Tensor
 

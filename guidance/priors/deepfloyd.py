@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from diffusers.models import UNet2DConditionModel
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -28,8 +27,6 @@ CHANNELS = 3
 def build(options: DeepFloydConfig, device: torch.device | str = "cpu") -> "DeepFloyd":
     """Build the prior from its config section. Raises ConfigError if its files are missing or damaged."""
     o = options
-    if o.attention != "sdpa":
-        raise ConfigError("these weights compute it with torch itself; choose attention=sdpa", "attention")
     path = loading.locate(o.weights, o.parts)
     if not path.is_dir():
         raise ConfigError(f"{path} is a single file; these weights come as a folder in diffusers format", "weights")
@@ -52,14 +49,6 @@ def read_config(folder: Path) -> files.Json:
         problem = f"{folder.parent} is no first stage on pixels: {found} input channels, not {CHANNELS}"
         raise ConfigError(f"{problem}; try prior.name=stable-diffusion", "weights")
     return config
-
-
-def read_unet(folder: Path, dtype: torch.dtype) -> UNet2DConditionModel:
-    """Load the frozen UNet in `folder` on the CPU, with linear and convolution layers in `dtype`, others in float32.
-
-    Raises ConfigError if its files are missing or damaged.
-    """
-    return components.build_network("unet", *components.read_part(folder), dtype)
 
 
 def read_text_encoder(folder: Path, dtype: torch.dtype) -> Any:
@@ -90,7 +79,7 @@ class DeepFloyd(Prior):
 
     def __init__(
         self,
-        unet: UNet2DConditionModel | Path,
+        unet: Path,
         text_encoder: Path,
         tokenizer: PreTrainedTokenizerBase,
         schedule: Schedule,
@@ -101,15 +90,15 @@ class DeepFloyd(Prior):
         """Build the prior from its networks. Raises ConfigError if the image size does not fit the UNet.
 
         Args:
-            unet: the UNet, or its folder.
+            unet: folder of the UNet, which is loaded at its first use.
             text_encoder: folder of T5's weights, which are loaded only to encode a prompt.
             image_size: pixels per side; None: the size that the UNet was trained on.
             dtype: precision of the networks, "fp32", "bf16", "fp16" or "auto" (bf16 if the device supports it, else
                 fp32).
         """
-        self.text_folder, self.tokenizer, self.schedule = text_encoder, tokenizer, schedule
-        self._unet: torch.nn.Module | Path = unet
-        self.unet_config = read_config(unet) if isinstance(unet, Path) else dict(unet.config)
+        self.unet_folder, self.text_folder, self.tokenizer, self.schedule = unet, text_encoder, tokenizer, schedule
+        self._unet: torch.nn.Module | None = None
+        self.unet_config = read_config(unet)
         self.image_size = image_size or int(self.unet_config["sample_size"])
         self.factor = 1
         if self.image_size % (unit := 2 ** (len(self.unet_config["block_out_channels"]) - 1)):
@@ -119,8 +108,9 @@ class DeepFloyd(Prior):
 
     @property
     def unet(self) -> torch.nn.Module:
-        if isinstance(self._unet, Path):
-            self._unet = torch.nn.Module.to(read_unet(self._unet, self.dtype), self.device, self.dtype)
+        if self._unet is None:
+            unet = components.build_network("unet", *components.read_part(self.unet_folder), self.dtype)
+            self._unet = torch.nn.Module.to(unet, self.device, self.dtype)
         return self._unet
 
     @unet.setter
@@ -139,7 +129,7 @@ class DeepFloyd(Prior):
         self.device = torch.device(device)
         self.schedule = self.schedule.to(self.device)
         self.dtype = compute_dtype(self.precision, self.device)
-        if not isinstance(self._unet, Path):
+        if self._unet is not None:
             torch.nn.Module.to(self._unet, self.device, self.dtype)
         self.half_weights = self.device.type in GPUS
         return self

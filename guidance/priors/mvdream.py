@@ -7,7 +7,6 @@ from torch import Tensor
 
 from threedgen.guidance.attention.joined import SEPARATE_LEVELS, camera_vector
 from threedgen.guidance.options import MVDreamConfig
-from threedgen.guidance.prior import MultiviewPrior
 from threedgen.guidance.sampling import Generators
 from threedgen.guidance.weights import subject_weights
 
@@ -23,7 +22,7 @@ def build(options: MVDreamConfig, device: torch.device | str = "cpu") -> "MVDrea
     return prior
 
 
-class MVDream(LatentDiffusion, MultiviewPrior):
+class MVDream(LatentDiffusion):
     """Latent diffusion prior that denoises the views of an object together and is conditioned on their cameras."""
 
     needs_camera = timestep_per_view = True

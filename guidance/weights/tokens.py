@@ -199,23 +199,3 @@ def read_vocabulary(folder: Path, added: Iterable[str] = ()) -> Vocabulary | Non
         return closed_vocabulary(Tokenizer.from_file(str(path)), added)
     except Exception as error:  # Tokenizer.from_file raises plain Exception
         raise ConfigError(f"{folder} holds no readable tokenizer ({type(error).__name__})", "weights") from None
-
-
-def read_prompt(tokenizer: PreTrainedTokenizerBase | None, prompt: str) -> Reading:
-    """Rewrite a prompt in the words of a tokenizer's closed vocabulary; without one, keep the prompt unchanged.
-
-    A closed vocabulary is a list of known words, each with one token. The result has the new text and the words that
-    were replaced or left out.
-    """
-    vocabulary = closed_vocabulary(getattr(tokenizer, "backend_tokenizer", None))
-    return Reading(prompt) if vocabulary is None else vocabulary.read(prompt)
-
-
-def unknown_words(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[tuple[str, list[str]]]:
-    """Return the words of a prompt that the tokenizer's closed vocabulary lacks, each with up to three similar words.
-
-    A closed vocabulary is a list of known words, each with one token. The similar words are known words. Words with a
-    known synonym are left out. Without a closed vocabulary the list is empty.
-    """
-    vocabulary = closed_vocabulary(getattr(tokenizer, "backend_tokenizer", None))
-    return [] if vocabulary is None else vocabulary.unknown(prompt)

@@ -24,23 +24,33 @@ def exp_linear(x: Tensor) -> Tensor:
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"softplus": F.softplus, "exp": exp_linear, "relu": F.relu}
+MIN_SPACING = 1e-5  # lower bound of the distance of two neighbours, world units
+
+
+def central_differences(f: Callable[[Tensor], Tensor], x: Tensor, eps: float, radius: float) -> Tensor:
+    """Return the gradients (N, 3) of a function at points by central differences, without gradients with respect to x.
+
+    Args:
+        f: maps points (M, 3) to values (M,).
+        x: (N, 3) points in world units.
+        eps: difference step in world units.
+        radius: neighbours of x are clamped to the cube [-radius, radius]^3.
+    """
+    steps = eps * torch.eye(3, device=x.device, dtype=x.dtype)
+    neighbours = (x.detach()[:, None, :] + torch.cat([steps, -steps])).clamp(-radius, radius)
+    values = f(neighbours.reshape(-1, 3)).view(len(x), 6)
+    # the clamp may have moved a neighbour: divide by the actual distance of the pair
+    spacing = (neighbours[:, :3] - neighbours[:, 3:]).diagonal(dim1=1, dim2=2)
+    return (values[:, :3] - values[:, 3:]) / spacing.clamp(min=MIN_SPACING)
 
 
 def finite_difference_normal(density: Callable[[Tensor], Tensor], x: Tensor, eps: float, radius: float) -> Tensor:
     """Return outward unit normals (N, 3): the negative density gradient by central differences, normalised.
 
     Where the gradient is shorter than 1e-12, the normal is shorter than 1. Where the gradient is 0, the normal is 0.
-
-    Args:
-        density: maps points (M, 3) to densities (M,).
-        x: (N, 3) points in world units.
-        eps: difference step in world units.
-        radius: neighbours of x are clamped to the cube [-radius, radius]^3.
+    `central_differences` explains the arguments.
     """
-    steps = eps * torch.eye(3, device=x.device, dtype=x.dtype)
-    neighbours = (x[:, None, :] + torch.cat([steps, -steps])).clamp(-radius, radius)
-    values = density(neighbours.reshape(-1, 3)).view(len(x), -1)
-    return -F.normalize((values[:, :3] - values[:, 3:]) / (2 * eps), dim=-1)
+    return -F.normalize(central_differences(density, x, eps, radius), dim=-1)
 
 
 class EncodedField(Representation):

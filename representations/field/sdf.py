@@ -16,7 +16,7 @@ from threedgen.representations.losses import eikonal
 from threedgen.representations.options import SDFConfig
 
 from .mlp import MLP
-from .ngp import EncodedField
+from .ngp import EncodedField, central_differences
 
 EPS = 1e-5  # lower bound of denominators
 
@@ -111,13 +111,7 @@ class SDF(EncodedField):
 
         The gradients are differentiable in the parameters, not in x.
         """
-        eps, radius = self._eps(), self.options.radius
-        steps = eps * torch.eye(3, device=x.device, dtype=x.dtype)
-        neighbours = (x.detach()[:, None, :] + torch.cat([steps, -steps])).clamp(-radius, radius)
-        values = self.distance(neighbours.reshape(-1, 3)).view(len(x), 6)
-        # the clamp may have moved a neighbour: divide by the actual distance of the pair
-        spacing = (neighbours[:, :3] - neighbours[:, 3:]).diagonal(dim1=1, dim2=2)
-        return (values[:, :3] - values[:, 3:]) / spacing.clamp(min=EPS)
+        return central_differences(self.distance, x, self._eps(), self.options.radius)
 
     def _eps(self) -> float:
         o = self.options

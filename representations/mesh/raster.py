@@ -1,14 +1,14 @@
 """Rasterisation of a mesh, differentiable in the vertices.
 
-`threedgen.geometry.raster` finds the face in each pixel on the CPU. On a GPU, `cuda_raster` finds it with nvdiffrast,
-if that is installed.
+`threedgen.geometry.raster` finds the face in each pixel on the CPU. On a GPU, nvdiffrast finds it (Laine et al. 2020,
+"Modular Primitives for High-Performance Differentiable Rendering"), if it is installed.
 
 The choice of a pixel's face is not differentiable, but the point on the face is: `surface_points` intersects the
-pixel's ray with the plane of the face. `antialias` makes the outline of the object differentiable (Laine et al. 2020,
-"Modular Primitives for High-Performance Differentiable Rendering").
+pixel's ray with the plane of the face. `antialias` makes the outline of the object differentiable, as in that paper.
 """
 
-from typing import NamedTuple
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from threedgen.geometry.cameras import Cameras
 from threedgen.representations.losses import vertex_normals
 from threedgen.run.memory import to_device
 
-from . import cuda_raster
+NEAR = 1e-2  # depth of nvdiffrast's clipping plane in world units, as in `threedgen.geometry.raster`
 
 
 class SurfacePoints(NamedTuple):
@@ -46,7 +46,7 @@ def surface_points(vertices: Tensor, faces: Tensor, cameras: Cameras) -> Surface
     """
     device = vertices.device
     if device.type == "cuda" and installed("nvdiffrast"):
-        face = cuda_raster.visible_faces(vertices, faces, cameras)
+        face = visible_faces_on_gpu(vertices, faces, cameras)
     else:
         points, triangles, c2w, fov = (t.detach().cpu().numpy() for t in (vertices, faces, cameras.c2w, cameras.fov))
         found = raster.rasterise(points, triangles, c2w, fov, (cameras.height, cameras.width))
@@ -69,6 +69,31 @@ def surface_points(vertices: Tensor, faces: Tensor, cameras: Cameras) -> Surface
     depth = (edge2 * q).sum(-1) / area
     normal = normalize((1 - u - v) * n0 + u * n1 + v * n2, dim=-1)
     return SurfacePoints(index, origins + depth[:, None] * directions, normal, directions, depth, face)
+
+
+@torch.no_grad()
+def visible_faces_on_gpu(vertices: Tensor, faces: Tensor, cameras: Cameras) -> Tensor:
+    """Find the nearest face at each pixel centre with nvdiffrast: (B, H, W) int64, -1 for the background.
+
+    `vertices` are (N, 3) in world units, `faces` (F, 3) int64; the B cameras are perspective.
+    """
+    cameras = cameras.to(vertices.device)
+    local = (vertices - cameras.position[:, None]) @ cameras.c2w[:, :3, :3]
+    x, y, depth = (local * local.new_tensor([1.0, -1.0, -1.0]) @ cameras.K.mT).unbind(-1)  # pixel * depth, depth
+    # clip coordinates of nvdiffrast, whose first row has y = -1; without a far plane
+    clip = torch.stack([2 * x / cameras.width - depth, 2 * y / cameras.height - depth, depth - 2 * NEAR, depth], dim=-1)
+    context, library = _context(vertices.device)
+    size = [cameras.height, cameras.width]
+    buffer, _ = library.rasterize(context, clip.float().contiguous(), faces.int(), size, grad_db=False)
+    face: Tensor = buffer[..., 3].long() - 1
+    return face
+
+
+@cache
+def _context(device: torch.device) -> tuple[Any, Any]:
+    import nvdiffrast.torch as library
+
+    return library.RasterizeCudaContext(device), library
 
 
 def antialias(image: Tensor, face: Tensor, vertices: Tensor, faces: Tensor, cameras: Cameras) -> Tensor:

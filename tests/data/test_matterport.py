@@ -7,14 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.data.conftest import damage, toy_rooms_config
+from tests.data.conftest import damage
 from tests.support.errors import refused
 from threedgen.data.matterport import PREFIX, MatterportPanoramas
 from threedgen.data.options import MatterportConfig
 from threedgen.evaluation.metrics.overlap import panorama_overlap
 from threedgen.geometry.images import psnr
 from threedgen.geometry.warp import to_opencv
-from threedgen.toybox.data.make_rooms import panoramas
 from threedgen.toybox.data.room_scenes import RoomPanoramas
 from threedgen.toybox.options import RoomPanoramasConfig
 
@@ -32,7 +31,7 @@ def test_views_equal_direct_renders(toy_rooms: Path) -> None:
     K, c2w = to_opencv(scene.views.cameras)
     assert np.allclose(c2w[:, :3, :3], to_opencv(direct.views.cameras)[1][:, :3, :3], atol=1e-6)
     assert min(panorama_overlap(scene.views.images, K, c2w[:, :3, :3])) > 20
-    source = panoramas(toy_rooms_config(toy_rooms), "test")
+    source = RoomPanoramas(RoomPanoramasConfig(), 0, "test")
     assert scene.captions == tuple(f"This is one view of a scene. {text}" for text in source.directions(0))
 
 
@@ -40,7 +39,7 @@ def test_training_views_start_at_random_yaws_with_the_nearest_caption(toy_rooms:
     train = reader(toy_rooms, "train", count=30, size=16)
     first = [train.first_yaw(index) for index in range(30)]
     assert len(train) == 30 and len(set(first)) > 20 and first == [train.first_yaw(index) for index in range(30)]
-    texts = panoramas(toy_rooms_config(toy_rooms), "train").directions(0)
+    texts = RoomPanoramas(RoomPanoramasConfig(), 0, "train").directions(0)
     index = next(k for k, yaw in enumerate(first) if yaw > 340)
     assert train.scene(index).captions == tuple(PREFIX + text for text in texts)  # yaws above 340 are nearest to 0
     index = next(k for k, yaw in enumerate(first) if 70 < yaw < 110)

@@ -23,6 +23,8 @@ from threedgen.geometry.images import psnr
 from threedgen.geometry.views import resize
 from threedgen.geometry.warp import to_opencv
 from threedgen.toybox.data import make_rooms
+from threedgen.toybox.data.room_scenes import room_walks
+from threedgen.toybox.options import RoomPathsConfig
 from threedgen.toybox.world.rooms import HALF_WIDTH, HEIGHT
 
 SCENE = "test/walk-test-00000"
@@ -43,7 +45,8 @@ def reader(root: Path, split: str = "test", **more: object) -> WalkScenes:
 
 def test_views_equal_direct_renders(toy_rooms: Path) -> None:
     source = reader(toy_rooms)
-    scene, walk = source.scene(0), make_rooms.walk(toy_rooms_config(toy_rooms), "test", 0)
+    walk = room_walks(RoomPathsConfig(count=1, height=36, width=48), 0, "test", 70)[0]
+    scene = source.scene(0)
     direct = walk.views(walk.keys[:4])
     assert list(source.walks[0].keys) == list(walk.keys) and list(source.walks[0].frames) == list(range(70))
     assert scene.depth is not None and direct.depth is not None

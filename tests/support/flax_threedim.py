@@ -12,18 +12,14 @@ from threedgen.guidance.novel_view.xunet import XUNet
 
 OPTIONS = {
     "ch": "channels", "ch_mult": "channel_mult", "emb_ch": "emb_channels", "num_res_blocks": "num_res_blocks",
-    "attn_resolutions": "attn_resolutions", "attn_heads": "attn_heads", "use_pos_emb": "use_pos_emb",
-    "use_ref_pose_emb": "use_ref_pose_emb",
+    "attn_resolutions": "attn_resolutions", "attn_heads": "attn_heads",
 }  # fmt: skip
 
 
 def network_of(meta: Mapping[str, Any], weights: Mapping[str, Tensor], size: tuple[int, int]) -> XUNet:
     """Return the network of a recording, with its weights."""
-    processor = "ConditioningProcessor_0/"
     options = {OPTIONS[name]: value for name, value in meta.items() if name in OPTIONS}
-    options |= {"image_size": size, "use_pos_emb": processor + "pos_emb" in weights}
-    options |= {"use_ref_pose_emb": processor + "ref_pose_emb_first" in weights}
-    network = XUNet(XUNetConfig(**options))
+    network = XUNet(XUNetConfig(**options, image_size=size))
     network.load_state_dict(converted(network, weights))
     return network.eval()
 
@@ -36,8 +32,7 @@ def converted(network: XUNet, weights: Mapping[str, Tensor]) -> dict[str, Tensor
     found |= dense(weights, processor + "Dense_1", "conditioning.logsnr.2")
     for level in range(len(conditioning.poses)):
         found |= conv(weights, f"{processor}Conv_{level}", f"conditioning.poses.{level}")
-    if conditioning.pos_emb is not None:
-        found["conditioning.pos_emb"] = weights[processor + "pos_emb"].permute(2, 0, 1)
+    found["conditioning.pos_emb"] = weights[processor + "pos_emb"].permute(2, 0, 1)
     if conditioning.frame_emb is not None:
         rows = [weights[f"{processor}ref_pose_emb_{name}"] for name in ("first", "other")]
         found["conditioning.frame_emb"] = torch.stack(rows)

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from threedgen.guidance.weights.tokens import read_tokenizer, token_ids, tokens_cut, unknown_words
+from threedgen.guidance.weights.tokens import closed_vocabulary, read_tokenizer, token_ids, tokens_cut
 from threedgen.toybox.training.text_encoder import END, MAX_TOKENS, PAD, START, UNKNOWN, train_tokenizer
 from threedgen.toybox.world.grammar import NOUNS, WORDINGS, Spec, caption
 from threedgen.toybox.world.toybox import OpenToybox
@@ -42,7 +42,9 @@ def test_all_object_captions_are_known_and_fit(tokenizer) -> None:
 def test_unknown_words_are_marked_and_listed(tokenizer) -> None:
     ids = tokenizer("a blue dgo wearing a piano").input_ids
     assert words(tokenizer, ids) == [START, "a", "blue", UNKNOWN, "wearing", "a", UNKNOWN, END]
-    found = dict(unknown_words(tokenizer, "a blue dgo wearing a piano"))
+    vocabulary = closed_vocabulary(tokenizer.backend_tokenizer)
+    assert vocabulary is not None
+    found = dict(vocabulary.unknown("a blue dgo wearing a piano"))
     assert list(found) == ["dgo", "piano"] and "dog" in found["dgo"]
 
 

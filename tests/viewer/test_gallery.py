@@ -3,7 +3,6 @@ import json
 import os
 import re
 import shutil
-import socket
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -15,7 +14,7 @@ from tests.support.example_run import Page, decoded, example
 from threedgen import cli
 from threedgen.geometry.images import SHEET_GAP
 from threedgen.viewer.gallery import NAME
-from threedgen.viewer.local import HOST, free_port, path_after_key
+from threedgen.viewer.local import path_after_key
 from threedgen.viewer.report import PAGE, write_report
 
 
@@ -193,12 +192,3 @@ def test_foreign_requests_are_forbidden(path: str, hosts: list[str], origins: li
 @pytest.mark.parametrize("host", ["localhost:9000", "127.0.0.1:9000", "[::1]:9000"])  # any port: ssh tunnels
 def test_local_requests_with_the_key_are_admitted(host: str) -> None:
     assert path_after_key("/key/a/b", "key", [host], [f"http://{host}"]) == "a/b"
-
-
-def test_free_port_avoids_a_port_in_use() -> None:
-    with socket.socket() as other:
-        other.bind((HOST, 0))
-        other.listen()
-        port = other.getsockname()[1]
-        assert free_port(port) == 0
-    assert free_port(port) == port

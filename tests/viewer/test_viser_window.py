@@ -146,6 +146,16 @@ def test_foreign_requests_are_forbidden(window: ViserWindow, headers: dict[str, 
     assert window.cameras(20) == {}
 
 
+def test_port_in_use_is_avoided() -> None:
+    with socket.socket() as other:
+        other.bind((HOST, 0))
+        other.listen()
+        port = other.getsockname()[1]
+        window = ViserWindow(PROMPT, port, orbit(1, 0.25, 2.6, 0.7, 8, 8))
+        window.close()
+    assert urlsplit(window.url).port != port
+
+
 def test_unprotected_viser_server_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(viser_window, "_LocalServer", lambda *args, **options: None)
     with pytest.raises(RuntimeError, match=viser.__version__):

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 
 from threedgen.config.errors import ConfigError
 from threedgen.geometry import raster
-from threedgen.geometry.cameras import Cameras
+from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.images import to_linear, to_srgb
 from threedgen.geometry.mesh_file import read_mesh_file
 from threedgen.geometry.submesh import Submesh, Wrap
@@ -21,7 +22,6 @@ from threedgen.geometry.texture import Texture
 from threedgen.run.arrays import Array
 
 logger = logging.getLogger(__name__)
-Layer = Callable[[int, Array | None], raster.Buffers]
 DEFAULT_COLOUR = 1.0
 """Value of all three channels for a mesh without colours: white, as in glTF, which stands out from grey backgrounds."""
 SUPERSAMPLE = 2  # supersampling factor of renders along each axis
@@ -95,12 +95,8 @@ class ColouredMesh:
             light: multiply colours by 0.5 + 0.2 n_z + 0.3 n . v, as in the toybox. n is the unit normal that faces the
                 camera, n_z its upward component, and v the unit vector to the camera. False: unlit colours.
         """
-        soup = self._soup()
-
-        def layer(view: int, behind: Array | None) -> raster.Buffers:
-            return raster.rasterise(*soup, c2w[view, None], fov, size * SUPERSAMPLE, behind=behind)
-
-        return self._shade(layer, len(c2w), background, c2w[:, :3, 3] if light else None)
+        projection = Projection.perspective(torch.full((len(c2w),), fov, dtype=torch.float64), size, size)
+        return self.render_views(Cameras(torch.from_numpy(c2w), projection, size, size), background, light)
 
     def render_views(self, at: Cameras, background: float | None = 0.5, light: bool = False) -> Array:
         """Render images (V, H, W, 3), sRGB in [0, 1], from V perspective or orthographic cameras.
@@ -109,13 +105,31 @@ class ColouredMesh:
         whether the colours are shaded by the formula in `render`; False: unlit colours.
         """
         fine, soup = at.with_size(at.height * SUPERSAMPLE, at.width * SUPERSAMPLE), self._soup()
-
-        def layer(view: int, behind: Array | None) -> raster.Buffers:
-            return raster.rasterise_views(*soup, fine.select([view]), behind=behind)
-
         away = MAX_COORDINATE if at.projection.parallel else 0.0  # orthographic: eye far behind the camera
         eyes = (at.position + away * at.c2w[:, :3, 2]).double().numpy()
-        return self._shade(layer, len(at), background, eyes if light else None)
+        corners, images = self.corners, list[Array]()
+        layers = MAX_LAYERS if any(part.transparent for part in self.parts) else 1
+        for view in range(len(at)):
+            behind, image = None, np.zeros((fine.height, fine.width, 4), np.float32)
+            for _ in range(layers):  # depth peeling, front to back
+                buffers = raster.rasterise_views(*soup, fine.select([view]), behind)
+                mask = buffers.mask[0]
+                face, weight = buffers.face[0][mask], buffers.bary[0][mask][:, :, None]
+                colour = self._colours(face, weight)
+                if light:
+                    colour[:, :3] *= _light(corners[face], weight, eyes[view])[:, None]
+                colour[:, :3] *= colour[:, 3:]
+                image[mask] += (1 - image[mask, 3:]) * colour
+                unfinished = mask & (image[..., 3] < OPAQUE)
+                if not unfinished.any():
+                    break
+                behind = np.where(unfinished, buffers.z[0], np.inf)[None]
+            if background is not None:
+                image[..., :3] += background * (1 - image[..., 3:])
+            small = raster.box_downsample(image[None, ..., : 4 if background is None else 3], SUPERSAMPLE)[0]
+            small[..., :3] /= np.maximum(small[..., 3:], 1e-6) if background is None else 1  # to straight alpha
+            images.append(small)
+        return np.clip(np.stack(images), 0, 1)
 
     def surface(self, at: Cameras) -> tuple[Array, Array, Array]:
         """Return the visible surface at the pixel centres of V cameras.
@@ -137,34 +151,6 @@ class ColouredMesh:
     def _soup(self) -> tuple[Array, Array]:
         points = self.corners.reshape(-1, 3)
         return points, np.arange(len(points)).reshape(-1, 3)
-
-    def _shade(self, layer: Layer, views: int, background: float | None, eyes: Array | None) -> Array:
-        # `layer` maps (view, depths) to raster buffers, SUPERSAMPLE times larger than the image. They show the nearest
-        # surface behind the depths (1, H, W); None: the nearest surface of all.
-        corners, images = self.corners, list[Array]()
-        layers = MAX_LAYERS if any(part.transparent for part in self.parts) else 1
-        for view in range(views):
-            behind, image = None, np.zeros(0, np.float32)
-            for number in range(layers):  # depth peeling, front to back
-                buffers = layer(view, behind)
-                mask = buffers.mask[0]
-                image = np.zeros((*mask.shape, 4), np.float32) if number == 0 else image
-                face, weight = buffers.face[0][mask], buffers.bary[0][mask][:, :, None]
-                colour = self._colours(face, weight)
-                if eyes is not None:
-                    colour[:, :3] *= _light(corners[face], weight, eyes[view])[:, None]
-                colour[:, :3] *= colour[:, 3:]
-                image[mask] += (1 - image[mask, 3:]) * colour
-                unfinished = mask & (image[..., 3] < OPAQUE)
-                if not unfinished.any():
-                    break
-                behind = np.where(unfinished, buffers.z[0], np.inf)[None]
-            if background is not None:
-                image[..., :3] += background * (1 - image[..., 3:])
-            small = raster.box_downsample(image[None, ..., : 4 if background is None else 3], SUPERSAMPLE)[0]
-            small[..., :3] /= np.maximum(small[..., 3:], 1e-6) if background is None else 1  # to straight alpha
-            images.append(small)
-        return np.clip(np.stack(images), 0, 1)
 
     def _colours(self, face: Array, weight: Array) -> Array:
         # P triangle indices `face`, barycentric `weight` (P, 3, 1)

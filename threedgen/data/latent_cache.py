@@ -7,7 +7,9 @@ changes of the rendering code: delete the folder of the caches after such a chan
 """
 
 from abc import ABC, abstractmethod
+from bisect import bisect
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -139,9 +141,8 @@ class LatentCache(EncodedCache):
         text: int = TEXT_BYTES,
     ) -> None:
         self.source, self.size, self.count = source, size, count
-        side = size // 2 ** (len(vae.config["block_out_channels"]) - 1)
         n, description = source.n_view, f"{source.describe()}\nfrom 0, {size} px"
-        self.latent_shape = (n, int(vae.config["latent_channels"]), side, side)
+        self.latent_shape = (n, *latent_shape(vae, size, size))
         """Shape (V, C, h, w) of the latents of an entry."""
         fields = [("z", np.float16, self.latent_shape), ("text", np.uint8, (text,)), ("c2w", np.float32, (n, 4, 4))]
         super().__init__(folder, "entries", description, vae, count, np.dtype(fields), block)
@@ -238,12 +239,8 @@ def choose_by_share(parts: Sequence[tuple[float, T]], u: float) -> tuple[float, 
 
     `u` is the random number for the choice, uniform in [0, 1).
     """
-    cumulative = 0.0
-    for share, part in parts:
-        cumulative += share
-        if u < cumulative:
-            return share, part
-    return parts[-1]
+    limits = list(accumulate(share for share, _ in parts[:-1]))
+    return parts[bisect(limits, u)]
 
 
 def available_entries(step: int, count: int, first: int, fresh: int) -> int:

@@ -29,7 +29,7 @@ from threedgen.run.arrays import Array
 from .files import first_line, read_frame_numbers, read_npy, read_numbers
 from .options import ScanNetConfig, SceneSplit
 from .scene_views import SceneViews, WalkScenes, windows
-from .srn.scene_files import read_pose
+from .srn.scene_files import intrinsic_matrix, read_pose
 
 KEY_FRAMES = "key_frame_0.6.txt"
 MIN_KEYS = 10  # minimum number of key frames; scenes with fewer are skipped
@@ -110,7 +110,7 @@ class ScanNetWalk:
             raise ConfigError(f"{self.folder / 'depth'} has images of different sizes: {sorted(set(sizes))}")
         poses = torch.from_numpy(np.stack([read_pose(self._pose(number)) for number in numbers])).double()
         c2w = opencv_axes(world_to_camera(poses) if self.poses == "w2c" else poses)
-        K = torch.from_numpy(self._intrinsics()).repeat(len(numbers), 1, 1)
+        K = torch.from_numpy(self._intrinsics(*sizes[0])).repeat(len(numbers), 1, 1)
         cameras = Cameras(c2w.float(), Projection(K), *sizes[0])
         return torch.from_numpy(np.stack(depth)), cameras.with_size(self.height, self.width)
 
@@ -135,15 +135,9 @@ class ScanNetWalk:
     def _pose(self, number: int) -> Path:
         return self.folder / "pose" / f"{number}.txt"
 
-    def _intrinsics(self) -> Array:
+    def _intrinsics(self, height: int, width: int) -> Array:
         path = self.folder / "intrinsic" / "intrinsic_depth.txt"
-        numbers = [x for row in read_numbers(path) for x in row]
-        if len(numbers) not in (9, 16):
-            raise ConfigError(f"{path} should hold a 3x3 or 4x4 matrix (got {len(numbers)} numbers)")
-        side = int(len(numbers) ** 0.5)
-        K = np.array(numbers).reshape(side, side)[:3, :3]
-        if K[0, 0] <= 0 or K[1, 1] <= 0 or not np.allclose(K[2], [0, 0, 1], atol=1e-6):
-            raise ConfigError(f"{path} is no matrix of intrinsics: rows 'fx s cx', '0 fy cy', '0 0 1'")
+        K = intrinsic_matrix(path, read_numbers(path), height, width)
         K[:2, 2] += 0.5  # the centre of the first pixel is (0, 0) in the file, and (0.5, 0.5) here
         return K.astype(np.float32)
 

@@ -13,15 +13,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numba import njit, prange
 
 from threedgen.config.errors import ConfigError
-from threedgen.geometry.cameras import Cameras
+from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.run.arrays import Array
 
 Pair = tuple[int, int]
 Size = int | Pair
-Depths = Array | None
+NEAR = 1e-2  # depth of the clipping plane of cameras, in world units; faces that cross it are cut exactly there
 
 
 @dataclass(frozen=True)
@@ -41,87 +42,70 @@ class Buffers:
         return self.face >= 0
 
 
-def rasterise(
-    vertices: Array, faces: Array, c2w: Array, fov: Array | float, size: Size, near: float = 1e-2, behind: Depths = None
-) -> Buffers:
-    """Rasterise a mesh with vertices (N, 3) in world units and faces (F, 3), seen by V perspective cameras.
-
-    Returns for each pixel the index `face` of the visible face, the weights `bary` of its corners and the depth `z`.
-    If faces are equally distant, the one with the lowest index is visible.
+def rasterise(vertices: Array, faces: Array, c2w: Array, fov: Array | float, size: Size) -> Buffers:
+    """Rasterise a mesh like `rasterise_views`, seen by V perspective cameras whose pixels are square.
 
     Args:
+        vertices: (N, 3), in world units.
+        faces: (F, 3) vertex indices.
         c2w: (V, 4, 4) camera-to-world poses with OpenGL axes.
         fov: vertical field of view in radians, scalar or (V,).
         size: image side in pixels, or (height, width).
-        near: depth of the clipping plane in world units. Faces that cross it are cut exactly there.
-        behind: (V, H, W) float32 depths along the viewing axis, per pixel. Only surfaces with a larger depth are
-            visible; None: no limit.
 
     Raises:
         ConfigError: if shapes are wrong, coordinates are not finite, or face indices are out of range.
     """
     height, width = _pair(size)
-    focal = 0.5 * height / np.tan(0.5 * np.broadcast_to(np.asarray(fov, np.float64), (len(c2w),)))
-    K = focal[:, None, None] * np.diag([1.0, 1.0, 0.0])
-    K[:, :, 2] += width / 2, height / 2, 1
-    return _rasterise(vertices, faces, c2w, K, (height, width), behind, near)
+    projection = Projection.perspective(torch.from_numpy(np.full(len(c2w), fov, np.float64)), height, width)
+    return rasterise_views(vertices, faces, Cameras(torch.from_numpy(c2w), projection, height, width))
 
 
-def rasterise_views(vertices: Array, faces: Array, cameras: Cameras, behind: Depths = None) -> Buffers:
+def rasterise_views(vertices: Array, faces: Array, cameras: Cameras, behind: Array | None = None) -> Buffers:
     """Rasterise a mesh with vertices (N, 3) in world units and faces (F, 3), seen by V cameras.
 
     Returns for each pixel the index `face` of the visible face, the weights `bary` of its corners and the depth `z`.
-    The cameras are perspective or orthographic, on the CPU. Faces are clipped at the depth 0.01. `behind` (V, H, W) are
-    float32 depths along the viewing axis, in world units: only surfaces with a larger depth are visible; None: no
-    limit. Raises ConfigError if shapes are wrong, coordinates are not finite, or face indices are out of range.
+    If faces are equally distant, the one with the lowest index is visible. The cameras are perspective or orthographic,
+    on the CPU. Faces are clipped at the depth 0.01 (`NEAR`). `behind` (V, H, W) are float32 depths along the viewing
+    axis, in world units: only surfaces with a larger depth are visible; None: no limit. Raises ConfigError if shapes
+    are wrong, coordinates are not finite, or face indices are out of range.
     """
-    projection, size = cameras.projection, (cameras.height, cameras.width)
-    matrices = cameras.c2w.numpy(), projection.K.numpy()
-    return _rasterise(vertices, faces, *matrices, size, behind, 1e-2, projection.parallel)
-
-
-def _rasterise(
-    vertices: Array, faces: Array, c2w: Array, K: Array, size: Pair, behind: Depths, near: float, parallel: bool = False
-) -> Buffers:
     vertices, faces = validate_mesh(vertices, faces, 3)
+    projection = cameras.projection
 
     def projected() -> Iterator[tuple[Array, Array]]:
-        for pose, k in zip(np.asarray(c2w, np.float64), np.asarray(K, np.float64), strict=True):
+        for pose, k in zip(cameras.c2w.double().numpy(), projection.K.double().numpy(), strict=True):
             local = (vertices - pose[:3, 3]) @ pose[:3, :3] * (1, -1, -1)
             depth = np.ascontiguousarray(local[:, 2])
-            if parallel:
+            if projection.parallel:
                 local[:, 2] = 1
             yield local @ k.T, depth
 
-    return _run(projected(), len(c2w), faces, near, size, behind)
+    return _run(projected(), len(cameras), faces, NEAR, (cameras.height, cameras.width), behind)
 
 
-def rasterise_uv(uv: Array, faces: Array | None, size: Size) -> Buffers:
+def rasterise_uv(uv: Array, faces: Array, size: Size) -> Buffers:
     """Rasterise a mesh in texture space, with H x W texels.
 
     Returns for each texel the index `face` (H, W) of the face that covers it, -1 for none, and the weights `bary`
     (H, W, 3) of the face's corners; `z` (H, W) is 1, or inf for none. Of overlapping faces, the first one is returned.
 
     Args:
-        uv: (N, 2) in [0, 1] per vertex, or (F, 3, 2) per face corner if `faces` is None. v points up, and row 0 is the
-            top.
-        faces: (F, 3) vertex indices, or None.
+        uv: (N, 2) in [0, 1] per vertex. v points up, and row 0 is the top.
+        faces: (F, 3) vertex indices.
         size: edge in texels, or (height, width).
 
     Raises:
         ConfigError: if shapes are wrong, coordinates are not finite, or face indices are out of range.
     """
     height, width = _pair(size)
-    if faces is None:
-        faces = np.arange(uv.shape[0] * 3).reshape(-1, 3)
-    uv, faces = validate_mesh(np.asarray(uv).reshape(-1, 2), faces, 2)
+    uv, faces = validate_mesh(uv, faces, 2)
     plane = np.stack([uv[:, 0] * width, (1 - uv[:, 1]) * height, np.ones(len(uv))], axis=1)
     result = _run([(plane, plane[:, 2].copy())], 1, faces, 0.0, (height, width))
     return Buffers(result.face[0], result.bary[0], result.z[0])
 
 
 def _run(
-    views: Iterable[tuple[Array, Array]], count: int, faces: Array, near: float, size: Pair, behind: Depths = None
+    views: Iterable[tuple[Array, Array]], count: int, faces: Array, near: float, size: Pair, behind: Array | None = None
 ) -> Buffers:
     # each view consists of the vertices P (N, 3), see the module docstring, and their depths (N,)
     shape = (count, *size)
@@ -139,18 +123,15 @@ def _pair(size: Size) -> Pair:
     return (size, size) if isinstance(size, int) else size
 
 
-def interpolate(attribute: Array, faces: Array | None, buffers: Buffers) -> Array:
+def interpolate(attribute: Array, faces: Array, buffers: Buffers) -> Array:
     """Interpolate a vertex attribute (N, C) of a mesh with faces (F, 3) at the pixels of V rasterised views.
 
-    `buffers` is the result of rasterising the mesh. If `faces` is None, the attribute is (F, 3, C), with a value per
-    corner of each face. Returns (V, H, W, C) float32, 0 in the background. For buffers of `rasterise_uv`, it returns
-    (H, W, C).
+    `buffers` is the result of rasterising the mesh. Returns (V, H, W, C) float32, 0 in the background. For buffers of
+    `rasterise_uv`, it returns (H, W, C).
     """
     out = np.zeros((*buffers.face.shape, attribute.shape[-1]), np.float32)
     mask = buffers.mask
-    face = buffers.face[mask]
-    corners = attribute[face] if faces is None else attribute[faces[face]]
-    out[mask] = (corners * buffers.bary[mask][..., None]).sum(axis=-2)
+    out[mask] = (attribute[faces[buffers.face[mask]]] * buffers.bary[mask][..., None]).sum(axis=-2)
     return out
 
 

@@ -1,11 +1,10 @@
 """Config model of runs with a prompt, and the checks of the prompt's words. The module does not import torch."""
 
-from collections.abc import Iterable
 from typing import Any, Literal
 
 from pydantic import Field
 
-from threedgen.config.errors import ConfigError, key_prefix, short
+from threedgen.config.errors import key_prefix
 from threedgen.config.sections import RunConfig
 from threedgen.guidance.weights.tokens import Vocabulary, prompt_reader
 from threedgen.run.prompts import reading_notes, received_note, unknown_words_note
@@ -44,26 +43,13 @@ class PromptedConfig(RunConfig):
         """Return a word of a prompt that has an effect even if the prior does not know it; "" if there is none."""
         return ""
 
-    def check_prompt(self, others: Iterable[str] = ()) -> None:
-        """Raise ConfigError if a prompt names no object that the prior (diffusion model) knows.
+    def check_prompt(self) -> None:
+        """Raise ConfigError if the prompt names no object that the prior (diffusion model) knows.
 
-        `others` are the prompts to check instead of the prompt of the config; empty: the prompt of the config is
-        checked. A prior without a closed vocabulary knows all objects. With the option `prompt_check` off, nothing is
-        checked.
+        A prior without a closed vocabulary knows all objects. With the option `prompt_check` off, nothing is checked.
         """
-        if self.prompt_check == "off":
-            return
-        reader, refused = prompt_reader(self.vocabulary()), dict[str, ConfigError]()
-        for prompt in others or [self.prompt]:
-            try:
-                reader.check(prompt)
-            except ConfigError as error:
-                refused[prompt] = error
-        if refused:
-            first, *rest = refused
-            named = [*map(short, rest[:2]), *([f"{len(rest) - 2} more"] if len(rest) > 2 else [])]
-            also = f"; so do {' and '.join(named)}" if rest else ""
-            raise ConfigError(f"{refused[first].problem}{also}", refused[first].key)
+        if self.prompt_check == "on":
+            prompt_reader(self.vocabulary()).check(self.prompt)
 
     def usual_height(self) -> tuple[str, float] | None:
         """Return the prompt's object, such as "a dog", and its usual height in metres; None for an unknown height."""
@@ -77,20 +63,12 @@ class PromptedConfig(RunConfig):
         return [*prompt_reader(vocabulary).notes(self.prompt), *negative]
 
     def notes(self) -> list[str]:
-        vocabulary = self.vocabulary()
-        texts = [] if vocabulary is None else self.texts()
-        unknown = dict[str, list[str]]()
+        vocabulary, found = self.vocabulary(), [*super().notes()]
         if vocabulary is not None:
-            for text in texts:
-                used = self.used_word(text)
-                unknown |= {word: near for word, near in vocabulary.unknown(text) if word != used}
-        readings = {text: vocabulary.read(text) for text in texts} if vocabulary else {}
-        changed = [note for reading in readings.values() for note in reading_notes(reading)]
-        if len(readings) == 1:
-            changed += received_note(*next(iter(readings.items())))
-        return [
-            *super().notes(),
-            *unknown_words_note(list(unknown.items())),
-            *dict.fromkeys(changed),
-            *(self.prompt_notes() if self.of_object else []),
-        ]
+            texts = list(dict.fromkeys(self.texts()))
+            pairs = [pair for text in texts for pair in vocabulary.unknown(text) if pair[0] != self.used_word(text)]
+            readings = list(map(vocabulary.read, texts))
+            changed = [note for reading in readings for note in reading_notes(reading)]
+            received = received_note(texts[0], readings[0]) if len(texts) == 1 else []
+            found += [*unknown_words_note(list(dict(pairs).items())), *dict.fromkeys([*changed, *received])]
+        return [*found, *(self.prompt_notes() if self.of_object else [])]

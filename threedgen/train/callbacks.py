@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.utilities.seed import isolate_rng
 from pytorch_lightning.utilities.types import STEP_OUTPUT
 
 from threedgen.run import seeding
@@ -25,7 +26,7 @@ PATIENCE = 10  # number of consecutive skipped steps after which a run stops
 _MAX_WARNINGS = 3
 
 
-def any_rank(trainer: pl.Trainer, flag: bool) -> bool:
+def any_rank(trainer: Trainer, flag: bool) -> bool:
     """Return whether `flag` is true on any rank (process of a distributed run), so that all ranks decide alike.
 
     All ranks must call the function, each with its own `flag`.
@@ -33,7 +34,7 @@ def any_rank(trainer: pl.Trainer, flag: bool) -> bool:
     return trainer.strategy.reduce_boolean_decision(flag, all=False) if trainer.world_size > 1 else flag
 
 
-class StepCallback(pl.Callback):
+class StepCallback(Callback):
     """Base class of callbacks that act after each optimisation step, in the method `after_step` of the subclass.
 
     With gradient accumulation a step has several batches; the method is called once, after the last of them.
@@ -42,11 +43,11 @@ class StepCallback(pl.Callback):
     steps = 0  # number of optimisation steps that this process has done
     _step = -1
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._step = trainer.global_step
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: STEP_OUTPUT, batch: object, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: object, batch_idx: int
     ) -> None:
         complete, self._step = trainer.global_step != self._step, trainer.global_step
         if complete:
@@ -54,11 +55,11 @@ class StepCallback(pl.Callback):
             module: Any = pl_module
             self.after_step(trainer, module, outputs)
 
-    def after_step(self, trainer: pl.Trainer, module: System, outputs: STEP_OUTPUT) -> None:
+    def after_step(self, trainer: Trainer, module: System, outputs: STEP_OUTPUT) -> None:
         raise NotImplementedError
 
 
-class Seeding(pl.Callback):
+class Seeding(Callback):
     """Callback that seeds the global generators of torch, NumPy and Python from (seed, batch, rank) before each batch.
 
     Dropout and libraries use the global generators; our own code uses threedgen.run.seeding. Numba's generators are not
@@ -68,9 +69,7 @@ class Seeding(pl.Callback):
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: int, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: int, batch_idx: int) -> None:
         key = seeding.key(self.seed, batch, "global generators", trainer.global_rank)
         torch.manual_seed(key)
         np.random.seed(key % 2**32)
@@ -87,11 +86,11 @@ class StopOnInterrupt(StepCallback):
         self.interrupts = interrupts
         self.terminated = False
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         self.interrupts.catch_sigterm()
 
-    def after_step(self, trainer: pl.Trainer, module: System, outputs: STEP_OUTPUT) -> None:
+    def after_step(self, trainer: Trainer, module: System, outputs: STEP_OUTPUT) -> None:
         if any_rank(trainer, self.interrupts.stop or self.interrupts.terminated):
             self.terminated = any_rank(trainer, self.interrupts.terminated)
             trainer.should_stop = True
@@ -110,13 +109,13 @@ class Logging(StepCallback):
         self.speed = Speed()
         self._metrics: Metrics | None = None
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         if trainer.is_global_zero:
             self._metrics = Metrics(self.folder, trainer.global_step)
         self.speed.mark(time.monotonic(), trainer.global_step)
 
-    def after_step(self, trainer: pl.Trainer, module: System, outputs: STEP_OUTPUT) -> None:
+    def after_step(self, trainer: Trainer, module: System, outputs: STEP_OUTPUT) -> None:
         step = trainer.global_step
         if self._metrics is None or step % self.every and step != trainer.max_steps:
             return
@@ -128,13 +127,11 @@ class Logging(StepCallback):
         for extra in trainer.loggers:
             extra.log_metrics({name: float(value) for name, value in values.items()}, step)
 
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if self._metrics is not None:
             self._metrics.sync()
 
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         # also runs when the last step was done before a kill: then on_train_start is not called
         if not trainer.is_global_zero:
             return
@@ -154,7 +151,7 @@ class Validation(StepCallback):
     def __init__(self, every: int, folder: Path) -> None:
         self.every, self.folder = every, folder
 
-    def after_step(self, trainer: pl.Trainer, module: System, outputs: STEP_OUTPUT) -> None:
+    def after_step(self, trainer: Trainer, module: System, outputs: STEP_OUTPUT) -> None:
         step = trainer.global_step
         if step % self.every or not trainer.is_global_zero:
             return
@@ -169,18 +166,15 @@ class Validation(StepCallback):
 def isolated_eval(module: torch.nn.Module) -> Iterator[None]:
     """Set eval mode of a module and disable gradients inside a context.
 
-    On exit, the modes of all submodules and the global random states of torch, NumPy and Python are restored.
+    On exit, the modes of all submodules are restored, and unless an error is raised, also the global random states of
+    torch, NumPy and Python. `Seeding` sets these states before each batch of a training.
     """
     modes = [(inner, inner.training) for inner in module.modules()]
-    states = random.getstate(), np.random.get_state()
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     try:
-        with torch.random.fork_rng(devices=devices), torch.no_grad():
+        with isolate_rng(), torch.no_grad():
             module.eval()
             yield
     finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
         for inner, mode in modes:
             inner.training = mode
 
@@ -212,7 +206,7 @@ def first_nonfinite_gradient(module: torch.nn.Module) -> str | None:
     return next((name for name, gradient in gradients if not torch.isfinite(gradient).all()), None)
 
 
-def loss_scaler(trainer: pl.Trainer) -> torch.amp.GradScaler | None:
+def loss_scaler(trainer: Trainer) -> torch.amp.GradScaler | None:
     """Return the loss scaler that Lightning uses with the option precision=16-mixed; None for other precisions."""
     return getattr(trainer.precision_plugin, "scaler", None)
 
@@ -234,7 +228,7 @@ class FiniteGuard(StepCallback):
         self._loss_is_finite = True
         self._bad_gradient: str | None = None
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         if loss_scaler(trainer) is not None and trainer.gradient_clip_val:
             for optimizer in trainer.optimizers:  # fused ones unscale inside `step`, too late for clipping
@@ -242,11 +236,11 @@ class FiniteGuard(StepCallback):
                 for group in optimizer.param_groups:
                     group["fused"] = False
 
-    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: torch.Tensor) -> None:
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor) -> None:
         self._losses.append(loss.detach().sum().float())
 
     def on_before_optimizer_step(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         scaler, losses = loss_scaler(trainer), self._losses
         scale = None if scaler is None else scaler._scale
@@ -271,7 +265,7 @@ class FiniteGuard(StepCallback):
         self.in_a_row += 1
         self.skipped += 1
 
-    def after_step(self, trainer: pl.Trainer, module: System, outputs: STEP_OUTPUT) -> None:
+    def after_step(self, trainer: Trainer, module: System, outputs: STEP_OUTPUT) -> None:
         if self.in_a_row == 1 and self.skipped <= _MAX_WARNINGS:
             logger.warning("step %d skipped: %s", trainer.global_step - 1, self._blame(module))
         scale_lost = loss_scaler(trainer) is not None and self._bad_gradient is not None
@@ -281,7 +275,7 @@ class FiniteGuard(StepCallback):
             trainer.should_stop = True
         self._loss_is_finite = True
 
-    def check_end(self, trainer: pl.Trainer, module: torch.nn.Module) -> None:
+    def check_end(self, trainer: Trainer, module: torch.nn.Module) -> None:
         """Set `failure` if a parameter of the module has NaN or infinity, or a buffer has NaN, at the end of a run.
 
         Call this also if the guard has not stopped the run.
@@ -289,7 +283,7 @@ class FiniteGuard(StepCallback):
         if self.failure is None and (bad := first_nonfinite(module)):
             self._fail(trainer, f"{bad} is not finite")
 
-    def _fail(self, trainer: pl.Trainer, reason: str) -> None:
+    def _fail(self, trainer: Trainer, reason: str) -> None:
         self.failure = f"stopped at step {trainer.global_step}: {reason}; the last good checkpoint is kept"
         logger.error(self.failure)
 

@@ -14,6 +14,7 @@ import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning_fabric.utilities.types import _PATH
+from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.utilities.types import STEP_OUTPUT
 
 from threedgen.config import yaml_text
@@ -68,24 +69,20 @@ class Checkpoint(StepCallback, pl.callbacks.Checkpoint):
         self._write_error: OSError | None = None
         self._saved_at, self._saved_step = time.monotonic(), -1
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         self._saved_at = time.monotonic()
         self._saved_step = trainer.global_step if trainer.ckpt_path else -1
 
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: CheckpointData
-    ) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: CheckpointData) -> None:
         module: Any = pl_module
         checkpoint[CONFIG_KEY], checkpoint[WEIGHTS_KEY] = module.config_yaml, dict(module.weights)
         checkpoint[NUMERICS_KEY] = numerics(trainer)
 
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: CheckpointData
-    ) -> None:
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: CheckpointData) -> None:
         warn_numerics(checkpoint, numerics(trainer))
 
-    def after_step(self, trainer: pl.Trainer, module: System, outputs: STEP_OUTPUT) -> None:
+    def after_step(self, trainer: Trainer, module: System, outputs: STEP_OUTPUT) -> None:
         if any_rank(trainer, time.monotonic() - self._saved_at >= self.seconds):
             self.save(trainer, module)
         if self.keep is not None and any_rank(trainer, module.seconds()["optimise"] >= self.keep):
@@ -93,11 +90,11 @@ class Checkpoint(StepCallback, pl.callbacks.Checkpoint):
             if not (self.folder / KEPT).exists():
                 self._write(trainer, KEPT)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.save(trainer, pl_module) and self._write_error is not None:
             raise write_error(self.folder, self._write_error) from self._write_error
 
-    def save(self, trainer: pl.Trainer, module: pl.LightningModule) -> bool:
+    def save(self, trainer: Trainer, module: LightningModule) -> bool:
         """Save last.ckpt for the current step. All ranks must call this method.
 
         Returns True if last.ckpt has the current step, saved by this call or an earlier one; False if a weight is not
@@ -113,7 +110,7 @@ class Checkpoint(StepCallback, pl.callbacks.Checkpoint):
         self._saved_step = trainer.global_step
         return True
 
-    def _write(self, trainer: pl.Trainer, name: str) -> bool:
+    def _write(self, trainer: Trainer, name: str) -> bool:
         try:
             trainer.save_checkpoint(self.folder / name, weights_only=False)
         except OSError as error:
@@ -162,7 +159,7 @@ def check_weights(checkpoint: CheckpointData, weights: Mapping[str, str]) -> Non
             raise ConfigError(f"{problem}. Use them, or another output folder", key)
 
 
-def numerics(trainer: pl.Trainer) -> dict[str, str]:
+def numerics(trainer: Trainer) -> dict[str, str]:
     """Return facts that affect the last bits of results, as texts by name. Checkpoints contain them.
 
     The names are "torch", "lightning" and "numba" (versions), "processor" (architecture), "threads" and "devices"

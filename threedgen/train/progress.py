@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities.types import STEP_OUTPUT
 from rich.console import Console
 
@@ -16,7 +16,7 @@ from threedgen.run.progress import ProgressDisplay, Speed
 from threedgen.run.text import clean, number
 
 
-class Progress(pl.Callback):
+class Progress(Callback):
     """Callback that shows `module.stage`, steps, step time, time left, loss and the chosen `metrics` of the module.
 
     `module.stage` is a text such as "training", and `metrics` are names in `module.metrics`. In a terminal a bar shows
@@ -34,22 +34,20 @@ class Progress(pl.Callback):
         self.metrics, self.quiet, self.console, self.clock = tuple(metrics), quiet, console, clock
         self.display: ProgressDisplay | None = None
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         module: Any = pl_module
         module.track_progress = partial(self.track, trainer, module)
         display = self._start(trainer, module)
         if not trainer.global_step:
             display.say()
 
-    def _start(self, trainer: pl.Trainer, module: pl.LightningModule) -> ProgressDisplay:
+    def _start(self, trainer: Trainer, module: LightningModule) -> ProgressDisplay:
         quiet, step = self.quiet or not trainer.is_global_zero, trainer.global_step
         self.display = ProgressDisplay(stage_of(module), trainer.max_steps, quiet, self.console, step, self.clock)
         return self.display.__enter__()
 
     @contextmanager
-    def track(
-        self, trainer: pl.Trainer, module: pl.LightningModule, stage: str, total: int
-    ) -> Iterator[ProgressDisplay]:
+    def track(self, trainer: Trainer, module: LightningModule, stage: str, total: int) -> Iterator[ProgressDisplay]:
         """Return a context for a long computation of `total` steps inside a training step; its value is the display.
 
         The caller tells the display how many steps are done; it shows them with the label `stage`. On exit the display
@@ -62,13 +60,13 @@ class Progress(pl.Callback):
             yield display
         self._start(trainer, module)
 
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *batch: object) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *batch: object) -> None:
         if self.display is not None and self.display.shows_bar:
             self.display.stage = stage_of(pl_module)
             self.display.note("")
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: STEP_OUTPUT, batch: object, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: object, batch_idx: int
     ) -> None:
         display, step, total, stage = self.display, trainer.global_step, trainer.max_steps, stage_of(pl_module)
         if display is None or step == display.done:
@@ -77,23 +75,23 @@ class Progress(pl.Callback):
         display.stage = stage
         display.show(step, lambda: details(display.speed, total, pl_module, outputs, self.metrics), due=due)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.display is not None:
             self.display.note("")
             self.display.__exit__()
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if self.display is not None:
             self.display.__exit__()
 
 
-def stage_of(module: pl.LightningModule) -> str:
+def stage_of(module: LightningModule) -> str:
     """Return the label of the progress display: `module.stage` on one line; "training" if it is missing or empty."""
     return clean(str(getattr(module, "stage", "") or "training"))
 
 
 def details(
-    speed: Speed, total: int, module: pl.LightningModule, outputs: STEP_OUTPUT, metrics: Iterable[str] = ()
+    speed: Speed, total: int, module: LightningModule, outputs: STEP_OUTPUT, metrics: Iterable[str] = ()
 ) -> list[str]:
     """Return texts for the progress display: step time, time left, loss, and the values in `module.metrics`.
 

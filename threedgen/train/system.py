@@ -173,13 +173,6 @@ class System(pl.LightningModule):
         The caller has set eval mode and disabled gradients. The base class writes nothing.
         """
 
-    def remove_validation(self, step: int, folder: Path) -> None:
-        """Remove the files that `validate` wrote after `step` steps, when the run ended there.
-
-        Called when the run is resumed for further steps, unless an uninterrupted run would validate at this step too.
-        The base class removes nothing.
-        """
-
 
 class EMA(torch.nn.Module):
     """Exponential moving average of a model's weights, in persistent float32 buffers so that checkpoints contain it.

@@ -157,8 +157,6 @@ class Task:
             partial: True: validate at the end, and write results of an unfinished training if the flag --finish is set.
                 False: do not validate, and write results of a finished training only.
         """
-        if self.resume:
-            self._remove_last_validation(system)
         status = self.fit(system, metrics)
         if self.has_results(status) and (partial or status is Status.FINISHED):
             steps = system.trainer.global_step
@@ -168,12 +166,6 @@ class Task:
                 figures = finish()
                 self.summarise(status, steps=steps, **figures)
         return status
-
-    def _remove_last_validation(self, system: System) -> None:
-        step, every = read_summary(self.folder).get("steps"), self.config.trainer.val_check_interval
-        if isinstance(step, int) and step < system.max_steps and (not every or step % every):
-            with writing(self.folder):
-                system.remove_validation(step, self.folder)
 
     def train_network(
         self,

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import pytorch_lightning as pl
+from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 UPDATE_SECONDS = 0.5  # seconds between two updates of the metrics, as reading the loss synchronises the GPU
 
 
-class LiveView(pl.Callback):
+class LiveView(Callback):
     """Lightning callback that shows a training run in a browser window with a button to stop it.
 
     Rendering takes at most the fraction `options.share` of the run time, and no time while no browser is connected. If
@@ -68,7 +68,7 @@ class LiveView(pl.Callback):
         self._images = 0
         self._next_image = self._next_metrics = -math.inf
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
             return
         try:
@@ -80,12 +80,12 @@ class LiveView(pl.Callback):
         self._guarded(lambda window: self._update(window, trainer, pl_module))
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: STEP_OUTPUT, batch: object, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: object, batch_idx: int
     ) -> None:
         self.speed.mark(self.clock(), trainer.global_step)
         self._guarded(lambda window: self._serve(window, trainer, pl_module, outputs))
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._metrics, self._note = [], "optimisation ended; writing the results"
         self._guarded(lambda window: self._update(window, trainer, pl_module, busy=True))
 
@@ -108,9 +108,7 @@ class LiveView(pl.Callback):
             logger.debug("error in the live view", exc_info=error)
             self.close()
 
-    def _serve(
-        self, window: ViserWindow, trainer: pl.Trainer, module: pl.LightningModule, outputs: STEP_OUTPUT
-    ) -> None:
+    def _serve(self, window: ViserWindow, trainer: Trainer, module: LightningModule, outputs: STEP_OUTPUT) -> None:
         stop = window.stop_clicked
         if stop:
             self.interrupts.stop = True
@@ -123,7 +121,7 @@ class LiveView(pl.Callback):
         if self.clock() >= self._next_image:
             self._send_image(window, module)
 
-    def _send_image(self, window: ViserWindow, module: pl.LightningModule) -> None:
+    def _send_image(self, window: ViserWindow, module: LightningModule) -> None:
         # the clients take turns; the next image waits until rendering takes the fraction `options.share` of the time
         clients = list(window.cameras(self.options.size).items())
         if not clients:
@@ -136,7 +134,7 @@ class LiveView(pl.Callback):
         now = self.clock()
         self._next_image = now + (now - start) * (1 / self.options.share - 1)
 
-    def _update(self, window: ViserWindow, trainer: pl.Trainer, module: pl.LightningModule, busy: bool = False) -> None:
+    def _update(self, window: ViserWindow, trainer: Trainer, module: LightningModule, busy: bool = False) -> None:
         stage = f"{stage_of(module)}: step {trainer.global_step} of {trainer.max_steps}"
         progress = trainer.global_step / max(1, trainer.max_steps)
         window.update(min(progress, 1.0), [stage, *self._metrics, *([self._note] if self._note else [])], busy)

@@ -1,9 +1,7 @@
 """Access control for web servers on this machine: only local requests whose path starts with a secret are answered."""
 
 import ipaddress
-import os
 import secrets
-import socket
 from collections.abc import Collection, Sequence
 from urllib.parse import urlsplit
 
@@ -51,15 +49,3 @@ def _is_address(name: str) -> bool:
         return bool(ipaddress.ip_address(name))
     except ValueError:
         return False
-
-
-def free_port(port: int) -> int:
-    """Return `port` if it is free on 127.0.0.1. Otherwise return 0, with which a server gets any free port."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        if os.name == "posix":  # reuse a port in TIME_WAIT; on Windows the option has another meaning
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError:
-            return 0
-    return port

@@ -23,15 +23,7 @@ from threedgen.evaluation.consistency.scenes import (
     camera_warnings,
     held_out_views,
 )
-from threedgen.evaluation.consistency.tsed import (
-    detect,
-    fundamental,
-    judge,
-    match,
-    neighbours,
-    symmetric_epipolar_distance,
-    tsed,
-)
+from threedgen.evaluation.consistency.tsed import detect, fundamental, judge, match, symmetric_epipolar_distance, tsed
 from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.images import psnr
 from threedgen.geometry.poses import opencv_axes
@@ -157,8 +149,6 @@ def test_parity(file: Path) -> None:
         found.append(symmetric_epipolar_distance(recorded[f"in:matches_{k}"], F))
         np.testing.assert_allclose(found[-1], recorded[f"out:sed_{k}"], atol=1e-6, rtol=0)
     pairs = judge(found, float(recorded["in:t_error"]), int(recorded["in:t_matches"]))
-    wanted = np.where(recorded["out:median_sed"] > 1e10, np.inf, recorded["out:median_sed"])
-    np.testing.assert_allclose(pairs.median_sed, wanted, atol=1e-6, rtol=0)
     assert (pairs.consistent, pairs.total) == (int(recorded["out:n_consistent"]), len(found))
 
 
@@ -183,12 +173,6 @@ def test_judge_counts_consistent_pairs() -> None:
     pairs = judge([good, far, few, none], 2.0, 10)
     assert (pairs.consistent, pairs.total, pairs.matches) == (1, 4, (10, 30, 9, 0)) and pairs.share == 0.25
     assert judge([], 2.0, 10).share is None
-
-
-def test_neighbours_are_evenly_spread() -> None:
-    assert neighbours(4, 100) == [(0, 1), (1, 2), (2, 3)]
-    assert neighbours(251, 3) == [(0, 1), (124, 125), (249, 250)]
-    assert neighbours(251, 0) == neighbours(1, 5) == []
 
 
 def shifted(step: int) -> Views:

@@ -90,7 +90,7 @@ def test_two_versions_of_an_object_are_not_independent(tmp_path: Path) -> None:
         for found in (0, 1, 1, 1)
         for fronts in (1, 2)
     ]
-    missed = errors.rates(known).missed
+    missed = errors.rates(known).front_missed
     assert (missed.hits, missed.total) == (2, 8) and missed.interval == (0.0, 0.75)
 
 
@@ -100,9 +100,12 @@ def test_errors_on_files_with_known_fronts(tmp_path: Path) -> None:
         save_glb(janus_stub.box(fronts), tmp_path / name)
     errors = stub_errors(tmp_path, assets=str(tmp_path), objects=10)
     rates = errors.rates(measure_all(errors))
-    assert (rates.alarms.hits, rates.alarms.total) == (2, 4)
-    assert (rates.hits.hits, rates.hits.total) == (4, 4) and (rates.missed.hits, rates.missed.total) == (0, 8)
-    assert rates.invented.total == 0
+    assert (rates.false_alarms.hits, rates.false_alarms.total) == (2, 4)
+    assert (rates.recall.hits, rates.recall.total) == (4, 4) and (
+        rates.front_missed.hits,
+        rates.front_missed.total,
+    ) == (0, 8)
+    assert rates.front_invented.total == 0
 
 
 def test_errors_on_rough_objects(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def influence(network: XUNet, batch: Inputs, **changed: Tensor) -> list[bool]:
         {},
         {"image_size": (16, 24), "channel_mult": (1, 2, 2), "attn_resolutions": (4, 8)},
         {"image_size": 16, "channel_mult": (1, 1, 1, 2), "attn_resolutions": (2,)},
-        {"image_size": 4, "channel_mult": (3,), "num_res_blocks": 2, "use_pos_emb": False, "use_ref_pose_emb": False},
+        {"image_size": 4, "channel_mult": (3,), "num_res_blocks": 2},
         {"origin_degrees": 4, "direction_degrees": 0},
         {"prediction": "v_prediction"},
     ],

@@ -116,7 +116,7 @@ def test_deepfloyd_holds_its_text_encoder_or_its_unet_but_not_both(monkeypatch: 
     monkeypatch.setattr(deepfloyd, "read_text_encoder", reading)
     prior = pixels()
     prior.encode_prompt(["a dog"])
-    assert [encoder() for encoder in made] == [None] and isinstance(prior._unet, Path)
+    assert [encoder() for encoder in made] == [None] and prior._unet is None
     assert prior.unet is prior.networks["unet"]
     assert not any(parameter.requires_grad for parameter in prior.unet.parameters())
     run = config.load("dreamfusion-if", ["prompt=a dog", f"prior.weights={folders() / 'if'}"])
@@ -126,9 +126,7 @@ def test_deepfloyd_holds_its_text_encoder_or_its_unet_but_not_both(monkeypatch: 
 
 
 def test_deepfloyd_bfloat16_weights_are_close() -> None:
-    prior = pixels().__class__(
-        if_pipeline().unet, folders() / "if" / "text_encoder", pixels().tokenizer, Schedule.cosine(), dtype="bf16"
-    )
+    prior = deepfloyd.build(DeepFloydConfig(weights=str(folders() / "if"), dtype="bf16"))
     assert prior.unet.dtype == torch.bfloat16
     x, t = torch.randn(1, 3, 16, 16, generator=cpu()), torch.tensor([500])
     text = prior.encode_prompt(["a dog"])

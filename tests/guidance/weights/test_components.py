@@ -312,7 +312,7 @@ def test_embedded_models_load(name: str, kind: Any) -> None:
     loading.check(name)
     embedded = kind.load(name, dtype="fp32")
     assert (embedded.unet.class_embedding is not None) == (kind is MVDream)
-    assert tokens.unknown_words(embedded.tokenizer, "zzgrblx")[0][0] == "zzgrblx"
+    assert embedded.unknown_words("zzgrblx")[0][0] == "zzgrblx"
 
 
 @pytest.mark.parametrize("schedule", [Schedule.scaled_linear(T=500), Schedule.linear(T=500).shifted(6.0)])

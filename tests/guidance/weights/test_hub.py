@@ -120,7 +120,7 @@ def test_lora_of_the_hub(cache: Path) -> None:
 def test_tokens_cut_returns_words_beyond_limit() -> None:
     assert tokens.tokens_cut(letter_tokenizer(), "abcdefghij klm", 16) == ""
     assert tokens.tokens_cut(letter_tokenizer(), "abcdefghij klmnop Qr", 16) == "op Qr"
-    assert tokens.unknown_words(letter_tokenizer(), "xyzzy") == []
+    assert tokens.closed_vocabulary(letter_tokenizer().backend_tokenizer) is None
 
 
 def clip_files(path: Path) -> Path:

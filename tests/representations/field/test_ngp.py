@@ -168,8 +168,10 @@ def test_finite_differences_stay_inside_the_cube() -> None:
         queries.append(x)
         return -x.square().sum(dim=-1)
 
-    normal = finite_difference_normal(density, torch.tensor([[1.0, 0.0, -1.0], [0.2, 0.4, 0.1]]), 0.05, 1.0)
+    normal = finite_difference_normal(density, torch.tensor([[1.0, 0.5, -1.0], [0.2, 0.4, 0.1]]), 0.05, 1.0)
     assert max(float(x.abs().max()) for x in queries) <= 1.0
+    border = F.normalize(torch.tensor([0.975, 0.5, -0.975]), dim=0)  # of the middle between the two neighbours
+    torch.testing.assert_close(normal[0], border, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(normal[1], F.normalize(torch.tensor([0.2, 0.4, 0.1]), dim=0), rtol=1e-3, atol=1e-3)
 
 

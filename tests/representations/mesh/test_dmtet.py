@@ -17,9 +17,8 @@ from threedgen.geometry.rigs import orbit
 from threedgen.representations.field.background import SolidBackground
 from threedgen.representations.field.ngp import NGP
 from threedgen.representations.losses import laplacian, normal_consistency, vertex_normals
-from threedgen.representations.mesh import cuda_raster
 from threedgen.representations.mesh.dmtet import DMTet, marching_tetrahedra, remove_small_parts, tetrahedral_grid
-from threedgen.representations.mesh.raster import antialias, surface_points
+from threedgen.representations.mesh.raster import antialias, surface_points, visible_faces_on_gpu
 from threedgen.representations.options import DMTetConfig, MarchConfig, NGPConfig
 from threedgen.representations.shading import DiffuseMaterial, Material, Shading
 from threedgen.run.seeding import generator
@@ -115,7 +114,7 @@ def test_nvdiffrast_finds_the_same_faces(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setitem(sys.modules, "nvdiffrast.torch", library)
     vertices, faces = sphere(0.6, 6)
     expected = surface_points(vertices, faces, cameras()).face
-    found = cuda_raster.visible_faces(vertices, faces, cameras())
+    found = visible_faces_on_gpu(vertices, faces, cameras())
     assert (expected >= 0).any() and (found == expected).float().mean() > 0.995  # others have two equal faces
 
 

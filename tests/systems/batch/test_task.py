@@ -10,7 +10,7 @@ import trimesh
 from tests.support.janus_bench import log, method, stub  # noqa: F401
 from tests.support.task_server import tiny_generate
 from threedgen import cli
-from threedgen.config import ConfigError, load
+from threedgen.config import load
 from threedgen.systems.batch import jobs
 from threedgen.systems.batch.jobs import plan
 from threedgen.systems.batch.options import BatchConfig
@@ -116,16 +116,16 @@ def test_bad_options_are_refused(more: list[str], values: tuple[str, ...], capsy
 
 
 def test_wrong_prompts_are_skipped_and_reported(caplog, monkeypatch) -> None:
-    def check(methods: object, prompts: list[str]) -> None:
-        if unknown := {"a nebula", "justice"}.intersection(prompts):
-            raise ConfigError(f"no known noun in {sorted(unknown)}", "prompts")
+    def unknown(methods: dict[str, object], prompts: list[str]) -> dict[tuple[str, str], str]:
+        wrong = [prompt for prompt in prompts if prompt in ("a nebula", "justice")]
+        return {(method, prompt): f"no known noun in {prompt!r}" for method in methods for prompt in wrong}
 
-    monkeypatch.setattr(jobs, "check_prompts", check)
+    monkeypatch.setattr(jobs, "unknown_objects", unknown)
     Path("prompts.txt").write_text("a nebula\na red dog\n")
     assert command("configs=[good]", "strict=true") == 2 and not Path("run").exists()
     assert command("configs=[good]", "seeds=[0]") == 0
     states = {row["prompt"]: (row["state"], row["reason"]) for row in table()}
-    assert states == {"a red dog": ("finished", ""), "a nebula": ("skipped", "no known noun in ['a nebula']")}
+    assert states == {"a red dog": ("finished", ""), "a nebula": ("skipped", "no known noun in 'a nebula'")}
     assert "skipped: 'a nebula'" in caplog.text
     Path("prompts.txt").write_text("a nebula\njustice\n")
     assert command("configs=[good]", "seeds=[0]", "out=other") == 2 and not Path("other").exists()

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from threedgen.config import Config
 
-from .scene_files import split_folder
+from .scene_files import Split, split_folder
 
 
 class SRNPairsConfig(Config):
@@ -17,7 +17,7 @@ class SRNPairsConfig(Config):
 
     name: Literal["srn"] = "srn"
     path: str = Field(min_length=1, description="folder of the archives or of one split")
-    split: Literal["cars_train", "cars_val", "cars_test", "chairs_train", "chairs_val", "chairs_test"] = "cars_train"
+    split: Split = "cars_train"
     held_out: int = Field(64, ge=2, description="last scenes, used only for validation and the sample sheet")
     up: Literal["z", "y"] = Field("z", description="up axis of the world")
 

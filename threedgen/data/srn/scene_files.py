@@ -10,6 +10,7 @@ Intrinsics have two forms, both in pixels:
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -19,8 +20,8 @@ from threedgen.geometry.image_file import image_shape
 from threedgen.run.arrays import Array
 from threedgen.run.folder import existing_folder
 
-SPLITS = tuple(f"{category}_{split}" for category in ("cars", "chairs") for split in ("train", "val", "test"))
-"""Names of the archive splits, such as "cars_train"."""
+Split = Literal["cars_train", "cars_val", "cars_test", "chairs_train", "chairs_val", "chairs_test"]
+"""Name of a split of the archives."""
 SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
@@ -32,7 +33,7 @@ def split_folder(root: Path | str, split: str) -> Path:
     """
     root = existing_folder(root, "path")
     candidates = [root / split, *_folders(root / split), *(folder / split for folder in _folders(root))]
-    if root.name == split or root.name not in SPLITS:  # ROOT is not the folder of another split
+    if root.name == split or root.name not in get_args(Split):  # ROOT is not the folder of another split
         candidates += [root, *(_folders(root) if root.name == split else [])]
     for folder in candidates:
         if scenes(folder):
@@ -213,13 +214,13 @@ def read_intrinsics(folder: Path, names: Sequence[str], height: int, width: int)
 
 
 def _parse(path: Path, rows: list[list[float]], height: int, width: int) -> tuple[Array, bool]:
-    count = sum(map(len, rows))
-    if [len(row) for row in rows[:4]] == [4, 3, 1, 2] and count in (10, 11):
+    if [len(row) for row in rows[:4]] == [4, 3, 1, 2] and sum(map(len, rows)) in (10, 11):
         return _archive(path, rows, height, width)
-    if count in (9, 16):
-        side = int(count**0.5)
-        return _matrix(path, np.array([x for row in rows for x in row]).reshape(side, side)[:3, :3], height, width)
-    raise ConfigError(f"{path} {FORMS} (got {count} numbers in {len(rows)} lines)")
+    K = intrinsic_matrix(path, rows, height, width, FORMS)
+    if abs(K[0, 2] / width - 0.5) > MAX_OFFSET or abs(K[1, 2] / height - 0.5) > MAX_OFFSET:
+        centre = f"({K[0, 2]:g}, {K[1, 2]:g}) is far from the centre of {height} x {width} pixels"
+        raise ConfigError(f"{path} seems to be for another image size: its principal point {centre}")
+    return K, False
 
 
 def _archive(path: Path, rows: list[list[float]], height: int, width: int) -> tuple[Array, bool]:
@@ -232,11 +233,19 @@ def _archive(path: Path, rows: list[list[float]], height: int, width: int) -> tu
     return np.array([[f, 0, cx], [0, f, cy], [0, 0, 1]]), len(rows) > 4 and bool(rows[4][0])
 
 
-def _matrix(path: Path, K: Array, height: int, width: int) -> tuple[Array, bool]:
+def intrinsic_matrix(
+    path: Path, rows: list[list[float]], height: int, width: int, forms: str = "should hold a 3x3 or 4x4 matrix"
+) -> Array:
+    """Convert the numbers in the `rows` of an intrinsics file to K (3, 3), in pixels of images of `height` x `width`.
+
+    Raises ConfigError unless there are 9 or 16 numbers that form K or a (4, 4) matrix that starts with K. The message
+    names the file `path` and says which `forms` of intrinsics it should have.
+    """
+    numbers = [x for row in rows for x in row]
+    if len(numbers) not in (9, 16):
+        raise ConfigError(f"{path} {forms} (got {len(numbers)} numbers in {len(rows)} lines)")
+    K = np.array(numbers).reshape([int(len(numbers) ** 0.5)] * 2)[:3, :3]
     skewed = abs(K[0, 1]) > K[0, 0] or abs(K[1, 0]) > 1e-6
     if skewed or min(K[0, 0], K[1, 1]) <= MIN_FOCAL * max(height, width) or not np.allclose(K[2], [0, 0, 1], atol=1e-6):
         raise ConfigError(f"{path} is no matrix of intrinsics: rows 'fx s cx', '0 fy cy', '0 0 1' (got {K.tolist()})")
-    if abs(K[0, 2] / width - 0.5) > MAX_OFFSET or abs(K[1, 2] / height - 0.5) > MAX_OFFSET:
-        centre = f"({K[0, 2]:g}, {K[1, 2]:g}) is far from the centre of {height} x {width} pixels"
-        raise ConfigError(f"{path} seems to be for another image size: its principal point {centre}")
-    return K, False
+    return K

@@ -11,7 +11,7 @@ from threedgen.config.errors import short
 from threedgen.config.registry import Component, config_model
 from threedgen.config.sections import RunConfig
 from threedgen.data.posed.options import PoseConvention
-from threedgen.data.srn.scene_files import scenes, split_folder
+from threedgen.data.srn.scene_files import Split, scenes, split_folder
 from threedgen.evaluation.options import MultiviewPrior
 from threedgen.representations.options import Protocol, SubsampledProtocolConfig
 from threedgen.run.disk import Tree
@@ -21,7 +21,6 @@ AdapterPrior = Annotated[Any, Component("prior", default="mvadapter", only=("mva
 SAMPLER = Component("sampler", default="mvdream", component_for_paths="folder")
 Sampler = Annotated[Any, SAMPLER]
 Scenes = Annotated[Any, Component("scenes", default="toybox")]
-Split = Literal["cars_train", "cars_val", "cars_test", "chairs_train", "chairs_val", "chairs_test"]
 PHOTO_SIZE = 256  # default longer side of photos with poses in pixels
 ORIGINAL = "original"  # name of the table row for the original views of the scenes
 MIN_VIEWS = 4  # minimum number of views of a scene: the field is fitted to some, and the others are held out
@@ -116,7 +115,7 @@ class PosedScenesConfig(Config):
             if posed_source(scene):
                 read_posed(scene)
             else:
-                condition_and_targets(read_scene(scene, MIN_VIEWS), self.condition)
+                condition_and_targets(read_scene(scene, MIN_VIEWS, allow_gaps=True), self.condition)
 
     def folders(self) -> list[Path]:
         from threedgen.data.posed.reader import posed_scenes

@@ -36,14 +36,11 @@ class Pairs(NamedTuple):
         consistent: number of consistent pairs, with enough matches and a small median distance (`judge`).
         total: number of pairs P.
         matches: number of feature matches of each pair (P values).
-        median_sed: median symmetric epipolar distance of each pair, in pixels of the compared images; inf for a pair
-            without a match.
     """
 
     consistent: int
     total: int
     matches: tuple[int, ...]
-    median_sed: tuple[float, ...]
 
     @property
     def share(self) -> float | None:
@@ -79,10 +76,8 @@ def judge(distances: Sequence[Floats], max_error: float = MAX_ERROR, min_matches
 
     ``distances`` has the epipolar distances (M,) of the M matches of each pair. Distances are in pixels.
     """
-    medians = [float(np.median(d)) if len(d) else float("inf") for d in distances]
-    counts = [len(d) for d in distances]
-    consistent = [n >= min_matches and m < max_error for n, m in zip(counts, medians, strict=True)]
-    return Pairs(sum(consistent), len(consistent), tuple(counts), tuple(medians))
+    consistent = [len(d) >= min_matches and float(np.median(d)) < max_error for d in distances]
+    return Pairs(sum(consistent), len(consistent), tuple(map(len, distances)))
 
 
 def tsed(views: Views, count: int) -> Pairs:
@@ -91,7 +86,7 @@ def tsed(views: Views, count: int) -> Pairs:
     The views, in the order of the camera path, are resized to 256 x 256 pixels (`SIZE`) first. TSED is the property
     ``share`` of the result: the fraction of pairs that are consistent.
     """
-    pairs = neighbours(len(views), count)
+    pairs = [(k, k + 1) for k in evenly_spaced(len(views) - 1, count)]
     if not pairs:
         return judge([])
     needed = sorted({k for pair in pairs for k in pair})
@@ -101,7 +96,3 @@ def tsed(views: Views, count: int) -> Pairs:
     F = fundamental(*(at.select([pair[end] for pair in pairs]) for end in (0, 1)))
     matches = [match(features[one], features[two]) for one, two in pairs]
     return judge(list(map(symmetric_epipolar_distance, matches, F)))
-
-
-def neighbours(count: int, pairs: int) -> list[tuple[int, int]]:
-    return [(k, k + 1) for k in evenly_spaced(count - 1, pairs)] if pairs and count > 1 else []

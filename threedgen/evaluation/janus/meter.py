@@ -249,10 +249,10 @@ class MeterErrors(Evaluation[MeteredConfig, tuple[str, ColouredMesh, int], Known
             "seed": config.seed,
         }
         shares = {
-            "false alarms, one front": rates.alarms,
-            "recall, two fronts": rates.hits,
-            "front missed, one or two fronts": rates.missed,
-            "front invented, no front": rates.invented,
+            "false alarms, one front": rates.false_alarms,
+            "recall, two fronts": rates.recall,
+            "front missed, one or two fronts": rates.front_missed,
+            "front invented, no front": rates.front_invented,
             "views with the right side, one front": right,
         }
         cells = [(name, report.format_proportion(value), report.format_limits(value)) for name, value in shares.items()]

@@ -5,6 +5,7 @@ This module does not import torch.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -233,12 +234,7 @@ def make_plan(methods: Sequence[str], overrides: Sequence[str], prompts: Sequenc
             base.check()
         except ConfigError as error:
             refused[method] = str(error)
-    jobs = [
-        job(method, base, prompt, seed)
-        for seed in seeds
-        for prompt in kept
-        for method, base in bases.items()
-        if method not in refused
-    ]
+    order = itertools.product(seeds, kept, bases.items())
+    jobs = [job(method, base, prompt, seed) for seed, prompt, (method, base) in order if method not in refused]
     toybox = all(isinstance(base, PromptedConfig) and base.vocabulary() is not None for base in bases.values())
     return Plan(jobs, kept, refused, left_out, toybox)

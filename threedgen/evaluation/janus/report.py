@@ -265,8 +265,9 @@ def explanation(config: MeteredConfig, rates: ErrorRates | None, unknown_orienta
     ]
     if rates is None:
         return [*lines, UNKNOWN]
-    names = {"false alarms": rates.alarms, "recall of two fronts": rates.hits, "front missed": rates.missed}
-    names |= {"front invented": rates.invented} if rates.invented.total else {}
+    names = {"false alarms": rates.false_alarms, "recall of two fronts": rates.recall}
+    names["front missed"] = rates.front_missed
+    names |= {"front invented": rates.front_invented} if rates.front_invented.total else {}
     errors = ", ".join(f"{name} {report.format_rate(one)}" for name, one in names.items())
     useless = "" if rates.useful else " They are too similar to correct any rate."
     return [*lines, f"Errors on {config.truth.assets or 'toybox objects'}: {errors}.{useless}"]

@@ -32,19 +32,18 @@ def fid(x: Array, y: Array) -> float:
     return float(_compare(FrechetInceptionDistance(_Identity(x.shape[1]), sync_on_compute=False), x, y))
 
 
-def kid(x: Array, y: Array, subsets: int = 100, size: int = 1000, seed: int = 0) -> tuple[float, float]:
+def kid(x: Array, y: Array, subsets: int = 100, size: int = 1000) -> float:
     """Return the KID: unbiased squared MMD with the kernel (x.y / D + 1)^3 (Binkowski et al. 2018, eq. 4).
 
-    The result is the mean and the standard deviation over ``subsets`` random subsets of ``size`` features of x (N, D)
-    and of y (M, D). It is not multiplied by 1000, as in some papers. The mean may be negative.
+    The result is the mean over ``subsets`` random subsets of ``size`` features of x (N, D) and of y (M, D), which are
+    always the same. It is not multiplied by 1000, as in some papers. The mean may be negative.
     """
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):  # torchmetrics uses the global generator
         warnings.filterwarnings("ignore", message=".*Kernel Inception Distance.*")  # on memory; features are small
-        torch.manual_seed(seed)
+        torch.manual_seed(0)
         net = _Identity(x.shape[1])
         metric = KernelInceptionDistance(net, subsets=subsets, subset_size=size, sync_on_compute=False)
-        mean, deviation = _compare(metric, x, y)
-    return float(mean), float(deviation)
+        return float(_compare(metric, x, y)[0])
 
 
 def distance_functions(
@@ -69,7 +68,7 @@ def distance_functions(
     def kernel(items: NDArray[np.intp]) -> float:
         x, y = both(items)
         count = min(len(x), len(y))
-        return kid(x, y, *((subsets, size) if count > size else (1, count)))[0]
+        return kid(x, y, *((subsets, size) if count > size else (1, count)))
 
     return {"fid": lambda items: fid(*both(items)), "kid": kernel}
 
@@ -86,11 +85,11 @@ def _compare(metric: Metric, x: Array, y: Array) -> Tensor:
     return metric.compute()
 
 
-def inception_score(logits: Array, splits: int = 10) -> tuple[float, float]:
+def inception_score(logits: Array, splits: int = 10) -> float:
     """Return the Inception score exp(E KL(p(y|x) || p(y))) of class logits (N, K) (Salimans et al. 2016).
 
     The N rows are split into ``splits`` consecutive parts, as in the code of the paper; torchmetrics shuffles them. The
-    result is the mean and the unbiased standard deviation over the parts. The deviation is 0 for one part.
+    result is the mean over the parts.
     """
     logits = np.asarray(logits, np.float64)
     log_p = logits - logsumexp(logits, axis=1, keepdims=True)
@@ -98,7 +97,7 @@ def inception_score(logits: Array, splits: int = 10) -> tuple[float, float]:
     for part in map(np.asarray, torch.from_numpy(log_p).chunk(splits)):
         marginal = logsumexp(part, axis=0) - np.log(len(part))
         scores.append(np.exp((np.exp(part) * (part - marginal)).sum(1).mean()))
-    return float(np.mean(scores)), float(np.std(scores, ddof=1)) if splits > 1 else 0.0
+    return float(np.mean(scores))
 
 
 PALETTE = 4  # number of colours of the palette in `mottle`

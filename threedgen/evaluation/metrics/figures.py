@@ -152,10 +152,7 @@ def bootstrap(
     found = defined(values)
     if len(found) < 2:
         return None
-    rng = rng or np.random.default_rng(0)
-    result = stats.bootstrap((found,), statistic, n_resamples=resamples, method="percentile", rng=rng)
-    low, high = result.confidence_interval
-    return float(low), float(high)
+    return _percentiles((found,), statistic, n_resamples=resamples, rng=rng or np.random.default_rng(0))
 
 
 def mean_estimate(values: Values, rng: np.random.Generator | None = None, resamples: int = 10_000) -> Estimate:
@@ -192,10 +189,11 @@ def bootstrap_ratio(above: Values, below: Values) -> Interval | None:
     def ratio(a: Floats, b: Floats, axis: int) -> Floats:
         return np.asarray(a.mean(axis) / b.mean(axis))
 
-    rng = np.random.default_rng(0)
-    result = stats.bootstrap(
-        (over, under), ratio, n_resamples=10_000, method="percentile", paired=paired, rng=rng, vectorized=True
-    )
+    return _percentiles((over, under), ratio, n_resamples=10_000, rng=np.random.default_rng(0), paired=paired)
+
+
+def _percentiles(samples: tuple[Floats, ...], statistic: Callable[..., object], **options: Any) -> Interval:
+    result = stats.bootstrap(samples, statistic, method="percentile", **options)
     low, high = result.confidence_interval
     return float(low), float(high)
 

@@ -4,7 +4,7 @@ The V cameras are on a ring around the object. Their azimuths, in radians, are 2
 four sides are ``figures.SIDES``: front, left, back, right.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import pi, sqrt
 
 import numpy as np
@@ -15,8 +15,6 @@ from .figures import SIDES, Floats, Interval, Json, Proportion, Z, correct_sides
 
 FRONT = SIDES.index("front")
 MIN_ANGLE = pi / 2  # angle in radians that separates fronts: two views of the same front are at most this far apart
-RATE_KEYS = {"alarms": "false_alarms", "hits": "recall", "missed": "front_missed", "invented": "front_invented"}
-"""Dict from attribute of `ErrorRates` to the key of this attribute in JSON files."""
 MIN_DIFFERENCE = 0.2
 """Minimum difference between recall and false alarm rate. If the difference is smaller, rates are not corrected."""
 
@@ -136,50 +134,52 @@ class ErrorRates:
     """Error rates of the Janus meter (view classifier and `classify_ring`) on objects with a known number of fronts.
 
     As in a Janus rate (share of objects with several fronts), objects in which the meter finds no front are not counted
-    in ``alarms`` and ``hits``.
+    in ``false_alarms`` and ``recall``. The names of the attributes are also the keys in JSON files.
 
     Attributes:
-        alarms: false alarm rate, the share of objects with one front in which the meter finds several.
-        hits: recall, the share of objects with two fronts in which the meter finds several.
-        missed: share of objects with one or two fronts in which the meter finds none.
-        invented: share of objects without a front in which the meter finds at least one.
+        false_alarms: share of objects with one front in which the meter finds several.
+        recall: share of objects with two fronts in which the meter finds several.
+        front_missed: share of objects with one or two fronts in which the meter finds none.
+        front_invented: share of objects without a front in which the meter finds at least one.
     """
 
-    alarms: Proportion
-    hits: Proportion
-    missed: Proportion = Proportion(0, 0)
-    invented: Proportion = Proportion(0, 0)
+    false_alarms: Proportion
+    recall: Proportion
+    front_missed: Proportion = Proportion(0, 0)
+    front_invented: Proportion = Proportion(0, 0)
 
     @property
     def useful(self) -> bool:
-        return bool(self.alarms.total and self.hits.total) and self._difference() >= MIN_DIFFERENCE
+        return bool(self.false_alarms.total and self.recall.total) and self._difference() >= MIN_DIFFERENCE
 
     def _difference(self) -> float:
-        return self.hits.hits / self.hits.total - self.alarms.hits / self.alarms.total
+        return self.recall.hits / self.recall.total - self.false_alarms.hits / self.false_alarms.total
 
     def corrected(self, raw: Proportion) -> float | None:
-        """Correct a measured Janus rate: (raw - alarms) / (hits - alarms), clipped to [0, 1] (Rogan and Gladen 1978).
+        """Correct a measured Janus rate: (raw - false_alarms) / (recall - false_alarms), in [0, 1].
 
-        The result is None if ``raw`` is undefined, or if ``hits - alarms`` is below 0.2 (`MIN_DIFFERENCE`).
+        The method is from Rogan and Gladen 1978. The result is None if ``raw`` is undefined, or if the divisor is below
+        0.2 (`MIN_DIFFERENCE`).
         """
-        if not self.useful or raw.value is None or self.alarms.value is None:
+        if not self.useful or raw.value is None or self.false_alarms.value is None:
             return None
-        return min(1.0, max(0.0, (raw.value - self.alarms.value) / self._difference()))
+        return min(1.0, max(0.0, (raw.value - self.false_alarms.value) / self._difference()))
 
     def interval(self, raw: Proportion) -> Interval | None:
         """Return the 95 % interval of the rate that `corrected` returns for ``raw``; None if this rate is None.
 
         The interval includes the uncertainty of the error rates (Lang and Reiczigel 2014). Each of the three shares
-        (raw, hits, alarms) is moved slightly towards one half. Their variances are weighted by their effect and added.
+        (raw, recall, false alarms) is moved slightly towards one half. Their variances are weighted by their effect and
+        added.
         For dependent answers, such as several seeds of a prompt, the number of answers is `Proportion.sample_size`.
         """
         rate = self.corrected(raw)
         if rate is None:
             return None
-        n, n_hits, n_alarms = raw.sample_size + Z * Z, self.hits.sample_size + 2, self.alarms.sample_size + 2
+        n, n_hits, n_alarms = raw.sample_size + Z * Z, self.recall.sample_size + 2, self.false_alarms.sample_size + 2
         measured = (raw.hits / raw.total * (n - Z * Z) + Z * Z / 2) / n
-        sensitivity = (self.hits.hits / self.hits.total * (n_hits - 2) + 1) / n_hits
-        specificity = ((1 - self.alarms.hits / self.alarms.total) * (n_alarms - 2) + 1) / n_alarms
+        sensitivity = (self.recall.hits / self.recall.total * (n_hits - 2) + 1) / n_hits
+        specificity = ((1 - self.false_alarms.hits / self.false_alarms.total) * (n_alarms - 2) + 1) / n_alarms
         slope = sensitivity + specificity - 1
         if slope <= 0:
             return 0.0, 1.0
@@ -191,8 +191,8 @@ class ErrorRates:
         return min(low, rate), max(high, rate)
 
     def plain(self) -> Json:
-        return {key: getattr(self, name).plain() for name, key in RATE_KEYS.items()}
+        return {name: rate.plain() for name, rate in vars(self).items()}
 
     @classmethod
     def from_plain(cls, tree: Json) -> "ErrorRates":
-        return cls(**{name: Proportion.of(tree[key]) for name, key in RATE_KEYS.items()})
+        return cls(**{field.name: Proportion.of(tree[field.name]) for field in fields(cls)})

@@ -248,7 +248,7 @@ def set_figures(measured: MeasuredViews, truth: MeasuredViews) -> dict[str, Call
 
     def inception(scenes: Indices) -> float:
         logits = np.concatenate([measured.outputs[k].logits for k in scenes])
-        return inception_score(logits, min(SPLITS, len(logits)))[0]
+        return inception_score(logits, min(SPLITS, len(logits)))
 
     if measured is truth:
         return {"is": inception}

@@ -22,7 +22,7 @@ from threedgen.run.arrays import Array
 from . import bvh as rays
 
 CAGE = 0.012  # maximum distance between dense and low-poly surface, as a fraction of the bounding-box diagonal
-OCCLUSION_RAYS = 64  # number of rays per dense vertex for the ambient occlusion; 0: no occlusion
+OCCLUSION_RAYS = 64  # number of rays per dense vertex for the ambient occlusion
 AO_OFFSET = 0.004  # start of occlusion rays above the surface, as a fraction of the diagonal, to miss nearby faces
 AO_DISTANCE = 0.3  # length of occlusion rays, as a fraction of the bounding-box diagonal
 MIN_NORMAL_COSINE = 0.5  # smallest cosine of dense and low-poly normals on the same side of a thin part
@@ -85,10 +85,8 @@ def bake(
     same_side = projected.hit & ((normals * texels.normals).sum(axis=1) > MIN_NORMAL_COSINE)
     relief = tangent_space(np.where(same_side[:, None], normals, texels.normals), texels)
     rgb = projected.interpolate(dense.colours, dense.faces) if colours is None else colours(projected.points)
-    occlusion = np.ones(len(dense.vertices), np.float32)
-    if OCCLUSION_RAYS:
-        reach, lift = AO_DISTANCE * diagonal, AO_OFFSET * diagonal
-        occlusion = rays.ambient_occlusion(tree, dense.vertices, dense.normals, OCCLUSION_RAYS, reach, lift)
+    reach, lift = AO_DISTANCE * diagonal, AO_OFFSET * diagonal
+    occlusion = rays.ambient_occlusion(tree, dense.vertices, dense.normals, OCCLUSION_RAYS, reach, lift)
     occlusion = projected.interpolate(occlusion[:, None], dense.faces)
 
     image = np.zeros((*buffers.mask.shape, 7), np.float32)

@@ -21,7 +21,7 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import partial
@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from threedgen.config import ConfigError, find, load, plain, registry, split_override, task_of, tree_hash
-from threedgen.config.errors import OutOfMemory, storage_error
+from threedgen.config.errors import OutOfMemory, short, storage_error
 from threedgen.config.plain_file import read_json
 from threedgen.config.registry import config_model
 from threedgen.config.sections import RunConfig
@@ -149,32 +149,30 @@ def plan(config: BatchConfig) -> list[Job]:
     return [job(method, base, prompt, seed) for seed, prompt, (method, base) in order]
 
 
-def check_prompts(methods: Mapping[str, RunConfig], prompts: Sequence[str]) -> None:
-    """Raise ConfigError if one of the prompts names no object that the prior (diffusion model) of a config knows.
+def unknown_objects(methods: Mapping[str, RunConfig], prompts: Iterable[str]) -> dict[tuple[str, str], str]:
+    """Return {(method, prompt): reason} for prompts that name no object that the prior (diffusion model) knows.
 
-    Each prompt is checked with each config, and other errors of the configs are ignored. `methods` is
+    Each prompt is checked with the config of each method, and other errors of the configs are ignored. `methods` is
     {method: config}, where a method is a config name with key=value changes.
     """
-    for method, config in methods.items():
+    reasons: dict[tuple[str, str], str] = {}
+    for (method, config), prompt in itertools.product(methods.items(), prompts):
         try:
             if isinstance(config, PromptedConfig):
-                config.check_prompt(prompts)
+                config.model_copy(update={"prompt": prompt}).check_prompt()
         except ConfigError as error:
             if error.key == "prompt":
-                raise ConfigError(f"{method}: {error.problem}", "prompts") from None
+                reasons[method, prompt] = f"{method}: {error.problem}"
+    return reasons
 
 
-def unknown_object_jobs(jobs: Sequence[Job]) -> dict[str, str]:
-    """Return {job key: reason} for each job whose prompt names no object that its prior (diffusion model) knows."""
-    reasons: dict[tuple[str, str], str] = {}
-    for method, config in {job.method: job.config for job in jobs}.items():
-        for prompt in dict.fromkeys(job.prompt for job in jobs):
-            try:
-                check_prompts({method: config}, [prompt])
-            except ConfigError as error:
-                reasons[method, prompt] = error.problem
-    unknown = {job.key: reasons.get((job.method, job.prompt)) for job in jobs}
-    return {key: reason for key, reason in unknown.items() if reason is not None}
+def check_prompts(methods: Mapping[str, RunConfig], prompts: Iterable[str]) -> None:
+    """Raise ConfigError if a prompt names no object that the prior of a method knows (`unknown_objects`)."""
+    if unknown := unknown_objects(methods, prompts):
+        (first, _), reason = next(iter(unknown.items()))
+        _, *rest = [short(prompt) for method, prompt in unknown if method == first]
+        named = [*rest[:2], *([f"{len(rest) - 2} more"] if len(rest) > 2 else [])]
+        raise ConfigError(reason + (f"; so do {' and '.join(named)}" if rest else ""), "prompts")
 
 
 def figures(folder: Path) -> Tree:
@@ -284,15 +282,15 @@ def run(config: BatchConfig, resume: object = None, quiet: bool = False) -> int:
 
     def make_missing(task: Task) -> None:
         jobs, root = plan(config), task.folder / RUNS
-        unknown = unknown_object_jobs(jobs)
-        if code := make_all(config, [job for job in jobs if job.key not in unknown], root, quiet):
+        unknown = unknown_objects({job.method: job.config for job in jobs}, config.lines())
+        if code := make_all(config, [job for job in jobs if (job.method, job.prompt) not in unknown], root, quiet):
             raise Stopped(code)
         rows = []
         for job in jobs:
             record = read_json(root / job.key / RECORD)
             state, reason = record.get("state", "missing"), record.get("reason", "")
-            if job.key in unknown:
-                state, reason = SKIPPED, unknown[job.key]
+            if (job.method, job.prompt) in unknown:
+                state, reason = SKIPPED, unknown[job.method, job.prompt]
             row = {"config": job.method, "prompt": job.prompt, "seed": job.seed, "state": state}
             row |= {"seconds": record.get("seconds"), **figures(root / job.key)}
             rows.append(row | {"folder": f"{RUNS}/{job.key}", "reason": reason})

@@ -40,14 +40,16 @@ class BatchConfig(WorkersConfig):
         return list(found)
 
     def check(self) -> None:
-        from .jobs import check_prompts, plan, unknown_object_jobs
+        from .jobs import check_prompts, plan, unknown_objects
 
         super().check()
-        jobs = plan(self)
-        unknown = unknown_object_jobs(jobs)
-        if self.strict or len(unknown) == len(jobs):
-            check_prompts({job.method: job.config for job in jobs}, self.lines())
-        for method, config in {job.method: job.config for job in jobs if job.key not in unknown}.items():
+        jobs, prompts = plan(self), self.lines()
+        methods = {job.method: job.config for job in jobs}
+        unknown = unknown_objects(methods, prompts)
+        known = {job.method: job.config for job in jobs if (job.method, job.prompt) not in unknown}
+        if self.strict or not known:
+            check_prompts(methods, prompts)
+        for method, config in known.items():
             export: AssetConfig | None = getattr(config, "export", None)
             exports = export is not None and getattr(export, "enabled", True)
             glb = export is not None and "glb" in export.formats

@@ -242,9 +242,6 @@ class DreamBoothSystem(DenoisingSystem):
         rows = torch.cat([self.sample_views(prompt) for prompt in prompts])
         write_png(sheet_path(folder, step), grid(enlarge_small(rows), 2 * N_VIEW, labels))
 
-    def remove_validation(self, step: int, folder: Path) -> None:
-        sheet_path(folder, step).unlink(missing_ok=True)
-
     def write(self, path: Path) -> None:
         """Write the trained weights to a file: the embedding of the identifier, and the LoRA.
 

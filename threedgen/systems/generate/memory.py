@@ -26,14 +26,12 @@ FIRST_STEPS = 50  # number of steps after a change in which the first step with 
 class MeasuredSystem(GenerateSystem):
     """LightningModule on the meta device, where tensors have shapes but no values, to measure the memory of a step.
 
-    Where the space is empty is not known without values, so every ray has the same number of samples: the option
-    `march.samples` times the constructor's argument `fraction`. MLPs take the memory of the kernel that a run on
-    `device` uses, or of torch's layers.
+    Where the space is empty is not known without values, so every ray has the maximum number of samples, the option
+    `march.samples`. MLPs take the memory of the kernel that a run on `device` uses, or of torch's layers.
     """
 
-    def __init__(self, config: GenerateConfig, prior: MetaPrior, device: torch.device, fraction: float = 1.0) -> None:
-        samples = max(1, round(config.march.samples * fraction))
-        march = config.march.model_copy(update={"samples": samples, "alpha_threshold": 0.0, "early_stop": 0.0})
+    def __init__(self, config: GenerateConfig, prior: MetaPrior, device: torch.device) -> None:
+        march = config.march.model_copy(update={"alpha_threshold": 0.0, "early_stop": 0.0})
         config = config.model_copy(update={"march": march, "occupancy": None})
         super().__init__(config, prior, torch.zeros(6 + config.empty_prompt, 1, 1))
         for part in self.modules():
@@ -84,11 +82,7 @@ class MeasuredSystem(GenerateSystem):
 
 
 def memory(
-    config: GenerateConfig,
-    device: torch.device,
-    free: float | None = None,
-    fraction: float = 1.0,
-    launches: dict[str, int] | None = None,
+    config: GenerateConfig, device: torch.device, free: float | None = None, launches: dict[str, int] | None = None
 ) -> dict[str, float]:
     """Measure the peak memory of a run, without its stages (earlier runs).
 
@@ -96,7 +90,6 @@ def memory(
         config: config of the run.
         device: device of the run; it decides the precision of the prior and the kernels of the MLPs.
         free: free bytes before the run, for `march.chunk: auto`; None: bytes that are free on `device` now.
-        fraction: samples per ray as a fraction of `march.samples`; 1 is the worst case.
         launches: dict that receives the number of kernel launches of a training step, with the keys of the training
             phases in the result ("step at 64 px", "fit to views"). Launches in a CUDA graph and in the optimizer do not
             count. None: no launches are counted.
@@ -108,7 +101,7 @@ def memory(
     networks = meta_networks(config.prior.weights, config.prior.parts)
     prior = MetaPrior(networks, config.prior, device, config.views_per_scene, branches(config.prior))
     found = {"loading and preview": float(measure_sampling(prior).peak)}
-    system = MeasuredSystem(config, prior, device, fraction)
+    system = MeasuredSystem(config, prior, device)
     used = sum(t.numel() * t.element_size() for t in weights(*system.networks))
     system.choose_chunks((free_bytes(device) if free is None else free) - used)
     for size, step in distinct_steps(system):

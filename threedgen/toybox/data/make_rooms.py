@@ -79,21 +79,12 @@ def jobs(config: MakeToyRoomsConfig) -> Iterator[Job]:
         yield from (Job("walk", split, number) for number in range(getattr(config, f"{split}_walks")))
 
 
-def panoramas(config: MakeToyRoomsConfig, split: SceneSplit) -> RoomPanoramas:
-    return RoomPanoramas(RoomPanoramasConfig(), config.seed, split)
-
-
-def walk(config: MakeToyRoomsConfig, split: SceneSplit, number: int) -> RoomWalk:
-    options = RoomPathsConfig(count=number + 1, height=config.height, width=config.width)
-    return room_walks(options, config.seed, split, config.frames)[number]
-
-
 def write_panorama(folder: Path, config: MakeToyRoomsConfig, job: Job) -> None:
     """Write six skybox images and eight captions (of views every 45 degrees) of a panorama to the empty ``folder``.
 
     Raises OSError if a file cannot be written.
     """
-    source = panoramas(config, job.split)
+    source = RoomPanoramas(RoomPanoramasConfig(), config.seed, job.split)
     (folder / FACES).mkdir()
     (folder / CAPTIONS).mkdir()
     for number, face in enumerate(source.skybox(job.number, SKYBOX_SIZE)):
@@ -112,7 +103,8 @@ def write_walk(folder: Path, config: MakeToyRoomsConfig, job: Job) -> None:
     The scene has frames (image, depth, pose, caption), intrinsics, and the numbers of the key frames (frames far enough
     apart to serve as views of a training example). In the test split it also has the mesh of the room.
     """
-    room_walk = walk(config, job.split, job.number)
+    options = RoomPathsConfig(count=job.number + 1, height=config.height, width=config.width)
+    room_walk = room_walks(options, config.seed, job.split, config.frames)[job.number]
     for part in ("color", "depth", "pose", "prompt", "intrinsic"):
         (folder / part).mkdir()
     K, _ = to_opencv(room_walk.cameras.select([0]))

@@ -5,7 +5,7 @@ A walk is a sequence of frames of a camera that moves through a room.
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from math import radians
+from math import radians, tan
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from threedgen.data.scene_views import SceneViews, WalkScenes
 from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.images import to_linear
 from threedgen.geometry.panorama import SKYBOX, cameras, ring, rotation
+from threedgen.geometry.poses import square_pixels
 from threedgen.geometry.views import Views
 from threedgen.geometry.warp import key_frames
 from threedgen.run.arrays import Array
@@ -177,9 +178,7 @@ class RoomWalk:
         )
         yaw = rng.uniform(0, 360) + rng.choice([-1, 1]) * (rng.uniform(2.4, 3.4) * k + wave(14, 40, 60))
         c2w = world.look_c2w(position, np.deg2rad(yaw), np.deg2rad(-6 + wave(7, 40, 80)))
-        K = torch.zeros(self.length, 3, 3)
-        K[:, 0, 0] = K[:, 1, 1] = 0.5 * o.width / np.tan(radians(o.fov) / 2)
-        K[:, 0, 2], K[:, 1, 2], K[:, 2, 2] = o.width / 2, o.height / 2, 1
+        K = square_pixels(torch.full((self.length,), 0.5 * o.width / tan(radians(o.fov) / 2)), o.height, o.width)
         return Cameras(torch.from_numpy(c2w), Projection(K), o.height, o.width)
 
     def views(self, numbers: Sequence[int]) -> SceneViews:

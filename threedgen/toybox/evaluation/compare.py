@@ -42,7 +42,6 @@ from threedgen.run.arrays import Array
 from threedgen.run.folder import CHECKPOINTS
 from threedgen.run.threads import set_threads
 from threedgen.systems.batch.jobs import FINISHED, RECORD, Job, make_all
-from threedgen.toybox.world.toybox import render_orbit
 from threedgen.train.checkpoint_file import KEPT, LAST
 from threedgen.train.system import SECONDS_KEY
 from threedgen.train.task import Stopped, Task
@@ -115,12 +114,9 @@ class Comparison(Evaluation[Compare3DConfig, tuple[str, Job], Row]):
         table = generate.result.turntable
         self.cameras = turntable(table, VIEWS).with_size(SIZE, SIZE)
         self.azimuth = 2 * np.pi * np.arange(VIEWS) / VIEWS
-        elevation, self.fov = np.deg2rad([table.elevation, table.fov])
-        place = (self.azimuth, elevation, SIZE, True, self.fov, table.distance * np.tan(self.fov / 2))
-        self.truth = {
-            caption: [render_orbit(case.build_truth(self.config.seed, k), *place) for k in range(2)]
-            for caption, case in self.cases.items()
-        }
+        self.fov = float(np.deg2rad(table.fov))
+        place = (self.config.seed, 2, table, self.azimuth, SIZE)
+        self.truth = {caption: case.render_truth(*place) for caption, case in self.cases.items()}
         colours = [self._colours(first.rgb)[0] for first, _ in self.truth.values()]
         pairs = [np.linalg.norm(a - b) for a, b in combinations([c for c in colours if c is not None], 2)]
         self.chance_distance = float(np.mean(pairs)) if pairs else DEFAULT_COLOUR_DISTANCE
@@ -160,7 +156,7 @@ class Comparison(Evaluation[Compare3DConfig, tuple[str, Job], Row]):
         # measurements of the object in a checkpoint; views: its images (V, H, W, 3), uint8
         config, field, occupancy, checkpoint = load_field(folder, path=path)
         view = field_view(field, occupancy, config.march, "cpu")
-        found = surface(view, self.cameras.c2w.numpy(), float(self.fov), SIZE, config.result.mesh_resolution)
+        found = surface(view, self.cameras.c2w.numpy(), self.fov, SIZE, config.result.mesh_resolution)
         answers = judge_views(self.probe, views, self.cases[prompt].spec, self.azimuth, vote=True).answers
         figures: Json = {key: answers.get(key) for key in JUDGED}
         figures |= {

@@ -18,10 +18,12 @@ from threedgen.geometry.views import Views
 from threedgen.run.seeding import numpy_generator
 from threedgen.toybox.world.grammar import COLOURS, NOUNS, Spec, caption, held_out, parse_prompt
 from threedgen.toybox.world.primitives import Asset
-from threedgen.toybox.world.raycast import render
-from threedgen.toybox.world.toybox import Toybox, build, toybox_mesh
+from threedgen.toybox.world.raycast import RenderResult, render
+from threedgen.toybox.world.toybox import Toybox, build, render_orbit, toybox_mesh
 
 if TYPE_CHECKING:
+    from threedgen.config.sections import OrbitCameraConfig
+
     from .options import ToyboxScenesConfig
 
 
@@ -46,6 +48,18 @@ class Case:
         No training uses these objects. ``seed``, ``index`` (attribute) and ``number`` together seed the variation.
         """
         return build(self.spec, numpy_generator(seed, self.index, f"truth {number}"), index=self.index)
+
+    def render_truth(
+        self, seed: int, count: int, turntable: OrbitCameraConfig, azimuth: np.ndarray, size: int
+    ) -> list[RenderResult]:
+        """Render ``count`` ground-truth objects (`build_truth`) from a turntable's cameras, on grey, with normals.
+
+        ``azimuth`` (V,) has the azimuths of the cameras in radians, and ``size`` is the side of an image in pixels.
+        Elevation, field of view and distance are those of ``turntable``.
+        """
+        elevation, fov = np.deg2rad([turntable.elevation, turntable.fov])
+        camera = (azimuth, elevation, size, True, fov, turntable.distance * np.tan(fov / 2))
+        return [render_orbit(self.build_truth(seed, number), *camera) for number in range(count)]
 
 
 def held_out_cases(count: int, seed: int, spread: bool = False, nouns: Collection[str] | None = None) -> list[Case]:

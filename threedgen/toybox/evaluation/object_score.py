@@ -32,7 +32,6 @@ from threedgen.run.metrics import read_summary
 from threedgen.systems.generate.options import GenerateConfig
 from threedgen.systems.generate.outputs import VIEWS, view_azimuths
 from threedgen.systems.generate.task import run_status
-from threedgen.toybox.world.toybox import render_orbit
 from threedgen.train.status import Status
 from threedgen.train.task import Stopped, Task
 
@@ -114,18 +113,7 @@ class Objects3D(Evaluation[Evaluate3DConfig, int, MeasuredObject]):
         table = generate.result.turntable
         made = make(generate) if self.existing is None else (self.existing[item], None)
         azimuth, (elevation, fov) = view_azimuths(table), np.deg2rad([table.elevation, table.fov])
-        truth = [
-            render_orbit(
-                case.build_truth(config.seed, k),
-                azimuth,
-                elevation,
-                TRUTH_SIZE,
-                True,
-                fov,
-                table.distance * np.tan(fov / 2),
-            )
-            for k in range(CALIBRATION)
-        ]
+        truth = case.render_truth(config.seed, CALIBRATION, table, azimuth, TRUTH_SIZE)
         images = [render.rgb for render in truth]
         turntable, seconds = made or (np.full((VIEWS, 16, 16, 3), 0.5), None)
         args, found, failed = (self.probe, case, turntable, azimuth, images, CALIBRATION), None, made is None

@@ -264,10 +264,7 @@ def prepare(images: Tensor, size: int) -> Tensor:
     """
     if images.ndim != 4 or images.shape[-1] != 3 or images.shape[1] != images.shape[2]:
         raise ValueError(f"images are not square (V, H, W, 3): {tuple(images.shape)}")
-    x = images.permute(0, 3, 1, 2).float()
-    if x.shape[-1] > size:
-        return F.interpolate(x, (size, size), mode="area")
-    return x if x.shape[-1] == size else F.interpolate(x, (size, size), mode="bilinear", align_corners=False)
+    return resize(images.float(), size, size).permute(0, 3, 1, 2)
 
 
 class ProbeSides:

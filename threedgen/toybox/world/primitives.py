@@ -131,8 +131,18 @@ class Asset:
 def inside(solids: Iterable[Primitive], points: np.ndarray) -> np.ndarray:
     """Return a bool mask (N,): True for those of the ``points`` (N, 3) that lie in at least one of the solids."""
     result = np.zeros(len(points), bool)
-    for p in solids:
-        result |= signed_distance(p, points)[0] <= 0
+    for solid in solids:  # a point is inside if all of the solid's functions are at most 0
+        x, y, z = q = ((points - solid.centre) @ np.linalg.inv(solid.matrix).T).T
+        rho, ball, p = np.hypot(x, y), np.linalg.norm(q, axis=0) - 1, solid.param
+        functions = {
+            SPHERE: (ball,),
+            BOX: (abs(x) - 1, abs(y) - 1, abs(z) - 1),
+            FRUSTUM: (abs(z) - 1, rho - 1 - (p - 1) / 2 * (z + 1)),
+            TORUS: (np.hypot(rho - (1 - p), z) - p,),
+            DOME: (ball, -z),
+            PRISM: (abs(x) - (1 - z) / 2, abs(y) - 1, -z - 1),
+        }
+        result |= np.max(functions[solid.kind], axis=0) <= 0
     return result
 
 
@@ -144,44 +154,6 @@ def _reach(kind: int, param: float, matrix: np.ndarray) -> float:
     wide = max(1.0, param) if kind == FRUSTUM else 1.0
     corners = np.array([[x, y, z] for x in (-wide, wide) for y in (-wide, wide) for z in (-1, 1)], float)
     return float(((corners @ matrix.T) ** 2).sum(1).max())
-
-
-def signed_distance(solid: Primitive, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return approximate signed distances (N,) of ``points`` (N, 3) to a solid, negative inside, and normals (N, 3).
-
-    Points and normals are in world space. A solid is an intersection of smooth shapes f <= 0, such as half spaces. The
-    distance to a shape is approximated to first order, f / |grad f|, and that of the solid is the largest of these. The
-    normal is the unit gradient of the shape with the largest distance.
-    """
-    inverse = np.linalg.inv(solid.matrix)
-    x, y, z = q = ((points - solid.centre) @ inverse.T).T
-    zero, one = np.zeros_like(x), np.ones_like(x)
-    rho, r, p = np.maximum(np.hypot(x, y), 1e-9), np.maximum(np.linalg.norm(q, axis=0), 1e-9), solid.param
-    bottom, ball = (-z - 1, (zero, zero, -one)), (r - 1, (x / r, y / r, z / r))
-    if solid.kind == SPHERE:
-        pieces = [ball]
-    elif solid.kind == DOME:
-        pieces = [ball, (-z, (zero, zero, -one))]
-    elif solid.kind == BOX:
-        pieces = [
-            (np.abs(q[k]) - 1, tuple(np.copysign(one, q[k]) if k == j else zero for j in range(3))) for k in range(3)
-        ]
-    elif solid.kind == FRUSTUM:
-        slope = (p - 1) / 2
-        side = (rho - 1 - slope * (z + 1), (x / rho, y / rho, -slope * one))
-        pieces = [bottom, (z - 1, (zero, zero, one)), side]
-    elif solid.kind == TORUS:
-        out = rho - (1 - p)
-        tube = np.maximum(np.hypot(out, z), 1e-9)
-        pieces = [(tube - p, (out / tube * x / rho, out / tube * y / rho, z / tube))]
-    else:
-        slant = (np.abs(x) - (1 - z) / 2, (np.copysign(one, x), zero, 0.5 * one))
-        pieces = [(np.abs(y) - 1, (zero, np.copysign(one, y), zero)), bottom, slant]
-    values, gradients = np.stack([f for f, _ in pieces]), np.stack([np.stack(g, 1) for _, g in pieces]) @ inverse
-    length = np.maximum(np.linalg.norm(gradients, axis=2), 1e-9)  # 0 on an axis
-    best = (values / length).argmax(axis=0)[None]
-    first = np.take_along_axis(values / length, best, 0)[0]
-    return first, np.take_along_axis(gradients / length[..., None], best[..., None], 0)[0]
 
 
 def profile(kind: int, param: float, segments: int) -> np.ndarray:

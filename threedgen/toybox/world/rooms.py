@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from threedgen.geometry.poses import orbit_array
+
 from .builder import Builder, bounds, rotation
 from .grammar import COLOURS, Spec, article, caption, colour_value, sample_colour
 from .primitives import Asset, Primitive
@@ -213,12 +215,8 @@ def look_c2w(position: np.ndarray, azimuth: np.ndarray, elevation: np.ndarray) -
     ``azimuth`` and ``elevation`` (...) are those of the viewing direction in radians. Azimuth 0 looks along +x, pi / 2
     along +y. A positive elevation looks up.
     """
-    ce, se, ca, sa = np.cos(elevation), np.sin(elevation), np.cos(azimuth), np.sin(azimuth)
-    back = -np.stack([ce * ca, ce * sa, se], -1)
-    right = np.stack([sa, -ca, np.zeros_like(sa)], -1)
-    c2w = np.zeros((*back.shape[:-1], 4, 4), np.float32)
-    c2w[..., :3, 0], c2w[..., :3, 1], c2w[..., :3, 2] = right, np.cross(back, right), back
-    c2w[..., :3, 3], c2w[..., 3, 3] = position, 1
+    c2w = orbit_array(-elevation, azimuth + np.pi, 0)  # a camera on the opposite side looks this way
+    c2w[..., :3, 3] = position
     return c2w
 
 
