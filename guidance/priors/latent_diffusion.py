@@ -473,13 +473,15 @@ class LatentDiffusion(Prior):
         """
         if self.predictor is None:
             return None
+        counts = torch.unique_consecutive(text, dim=0, return_counts=True)[1]
+        n_view = int(counts[0]) if (counts == counts[0]).all() else 1  # views of one object have equal texts
         with self.autocast():
             _, words, code = self.split_text(text)
             camera = joined.camera_vector(c2w.to(self.device).float())
-            found = self.predictor(words, camera, code).float()
+            found = self.predictor(words, camera, code, n_view).float()
             if text_guidance and code is not None and code.any():
                 empty = self.split_text(self.empty_text.to(self.device))[1].expand_as(words)
-                change = found - self.predictor(empty, camera, code).float()
+                change = found - self.predictor(empty, camera, code, n_view).float()
                 found = found + TEXT_GUIDANCE * code.any(1)[:, None, None, None] * change
         return F.interpolate(found, self.latent_shape[1:], mode="bilinear", align_corners=False)
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.support.tiny_prior import TEXT_WIDTH, cpu, tiny_coarse
+from tests.support.tiny_prior import TEXT_WIDTH, coarse_prior, cpu, tiny_coarse
 from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.poses import orbit_array
 from threedgen.guidance.attention.joined import HALF_EXTENT, camera_vector
@@ -33,6 +33,20 @@ def test_views_of_an_object_are_those_of_separate_calls() -> None:
         assert ((other - together).flatten(1).abs().amax(1) > 1e-4).all()
     alone = coarse(text, None, code, 2)
     torch.testing.assert_close(alone[0], alone[1], msg="without a camera, views are equal")
+
+
+def test_prior_computes_one_volume_per_object(monkeypatch: pytest.MonkeyPatch) -> None:
+    coarse = tiny_coarse(volume=(8, 8))
+    prior, c2w, counts, volume = coarse_prior(coarse), poses(0, 90, 180, 270), list[int](), coarse.decoder.volume
+    monkeypatch.setattr(
+        coarse.decoder, "volume", lambda mixed, text: (counts.append(len(text)), volume(mixed, text))[1]
+    )
+    text = prior.encode_prompt(["a red dog", "a blue cat"]).repeat_interleave(2, 0)
+    found = prior.predict_coarse(text, c2w)
+    single = torch.cat([prior.predict_coarse(text[k : k + 1], c2w[k : k + 1]) for k in range(4)])
+    torch.testing.assert_close(found, single)
+    prior.predict_coarse(text[:3], c2w[:3])
+    assert counts == [2, 1, 1, 1, 1, 3]
 
 
 def test_samples_lie_on_the_rays_of_the_pixels_from_near_to_far() -> None:
