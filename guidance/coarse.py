@@ -33,9 +33,9 @@ TEXT_GUIDANCE = 1.5
 class CoarsePredictor(ModelMixin, ConfigMixin):
     """Network that predicts the clean latents of an image from text, an optional camera and an optional object code.
 
-    It makes one pass and has no noise as input. Text, camera and code determine the coarsest feature map, or text and
-    code the coarsest feature volume. On the finer levels each position attends to the text, so that "a red hat" colours
-    the hat also if no training caption has a red hat.
+    The network runs once, without noise as input. It computes the coarsest feature map from text, camera and code, or
+    the coarsest feature volume from text and code. In most of the following residual blocks, each position attends to
+    the text, so that "a red hat" colours the hat even if no training caption has a red hat.
     """
 
     config_name: Any = "config.json"
@@ -125,8 +125,8 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
 
         `attention.joined.camera_vector` computes camera vectors. If `camera` is None, a trained embedding replaces it,
         and the result is the mean over all cameras. Without a code, or with a zero code, the result is the mean over
-        all objects that fit the caption. `n_view` consecutive rows should have equal texts and codes: they are views of
-        one object, which a predictor with feature volumes computes once.
+        all objects that fit the caption. `n_view` consecutive rows are views of one object and must have equal texts
+        and codes, because a predictor with feature volumes computes one volume for them.
         """
         code = text.new_zeros(len(text), text.shape[2]) if code is None else code
         count = n_view if self.decoder is not None and camera is not None else 1
@@ -193,7 +193,7 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
             self.register_to_config(fusion=channels)
 
     def copy_shared(self, other: "CoarsePredictor") -> None:
-        """Copy the weights of all parts of `other` but the decoder and the view fusion."""
+        """Copy weights from `other`, except those of the decoder (feature maps or volumes) and of the view fusion."""
         for name in ("encoder", "sampler", "key_value", "norm", "code_tokens"):
             getattr(self, name).load_state_dict(getattr(other, name).state_dict())
         with torch.no_grad():
@@ -201,6 +201,9 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
             self.code_positions.copy_(other.code_positions)
 
     def read(self, text: Tensor) -> Tensor:
-        """Return features (B, queries * D): learned queries attend to `text` (B, L, D), tokens of caption and code."""
+        """Summarise `text` (B, L, D), the tokens of caption and object code, as features (B, queries * D).
+
+        Learned queries attend to the tokens.
+        """
         query = self.queries.expand(len(text), -1, -1)
         return cross_attend(query, self.key_value(text), self.heads).flatten(1)

@@ -21,7 +21,17 @@ class Block(nn.Module):
         conv: type[nn.Conv2d] | type[nn.Conv3d] = nn.Conv2d,
         attend: bool = True,
     ) -> None:
-        """Build the block for `width` features; `conv` is Conv3d for volumes. `attend`: with cross-attention."""
+        """Build the block.
+
+        Args:
+            channels: channels C of input and output.
+            text_width: features D per token of the text.
+            heads: number of attention heads.
+            width: length of the feature vector from which scale and shift are computed.
+            groups: groups of the group norms.
+            conv: nn.Conv2d for feature maps, nn.Conv3d for volumes.
+            attend: whether the block has cross-attention.
+        """
         super().__init__()
         self.heads, self.attend = heads, attend
         if attend:
@@ -38,10 +48,10 @@ class Block(nn.Module):
         nn.init.zeros_(self.modulation.bias)
 
     def forward(self, x: Tensor, text: Tensor, features: Tensor) -> Tensor:
-        """Return the block's output for a feature map `x` (B, C, h, w) or volume (B, C, n, n, n), in its shape.
+        """Return the block's output for `x`, a feature map (B, C, h, w) or volume (B, C, n, n, n); same shape.
 
-        Each position of x attends to `text` (B, L, D), the tokens of text and object code. `features` (B, width) give
-        scale and shift.
+        With cross-attention, each position of `x` attends to `text` (B, L, D), the tokens of text and object code.
+        Scale and shift are computed from the vectors `features` (B, width).
         """
         if self.attend:
             query = self.query(self.norm_words(x).flatten(2).transpose(1, 2))

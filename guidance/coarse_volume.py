@@ -14,20 +14,22 @@ from .coarse_blocks import Block
 from .view_fusion import HARMONICS, camera_harmonics
 
 COARSEST = 4
-"""Side of the coarsest volume."""
+"""Cells per side of the coarsest feature volume."""
 RADIUS, REACH = 0.85, 0.88
-"""Half the depth range of the samples of a ray, and half the side of the volume, in world units."""
+"""RADIUS: half the depth range, around the origin, of the samples of a ray. REACH: half the side of the feature volume.
+Both in world units."""
 DISTANCE = 2.61
 """Assumed distance of the cameras from the origin, in world units; camera vectors have no distance."""
 INNER_BLOCKS, MAP_CHANNELS, MAP_BLOCKS, DEPTHS = 2, 64, 2, 12
-"""Blocks of each volume between the coarsest and the finest, which have one; channels and number of blocks of the 2D
-network; samples of a ray."""
+"""INNER_BLOCKS: residual blocks per volume; the coarsest and the finest volume have one. MAP_CHANNELS, MAP_BLOCKS:
+channels and number of blocks of the 2D network. DEPTHS: samples per ray."""
 OPACITY_BIAS, EMPTY, SOLID = -2.0, 0.1, 2.0
-"""Bias of the logits of opacity, factor on features of weight 0, and how much the weight increases the factor."""
+"""OPACITY_BIAS is added to the logits of the opacity. The features of a sample are multiplied by EMPTY + SOLID * w,
+where w is its weight in volume rendering (opacity times transmittance)."""
 
 
 class VolumeDecoder(nn.Module):
-    """Network that predicts latents of any view of an object from features of text and object code."""
+    """Network that predicts latents of any view of an object from text, object code and camera, by a feature volume."""
 
     u: Tensor
     s: Tensor
@@ -42,15 +44,19 @@ class VolumeDecoder(nn.Module):
         features: int,
         channels: tuple[int, ...],
     ) -> None:
-        """Build the network. Raises ValueError if the finest of the volumes, with sides 4, 8, ..., has not side `size`.
+        """Build the network.
 
         Args:
-            text_width: features D of a token of text or code.
+            text_width: features D per token of text or object code.
             latent_channels, size: channels C and side h of the latents.
-            heads: attention heads.
-            width: hidden features, which scale and shift the inputs of the blocks.
-            features: number of input features.
-            channels: channels of the volumes, from coarse to fine. The finest attends to no text.
+            heads: number of attention heads.
+            width: length of the hidden vector that scales and shifts the inputs of the blocks.
+            features: length F of the input vector that summarises text and object code.
+            channels: channels of the volumes, from coarse to fine. Their sides are 4, 8, 16, ... cells. The finest does
+                not attend to the text.
+
+        Raises:
+            ValueError: the side of the finest volume differs from `size`.
         """
         super().__init__()
         last = len(channels) - 1
@@ -88,8 +94,8 @@ class VolumeDecoder(nn.Module):
     def forward(self, features: Tensor, text: Tensor, camera: Tensor | None) -> Tensor:
         """Predict latents (B, V, C, h, h) of V views of B objects.
 
-        `features` (B, F) and `text` (B, L, D) are of text and object code, `camera` (B, V, 16) camera vectors. If
-        `camera` is None, V is 1, and the result is the mean over all cameras.
+        `features` (B, F) summarise text and object code, `text` (B, L, D) are the tokens of both, `camera` (B, V, 16)
+        camera vectors. If `camera` is None, V is 1, and the result is the mean over all cameras.
         """
         mixed = self.mix(features)
         if camera is None:
@@ -104,9 +110,10 @@ class VolumeDecoder(nn.Module):
         return self.out(F.silu(self.out_norm(x))).unflatten(0, (-1, count))
 
     def volume(self, mixed: Tensor, text: Tensor) -> Tensor:
-        """Return volumes (B, C + 1, n, n, n) with axes x, y, z and n = `size`: C features and the logit of the opacity.
+        """Return feature volumes (B, C + 1, n, n, n) of B objects: C features, then the logit of the opacity.
 
-        `mixed` (B, width) are features, `text` (B, L, D) tokens of text and object code.
+        The last three axes are x, y, z; n is the `size` of the constructor. `mixed` (B, width) are hidden vectors
+        computed from text and object code, `text` (B, L, D) the tokens of both.
         """
         x = self.seed(mixed).unflatten(1, (-1, COARSEST, COARSEST, COARSEST))
         for k, (blocks, positions) in enumerate(zip(self.levels, self.positions, strict=True)):
@@ -116,8 +123,9 @@ class VolumeDecoder(nn.Module):
         return self.to_feature(F.silu(self.volume_norm(x)))
 
     def project(self, volume: Tensor, camera: Tensor) -> Tensor:
-        """Return feature maps (B V, MAP_CHANNELS, h, h) of V views per object: samples of `volume` along the rays.
+        """Render feature maps (B V, MAP_CHANNELS, h, h) of V views per object from feature volumes.
 
+        Each pixel samples the volume along its ray; a linear layer combines the samples, weighted by their visibility.
         `volume` (B, C + 1, n, n, n) is the result of the method `volume`, `camera` (B, V, 16) camera vectors.
         """
         B, V = camera.shape[:2]
@@ -130,14 +138,14 @@ class VolumeDecoder(nn.Module):
         return self.flatten((sampled[:, :-1] * (EMPTY + SOLID * weight)).flatten(1, 2))
 
     def position_weights(self) -> list[nn.Parameter]:
-        """Return the weights that have an entry for each position of a volume, for which Muon is not meant."""
+        """Return the weights with an entry for each position of a volume; the optimiser Muon does not suit them."""
         return [self.seed.weight, *self.positions]
 
     def points(self, camera: Tensor) -> Tensor:
-        """Return sample points (N, DEPTHS, h, h, 3) of the rays of N cameras (N, 16), in halves of the volume's side.
+        """Return the points (N, DEPTHS, h, h, 3) at which the rays of N cameras, vectors (N, 16), sample the volume.
 
-        The points are x, y, z, and [-1, 1] is the volume. The rays are those of a camera at `DISTANCE` that sees the
-        square with half the side `HALF_EXTENT` around the origin.
+        Points are (x, y, z), scaled so that the volume is [-1, 1]^3. Each camera has the distance `DISTANCE` from the
+        origin and sees, in the plane through the origin that faces it, a square of side 2 `HALF_EXTENT`.
         """
         pose = camera.float().unflatten(1, (4, 4))[:, :3, :3]
         right, up, back = (pose[:, None, None, None, :, k] for k in range(3))
@@ -147,6 +155,6 @@ class VolumeDecoder(nn.Module):
 
 
 def shuffle(x: Tensor) -> Tensor:
-    """Turn channels into positions, (B, 8 C, n, n, n) to (B, C, 2 n, 2 n, 2 n), as pixel_shuffle does in 2D."""
+    """Rearrange a volume (B, 8 C, n, n, n) to twice the side, (B, C, 2 n, 2 n, 2 n), as pixel_shuffle does in 2D."""
     x = x.unflatten(1, (-1, 2, 2, 2)).permute(0, 1, 5, 2, 6, 3, 7, 4)
     return x.flatten(6, 7).flatten(4, 5).flatten(2, 3)

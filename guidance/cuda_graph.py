@@ -18,9 +18,9 @@ class GraphedCalls:
     """Wrapper that calls one function of tensors on a GPU without gradients, from the third call on as a CUDA graph.
 
     A graph is valid for fixed shapes, dtypes and devices of the tensor arguments and fixed values of the other
-    arguments. A call for which one of these differs drops the graph, which holds the memory of all activations. This
-    call and the next run normally, the one after them captures a new graph. If a capture fails, the reason is logged,
-    and all later calls run normally. Everything else that the function uses, such as weights, must not change.
+    arguments. If one of these differs in a call, the graph and its memory for all activations are freed. This call and
+    the next run normally; the one after them captures a new graph. If a capture fails, the reason is logged, and all
+    later calls run normally. Everything else that the function uses, such as weights, must not change.
     """
 
     def __init__(self) -> None:
@@ -31,9 +31,10 @@ class GraphedCalls:
         self._recording: Recording | None = None
 
     def __call__(self, function: Callable[..., Tensor], *inputs: Tensor | int | None) -> Tensor:
-        """Return `function(*inputs)`; all calls must pass the same function, because a captured graph replaces it.
+        """Return `function(*inputs)`, computed by the function itself or by replaying its captured graph.
 
-        The function is not stored, because it may refer to the owner of this object.
+        All calls must pass the same function. It is an argument and not an attribute, because it may refer to the owner
+        of this object.
         """
         tensors = [value for value in inputs if isinstance(value, Tensor)]
         key = tuple((v.shape, v.dtype, v.device) if isinstance(v, Tensor) else v for v in inputs)

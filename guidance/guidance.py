@@ -74,7 +74,7 @@ def combine(eps_cond: Tensor, eps_uncond: Tensor, guidance_scale: float) -> Tens
 class Negatives(NamedTuple):
     """K negative prompts for each of B images: text embeddings (K, B, L, D) and weights w_k (K, B) >= 0.
 
-    `combine_perp_neg` says how the weights are used.
+    `combine_perp_neg` has the formula.
     """
 
     text: Tensor

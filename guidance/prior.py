@@ -165,9 +165,9 @@ class Prior(Protocol):
         return
 
     def replayed(self, function: Callable[..., Tensor], *inputs: Tensor | int | None) -> Tensor:
-        """Return `function(*inputs)`, the output of the UNet.
+        """Return `function(*inputs)`, where `function` runs the UNet on `inputs`.
 
-        If the attribute `graph` is set and gradients are disabled, that CUDA graph computes the output.
+        If the attribute `graph` is set and gradients are disabled, the UNet runs as this CUDA graph.
         """
         return function(*inputs) if self.graph is None or torch.is_grad_enabled() else self.graph(function, *inputs)
 
@@ -236,12 +236,12 @@ class Prior(Protocol):
     def sample_code(
         self, text: Tensor, generator: sampling.Generators = None, similar_to: Tensor | None = None
     ) -> Tensor:
-        """Sample an object code for each of n prompts, and return a copy of `text` (n, L, D) with it as new last row.
+        """Sample an object code for each of n prompts; return a copy of `text` (n, L, D) with it in the last row.
 
-        It replaces the row of zeros or the code that was there, and chooses what a prompt leaves unspecified, once for
-        all views. A prior without object codes returns `text` unchanged. `generator` is one random generator or a list
-        of n; None: torch's global generator. `similar_to` (n, L, D) are embeddings with codes of n other objects, to
-        which the sampled objects become similar; None: no such objects.
+        The last row of `text`, zeros or an earlier code, is replaced. A code chooses what a prompt leaves unspecified,
+        once for all views. A prior without object codes returns `text` unchanged. `generator` is one random generator
+        or a list of n; None: torch's global generator. `similar_to` (n, L, D) are embeddings with codes of n other
+        objects, to which the sampled objects become similar; None: no such objects.
         """
         return text
 
@@ -251,10 +251,9 @@ class Prior(Protocol):
         return False
 
     def encode_code(self, text: Tensor, latents: Tensor, c2w: Tensor, fit: bool = False) -> Tensor:
-        """Compute an object code from V known views of each of n objects.
+        """Compute object codes from V known views of each of n objects; return `text` with the codes in its last row.
 
-        Returns a copy of the embeddings `text` (n, L, D) with the codes in place of the last row, or `text` unchanged
-        if the prior has no object codes.
+        `text` are embeddings (n, L, D); the result is a copy, or `text` unchanged if the prior has no object codes.
         With `fit`, gradient descent adapts the encoded codes to the views (half a second for one view on a CPU).
         `latents` are clean latents of the views (n, V, C, h, w), `c2w` their camera-to-world matrices (n, V, 4, 4).
         """

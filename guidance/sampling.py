@@ -72,10 +72,10 @@ def ddim_timesteps(steps: int, T: int = 1000) -> Tensor:
 
 
 def ddim_alphas(schedule: Schedule, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-    """Return alpha_bar before and after the step at each of the ascending `timesteps`, two (steps,) float64 on the CPU.
+    """Return alpha_bar before and after the step at each of the ascending `timesteps`.
 
-    The last step, at timesteps[0], ends at alpha_bar[0] as in Stable Diffusion, instead of 1 (diffusers:
-    set_alpha_to_one=False).
+    Both are (steps,) float64 on the CPU. The last step, at timesteps[0], ends at alpha_bar[0] as in Stable
+    Diffusion, instead of 1 (diffusers: set_alpha_to_one=False).
     """
     alpha_bar = schedule.alpha_bar.cpu().double()
     a = alpha_bar[timesteps]
@@ -229,7 +229,8 @@ def total_steps(steps: int, draft: float | None, rounds: int = 0, init: InitLate
         draft: img2img strength at full size after a first pass at half the size; None: the first pass has full size.
         rounds: number of img2img rounds that make views consistent (`ViewSync.rounds`). The first of them is also the
             pass after a draft. `img2img_strengths` gives the strengths.
-        init: img2img start of the first pass, whose strength replaces that of noise, 1; `draft` is then ignored.
+        init: img2img start of the first pass, which then is an img2img pass at full size, and `draft` is ignored.
+            None: the first pass starts from noise.
     """
     first, draft = (1.0, draft) if init is None else (init.strength, None)
     return sum(max(1, round(strength * steps)) for strength in [first, *img2img_strengths(draft, rounds)])

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from .object_code import FREQUENCIES, sinusoids
 
 HARMONICS = 4
-"""Number of harmonics in the encoding of the azimuth. With the plain camera vector as input of the coarse predictor,
-the camera had no effect after 300 training steps."""
+"""Number of sines and of cosines that encode the azimuth of a camera. A coarse predictor with plain camera vectors as
+input still ignored the camera after 300 training steps."""
 WIDTH, ROW_CHANNELS, HIDDEN, GROUPS = 256, 32, 512, 8
-"""Features of a view or of a pair of views, channels of `RowLayer`, hidden features of MLPs, groups of the norms."""
+"""WIDTH: features of a view or of a pair of views. ROW_CHANNELS: channels in `RowLayer`. HIDDEN: hidden features of the
+MLPs. GROUPS: groups of the group norms."""
 VIEWS = 4
-"""Usual number of views of an object."""
+"""Usual number of views per object; the mean message from all views is multiplied by its square root."""
 
 
 class ModulatedBlock(nn.Module):
@@ -42,8 +43,8 @@ class ModulatedBlock(nn.Module):
 class RowLayer(nn.Module):
     """Residual MLP over each row of a square feature map; it mixes all positions and channels of the row.
 
-    It can move features from other views along a row, because cameras at one elevation see a 3D point in about the same
-    row.
+    It can move features that come from other views to their position in this view, because cameras at one elevation
+    see a 3D point in about the same row.
     """
 
     def __init__(self, channels: int, side: int) -> None:
@@ -64,8 +65,7 @@ class ViewFusion(nn.Module):
     """Network that predicts clean latents of all views of an object from coarse predictions and noisy latents.
 
     First each view gets features from all views (`messages`). Then a small UNet, the same for every view, predicts a
-    correction that is added to the coarse prediction. Before training, the UNet's last layer and the correction are
-    zero.
+    correction that is added to the coarse prediction. Before training, the correction is zero.
     """
 
     def __init__(self, latent_channels: int, size: int, channels: int) -> None:

@@ -15,9 +15,9 @@ from threedgen.config.optional import EXTRAS, installed
 from .options import require_backend
 
 DEVICE_TYPES = {"numba": "cpu", "triton": "cuda", "tinycudann": "cuda", "nerfacc": "cuda", "gsplat": "cuda"}
-"""Device type of each back end that computes in float32 only. The back end `torch` supports all devices and dtypes."""
+"""Back end -> device type on which it runs, in float32 only. The back end `torch` runs everywhere, with every dtype."""
 FAST = ("numba", "triton", "gsplat")
-"""Back ends that "auto" can select, in order of preference."""
+"""Back ends (kernel implementations) from which the option `backend=auto` chooses, in order of preference."""
 FIELD_KERNELS = ("numba", "triton")
 """Fast back ends of the hash grid and of the ray marcher."""
 
@@ -25,13 +25,13 @@ FIELD_KERNELS = ("numba", "triton")
 def choose(
     name: str, device: torch.device, dtype: torch.dtype = torch.float32, among: Container[str] = FIELD_KERNELS
 ) -> str:
-    """Return the name of the back end (kernel implementation) to use: "meta" on torch's meta device, else `name`.
+    """Return the name of the back end (kernel implementation) to use: `name`, or for "auto" the fastest available one.
 
-    The `name` "auto" becomes the first of "numba" (CPU), "triton" and "gsplat" (GPU) that is in `among`, installed, and
-    for this device; "torch" if there is none or the dtype is not float32.
+    "auto" becomes the first of "numba" (CPU), "triton" and "gsplat" (GPU) that is in `among`, is installed and supports
+    the device and the dtype; if there is none, "torch". On torch's meta device, every name becomes "meta".
 
     Args:
-        among: names of the fast back ends of the computation, by default those of the hash grid and the ray marcher.
+        among: back ends that the computation has; by default the fast ones of the hash grid and of the ray marcher.
 
     Raises:
         ConfigError: if the back end `name` is not installed, or does not support the device or the dtype.
@@ -52,8 +52,8 @@ def choose(
 def load(modules: Mapping[str, str], name: str, device: torch.device, dtype: torch.dtype = torch.float32) -> ModuleType:
     """Import the back end `name` and return its module; "auto" is the fastest one for the device and the dtype.
 
-    `modules` maps the names of all back ends of the computation to import paths. Raises ConfigError if the back end
-    `name` is not installed, cannot be imported, or does not support the device or the dtype.
+    `modules` maps the names of all back ends of one computation, such as ray marching, to import paths. Raises
+    ConfigError if the back end `name` is not installed, cannot be imported, or does not support the device or dtype.
     """
     name = choose(name, device, dtype, modules)
     try:

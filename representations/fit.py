@@ -53,9 +53,9 @@ class Bounds(NamedTuple):
     def from_cameras(cls, cameras: Cameras) -> "Bounds":
         """Return the bounds of a scene from all cameras of the scene, including those of held-out views.
 
-        If the distances of cameras from the origin are d_min to d_max, the radius is p d_max / 2, near is
-        (1 - 5/8 p) d_min, and far is d_max + radius. p is 1, or less if the images show only a smaller ball around the
-        origin: the radius of this ball divided by d_max / 2.
+        If the cameras are at distances d_min to d_max from the origin, then radius = p d_max / 2, near =
+        (1 - 5/8 p) d_min, and far = d_max + radius. The factor p is 1 if the images show the whole ball of radius
+        d_max / 2; else it reduces the radius to that of the ball that they show.
         """
         distance, K = cameras.position.norm(dim=-1), cameras.K
         corner = torch.stack([cameras.width / K[:, 0, 0], cameras.height / K[:, 1, 1]], -1).norm(dim=-1) / 2

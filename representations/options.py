@@ -366,9 +366,8 @@ class PaperProtocolConfig(ProtocolConfig):
 class SubsampledProtocolConfig(ProtocolConfig):
     """Cheaper protocol: random pixels and a smaller hash grid.
 
-    Scores are not comparable with those of the protocol `paper`.
-
-    Options of the fit of a NeRF to views of a scene, in less time than with `paper` (`PaperProtocolConfig`).
+    Options of the fit of a NeRF to views of a scene (`ProtocolConfig`). It takes less time than the protocol "paper"
+    (`PaperProtocolConfig`), but the scores of the two protocols are not comparable.
     """
 
     name: Literal["subsampled"] = "subsampled"

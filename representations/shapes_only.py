@@ -48,12 +48,13 @@ def place(origins: Tensor, directions: Tensor, spans: Tensor, options: MarchConf
 
 @dataclass(frozen=True)
 class EqualRays(Samples):
-    """Samples on torch's meta device (shapes without values), equally many on each ray.
+    """Samples on torch's meta device (shapes without values), with the same number on each ray, to measure memory.
 
-    Real chunks of rays use the same memory one after another, so it is enough to measure three. `split` returns at most
-    three slices: two chunks, and all other rays. For the slice of all other rays, `select_rays` returns only as many
-    samples as a chunk has. Each call of `split` that divides the rays appends this number to the list `chunks`. The
-    operators of the second chunk count as those of all chunks but the first and the last (`PeakMemory.launches`).
+    A real render computes chunks of rays one after another in the same memory, so it is enough to measure three.
+    `split` returns at most three slices: two chunks of rays, and one slice of all other rays. For the latter,
+    `select_rays` returns only as many samples as a chunk has. Each call of `split` that divides the rays appends the
+    number of samples per chunk to the list `chunks`. `PeakMemory.launches` counts the operators of the second chunk
+    once for each chunk between the first and the last.
     """
 
     chunks: list[int] = field(default_factory=list)

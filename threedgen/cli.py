@@ -31,7 +31,7 @@ THREESTUDIO = {
     "--gpu": "the GPU is chosen by trainer.devices=1 and the environment variable CUDA_VISIBLE_DEVICES",
     "--gradio": "there is a page with --config studio",
 }
-"""Dict from flag of threestudio to advice for its users, for error messages."""
+"""Advice for users who pass flags of threestudio, a similar framework: dict from flag to text of the error message."""
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 OK, FAILED, INTERRUPTED = 0, 1, 130

@@ -28,7 +28,7 @@ class Settings(bpy.types.PropertyGroup):
 
 
 def start(context: bpy.types.Context, texture: bool) -> Job:
-    """Start a job that makes an object from the scene's prompt or, if `texture`, textures the selected mesh.
+    """Start and return a job: make an object from the panel's prompt or, if `texture`, texture the selected mesh.
 
     Raises StudioError if the prompt is empty, no mesh is selected, or Blender may not go online.
     """

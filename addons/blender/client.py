@@ -23,7 +23,10 @@ class StudioError(Exception):
 
 
 class Progress(NamedTuple):
-    """Phase of a job, such as "starting", fraction of it done, in [0, 1], and time left in the phase ("": unknown)."""
+    """Progress of a job: name of the current phase, fraction of the phase that is done, in [0, 1], and time left.
+
+    The time left in the phase is a text, such as "6 s"; "": unknown.
+    """
 
     phase: str
     fraction: float = 0.0
@@ -42,10 +45,10 @@ def read_progress(job: dict[str, Any]) -> Progress:
 
 
 class Studio:
-    """Connection to the studio at `address`, which may contain the token, like the address that the studio prints.
+    """HTTP client of a studio (threedgen's web server) at `address`, such as "http://127.0.0.1:8090".
 
-    `token` is the secret that grants access; "": the address contains it. The constructor raises StudioError if the
-    address is invalid.
+    `token` is the secret that grants access; "": it is part of the address, as in the one that the studio prints. The
+    constructor raises StudioError if the address is invalid.
     """
 
     def __init__(self, address: str, token: str = "") -> None:

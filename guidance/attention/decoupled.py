@@ -27,8 +27,9 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Function (queries, keys, values), each (..., L, C) -> attention output (..., L, C), per sequence of L tokens."""
 
 SIDES, RING = 4, (2, 4, 5)
-"""The six mesh views of the layout "rowcol" are front, right, back, left, top, bottom. The first SIDES views attend to
-each other along image rows; the views with the indices RING and the left-right mirrored front view along columns."""
+"""Views of the layout "rowcol", whose order is front, right, back, left, top, bottom. The first SIDES views attend to
+each other along image rows. The views with the indices RING (back, top, bottom) and the front view, mirrored
+left-right, attend to each other along columns."""
 
 
 class DecoupledAttnProcessor(nn.Module):

@@ -20,7 +20,7 @@ from .image_tokens import IMAGE_TOKENS, add_image_tokens, attend_to_image
 
 CAMERA_DIM = 16
 WORLD_ROTARY = "world_rotary"
-"""Key of a UNet's config. The value tells whether `unet_output` passes a `WorldRotary` to the self-attention."""
+"""Key of a UNet's config: whether its self-attention has a rotary position embedding (`WorldRotary`)."""
 SEPARATE_LEVELS = "separate_levels"
 """Key of a UNet's config. The value tells whether the views of an object had separate noise levels in training. Such a
 network can sample new views beside known ones (`completion.py`), and its prediction for a single view can serve as the
@@ -33,7 +33,7 @@ HALF_EXTENT = 0.95
 """Half the side, in world units, of the square that `WorldRotary` assumes to be visible; the toybox cameras are about
 0.95 / tan(fov / 2) away from the object's centre."""
 ROTARY_WIDTH = 32
-"""Channels of a self-attention head with `WorldRotary`; cross-attention has the heads of the UNet's config."""
+"""Channels per head of self-attention with `WorldRotary`. Cross-attention has the head count of the UNet's config."""
 LOWEST, HIGHEST = 1.0, 25.0
 """Frequencies of `WorldRotary` in radians per world unit. The highest has a period of two pixels of 16 x 16 latents."""
 
@@ -44,8 +44,8 @@ class WorldRotary:
     The first, third, ... head of a layer rotates by 3D positions. The position of a token is the point, in world axes,
     where the ray of its pixel meets the plane through the world origin (the object's centre) that faces the camera. A
     pixel and its mirror image in the opposite view have the same point. The other heads rotate by the 2D position in
-    the image, so that a token can attend to the same pixel of another view, which shows the same on solids of
-    revolution. Attention depends on the offset between two positions.
+    the image, so that a token can attend to the same pixel of another view; on solids of revolution, both look the
+    same. The rotations make attention depend on the offset between the positions of query and key.
     """
 
     def __init__(self, camera: Tensor | None, batch: int, device: torch.device) -> None:
@@ -63,10 +63,10 @@ class WorldRotary:
         self.tables: dict[tuple[int, int, int, int, torch.dtype], tuple[Tensor, Tensor]] = {}
 
     def table(self, tokens: int, width: int) -> tuple[Tensor, Tensor]:
-        """Return the arguments `cos` and `sin` of `rotate`, each (B, 2, L, D).
+        """Return cosines and sines of the rotation angles, as arguments `cos` and `sin` of `rotate`: each (B, 2, L, D).
 
-        The second index is 0 for heads that rotate by 3D positions, 1 for heads that rotate by 2D positions. L is the
-        number `tokens` of an image, D the `width` of a head. There are N = 6 (D // 16) angles. In `cos`, channels 0 to
+        The second index is 0 for heads that rotate by 3D positions, 1 for heads that rotate by 2D positions. An image
+        has L = `tokens` tokens, a head D = `width` channels. There are N = 6 (D // 16) angles. In `cos`, channels 0 to
         N - 1 hold their cosines, and N to 2 N - 1 the same again. In `sin`, channels 0 to N - 1 hold the negative
         sines, N to 2 N - 1 the sines. The other channels, cosine 1 and sine 0, are not rotated.
         """

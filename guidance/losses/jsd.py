@@ -10,11 +10,11 @@ from .sds import SDS, NoisyLatents, rescale_std
 
 
 class JSD(SDS):
-    """SDS of single views, coupled by an energy C: their joint distribution has the factor exp(C).
+    """SDS of single views with a consistency term C: the joint distribution of the views gets the factor exp(C).
 
-    C = -view_weight |x0_single - x0_views|^2 / (2 V) for V views. x0_views are the clean latents that the prior
-    predicts for all views together, x0_single those that it predicts for each view without camera and prompt. (In the
-    paper, C_MVS: the energy of a multi-view generation model.)
+    C = -view_weight |x0_single - x0_views|^2 / (2 V) for V views (C_MVS in the paper). x0_views are the clean latents
+    that the prior predicts for all views together, x0_single those that it predicts for each view without camera and
+    prompt.
 
     The gradient is w(t) (eps - sigma_t dC / dx_t - noise) / B for B images. eps is the guided noise prediction for
     single views, sigma_t = sqrt(1 - alpha_bar_t), and w(t) the weight of `sds_direction`. As in the released code,
@@ -40,12 +40,12 @@ class JSD(SDS):
         return NoisyLatents(z, x, t, noise, eps, eps_cond)
 
     def joint_x0(self, x: Tensor, t: Tensor, denoise: Denoiser, condition: Condition, step: int) -> Tensor:
-        """Predict the clean latents x0_views of all views together, (B, C, h, w), for the energy C.
+        """Predict the clean latents (B, C, h, w) of all views together: x0_views in the consistency term C.
 
-        `x` are noisy latents (B, C, h, w) at timesteps `t`, (1,) or (B,). `denoise` predicts noise without guidance;
-        `condition` has text, cameras and reference image of the views. Two options, whose values may change with the
-        optimisation step `step`, are used: `view_guidance_scale`, the guidance scale of this prediction, and
-        `recon_std_rescale`, the argument `share` of `rescale_std`.
+        The guidance scale is the option `view_guidance_scale`. The option `recon_std_rescale` in [0, 1] moves the
+        standard deviation of the result towards that without guidance, see `rescale_std`. Both may depend on the
+        optimisation step `step`. `x` are noisy latents (B, C, h, w) at timesteps `t`, (1,) or (B,). `denoise` predicts
+        noise without guidance; `condition` has text, cameras and reference image of the views.
         """
         eps, eps_cond = predict(denoise, x, t, condition, self.value("view_guidance_scale", step))
         x0, x0_cond = (self.schedule.x0_from_eps(x, one, t) for one in (eps, eps_cond))

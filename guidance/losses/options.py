@@ -13,8 +13,9 @@ Angle = Annotated[float, Field(ge=0, le=180)]
 class ViewPromptsConfig(Config):
     """Options of view-dependent prompts ("a dog, front view"; DreamFusion, section 3.2) and of Perp-Neg.
 
-    With Perp-Neg, the text embedding of a view is interpolated by azimuth: between those of the front and side prompts
-    in the front half, between side and back in the other. Its negative prompts are those for front and side.
+    With Perp-Neg, the text embedding of a view is interpolated by azimuth: between the front and the side prompt for
+    views nearer to the front than to the back, else between the side and the back prompt. Front and side prompts are
+    also the negative prompts of each view.
     """
 
     enabled: bool = Field(False, description="use view prompts; the prior must know the words")

@@ -13,8 +13,8 @@ from threedgen.guidance.weights.loading import novel_view_model
 class CamerasConfig(Config):
     """Training cameras of a novel-view model; saved beside its weights.
 
-    These are ranges of the elevation (degrees) and of the distance to the origin (world units), and the focal length
-    (image heights).
+    The settings are the ranges of elevation (degrees) and distance to the origin (world units), and the focal length
+    (in image heights).
     """
 
     elevation: tuple[float, float] = Field(description="lowest and highest elevation, degrees above the horizon")

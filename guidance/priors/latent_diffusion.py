@@ -216,7 +216,7 @@ class LatentDiffusion(Prior):
         self.graph = GraphedCalls() if self.cuda_graph else None
 
     def with_draft(self, draft: float | None) -> Self:
-        """Turn coarse-to-fine sampling on or off, and return self. It samples at half the size, then at full size.
+        """Turn coarse-to-fine sampling (first at half the size, then at full size) on or off, and return self.
 
         `draft` is the img2img strength in (0, 1] of the second pass, at full size; None: one pass, at full size. Raises
         ConfigError if the prior cannot sample at half the size, or has a coarse predictor (the attribute `coarse`).

@@ -112,8 +112,8 @@ def networks_of(prior: LatentDiffusion) -> Any:
 def peft_options(path: Path, metadata: Mapping[str, str]) -> files.Json:
     """Return the options of a LoRA that peft wrote, with keys such as "unet.lora_alpha"; {} for other LoRAs.
 
-    `path` is the LoRA's file, `metadata` its metadata. The options are those in adapter_config.json, if the LoRA's file
-    is named adapter_model.* and this file exists beside it; in all other cases, those in the metadata.
+    `path` is the LoRA's file, `metadata` its metadata. If the file is named adapter_model.* and its folder contains
+    adapter_config.json, the options come from adapter_config.json, else from `metadata`.
     """
     config = path.parent / PEFT_CONFIG
     if path.stem == PEFT_STEM and config.is_file():
@@ -180,11 +180,15 @@ def peft_names(names: Iterable[str], prefix: str) -> dict[str, str]:
 
 
 def lora_factor(layer: str, rank: int, alpha: float | None, options: files.Json, prefix: str) -> float:
-    """Return the factor of the product of a LoRA's two matrices in one layer.
+    """Return the factor of the product of a LoRA's two matrices in one layer: alpha / rank.
 
-    It is alpha / rank. `alpha` is the layer's value in the LoRA's file (kohya). If it is None, alpha comes from the
-    `options` of peft for the layer `layer` of the network `prefix`, such as "unet", and the factor is
-    alpha / sqrt(rank) if the option use_rslora is set. Without alpha in either place, the factor is 1.0.
+    Args:
+        layer: name of the layer in its network.
+        rank: rank of the matrices.
+        alpha: alpha of the layer in the LoRA's file (kohya); None: alpha comes from `options`.
+        options: result of `peft_options`. If alpha comes from them and use_rslora is set, the factor is
+            alpha / sqrt(rank). Without alpha, it is 1.0.
+        prefix: name of the network, such as "unet".
     """
     if alpha is not None or f"{prefix}.lora_alpha" not in options:
         return 1.0 if alpha is None else float(alpha) / rank

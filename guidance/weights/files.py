@@ -62,7 +62,7 @@ def sums(files: Iterable[Path], path: Path) -> str:
 def digest(path: Path, files: Iterable[Path]) -> str:
     """Return the SHA-256 of the file `path`; for a folder `path`, the SHA-256 of the text `sums(files, path)`.
 
-    `files` are the files in the folder that count; for a file `path`, they have no effect.
+    `files` are the files of the folder to include. They are not used if `path` is a file.
     """
     return sha256(path) if path.is_file() else hashlib.sha256(sums(files, path).encode()).hexdigest()
 

@@ -45,10 +45,10 @@ def is_hub_id(name: str) -> bool:
 
 
 def hub_name(weights: str) -> tuple[str, str]:
-    """Return the hub repository of `weights` and one of its files, which is in the cache once `weights` are downloaded.
+    """Return the hub repository of `weights` and the name of a file in it; if cached, `weights` count as downloaded.
 
-    If `weights` is the file name of an original MVDream or ImageDream checkpoint, the file is this checkpoint. If it is
-    a hub id "owner/name", it is the repository, and the file is model_index.json.
+    For the file name of an original MVDream or ImageDream checkpoint, the file is that checkpoint. For a hub id
+    "owner/name", the repository is the id, and the file is model_index.json.
     """
     return (ORIGINALS[weights], weights) if weights in ORIGINALS else (weights, "model_index.json")
 
@@ -84,10 +84,10 @@ def reachable() -> bool:
 
 
 def absent(weights: str, why: str = "the hub cannot be reached") -> ConfigError:
-    """Return the error for missing `weights` (hub id or path). Its message says how to download them.
+    """Return the error for missing `weights` (hub id or path), whose message explains how to download them.
 
-    `why` is the end of its sentence "... is neither a file or folder here nor in the hub's cache, and {why}". For
-    repositories that were removed from the hub (`MIRRORS`), the message names a copy, if any, instead of `why`.
+    `why` is the reason in the message: "... is neither a file or folder here nor in the hub's cache, and {why}". For
+    repositories that were removed from the hub (`MIRRORS`), the message names a copy, if any, instead of the reason.
     """
     if weights in MIRRORS:
         mirror = MIRRORS[weights]

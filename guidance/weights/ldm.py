@@ -25,7 +25,7 @@ from .loading import IMAGE_ENCODER, SECOND
 Tensors = Mapping[str, Tensor]  # by name
 KINDS = ("weight", "bias")
 LATENT_SIZE = {True: 32, False: 64}
-"""Side of the latents in training, which no file contains: for networks with cameras (True, MVDream) and without."""
+"""Side of the latents in training, which no file contains. Key: whether the UNet has a camera input (MVDream)."""
 V_LATENT_SIZE, SDXL_LATENT_SIZE, PIXELS = 96, 128, 8
 """Side of the latents in training of Stable Diffusion 2 with v-prediction and of SDXL; pixels per latent pixel."""
 SDXL_SCALING = 0.13025  # factor of the latents of SDXL; other models have the default of diffusers
@@ -309,7 +309,10 @@ def convert_clip(tensors: Tensors) -> Converted:
 
 
 def short_names(tensors: Tensors) -> dict[str, Tensor]:
-    """Return tensors with the names of transformers 5: no "text_model." or "vision_model.", no buffer position_ids."""
+    """Return the tensors of a CLIP model by their names in transformers 5, without the buffer position_ids.
+
+    The prefix "text_model." or "vision_model." is removed.
+    """
     renamed = {re.sub(r"^(text|vision)_model\.", "", name): tensor for name, tensor in tensors.items()}
     renamed.pop("embeddings.position_ids", None)
     return renamed
@@ -342,9 +345,10 @@ def indices(names: Iterable[str], pattern: str) -> set[int]:
 
 
 def count(names: Iterable[str], pattern: str) -> int:
-    """Count the different numbers that the first group of the regular expression `pattern` finds in tensor names.
+    """Return the number of layers, or of other numbered parts of a network, by the numbers in tensor names.
 
-    The numbers are those of layers, for example. Raises ConfigError if they are not 0, 1, 2, ... without a gap.
+    The first group of the regular expression `pattern` matches the number of a layer in the names. Raises ConfigError
+    if the numbers are not 0, 1, 2, ... without a gap.
     """
     found = indices(names, pattern)
     if found != set(range(len(found))):

@@ -187,9 +187,10 @@ def embedding_word(path: Path) -> str:
 
 
 class Identity(NamedTuple):
-    """Path of weights, size in bytes and SHA-256, for the log of a run. For a diffusers folder: of its tensor files.
+    """Path, size in bytes and SHA-256 of weights, for the log of a run.
 
-    The size is the sum over the tensor files, the SHA-256 one for all of them (`files.digest`).
+    For a diffusers folder, the size is the sum over its tensor files, and one SHA-256 covers all of them
+    (`files.digest`).
     """
 
     path: Path

@@ -15,7 +15,7 @@ FILES: dict[Key, dict[str, str]] = {
     "blocks": {f"toybox-{name}": f"toybox-mvdiffusion/{name}" for name in ("panorama", "outpaint", "depth")},
     "adapter": {f"toybox-{name}": f"toybox-mvadapter/{name}" for name in ("rays", "geometry")},
 }
-"""Path in weights/, without suffix, of embedded weights by config key and name. Their 2D model is "toybox-base"."""
+"""Embedded weight files: {config key: {name: path in weights/, without suffix}}. Their 2D model is "toybox-base"."""
 SOURCES: dict[Key, str] = {
     "blocks": "train-mvdiffusion leaves one, RUN/blocks.safetensors, and the released ones (pano.ckpt, "
     "pano_outpaint.ckpt, depth_gen.ckpt) are linked on github.com/Tangshitao/MVDiffusion",

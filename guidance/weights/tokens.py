@@ -100,8 +100,8 @@ class Vocabulary:
 
     Attributes:
         known: all words of the tokenizer except special tokens; includes words that were added after its training.
-        added: words of subjects and textual inversions, such as an identifier: those that were added to the tokenizer
-            after its training, then the argument `added`, words that need not be in the tokenizer yet.
+        added: words of subjects and textual inversions, such as an identifier: first those added to the tokenizer after
+            its training, then those of the constructor's argument `added`, which need not be in the tokenizer.
     """
 
     def __init__(self, backend: Tokenizer, added: Iterable[str] = ()) -> None:
@@ -118,7 +118,7 @@ class Vocabulary:
         return [word for word in dict.fromkeys(words) if word.strip(punctuation)]
 
     def unknown(self, prompt: str) -> list[tuple[str, list[str]]]:
-        """Return the unknown words of a prompt without a known synonym, each with up to three similar known words."""
+        """Return the unknown words of a prompt that lack a known synonym, each with up to three similar known words."""
         reader = prompt_reader(self)
         return [(word, reader.similar(word)) for word in reader.read(prompt).ignored]
 

@@ -12,9 +12,9 @@ from threedgen.representations.backends import choose, load
 from threedgen.run.dtypes import no_autocast
 
 MODULES = {"triton": "threedgen.representations.field.mlp_kernels", "meta": "threedgen.representations.shapes_only"}
-"""Import path of each back end's module, with the functions `mlp` and `mlp_gradients` of an MLP with one hidden layer.
+"""Back end -> import path of a module with the functions `mlp` and `mlp_gradients`, for an MLP with one hidden layer.
 
-All other back ends of the hash grid use torch's own layers.
+With all other back ends, torch's own layers compute the MLP.
 """
 MAX_INPUTS, MAX_WIDTH, MAX_OUTPUTS = 64, 64, 16  # of the kernels
 
@@ -26,8 +26,8 @@ class MLP(nn.Module):
     generator `generator`. `backend` is the configured back end of the hash grid, such as "auto" or "torch". If it is
     "triton", or "auto" selects Triton, a small MLP with one hidden layer is computed by one kernel.
 
-    On the meta device, which has no values, the attribute `fusable` decides: True for the memory of the kernel, False
-    for that of torch's layers.
+    The attribute `fusable` is True if the MLP has one hidden layer and is small enough for this kernel. On torch's meta
+    device (shapes without values), such an MLP then takes as much memory as with the kernel.
     """
 
     def __init__(

@@ -116,10 +116,10 @@ def _processors(device: torch.device) -> int:
 
 
 def compile_time_arguments(w: Tensor, v: Tensor) -> dict[str, int | str]:
-    """Return the compile-time arguments of `_forward` and `_backward` by name, for weights w (H, I) and v (O, H).
+    """Return the compile-time arguments of the two kernels as a dict, for weights w (H, I) and v (O, H).
 
-    They are "INPUTS" (I), "HIDDEN" (H) and "OUTPUTS" (O), the same with the prefix "PADDED_" (powers of two, at least
-    16), "SIZE" (points per block) and "PRECISION" (of products).
+    "INPUTS" is I, "HIDDEN" is H, "OUTPUTS" is O. The same names with the prefix "PADDED_" are these sizes, rounded up
+    to powers of two of at least 16. "SIZE" is the number of points per block, "PRECISION" tl.dot's `input_precision`.
     """
     sizes = {"INPUTS": w.shape[1], "HIDDEN": w.shape[0], "OUTPUTS": v.shape[0]}
     padded = {f"PADDED_{name}": max(SMALLEST, triton.next_power_of_2(size)) for name, size in sizes.items()}

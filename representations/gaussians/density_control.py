@@ -28,7 +28,7 @@ SPLIT = 1.6  # divisor of the standard deviations of a split Gaussian
 GROWTH = 1.05  # factor on the number of Gaussians per densification (MCMC)
 MAX_SHARES = 51  # largest number of Gaussians that replace one and share its opacity (MCMC)
 NOISE_OPACITY, NOISE_SHARPNESS = 0.005, 100.0
-"""Opacity at which the position noise is halved, and slope of the sigmoid by which it falls with the opacity (MCMC)."""
+"""MCMC: the noise of a position is multiplied by sigmoid(NOISE_SHARPNESS * (NOISE_OPACITY - opacity))."""
 
 
 def after_step(field: Gaussians, step: int, optimizer: Optimizer) -> None:

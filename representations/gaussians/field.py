@@ -24,7 +24,9 @@ MIN_SIZE = 1e-4  # smallest standard deviation, as a fraction of radius
 
 
 class ScreenPositions(NamedTuple):
-    """Image positions of N Gaussians in the V images of one render. Gaussians with large gradients are cloned or split.
+    """Image positions of N Gaussians in the V images of one render.
+
+    After the backward pass, Gaussians whose positions have large gradients are cloned or split.
 
     Attributes:
         means: (V, N, 2) positions (x, y) in pixels. The tensor retains its gradient.

@@ -24,14 +24,15 @@ ROWS, LANES = 16, 8
 STATE = (3 + CHANNELS) * LANES
 """Number of floats per row of pixels: 3 + CHANNELS quantities for each of its LANES pixels.
 
-After the forward pass these are the transmittance, a flag that is 1 if another Gaussian can contribute, the index of
-the last Gaussian that contributes, and the composited values. In the backward pass, the flag is replaced by the light
-from behind, weighted by the gradients, and the composited values are replaced by their gradients.
+After the forward pass, they are the transmittance, a flag (1 if further Gaussians can contribute, else 0), the index of
+the last Gaussian that contributes, and the composited values. In the backward pass, gradients of the loss replace the
+composited values. The flag is replaced by the sum of weight * value * gradient over the Gaussians behind, plus the term
+of the opacity.
 """
 LIVE, LAST, V0, V1, V2, V3, V4 = (k * LANES for k in range(1, 8))
-"""Columns where the flag, the index and the values of a row of pixels start. Column 0 starts the transmittance."""
+"""First column, in a row of pixels, of the flag, of the index and of each value that `STATE` describes."""
 G_SIGMA, G_DY, G_DY2, G0, G1, G2, G3, G4 = (STATE + k * LANES for k in range(8))
-"""Columns where the gradients start that a row of pixels contributes to one Gaussian, in the backward pass."""
+"""Backward pass: first column of each gradient with respect to one Gaussian, per pixel, after the state of a row."""
 ZERO, HALF, ONE = F(0.0), F(0.5), F(1.0)
 MIN_ALPHA, TOP, STOP = F(ALPHA_THRESHOLD), F(MAX_ALPHA), F(TRANSMITTANCE_THRESHOLD)
 LOG2_E, LN_2, FARTHEST, BIAS, SHIFT = F(1.4426950408889634), F(0.6931471805599453), F(20.0), F(127.0), F(2.0**23)

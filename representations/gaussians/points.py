@@ -44,7 +44,7 @@ class Points(NamedTuple):
 
 
 def with_spacing(positions: Tensor, colours: Tensor) -> Points:
-    """Return points with positions (N, 3), sRGB colours (N, 3), and their spacing, which is measured.
+    """Create `Points` from positions (N, 3) in world units and sRGB colours (N, 3), and measure their spacing.
 
     The spacing of a point is its mean distance to the three nearest other points. A single point gets 0.05.
     """

@@ -239,10 +239,10 @@ def _position_gradient(share, shares, x, table, grad, scale, resolution, offset,
 def run_in_threads(kernel: Callable[..., None], n_points: int, *arguments: object) -> None:
     """Run a numba kernel on n_points points in parallel threads.
 
-    There are as many threads as torch uses, or fewer, so that each has at least BLOCK (8192) points, but at least one.
-    Of `shares` threads, thread number `share` (0 to shares - 1) calls kernel(share, shares, *arguments). The kernels
-    release the GIL, so Python threads run in parallel. numba's parallel loops take twice as long to compile, and their
-    thread pools crash a process that forks.
+    The number of threads, `shares`, is that of torch, reduced if a thread would get fewer than BLOCK (8192) points.
+    Thread k of 0 ... shares - 1 calls kernel(k, shares, *arguments). The kernels release the GIL, so Python threads run
+    in parallel. numba's parallel loops take twice as long to compile, and their thread pools crash a process that
+    forks.
     """
     shares = max(1, min(torch.get_num_threads(), n_points // BLOCK))
     if shares == 1:

@@ -187,9 +187,10 @@ def groups(
 ) -> list[tuple[slice, int | None]]:
     """Divide R rays into consecutive slices with at most `max_samples` samples each, to `march` one at a time.
 
-    The other arguments are those of `march`. Returns each slice with its number of samples, the argument `total` of
-    `march`. If the back end cannot count samples, or one slice is enough in any case, a ray counts as `options.samples`
-    samples, and the numbers are None. Otherwise the host waits once for the GPU, which counts the samples of all rays.
+    The other arguments are those of `march`. Returns a list of (slice, number of samples); the number is the argument
+    `total` of `march`. The host waits once for the GPU, which counts the samples of all rays. They are not counted if
+    the back end cannot do it, or if one slice is enough for rays with `options.samples` samples each. The slices then
+    assume this number of samples per ray, and the numbers in the list are None.
     """
     module, n_rays, each = backend(origins, options.backend), len(origins), max(1, max_samples // options.samples)
     if n_rays <= each or not hasattr(module, "counts"):
@@ -237,10 +238,13 @@ def max_samples_per_ray(spans: Tensor) -> Tensor:
 
 
 class Composite(NamedTuple):
-    """Result of compositing N samples on R rays with weights w.
+    """Result of compositing N samples on R rays. Sums are over the samples of a ray, with the weight w of a sample.
 
-    `values` (R, C), `opacity` (R, 1) and `depth` (R, 1) are the sums over the samples of a ray of w * value, of w, and
-    of w * distance of the sample's midpoint. `weights` (N,) is w.
+    Attributes:
+        values: (R, C) sum of w * value.
+        opacity: (R, 1) sum of w.
+        depth: (R, 1) sum of w * distance of the sample's midpoint in world units, not divided by the opacity.
+        weights: (N,) w of all samples.
     """
 
     values: Tensor  # (R, C) sum of w * value

@@ -1,4 +1,4 @@
-"""Volume rendering of a field along rays (Mildenhall et al. 2020, "NeRF"), with an occupancy grid to skip cells."""
+"""Volume rendering of a field along rays (Mildenhall et al. 2020, "NeRF"). An occupancy grid skips empty cells."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -92,10 +92,10 @@ class _Rays(NamedTuple):
 
 
 _SHADED = ("rgb_fg", "opacity", "depth", "z_variance", "normal", "orientation", "eikonal", "weights", "normals")
-"""Attributes of `Render` that `_shade` computes. The last two are per sample, the others per ray."""
+"""Attributes of `Render` that `_shade` returns, in this order. The last two have a row per sample, others per ray."""
 NO_GRAD_FACTOR = 4  # chunk size of passes without a graph, as a multiple of the training chunk
 MARCH_FACTORS = {"triton": 16, "meta": 1 << 40}
-"""Back end -> number of chunks of passes without a graph that are marched at a time; 1 for other back ends."""
+"""Back end -> number of chunks whose rays are marched together, in passes without a graph; 1 for other back ends."""
 
 
 @torch.no_grad()

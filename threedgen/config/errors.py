@@ -114,10 +114,10 @@ def key_prefix(section: str) -> AbstractContextManager[None]:
 
 
 def errors_name_key(name: str) -> AbstractContextManager[None]:
-    """Return a context manager that replaces the key of an ExpectedError raised in it by `name`; "" stays "".
+    """Return a context manager that replaces the key of an ExpectedError raised in it by `name`.
 
-    `name` is the key that the user wrote. The function called in the context knows only a key of its own, such as
-    "path", which would mislead the user.
+    An empty key stays empty. `name` is the key that the user wrote. The function called in the context knows only a key
+    of its own, such as "path", which would mislead the user.
     """
     return _rekeyed(lambda key: key and name)
 

@@ -89,8 +89,8 @@ def section(field: FieldInfo, value: object = None) -> type[BaseModel] | None:
     """Return the config model of a field that is a section (a nested config); None for other fields.
 
     `value` is the value of the field (None: the default). If the field allows several models, the key `name` in the
-    value selects one. An unknown name gives None if the models are in the registry (the field has a `Component`
-    annotation), and the first model if the type of the field is a union of models.
+    value selects one. For an unknown name, the result is None if the field has a `Component` annotation, and the first
+    model if the type of the field is a union of models.
     """
     value = with_default(field, value)
     if mark := component(field):

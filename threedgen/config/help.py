@@ -43,7 +43,7 @@ KEYS = (
 )
 ALL = "all"
 COMMON = ("trainer.max_steps", "trainer.accelerator", "trainer.devices", "training.batch", "training.learning_rate")
-"""Keys inside sections that --help shows for a task whose config model does not set `common`."""
+"""Keys of options in sections that --help lists if the attribute `common` of the task's config model is empty."""
 
 
 def help_text(config_name: str, section: str = "", overrides: Sequence[str] = ()) -> str:
@@ -177,7 +177,7 @@ TASKS = {
     "train": ("train-", "mvdreambooth", "make-", "toybox-subjects"),
     "measure": ("evaluate-", "consistency", "janus-"),
 }
-"""Dict from group to the prefixes of its task names. All other tasks belong to the group "make"."""
+"""Groups of configs in --list: dict from group to prefixes of task names. Other tasks are in the group "make"."""
 
 
 class Shipped(NamedTuple):

@@ -48,8 +48,8 @@ def load_layers(
 
     The order of the layers is:
 
-    1. the `name` of each section (nested config) that has one, such as prior.name: as set in the files or `values`,
-       else its default;
+    1. a layer that sets only the `name` of each section (nested config) that has one, such as prior.name, to its value
+       in the files or `values`, or else to its default;
     2. the file that the key `base` of the config file names, recursively, and then the config file itself;
     3. `values`, then `overrides`.
 

@@ -18,7 +18,7 @@ UNKNOWN = "unknown key"
 MAX_LINES = 30
 """Maximum number of mistakes to explain. Each one needs a slow search for similar keys."""
 OWN_TEXTS = ("value_error", "schedule", "component")
-"""Types of pydantic errors whose messages come from this project. Only the first letter is changed, to lower case."""
+"""Types of validation errors that this project raises. Users see their messages with a lower-case first letter."""
 MISSING = "is missing"
 
 

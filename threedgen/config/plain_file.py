@@ -40,10 +40,10 @@ def require_regular_file(path: Path, max_bytes: int | None = None) -> Path:
 
 
 def named_file(folder: Path, name: str, key: str = "") -> Path:
-    """Return the path in `folder`, or below it, of the file that another file calls `name`; it need not exist.
+    """Return the path `folder`/`name`, where `name` is a relative path that was read from another file.
 
-    Symbolic links, which users make for large datasets, are not resolved. Raises ConfigError, with the config key
-    `key`, if `name` is absolute or has "..".
+    The path need not exist. Symbolic links, which users make for large datasets, are not resolved. Raises ConfigError,
+    with the config key `key`, if `name` is absolute or has "..".
     """
     parts = name.replace("\\", "/").split("/")
     if not parts[0] or parts[0][1:2] == ":" or ".." in parts:

@@ -1,9 +1,8 @@
-"""Registry of components that a config selects by kind and name, such as the prior mvdream.
+"""Registry of components: classes and functions that a config selects by kind and name.
 
-"prior" (diffusion model) is the kind, "mvdream" the name.
-
-The registry has the import paths of a component's implementation and config model, because a component is imported
-only when a config selects it. Modules of config models do not import torch.
+`prior: {name: mvdream}` selects the component of the kind "prior" (diffusion model) with the name "mvdream". The
+registry has the import paths of a component's implementation and config model, because a component is imported only
+when a config selects it. Modules of config models do not import torch.
 """
 
 import importlib
@@ -222,7 +221,7 @@ def _unknown(kind: str, name: object) -> str:
 
 
 SECTION: Any = {}
-"""Default value of a config field with a `Component` annotation: the default component with its default options.
+"""Default value of config fields with a `Component` annotation. It stands for the default component and options.
 
 The type is Any, not dict, to satisfy mypy.
 """

@@ -169,9 +169,8 @@ class TaskConfig(Config):
 class RunConfig(TaskConfig):
     """Base class of the config models of tasks that write to a run folder.
 
-    A run can be resumed only with the config it had before. `changeable_on_resume` lists the keys of the task
-    that may differ all the same, such as the number of evaluated scenes. Keys that may differ in every task, such as
-    trainer.max_steps, are not listed.
+    The config of a run must not change when the run is resumed. Exceptions are the keys in `changeable_on_resume`, such
+    as the number of evaluated scenes, and keys that may change in every task, such as trainer.max_steps.
     """
 
     changeable_on_resume: ClassVar[tuple[str, ...]] = ()

@@ -11,11 +11,11 @@ from threedgen.config.plain_file import MAX_BYTES, read_bytes, read_text
 from threedgen.run.arrays import Array
 
 MIN_FOCAL = 1e-3
-"""Minimum focal length that readers of camera files accept, in image sides: a field of view of 179.9 degrees."""
+"""Minimum focal length in camera files, as a fraction of the longer image side: a field of view of 179.9 degrees."""
 
 
 def is_finite(numbers: ArrayLike) -> bool:
-    """Return whether all numbers are finite as float32, in which cameras are computed."""
+    """Return whether all numbers are finite after conversion to float32, the dtype of cameras."""
     with np.errstate(over="ignore"):
         return bool(np.isfinite(np.asarray(numbers, np.float64).astype(np.float32)).all())
 

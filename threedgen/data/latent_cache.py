@@ -28,7 +28,7 @@ T = TypeVar("T")
 BLOCK = 32
 """Entries per block. The number is constant, because the last bits of a convolution depend on the batch size."""
 TEXT_BYTES, SCENE_TEXT_BYTES = 160, 240
-"""Bytes stored per caption: of an entry in a LatentCache, and of a view in a SceneCache. Longer ones are truncated."""
+"""Bytes stored per caption, in a LatentCache and in a SceneCache. Longer captions are truncated."""
 SCENE_BLOCK = 4  # number of scenes per block
 
 
@@ -47,7 +47,7 @@ class Captioned(NamedTuple):
 
 
 class ExampleSource(Protocol):
-    """Training examples by index: endless, and equal for equal indices.
+    """Endless list of training examples. Equal indices always give equal examples.
 
     An example has one caption and `n_view` square images.
     """
@@ -55,7 +55,7 @@ class ExampleSource(Protocol):
     n_view: int
 
     def describe(self) -> str:
-        """Return one line of text that identifies everything that determines the images, for the cache key."""
+        """Return one line of text for the cache key. Sources with different images return different texts."""
 
     def render_examples(self, indices: range, size: int) -> Captioned:
         """Render the examples with the indices `indices`, as images of `size` x `size` pixels."""
@@ -87,7 +87,8 @@ class EncodedCache(ABC):
         """Make and store the blocks that contain the entries `indices` (N,), except those that are stored already.
 
         `rank` = (k, n) shares the work between n processes: process k of 0 ... n - 1 makes every n-th of these blocks.
-        If n does not divide their number, the processes without a last block make missing blocks after these.
+        If their number is not a multiple of n, each process that would have one block less makes another missing block
+        after these.
         """
         lacking, (number, count) = self.cache.missing_blocks(indices), rank
         if lacking:
@@ -235,9 +236,9 @@ def latent_shape(vae: Any, height: int, width: int) -> tuple[int, int, int]:
 
 
 def choose_by_share(parts: Sequence[tuple[float, T]], u: float) -> tuple[float, T]:
-    """Return one of the pairs (share, part) at random, each with the probability `share`. The shares sum to 1.
+    """Return one of the pairs (share, part), chosen with the probability `share`. The shares sum to 1.
 
-    `u` is the random number for the choice, uniform in [0, 1).
+    The choice depends only on `u`, a random number, uniform in [0, 1).
     """
     limits = list(accumulate(share for share, _ in parts[:-1]))
     return parts[bisect(limits, u)]
@@ -268,7 +269,7 @@ def pack(text: str, length: int) -> np.ndarray:
 
 
 def unpack(data: np.ndarray) -> str:
-    """Decode a uint8 array from `pack` to a text. A last character that was cut is dropped."""
+    """Decode a uint8 array from `pack` to a text. If truncation cut the last character, it is dropped."""
     return bytes(data).rstrip(b"\0").decode(errors="ignore")
 
 

@@ -25,7 +25,7 @@ from .latent_cache import Captioned
 from .options import MeshFolderConfig, ObjectSplit
 
 AZIMUTH, ELEVATION = 45.0, (-10.0, 30.0)
-"""Reference cameras, degrees: largest azimuth to each side of the front, and range of elevations (section 5.2)."""
+"""Random reference cameras (MV-Adapter, section 5.2), degrees: largest |azimuth| from the front, elevation range."""
 MAX_CACHED_MESHES = 32
 
 

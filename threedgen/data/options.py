@@ -71,7 +71,7 @@ class ScanNetConfig(_Folder, WalksConfig):
 
 MESHES = (".glb", ".gltf", ".obj", ".ply", ".off")
 MESH_FORMATS = (*MESHES, ".stl")
-"""Suffixes of mesh files, in lower case: of formats with colours, and of all formats that can be read."""
+"""Suffixes, in lower case, of all mesh files that can be read: `MESHES`, which can have colours, and STL."""
 
 
 class MeshFolderConfig(_Folder):

@@ -23,7 +23,7 @@ GREY = 0.5  # background of the returned images, in [0, 1]
 
 
 def find(paths: Sequence[str]) -> list[Path]:
-    """Return the paths of the image files that `paths`, image files and folders, contain. All images are checked.
+    """Return the paths of the image files in `paths`, a list of image files and folders. Check each image.
 
     In a folder, unreadable images and other files are skipped with a warning. Raises ConfigError if there are fewer
     than 2 (MIN_PHOTOS) or more than 100 (MAX_PHOTOS) images, if a path does not exist, or if an image file that

@@ -91,7 +91,7 @@ class ScanNetWalk:
         return SceneViews(Views(images, cameras), tuple(map(self.caption, numbers)), depth)
 
     def check_pose_convention(self, numbers: Sequence[int]) -> None:
-        """Raise ConfigError if the depth maps of the frames `numbers` match each other only with inverted poses."""
+        """Raise ConfigError if the depth maps of the frames `numbers` are consistent only after inverting the poses."""
         subset = [numbers[n] for n in spread_pairs(len(numbers))]
 
         def read(poses: Poses) -> tuple[torch.Tensor, Cameras]:
@@ -174,8 +174,8 @@ def walks(config: ScanNetConfig, split: SceneSplit) -> list[ScanNetWalk]:
 def build(config: ScanNetConfig, seed: int = 0, split: SceneSplit = "train") -> WalkScenes:
     """Build the source of the training examples of a split; an example has `config.views` views of one scene.
 
-    In the split "train" the examples are random. In the split "test" they are consecutive parts of the key frames.
-    Raises ConfigError if a file is missing or invalid, or if no scene has enough key frames.
+    In the split "train" the examples are random. In the split "test" the key frames of a scene are divided into
+    examples, in order. Raises ConfigError if a file is missing or invalid, or if no scene has enough key frames.
     """
     o, found = config, walks(config, split)
     description = f"{Path(o.path).expanduser().resolve()}, {split}, {o.height} x {o.width} px, {KEY_FRAMES}"

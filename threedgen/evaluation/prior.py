@@ -43,7 +43,8 @@ EXISTING_SIZE = 64  # side of the renders whose cameras existing views should ha
 LEVELS = (350, 500, 650, 800, 950)
 """Diffusion time steps of view 0 at which `measure_view_use` measures the use of the other views."""
 CLEAN = 100
-"""Diffusion time step of the nearly clean other views in the cases "clean" and "completed" of `measure_view_use`."""
+"""Diffusion time step, with little noise, of views 1 to V - 1 in the cases "clean" and "completed" of
+`measure_view_use`."""
 BATCH = 16
 P = TypeVar("P", bound=SamplingConfig)
 Row = TypeVar("Row")

@@ -141,7 +141,8 @@ def cached_json(path: Path, make: Callable[[], Json], **key: object) -> Json:
 
 
 RELATIVE_DISTANCE, FOV = 0.95, np.deg2rad(40.0)
-"""Camera distance in units of 1 / tan(FOV / 2), and vertical field of view in radians."""
+"""Cameras of `ring_poses`: the distance from the origin is RELATIVE_DISTANCE / tan(FOV / 2) world units, with the
+vertical field of view FOV in radians."""
 Ring = tuple[np.ndarray, float]  # cameras around the origin at one elevation: azimuths (V,) and elevation, in radians
 
 

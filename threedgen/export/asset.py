@@ -1,4 +1,4 @@
-"""Build the files of a game asset in memory, from a dense mesh and the field (3D representation) it is from."""
+"""Build the files of a game asset in memory, from a dense mesh and the field (3D representation) of this mesh."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -77,8 +77,8 @@ def make_asset(
         dense: mesh of the field's surface, in world units.
         config: options of the export, among them the triangle budget.
         name: prefix of file names and name of the glTF nodes.
-        view: trained field, whose colours are baked, whose renders refine the texture, and whose training cameras'
-            elevations tell which texels were hardly seen and are recoloured. None: bake the vertex colours of `dense`.
+        view: trained field. Its colours are baked, and its renders refine the texture. Texels that its training
+            cameras hardly saw are recoloured. None: bake the vertex colours of `dense`, without these two steps.
         gltf_extras: JSON data for the glTF `extras`. Statistics of the mesh are added to them in the files.
         nearest_budget: if the shape needs more triangles than the budget, use as few as possible and add a note to
             `notes` of the result.

@@ -22,7 +22,11 @@ ENGINES = {"unreal": "UCX_{name}_{number:02d}", "godot": "{name}_{number:02d}-co
 
 
 class Preset(NamedTuple):
-    """Default sizes for a kind of asset: triangle budget, texture edge, triangles per level of detail, grid edge."""
+    """Default sizes for one kind of asset, such as "prop".
+
+    The sizes are the triangle budget, the texture edge in texels, the triangles of each further level of detail, and
+    the grid points per edge of the cube in which the surface is extracted.
+    """
 
     budget: int  # maximum number of triangles
     texture: int  # texture edge in texels

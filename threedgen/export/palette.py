@@ -18,7 +18,8 @@ IMAGE_COLOURS = 8  # number of colours that are taken from an image
 MAX_COLOURS = 64
 IMAGE_SIDE = 256  # longer side in pixels to which the image is reduced
 LAB_WEIGHTS, GROUP_GAP = (0.3, 1.0, 1.0), 25.0
-"""Weights of L, a and b, and the distance with these weights at which two colours become two groups."""
+"""Weights of L, a and b in the distance between two colours, and minimum mean distance between two groups of colours;
+closer groups are merged."""
 SOFTNESS = 4.0  # Lab distance in which the weight of a colour group falls to 1/e
 BLOCK = 1 << 18  # number of texels per computation, which limits the memory
 
@@ -87,9 +88,9 @@ def _image_colours(path: str) -> list[str]:
 def to_palette(texture: Array, covered: Array, palette: str) -> Array:
     """Return a base colour texture whose colours are shifted to a palette.
 
-    The colours of the covered texels form groups in Lab, and each group takes the nearest colour of the palette
-    (CIEDE2000). Differences of lightness stay: darker and lighter texels become shades and tints of that colour.
-    Between groups the change is gradual.
+    The colours of the covered texels are clustered into groups in Lab. Each group is shifted to the palette colour that
+    is nearest to its mean (CIEDE2000). Differences of lightness stay: darker and lighter texels become shades and tints
+    of the palette colour. A colour between two groups gets a mixture of both shifts.
 
     Args:
         texture: (H, W, 3) sRGB in [0, 1].

@@ -85,9 +85,9 @@ def field_renderer(
 
 
 class DepthFusion:
-    """Density and colour of a representation that has no density, fused from its depth images as in TSDF fusion.
+    """Density and colour of a representation without density, such as 3D Gaussians, as functions of points.
 
-    The export extracts a surface from a density, so it needs one for such a representation, for example 3D Gaussians.
+    Both are fused from colour and depth images as in TSDF fusion. The export extracts the surface from the density.
     """
 
     @torch.no_grad()

@@ -74,7 +74,6 @@ def export(
     """Extract the surface of a run's field, build a game asset from it, write the asset to `folder` and return it.
 
     If `config.height` is unset and the usual height of the object in the prompt is known, the asset gets that height.
-
     If `config.material` is unset, the words of the prompt determine the material.
 
     Args:
@@ -120,8 +119,8 @@ def save(asset: ExportedAsset, folder: Path, config: AssetConfig) -> None:
 def summary_entry(asset: ExportedAsset) -> Tree:
     """Return the JSON object that describes the asset in a run's summary.json.
 
-    It has the path of the first file relative to the run folder, the triangles of each level of detail, the height as
-    text, and the duration in seconds.
+    It has the path of the main file (the GLB of the finest level, if there are GLBs) relative to the run folder, the
+    number of triangles of each level of detail, the height as text, and the duration of the export in seconds.
     """
     return {
         "file": f"{FOLDER}/{next(iter(asset.files))}",

@@ -39,10 +39,10 @@ HARMLESS = re.compile(
     r"KHR_(materials_.*|mesh_quantization|texture_transform|lights_punctual|animation_pointer|node_visibility|xmp.*)"
     r"|EXT_(texture_webp|texture_avif|mesh_gpu_instancing|lights_.*)|MSFT_texture_dds|FB_ngon_encoding"
 )
-"""Extensions that are read, or that change neither shape nor base colour."""
+"""Pattern of the extensions that need no warning: they are read, or change neither shape nor base colour."""
 INSTANCES = "EXT_mesh_gpu_instancing"
 IDENTITY = {"TRANSLATION": (0, 0, 0), "ROTATION": (0, 0, 0, 1), "SCALE": (1, 1, 1)}
-"""Values of the parts of a transform that a node or an instance does not define. Together they are the identity."""
+"""Default translation, rotation (quaternion x, y, z, w) and scale of nodes and instances: the identity transform."""
 MAX_KEPT = 1 << 28  # largest size in bytes of a buffer file that is kept in memory
 MAX_NUMBERS = 400_000_000  # largest number of numbers that are read from all accessors
 DTYPES = {5120: "i1", 5121: "u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
@@ -116,11 +116,11 @@ class GltfFile:
                     yield submesh
 
     def submesh(self, primitive: Tree, node: Tree, weights: list[float], matrices: Array, colours: bool) -> Submesh:
-        """Read a primitive of the mesh of `node`, both given as JSON objects; return N copies in scene coordinates.
+        """Read a primitive of the mesh of `node`; return one submesh with N copies of it in scene coordinates.
 
-        `matrices` (N, 4, 4) are the node-to-scene transforms of the copies. A skinned primitive is moved by its joints
-        instead, so its copies are equal. `weights` are the mesh's weights of its morph targets, used if the node has
-        none. If `colours` is True, also read the material.
+        `primitive` and `node` are JSON objects. `matrices` (N, 4, 4) are the node-to-scene transforms of the copies. A
+        skinned primitive is placed by its joints instead, so its copies are equal. `weights` are the mesh's weights of
+        its morph targets, used if the node has none. If `colours` is True, the material is also read.
         """
         position, weights = primitive["attributes"]["POSITION"], node.get("weights", weights)
         if DRACO in primitive.get("extensions", {}) and "bufferView" not in self.tree["accessors"][position]:

@@ -23,11 +23,11 @@ RAW_SUFFIXES = (".dng", ".cr2", ".cr3", ".nef", ".arw", ".rw2", ".orf", ".raf")
 """File name endings of raw photos. Some are TIFF files, from which PIL would read a small preview."""
 MAX_PIXELS = 64_000_000  # limit against decompression bombs
 MAX_BYTES, MAX_READS, MAX_STRIPS = 1 << 29, 1_000_000, 200_000
-"""Largest size of an image file, number of reads in it (each part of a PNG or GIF needs about three), and number of
-strips or tiles in a TIFF."""
+"""Limits of an image file: its size in bytes, the number of read calls until it is decoded (about three per chunk of a
+PNG or GIF), and the number of strips or tiles of a TIFF."""
 MAX_SCANNED, MAX_SLOW_PIXELS = 4_000_000_000, 5_000_000
-"""Largest number of pixels of all scans of a JPEG together, and of an image that PIL decodes in Python. Such decoding
-takes up to four seconds per million pixels."""
+"""Limits of decoding time: pixels times scans of a JPEG, and pixels of an image in a format that PIL decodes in Python
+code, which takes up to four seconds per million pixels."""
 MAX_16_BITS = 65535
 WORKING_SIZE = 1024  # maximum longer side in pixels of the images in which `read_foreground` works
 COLOUR_TOLERANCE, MIN_BORDER_FRACTION = 0.08, 0.95
@@ -124,7 +124,7 @@ def open_image(file: Path | bytes, name: str = "", key: str = "") -> Iterator[Im
 
 
 def image_shape(path: Path) -> tuple[int, int]:
-    """Return (height, width) in pixels, as after EXIF rotation, from the header of an image.
+    """Return (height, width) in pixels, after EXIF rotation, from the header of an image.
 
     Raises ConfigError if the header cannot be read.
     """

@@ -94,8 +94,7 @@ def png(pixels: Array) -> bytes:
 def enlarge_small(images: Any) -> Array:
     """Enlarge images (N, H, W, 3) by the smallest integer factor that gives a width of at least 128 pixels.
 
-    Contact sheets of small images become readable by this. Takes uint8 or floats in [0, 1], returns uint8. Images that
-    are wide enough keep their size.
+    The images are uint8 or floats in [0, 1]; the result is uint8. Images that are wide enough keep their size.
     """
     factor = -(-128 // np.shape(images)[-2])
     return to_uint8(images).repeat(factor, axis=-3).repeat(factor, axis=-2)

@@ -21,7 +21,7 @@ _OPTION = re.compile(
     r"|(?:(?P<clamp>clamp\s+on)|(?:blendu|blendv|cc|clamp|colorspace|texres|bm|boost|imfchan|type)\s+\S+)(?=\s))",
     re.IGNORECASE,
 )
-"""Pattern of one option before the file name of a texture in an MTL file."""
+"""Pattern of one option in an MTL file, such as "-s 2 2 1" in "map_Kd -s 2 2 1 wood.png"."""
 
 
 RAGGED = 100_000  # number of lines of different lengths that are parsed together
@@ -30,7 +30,10 @@ _POLYPAINT = re.compile(r"(?:[0-9a-fA-F]{8})+")
 
 @dataclass
 class Material:
-    """Material of an MTL file: sRGB colour and emitted colour, opacity, texture lines, and the folder of the file."""
+    """Material of an MTL file: colour and emitted colour (sRGB in [0, 1]), opacity, textures, and the file's folder.
+
+    `maps` has the textures: key of a line, such as "map_kd" -> rest of the line (options and file name).
+    """
 
     colour: tuple[float, ...] = (1.0, 1.0, 1.0)  # sRGB in [0, 1]
     emission: tuple[float, ...] = (0.0, 0.0, 0.0)  # sRGB in [0, 1]

@@ -11,9 +11,9 @@ from threedgen.geometry.submesh import Submesh, check_count
 from threedgen.run.arrays import Array
 
 CONCAVE = 1e-6
-"""A corner is reflex if the polygon turns at it against its orientation, by more than this tolerance.
+"""Tolerance for reflex corners (interior angle above 180 degrees), relative to twice the area of the polygon.
 
-The turn is the cross product of the two edges at the corner, relative to twice the area of the polygon.
+A corner is reflex if the cross product of its two edges, along the polygon's normal, is below -2 * area * CONCAVE.
 """
 MAX_CORNERS = 10_000
 """Largest number of corners of a polygon with several reflex corners. Such a polygon takes up to about a second."""

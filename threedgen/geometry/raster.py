@@ -43,7 +43,9 @@ class Buffers:
 
 
 def rasterise(vertices: Array, faces: Array, c2w: Array, fov: Array | float, size: Size) -> Buffers:
-    """Rasterise a mesh like `rasterise_views`, seen by V perspective cameras whose pixels are square.
+    """Rasterise a mesh seen by V perspective cameras with square pixels.
+
+    Returns for each pixel the index `face` of the visible face, the weights `bary` of its corners and the depth `z`.
 
     Args:
         vertices: (N, 3), in world units.

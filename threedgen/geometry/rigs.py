@@ -16,10 +16,10 @@ from threedgen.geometry.poses import look_at, orbit_c2w, unit_vector
 
 @dataclass(frozen=True)
 class Rig:
-    """B cameras around an object, their elevations, azimuths and distances (B,), and positions (B, 3) of their lights.
+    """B cameras around an object, their elevations, azimuths and distances (B,), and the position of a light for each.
 
-    `n_view` consecutive cameras form a group. A multi-view prior (diffusion model of several views) denoises the views
-    of a group together.
+    Angles are in radians; distances and the light positions (B, 3) are in world units. `n_view` consecutive cameras
+    form a group. A multi-view prior (diffusion model of several views) denoises the views of a group together.
     """
 
     cameras: Cameras
@@ -56,8 +56,9 @@ def ring_rig(
 ) -> Rig:
     """Place G = `groups` rings of `n_view` cameras around the origin, at different elevations.
 
-    A ring is turned by 1/G of the angle between its cameras against the ring before it, so that the azimuths of all
-    cameras are equally spaced. Each ring is a group of consecutive cameras. The lights are at the cameras.
+    Each ring is turned against the ring before it by 1/G of the angle between neighbouring cameras of a ring, so that
+    the azimuths of all cameras are equally spaced. A ring is a group of consecutive cameras. The lights are at the
+    cameras.
 
     Args:
         options: distance (world units) and field of view (degrees) of the cameras; its other options are not used.
@@ -112,9 +113,9 @@ def sample_multiview(
 def sample_random_inputs(options: MultiviewCameraConfig, n: int, generator: torch.Generator) -> dict[str, Tensor]:
     """Return the random numbers from which `rig_from_random_inputs` computes `n` groups of cameras: name -> tensor.
 
-    Uniform in [0, 1): all tensors (n,), such as `elevation` and `azimuth`; `camera_perturb` (n, 3); and the scalar
-    `elevation_coin`: below 0.5, the elevations of all groups are uniform in the angle, otherwise on the sphere.
-    Standard normal: the other tensors (n, 3), such as `up_perturb`.
+    Tensors (n,), such as `elevation` and `azimuth`, and `camera_perturb` (n, 3) are uniform in [0, 1). Other tensors
+    (n, 3), such as `up_perturb`, are standard normal. The scalar `elevation_coin` is uniform in [0, 1): below 0.5, the
+    elevations of all groups are uniform in the angle, otherwise uniform on the sphere.
     """
     uniform, gaussian = (partial(f, generator=generator, device=generator.device) for f in (torch.rand, torch.randn))
     inputs = {"elevation_coin": uniform(())}

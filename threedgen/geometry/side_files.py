@@ -110,11 +110,10 @@ class SideFiles:
     def image(self, name: str, beside: Path | None = None, load: Callable[[], bytes] | None = None) -> Array | None:
         """Load a texture as uint8 (H, W, 3), or (H, W, 4) with alpha, from the file that the mesh file calls `name`.
 
-        `load` returns the bytes of a texture that is not such a file; `name` is then only used in messages.
-
-        `beside` is the folder of the MTL file that names the texture; None: the mesh file names it. If the texture
-        cannot be read, a message is added to `failures`, and the result is None. Raises TooLarge after too many
-        bytes or searches.
+        `load` is a function that returns the bytes of an embedded texture, which has no file; `name` is then its name
+        in messages. `beside` is the folder of the MTL file that names the texture; None: the mesh file names it. If the
+        texture cannot be read, a message is added to `failures`, and the result is None. Raises TooLarge if too many
+        bytes are read or too many files are searched.
         """
         key = name, beside
         if key not in self._images:

@@ -80,9 +80,9 @@ def check_count(triangles: int, parts: int = 1, vertices: int = 0) -> None:
 
 
 def check_text(data: bytes | memoryview, max_words: int | None = None) -> bytes:
-    """Return the bytes of a text file. Raises TooLarge above `MAX_LINES` lines or `max_words` words.
+    """Check the size of a text file with the content `data`, and return the content as bytes.
 
-    `max_words` None: the limit is `MAX_WORDS`.
+    Raises TooLarge above `MAX_LINES` lines or `max_words` words. `max_words` None: `MAX_WORDS`.
     """
     data, max_words = bytes(data), max_words or MAX_WORDS
     if max(data.count(b"\n"), data.count(b"\r")) > MAX_LINES:

@@ -150,9 +150,9 @@ class Pixels:
 
 @dataclass(frozen=True)
 class Request:
-    """Request for N novel views of a scene: N target cameras and frame numbers, and what the sampler is given.
+    """Request for N novel views of a scene: N target cameras and frame numbers, and input views, a prompt, or both.
 
-    The sampler is given input views, a prompt, or both.
+    Frame numbers are those in the scene's file names.
     """
 
     scene: str  # name of the scene

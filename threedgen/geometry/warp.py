@@ -92,9 +92,9 @@ def reproject(
 
 
 def inside(pixels: Tensor, height: int, width: int) -> Tensor:
-    """Return a bool mask (...) of pixels (..., 2), (x, y): True from the first to the last pixel centre of an image.
+    """Return a bool mask (...), True for pixels (..., 2), (x, y), that are inside an image of height x width pixels.
 
-    The first centre is (0, 0), the last one (width - 1, height - 1).
+    Inside is the range from the first pixel centre, (0, 0), to the last one, (width - 1, height - 1), both included.
     """
     return ((pixels >= 0) & (pixels <= pixels.new_tensor([width - 1, height - 1]))).all(-1)
 
@@ -134,15 +134,15 @@ def sample_nearest(image: Tensor, pixels: Tensor) -> Tensor:
 
 DEPTH_TOLERANCE = 0.05  # largest relative difference between two depths that count as equal
 MAX_PAIRS, FRAME_GAPS = 6, (1, 4, 16)
-"""Number of frame pairs per gap, and gaps in frames between the two frames of a pair.
+"""Maximum number of pairs of frames per gap, and the gaps: distances, in frames, between the two frames of a pair.
 
 There are several gaps because the depths of near frames can agree even with wrong poses.
 """
 MIN_AGREEMENT, MIN_MARGIN, MIN_RATIO = 0.3, 0.1, 2
-"""Limits of `depth_agreement` for a pair of frames to support one kind of poses (c2w or w2c) and not the other.
+"""Limits for the test whether stored poses are camera-to-world or world-to-camera.
 
-With the supported kind, the agreement is above MIN_AGREEMENT, and above MIN_RATIO * (agreement with the other kind) +
-MIN_MARGIN.
+A pair of frames supports one of the two kinds if its `depth_agreement`, with the poses read as this kind, is above
+MIN_AGREEMENT, and above MIN_RATIO * (agreement with the other kind) + MIN_MARGIN.
 """
 MIN_SUPPORT = 0.25  # minimum fraction of pairs that support the inverted poses, for an error
 

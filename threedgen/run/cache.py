@@ -112,10 +112,10 @@ def save_network(path: Path, network: torch.nn.Module) -> None:
 
 
 def load_network(network: torch.nn.Module, path: Path) -> bool:
-    """Load the weights of a file from `save_network` into a network. Return whether this was possible.
+    """Load weights into a network from a file that `save_network` wrote. Return True if they were loaded.
 
-    It is not possible, and the network stays unchanged, if the file is missing or damaged, or if the weights are not
-    finite or of another architecture.
+    Returns False, and leaves the network unchanged, if the file is missing or damaged, or if the weights are not
+    finite or belong to another architecture.
     """
     if not path.exists():
         return False

@@ -90,9 +90,9 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def file_key(name: str) -> str:
-    """Return a text that is equal for file names that differ only in case or in the composition of accents.
+    """Normalise a file name for comparisons that ignore case and the composition of accents (Unicode NFC).
 
-    By comparing these texts, callers find a file whose name is spelt differently in a text file, such as an MTL file.
+    Callers use it to find a file whose name is spelt differently in another file, such as an MTL file.
     """
     return unicodedata.normalize("NFC", name).casefold()
 
@@ -146,9 +146,9 @@ def atomic_file(path: Path, before: Callable[[], None] = lambda: None) -> Iterat
 
 @contextmanager
 def writing(place: Path) -> Iterator[None]:
-    """Return a context that converts an OSError raised in it, with the path `place` in the message.
+    """Return a context that converts an OSError raised in it to DiskFull, if the disk is full, or else to FileError.
 
-    The OSError of a full disk becomes DiskFull, any other FileError.
+    The message has the path `place`.
     """
     try:
         yield

@@ -60,7 +60,7 @@ def autocast_bf16(device: torch.device) -> torch.autocast:
 def cast_weights(network: torch.nn.Module, dtype: torch.dtype) -> None:
     """Cast the parameters of the linear and 2D convolution layers of a network to `dtype`, in place.
 
-    `dtype` should be the dtype of autocast under which the network runs. This saves memory if it has 16 bits. Use the
+    `dtype` should be the autocast dtype under which the network runs. A 16-bit dtype saves memory. Use the
     function only for inference.
     """
     for module in network.modules():

@@ -131,8 +131,8 @@ class PeakMemory(TorchDispatchMode):
             torch's GPU allocator.
         peak: largest value of `live` so far.
         launches: number of torch operators that computed something on the device, each by one or more kernels.
-        times: number by which `launches` grows at each operator: more than 1 while the computation of one part stands
-            for that of several equal parts.
+        times: number by which `launches` grows at each operator, by default 1. Code that computes only one of n equal
+            parts of its work sets it to n for this part.
     """
 
     times: ClassVar[int] = 1

@@ -132,7 +132,7 @@ def _number(value: Any) -> float | str | None:
 
 
 def environment() -> dict[str, object]:
-    """Return facts that can change the last bits of results, for summary.json.
+    """Return properties of software and machine that can change the last bits of results, for summary.json.
 
     The keys are "versions" ({package: version}), "platform" (operating system), "cpu" (its name), "cores" (their
     number) and "threads" (numbers of threads by library or environment variable).

@@ -49,7 +49,7 @@ def cores() -> int:
 
 
 _RANKS = "RANK LOCAL_RANK NODE_RANK SLURM_PROCID JSM_NAMESPACE_RANK".split()
-"""Environment variables of launchers. In every process except rank 0, at least one of them is not 0."""
+"""Rank variables set by launchers of distributed runs. In every process except rank 0, at least one is not 0."""
 
 
 def local_rank() -> int:

@@ -58,9 +58,9 @@ class Speed:
     def left(self, total: int) -> list[str]:
         """Return a list with the time until step `total`, such as ["6 s left"]; [] at the end or while it is unknown.
 
-        The time is known after 30 seconds (WINDOW), or after 3 % of `total` (MIN_SHARE) and at least 2 steps.
-        The first step does not count for this, because it compiles kernels. It does count if it takes 30 seconds or
-        more and `total` is at most 33 (1 / MIN_SHARE).
+        The time is known when steps of 30 seconds (WINDOW), or 3 % of `total` (MIN_SHARE) and at least 2 steps, have
+        been measured. The first step is not measured, because it compiles kernels, unless it takes 30 seconds or more
+        and is at least 3 % of `total`.
         """
         if self._warm is None:
             return []

@@ -75,7 +75,7 @@ def prompt_warnings(prompt: str, prior: PromptReader, more: Iterable[str] = (), 
 
     There are warnings if lines of the prompt are joined, if its end is cut off, if words are unknown, replaced or
     negated, and if the word for the object that the prior was tuned for (DreamBooth), such as "[v]", is missing. There
-    is no warning about the unknown word `used_word`, which has an effect elsewhere.
+    is no warning about the unknown word `used_word`, as the caller uses it, for example as a material.
     """
     text, notes = normalise_prompt(prompt), []
     if len(prompt.strip().splitlines()) > 1:

@@ -35,9 +35,9 @@ _REFUSED = re.compile(
     r"|(os|posix|nt|sys|subprocess|shutil|socket|runpy|importlib|ctypes|pickle|webbrowser)\b"
     r"|(__builtin__|builtins) (eval|exec|execfile|compile|open|__import__|bytearray)$"
 )
-"""Pattern of the names of classes and functions for which a file is refused even with `skip_objects`.
+"""Pattern of the names "module name" of classes and functions for which `read_torch` always refuses a file.
 
-They hold a part of the weights, or show that the file was made to run code.
+They hold a part of the weights, or show that the file was made to run code. `skip_objects` replaces only others.
 """
 
 

@@ -58,7 +58,7 @@ def ended(process: psutil.Process) -> bool:
 
 @contextmanager
 def guarded(pid: int) -> Iterator[None]:
-    """Return a context in which a second process kills the process `pid` if it is frozen.
+    """Return a context in which a second process kills the process `pid` if it is frozen (stopped by SIGSTOP).
 
     Jobs on other machines of a Ray cluster need this, because `FrozenProcesses` in the main process cannot see them.
     """

@@ -34,7 +34,10 @@ logger = logging.getLogger(__name__)
 J = TypeVar("J")
 R = TypeVar("R")
 Outcome = tuple[Literal["done", "stopped", "expected", "error"], Any]
-"""Result of one attempt at a job: (state, value), see `attempt`. Not an exception, as some cannot be pickled."""
+"""Result of one attempt at a job, as a pair (state, value). The function `attempt` describes the pairs.
+
+Failures are values, not raised exceptions, because some exceptions cannot be pickled.
+"""
 POLL = 0.2  # maximum time in seconds until the main process reacts to a signal
 
 

@@ -37,7 +37,7 @@ WAITING, RUNNING, STOPPING, FINISHING = "waiting", "running", "stopping", "finis
 FINISHED, CANCELLED, FAILED = "finished", "cancelled", "failed"
 LIVE = (RUNNING, STOPPING, FINISHING)
 CONFIG_OF = {"mesh": "texture-toybox", "edit": "edit-toybox", "image": "threedim-toybox"}
-"""Names of the configs of runs that texture a mesh, change an object, and make an object of an image."""
+"""Dict from the input of a run, a mesh to texture, an earlier run to edit or an image of an object, to its config."""
 KILL_SECONDS = 1.5  # seconds that a cancelled run has to save a checkpoint before it is killed
 PROGRESS = re.compile(r"(?P<phase>[^:]+(?:: [^:]+)?): (?P<done>\d+)/(?P<total>\d+)(?:, (?P<details>.*))?")
 """Pattern of the progress lines that `run.progress.ProgressDisplay` prints, such as "train: 3/100, loss 0.1"."""

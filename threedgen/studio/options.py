@@ -14,7 +14,7 @@ from threedgen.viewer.local import HOST, LOCAL_NAMES
 TOKEN_VARIABLE = "THREEDGEN_TOKEN"
 MIN_TOKEN = 16
 TOKEN = rf"^[A-Za-z0-9_-]{{{MIN_TOKEN},200}}$"
-"""Pattern of a token."""
+"""Pattern of the token, the secret that grants access to the studio: 16 to 200 letters, digits, "-" and "_"."""
 
 
 class StudioConfig(TaskConfig):
@@ -52,7 +52,7 @@ class StudioConfig(TaskConfig):
 
     @property
     def own_token(self) -> str | None:
-        """Token from the config, or else from the environment variable THREEDGEN_TOKEN; None if neither is set.
+        """Access token from the config, or else from the environment variable THREEDGEN_TOKEN; None if neither is set.
 
         Raises ConfigError if the variable has fewer than 16 characters (MIN_TOKEN), more than 200, or other characters
         than letters, digits, "-" and "_".

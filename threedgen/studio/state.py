@@ -30,7 +30,7 @@ _KEY = re.compile(r"^(?:\w+\.)*(\w+): (?=(?:contains|has|is|are|needs|should|was
 
 
 def plain_words(text: str) -> str:
-    """Return an error message for users of the page, without options, flags, commands, configs and names of doc pages.
+    """Rewrite an error message for users of the page, without options, flags, commands, configs and doc pages.
 
     "prompt: is empty. Set it, for example prompt=..." becomes "The prompt is empty.". A command that installs a package
     becomes the advice to ask whoever runs the studio for it.
@@ -79,7 +79,10 @@ class Studio:
         return make_job(self.config, self.root, prompt, order.seed, order.export, inputs)
 
     def status(self) -> Status:
-        """Return all jobs and the counter `over`, cached for 0.25 s, so that many clients cost little."""
+        """Return all jobs, and the counter `over`, which increases when the list of runs changes.
+
+        The result is cached for 0.25 s, so that many clients cost little.
+        """
         with self._lock:
             if time.monotonic() - self._status_at > UPDATE_SECONDS / 2:
                 jobs, version = self.queue.jobs(), self.queue.runs_version

@@ -96,10 +96,10 @@ class MetaPrior(Prior):
         return images.float() if self.meta.vae is None else self.meta.vae.encode(images).latent_dist.mean.float()
 
     def measure_graph_memory(self, images: int) -> None:
-        """Measure the memory that a CUDA graph of the UNet for `images` latents keeps; store it in `graph_memory`.
+        """Set the attribute `graph_memory` to a tensor with as many bytes as a CUDA graph of the UNet keeps.
 
-        This attribute is a tensor with as many bytes as the graph keeps. The caller passes it to `measure`, in `kept`,
-        so that these bytes count. If the run uses no CUDA graphs, the tensor is empty.
+        `images` is the number of latents in a call of the UNet. Without CUDA graphs the tensor is empty. The caller
+        passes the tensor to `measure` in `kept`, so that its bytes count.
         """
         self.graph_memory = torch.empty(0, device=META)
         if self.cuda_graph:
@@ -110,7 +110,7 @@ class MetaPrior(Prior):
     def sample_step(self, images: int, size: Sequence[int]) -> None:
         """Call the UNet once on the meta device, without gradients, for `images` latents of `size` (h, w).
 
-        `size` is in latent pixels. Only the memory of the call counts, so there is no result.
+        `size` is in latent pixels. Nothing is returned: the call is only measured.
         """
         z = torch.empty(images, self.latent_shape[0], *size, device=META)
         self.network(z, torch.empty(images, device=META), z, n_view=self.views)

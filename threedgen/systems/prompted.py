@@ -40,7 +40,10 @@ class PromptedConfig(RunConfig):
             return None if prior is None else prior.vocabulary()
 
     def used_word(self, prompt: str) -> str:
-        """Return a word of a prompt that has an effect even if the prior does not know it; "" if there is none."""
+        """Return a word of the prompt that the task uses itself, such as the asset's material; "" if there is none.
+
+        No warning is given if the prior (diffusion model) does not know this word. The base class returns "".
+        """
         return ""
 
     def check_prompt(self) -> None:

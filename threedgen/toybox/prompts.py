@@ -40,7 +40,7 @@ GAP = "?"
 class ToyboxPrompts:
     """Reader of user prompts for priors that were trained on toybox captions, which have a small vocabulary.
 
-    It replaces synonyms by words of the vocabulary, names unknown words, and implements the protocol
+    It replaces synonyms by words of the vocabulary, lists unknown words, and implements the protocol
     `threedgen.guidance.weights.tokens.PromptReader`. `vocabulary` has all words that the prior knows (`known`), and the
     words that personalisation added (`added`); None: the prior takes any text. If the vocabulary is None or has no
     toybox noun, `check` accepts every prompt.
@@ -134,11 +134,11 @@ class ToyboxPrompts:
         return warnings
 
     def suggest(self, prompt: str) -> tuple[str, list[str]]:
-        """Suggest nouns for an unfinished prompt.
+        """Suggest nouns for an unfinished prompt. Return the beginning of a noun, and at most `MAX_SUGGESTIONS` nouns.
 
         If the last word of the prompt is unknown and nouns of the prior start with it, return this word and the nouns.
-        Otherwise return "" and one noun of each family (group of nouns, such as "animals"), or "" and no nouns if the
-        prompt already contains a noun that the prior knows. At most `MAX_SUGGESTIONS` nouns are returned.
+        Otherwise, if the prompt contains a noun that the prior knows, return "" and no nouns. In all other cases,
+        return "" and one noun of each family (group of nouns, such as "animals").
         """
         last = prompt.lower().rpartition(" ")[2]
         if self.vocabulary and last.isalpha() and last not in self.vocabulary.known:

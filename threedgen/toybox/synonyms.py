@@ -85,9 +85,9 @@ _VOCABULARY_WORD = SYNONYM_OF | {other: known for known, others in LOOKALIKES.it
 
 
 def also_called(word: str, known: Collection[str]) -> list[str]:
-    """Return the words of `known` that can stand for `word`: itself, its singular, a synonym, or a broader word.
+    """Return the words of `known` that can replace `word`: itself, its singular, a synonym, or a similar object.
 
-    For example, "dog" is a broader word for "poodle". The list can be empty.
+    For example, "dog" can replace "puppy" (synonym) and "poodle" (similar object). The list can be empty.
     """
     forms = [word, *(word[: -len(end)] for end in ("s", "es") if word.endswith(end))]
     # a known word is not reduced to its singular: "glasses" would become "glass", a synonym of "mug"
@@ -98,10 +98,10 @@ def also_called(word: str, known: Collection[str]) -> list[str]:
 def similar(word: str, known: Collection[str], families: Mapping[str, Sequence[str]] | None = None) -> list[str]:
     """Return up to three of the `known` words that could replace an unknown word, best first. The list can be empty.
 
-    Words of the same meaning come first (`also_called`), then those that differ by a likely typing error: two adjacent
-    letters are swapped, or in a word of seven or more letters one letter is wrong, missing or added. If no such word is
-    found and `FAMILIES` lists `word` as a noun of a family, such as "animals", the first known nouns of this family are
-    returned. `families` maps each family to its known nouns; None: families are not searched.
+    Synonyms and similar objects come first (`also_called`), then words that differ by a likely typing error: two
+    adjacent letters are swapped, or in a word of seven or more letters one letter is wrong, missing or added. If there
+    is none, and `FAMILIES` lists `word` as a noun of a family, such as "animals", the first known nouns of this family
+    are returned. `families` maps each family to its known nouns; None: families are not searched.
     """
     found = [*also_called(word, known), *_misspelt(word, known)]
     if not found and families:

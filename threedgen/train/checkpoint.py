@@ -35,9 +35,10 @@ DRIVER = Path("/proc/driver/nvidia/version")  # text of NVIDIA's driver on Linux
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning plug-in that writes checkpoints atomically, and does not read them.
+    """Lightning plug-in that writes checkpoints atomically.
 
-    On resume, Lightning receives the attribute `checkpoint`, which the training loop has read from a file and checked.
+    On resume it reads no file: it gives Lightning the attribute `checkpoint`, a checkpoint that the training loop has
+    read and checked before.
     """
 
     checkpoint: CheckpointData | None = None

@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 
 class TrainingConfig(Protocol):
-    """Config that the training loop accepts: any config with these keys.
+    """Keys that a config must have for the training loop.
 
     They are `seed`, `threads` (number of CPU threads, None: one per core), and the sections `trainer` (options of
     Lightning's Trainer) and `checkpoint`.

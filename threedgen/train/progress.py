@@ -48,10 +48,10 @@ class Progress(Callback):
 
     @contextmanager
     def track(self, trainer: Trainer, module: LightningModule, stage: str, total: int) -> Iterator[ProgressDisplay]:
-        """Return a context for a long computation of `total` steps inside a training step; its value is the display.
+        """Return a context with its own progress display, for a computation of `total` steps inside a training step.
 
-        The caller tells the display how many steps are done; it shows them with the label `stage`. On exit the display
-        of the training returns, and its time per step is measured anew.
+        The context's value is this display, with the label `stage`; the caller updates it. On exit the display of the
+        training is shown again, and its time per step is measured anew.
         """
         if self.display is not None:
             self.display.__exit__()

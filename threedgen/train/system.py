@@ -27,9 +27,9 @@ METRICS_KEY, SECONDS_KEY = "metrics", "seconds"
 
 
 class System(pl.LightningModule):
-    """Base class of all training modules: a LightningModule with random numbers that do not depend on earlier ones.
+    """Base class of all training modules: a LightningModule with reproducible random numbers (`rng`).
 
-    They depend only on the run's seed, the step, a purpose such as "cameras", and the rank (`rng`).
+    They depend only on the run's seed, the step, a purpose such as "cameras", and the rank.
 
     Attributes:
         stage: text in front of the progress display, by default "training"; may change during training.

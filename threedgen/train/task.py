@@ -177,10 +177,15 @@ class Task:
     ) -> None:
         """Load `network` from RUN/NAME/NAME.safetensors; if this is not possible, train `network` and write the file.
 
-        For tasks that need several trainings, such as of an autoencoder before the diffusion model. RUN is the run
-        folder, NAME is `name`. `system` is the module to train, which contains the network. `metric` is the name in
-        `system.metrics` that the progress display shows. `postprocess` is called after the training, before the network
-        is saved. Raises `Stopped` if the training did not finish.
+        Tasks with several trainings use this, for example to train an autoencoder before the diffusion model. Raises
+        `Stopped` if the training does not finish.
+
+        Args:
+            name: NAME in the path of the file; RUN is the run folder.
+            network: network to load or train.
+            system: module to train, which contains the network.
+            metric: name in `system.metrics` that the progress display shows.
+            postprocess: function that is called after the training, before the network is saved.
         """
         from threedgen.train.loop import fit
 
@@ -248,8 +253,8 @@ def run_task(
         quiet: show neither weight files nor progress.
         result: file or folder in the run folder whose path is printed.
         files: names of result files. If a file that the run has written is missing, the run does not count as finished.
-        rerun_finished: call `work` even if the task is finished, with `task.resume` False. Evaluations do this, as they
-            find the results of their slow parts in caches.
+        rerun_finished: call `work` with `task.resume` False, even if the task is finished. Evaluations set it; the
+            results of their slow parts are cached.
     """
     task = Task(config, resume, quiet, files)
     task.resume &= not rerun_finished

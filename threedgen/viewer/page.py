@@ -95,9 +95,9 @@ def embedded(path: Path | None) -> Markup | None:
 def asset_variables(folder: Path, mesh: Path | None, splats: Path | None = None) -> Tree:
     """Return the variables of the template asset.html, a 3D view of GLB files below `folder`.
 
-    `mesh` is the path of a mesh, `splats` that of 3D Gaussians; None if there is no such file. The variables "model"
-    and "splats" are the files as data URIs, or None without a file or if it exceeds MAX_EMBEDDED_BYTES (64 MB).
-    "model_file" and "splats_file" are the paths relative to `folder`, or None without a file.
+    `mesh` and `splats` are the paths of a mesh and of 3D Gaussians; None if there is no such file. The variables
+    "model" and "splats" are the two files as data URIs; None for a file above MAX_EMBEDDED_BYTES (64 MB). "model_file"
+    and "splats_file" are their paths relative to `folder`. The variables of a missing file are None.
     """
     files = {"model": mesh, "splats": splats}
     names = {f"{key}_file": path and path.relative_to(folder).as_posix() for key, path in files.items()}

@@ -117,9 +117,9 @@ class Record:
 
     @property
     def method(self) -> str:
-        """How the object was made: name of the run's config; "" if unknown.
+        """Name of the config that made the object; "" if unknown.
 
-        If a task such as `batch` started the run, the name is followed by its key=value overrides.
+        If a task such as `batch` started the run, the name is followed by the run's key=value overrides.
         """
         return str(read_json(self.folder / JOB).get("method") or stored_config_name(self.text))
 

@@ -16,7 +16,8 @@ from threedgen.geometry.cameras import Cameras, Projection, geometry_control, pl
 from threedgen.geometry.poses import orbit_c2w
 
 DISTANCE, HALF_HEIGHT, HALF = 1.8, 0.55, 0.5
-"""Camera distance, half of the image side at the object, and largest coordinate of a mesh, all in world units."""
+"""DISTANCE: distance of orthographic cameras from the origin. HALF_HEIGHT: half the extent that an image shows at the
+object. HALF: largest absolute coordinate of a mesh. All in world units."""
 RAY_VIEWS = tuple((0.0, azimuth) for azimuth in (0.0, 45.0, 90.0, 180.0, 270.0, 315.0))
 """(elevation, azimuth) in degrees of the training views of adapters that take camera rays."""
 GEOMETRY_VIEWS = (*((0.0, azimuth) for azimuth in (0.0, 90.0, 180.0, 270.0)), (89.99, 180.0), (-89.99, 180.0))

@@ -273,7 +273,7 @@ def make_fine_guider(unet: UNet2DConditionModel, pixels: int) -> nn.Module:
 def guider_stride(unet: UNet2DConditionModel) -> int:
     """Return the latent pixels per cell of the condition guider's first feature map, along each axis.
 
-    1 if the first block of `unet` has attention: diffusers adds the features after it. 2 if not, as in SDXL: they are
-    then added at the end of the block, after the downsampling.
+    The result is 1 if the first down block of `unet` has attention: diffusers then adds the guider's features before
+    the downsampling of the block. Else, as in SDXL, it is 2: the features are added after the downsampling.
     """
     return 1 if hasattr(unet.down_blocks[0], "attentions") else 2

@@ -21,12 +21,13 @@ from .geometry import KeyPositions
 Encoding = Literal["reference", "capped"]
 HEAD = 32  # channels of an attention head
 CHUNK = {"cpu": 1 << 21, "cuda": 1 << 26}
-"""Largest number of elements of the keys of one chunk of tokens, by device: few for a CPU's cache, many for a GPU."""
+"""Largest number of elements (tokens x keys per token x channels) of the keys of a chunk, by device. A chunk is a set
+of tokens whose attention is computed in one call; on a CPU, its keys should fit into the cache."""
 MAX_KEPT = 1 << 25
-"""Largest number of elements of the keys of all tokens for which training keeps activations in memory. With more, the
-backward pass recomputes them."""
+"""Number of elements of all keys (tokens x keys per token x channels) above which the backward pass recomputes
+activations instead of storing them."""
 FEED_FACTOR = 8
-"""Number of elements that a feed-forward layer keeps in memory for each element of its input."""
+"""Elements that a feed-forward layer holds in memory per element of its input; limits the size of its chunks."""
 
 
 def frequencies(count: int, encoding: Encoding) -> Tensor:
@@ -46,8 +47,8 @@ class PositionalEncoding(nn.Module):
     """Positional encoding with `dim` channels: sines and cosines of a displacement or of a depth difference.
 
     Displacements (x, y) (relation_dim 2) become [sin x, sin y, cos x, cos y], with dim / 4 frequencies each. Depth
-    differences (relation_dim 1) have dim / 2 frequencies and become [sin, cos] with the encoding "capped". The encoding
-    "reference", needed for the released weights, mixes each two consecutive depth differences a and b: the channels
+    differences (relation_dim 1) become [sin, cos] with the encoding "capped", with dim / 2 frequencies. The encoding
+    "reference", which the released weights need, encodes consecutive depth differences a and b as a pair: the channels
     of a are [sin a, sin b], those of b [cos a, cos b].
     """
 
@@ -81,19 +82,19 @@ class Attention(nn.Module):
         return self.project_sums((self.project_queries(query) @ keys.mT).softmax(-1) @ keys)
 
     def project_queries(self, query: Tensor) -> Tensor:
-        """Project tokens (..., d) to queries (..., H, d) of H heads, to be multiplied with keys that are not projected.
+        """Return queries (..., H, d) of H heads for tokens (..., d), to be multiplied with unprojected keys.
 
-        For a key n and the key projection W, q (W n) = (W^T q) n. W is applied once to the query q of a token instead
-        of to each of its S keys.
+        For a query q, a key n and the key projection W, q (W n) = (W^T q) n. So W is applied once per token, to q,
+        instead of to each of its S keys.
         """
         queries = self.to_q(query).unflatten(-1, (-1, HEAD)) * HEAD**-0.5
         return torch.einsum("...hc,hcd->...hd", queries, self.to_k.weight.view(-1, HEAD, query.shape[-1]))
 
     def project_sums(self, sums: Tensor) -> Tensor:
-        """Apply value and output projection to `sums`, the attention-weighted sum of keys per head; return (..., d).
+        """Return the attention output (..., d): value and output projection of `sums` (..., H, d).
 
-        `sums` is (..., H, d) for H heads: the keys are not projected, so each head has all d channels. The value
-        projection is linear, so it is applied once to the sum instead of to each key.
+        `sums` holds, for each of H heads, the attention-weighted sum of the unprojected keys, with all d channels. The
+        value projection is linear, so it is applied once to the sum instead of to each key.
         """
         values = torch.einsum("...hd,hcd->...hc", sums, self.to_v.weight.view(-1, HEAD, sums.shape[-1]))
         return self.to_out(values.flatten(-2))
@@ -126,7 +127,7 @@ class Transformer(nn.Module):
 
 
 Call = Callable[..., Tensor]
-"""Function (function, *arguments) -> result of the function."""
+"""Function that returns a tensor, or wrapper (function, *arguments) -> tensor, such as `called` and `recomputed`."""
 
 
 def called(function: Call, *args: object) -> Tensor:
@@ -160,8 +161,8 @@ class PanoramaBlock(nn.Module):
         Args:
             x: features (B F, d, h, w) of B scenes with F views each; each of the h w cells of a view is a token. The
                 result has the same shape.
-            keys: positions that the tokens of a view attend to, one `KeyPositions` per view, for the views of one scene
-                (F) or of M scenes (M F), where M divides B. Scene i of the batch uses those of scene i mod M.
+            keys: positions that the tokens of a view attend to, one `KeyPositions` per view: F for one scene, or M F
+                for M scenes, where M divides B. Scene i of the batch uses those of scene i mod M.
             n_view: number F of views per scene.
         """
         maps, large = x.unflatten(0, (-1, len(keys))), sum(each.count for each in keys) * x[0].numel() > MAX_KEPT
@@ -211,7 +212,8 @@ class PanoramaBlock(nn.Module):
 def view_groups(keys: Sequence[KeyPositions], device: torch.device) -> list[list[int]]:
     """Return groups of views whose attention is computed in one call, as lists of indices into `keys`.
 
-    `keys` has one table per view. On a CPU, each view is a group; else all views whose tables have equal shape are one.
+    `keys` has one table per view. On a CPU, each view is a group of its own. Else views whose tables have equal
+    shapes form a group.
     """
     if device.type == "cpu" or CHUNK.get(device.type) == CHUNK["cpu"]:
         return [[number] for number in range(len(keys))]
@@ -241,7 +243,7 @@ class ResidualConvolution(nn.Module):
 
 
 class DepthBlock(nn.Module):
-    """`DepthAttention`, then a residual block of two convolutions, unless `convolution` is False."""
+    """Attention between posed views with depth (`DepthAttention`), then two residual convolutions if `convolution`."""
 
     def __init__(self, dim: int, encoding: Encoding = "reference", convolution: bool = True) -> None:
         super().__init__()

@@ -186,11 +186,11 @@ class MVDiffusion(LatentDiffusion):
         return self.multiview is None or self.multiview.has_condition
 
     def kept_latents(self, image_channels: Tensor | None, known_views: Tensor | None) -> tuple[Tensor, Tensor] | None:
-        """Return the latents of known images that sampling must keep; None if it keeps none.
+        """Return mask and clean latents of known images that replace sampled latents in each step, or None.
 
-        The result is a mask (F, 1, h, w), above 0 where latents are kept, and the clean latents (F, C, h, w). With
-        `hold`, these are the known views in `known_views`; if that is None and the UNet is an inpainting UNet, the
-        known pixels in `image_channels`. Without `hold`, only a UNet without a branch for known views keeps the views.
+        The mask is (F, 1, h, w), above 0 where latents are replaced; the latents are (F, C, h, w). Both come from
+        `known_views`, if `hold` is True or the UNet has no branch for known views. If `known_views` is None, they come
+        from the `image_channels` of an inpainting UNet, if `hold` is True. Else the result is None.
 
         Args:
             image_channels: additional UNet channels (F, E, h, w). For an inpainting UNet E = 1 + C: mask (1 where

@@ -191,10 +191,10 @@ def make_shards(config: AssetsConfig, every: list[Job], run_folder: Path, data: 
 
 
 def skip_asset(job: Job, reason: str, folder: Path) -> None:
-    """Add the asset that made a job fail to the file lost.json in `folder`, with `reason`; it is skipped from now on.
+    """Add the asset that made a job fail to the list of skipped assets, lost.json in `folder`, with the reason.
 
-    A worker writes each asset that it is about to render to the file JOB.at in `folder` (JOB = `job.name`). So after
-    a failure this file names the asset that failed. `reason` is the text of the failure.
+    The asset is read from the file JOB.at in `folder` (JOB = `job.name`): a worker writes the name of each asset to
+    this file before it renders the asset. `reason` is the text of the failure.
     """
     current = read_json(folder / f"{job.name}.at") or {"file": job.assets[0].file, "mark": None}
     logger.warning("asset skipped after repeated failures: %s (%s)", current["file"], reason)
@@ -245,8 +245,8 @@ def build_index(config: AssetsConfig, every: list[Job], folder: Path, left_out: 
         config: options of the rendering.
         every: jobs of the shards, which must all be finished. Shards without assets are omitted.
         folder: folder of the shards.
-        left_out: {mesh file or line of the captions: reason} for what is in no job. The assets that could not be
-            rendered are added in the result.
+        left_out: mesh file, or line of the captions file, that is in no job -> reason. The result also lists
+            the assets that could not be rendered.
     """
     found = [read_finished(folder, job) or {} for job in every]
     left_out = left_out | {file: reason for shard in found for file, reason in shard["left_out"].items()}

@@ -25,7 +25,7 @@ from .files import MODELS, Lens, PosedFiles, check_model, find_photo
 MAX_BYTES, MAX_POINTS = 1 << 30, 2_000_000
 """Largest size of a file in bytes, and largest number of scene points. Of a larger model, the first points are read."""
 MAX_ROWS, MAX_LINE = 100_000, 1 << 26
-"""Largest number of cameras or images, and largest size in bytes of a line. Longer lines, of keypoints, are skipped."""
+"""Largest number of cameras or images, and largest size in bytes of a line. Longer lines (keypoints) are skipped."""
 IMAGES = "[Ii][Mm][Aa][Gg][Ee][Ss]*"  # names of folders with photos
 MAX_COORDINATE = 1e30  # points further away, or at NaN, are left out
 NUMBER = re.compile(r"[-+]*\d[-+\d.eE]*")

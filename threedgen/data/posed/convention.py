@@ -20,8 +20,8 @@ from .photos import PosedPhotos
 ANCHORS = 6  # number of evenly spaced photos; all pairs of these and of the photos after them are matched
 MIN_MATCHES, MIN_PAIRS = 10, 3  # minimum number of matches of a pair of photos, and minimum number of such pairs
 MIN_FIT, MIN_COSINE = 0.3, 0.7
-"""Limits for poses that fit: minimum fraction of matches whose rays meet; if there are too few matches, minimum median
-cosine between the viewing axes and the directions to their common point."""
+"""A pose convention fits if the fraction of matching pixels whose rays meet is at least MIN_FIT; with too few matches,
+if the median cosine between the viewing axes and the directions to their common point is at least MIN_COSINE."""
 MAX_MISS = 2.0  # maximum distance in pixels of a matching pixel from the point where the two rays meet
 
 
@@ -40,8 +40,8 @@ class Match(NamedTuple):
 def check_convention(photos: PosedPhotos) -> list[str]:
     """Check with the images whether `photos.convention`, such as "c2w-opengl", is the right one for the poses.
 
-    Return [] if it fits. If it does not fit, and no other one fits at least twice as well as it, return a list with one
-    remark for the user. Raises ConfigError if another one fits that well, or if `photos.convention` mirrors the scene.
+    Return [] if it fits. Otherwise raise ConfigError if another convention fits, at least twice as well; else return a
+    list with one remark for the user. Also raise ConfigError if `photos.convention` mirrors the scene.
     """
     poses, declared = alternatives(photos.matrices), photos.convention
     matches, K = matching_pixels(photos), photos.cameras.K.double().numpy()

@@ -78,13 +78,13 @@ class PosedFiles:
 def find_photo(folders: Sequence[Path], name: str, listings: Listings, tails: bool = False) -> Path | None:
     """Return the path of the photo `name` in the first of `folders` that has it; None if no folder has it.
 
-    A leading "/" and all ".." of `name` are dropped. The file may differ from it in case and suffix. Links in the
+    A leading "/" and all ".." of `name` are dropped. The file may differ from `name` in case and suffix. Links in the
     folders, which users make for large datasets, are followed.
 
     Args:
         listings: searches and caches the lists of files in folders.
-        tails: `name` may be a path on another computer: its first folders are dropped until the rest is found. A name
-            that had ".." is searched in the folder above the first of `folders` before all others.
+        tails: True if `name` may be a path on another computer: its leading folders are dropped, one after the other,
+            until a file is found. If `name` has "..", the folder above `folders[0]` is searched before all others.
     """
     parts = Path(name[-MAX_NAME:].replace("\\", "/")).parts
     folders = [folders[0] / "..", *folders] if tails and ".." in parts else folders

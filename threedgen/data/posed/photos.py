@@ -26,7 +26,7 @@ from .options import PoseConvention
 from .reader import read_posed
 
 ZOOM_STEP, MAX_ZOOM = 1.01, 2.0
-"""Step and maximum of the zoom factor that crops pixels outside of the photo from an undistorted image."""
+"""Factor per step and maximum of the zoom into an undistorted image, until it shows only pixels of the photo."""
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ class PairSource(Protocol):
         """Return all views of the scene `index`. Raises ConfigError if a file is unreadable."""
 
     def describe(self) -> str:
-        """Return one line of text that identifies everything that determines the images, for the cache key."""
+        """Return one line of text for the cache key. Sources with different images return different texts."""
 
 
 class ArchiveScenes:
@@ -84,7 +84,7 @@ class PairCache:
         held_out: number of scenes at the end of the source that are not used for training; fewer than all.
         encode: function from images (V, H, W, 3), in [0, 1], to latents (V, C, h, w), which are stored as float16;
             None: the images are stored with 8 bits per channel.
-        encoder: text that identifies everything that determines `encode`. It is part of the cache key.
+        encoder: text that identifies `encode`, part of the cache key; different functions need different texts.
     """
 
     def __init__(

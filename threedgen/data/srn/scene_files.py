@@ -26,10 +26,10 @@ SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 def split_folder(root: Path | str, split: str) -> Path:
-    """Return the folder with the scenes of a split: ROOT/SPLIT, ROOT/SPLIT/ANY, ROOT/ANY/SPLIT or ROOT.
+    """Find the folder in `root` that contains the scenes of a split.
 
-    ANY is any subfolder. The first of these folders that contains a scene is returned. Raises ConfigError if none of
-    them contains a scene.
+    Returns the first of ROOT/SPLIT, ROOT/SPLIT/ANY, ROOT/ANY/SPLIT and ROOT that contains a scene, where ANY is any
+    subfolder. Raises ConfigError if none of them contains a scene.
     """
     root = existing_folder(root, "path")
     candidates = [root / split, *_folders(root / split), *(folder / split for folder in _folders(root))]
@@ -238,8 +238,8 @@ def intrinsic_matrix(
 ) -> Array:
     """Convert the numbers in the `rows` of an intrinsics file to K (3, 3), in pixels of images of `height` x `width`.
 
-    Raises ConfigError unless there are 9 or 16 numbers that form K or a (4, 4) matrix that starts with K. The message
-    names the file `path` and says which `forms` of intrinsics it should have.
+    Raises ConfigError unless there are 9 or 16 numbers that form K or a (4, 4) matrix that starts with K. Its message
+    has the file name `path` and the text `forms`, which states the supported forms of intrinsics.
     """
     numbers = [x for row in rows for x in row]
     if len(numbers) not in (9, 16):

@@ -147,7 +147,7 @@ class TSEDConfig(Config):
 class ProbeWeightsConfig(Config):
     """Weights of the probe, a classifier of images of toybox objects (procedural 3D objects of this package).
 
-    Options of the feature network of FID and KID. They compare hidden features of the probe.
+    Options of the feature network of FID and KID. The two metrics compare hidden features of the probe.
     """
 
     weights: str = Field("embedded", min_length=1, description="'embedded', or a train-probe run's .safetensors file")

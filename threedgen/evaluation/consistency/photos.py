@@ -24,14 +24,15 @@ from threedgen.run.arrays import Array, evenly_spaced
 from .options import MIN_VIEWS, PHOTO_SIZE, FolderSamplerConfig, PosedScenesConfig
 
 SURROUNDINGS, MAX_SURROUNDINGS = 1.5, 4.0
-"""Radius of the ball that a field covers, relative to the largest camera distance from the scene's centre. The first
-value is for photos with surroundings whose file has neither a scene cube nor points. The second value is the maximum
-if the file has points."""
+"""Radius of the ball that a neural field covers, in units of the largest camera distance from the scene's centre. The
+first value is used if photos have no plain background, no scene cube (Instant-NGP) and no COLMAP points. The second
+value is the maximum for photos with COLMAP points."""
 BOX_RADIUS = 1.3
-"""Radius of the ball that a field covers, relative to half the side of Instant-NGP's scene cube. The ball inside the
-cube has the value 1, the ball around the cube 1.73."""
+"""Radius of the ball that a neural field covers, in units of half the side of Instant-NGP's scene cube. The value would
+be 1 for the ball inscribed in the cube, and 1.73 for the ball through its corners."""
 MAX_DIFFERENCE, CHECKED_PHOTOS = 0.1, 6
-"""Maximum difference of a channel, in [0, 1], between pixels of a plain background, and number of photos to check."""
+"""Photos have a plain background if at least half of the pixels at their borders differ from one colour by less than
+the first value, in [0, 1], in every channel. The second value is the number of photos that are checked."""
 
 
 class FolderScene(NamedTuple):

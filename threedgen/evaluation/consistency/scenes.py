@@ -41,7 +41,8 @@ logger = logging.getLogger(__name__)
 HELD_OUT = 0.1  # share of the views of a scene that are held out of the fit of the field
 MAX_ANGLE = 15  # maximum angle in degrees between the viewing axes of the cameras and the origin, else a warning
 SAME_POSE = 1e-3
-"""Maximum difference between the matrix entries of equal poses, relative to max(1, distance from the origin)."""
+"""Maximum difference between entries of two pose matrices that count as equal, in units of max(1, camera distance from
+the origin)."""
 
 
 @dataclass(frozen=True)
@@ -143,9 +144,9 @@ def fit_to(scene: Scene, images: Tensor) -> Tensor:
 def held_out_views(scene: Scene, seed: int, share: float = HELD_OUT) -> list[int]:
     """Return the sorted indices of random views to hold out when a field is fitted to the views of a scene.
 
-    They are about the fraction ``share`` of all views. Only target views, which the sampler makes, are held out, never
-    the given condition views. The indices depend only on the seed, the number of views
-    and the condition views, so they are equal for all samplers. Raises ConfigError if there are too few views.
+    About the fraction ``share`` of all views is held out. Only target views, which the sampler makes, are held out,
+    never the given condition views. The indices depend only on the seed, the number of views and the condition views,
+    so they are equal for all samplers. Raises ConfigError if there are too few views.
     """
     count, targets = len(scene.cameras), scene.targets
     number = max(1, round(share * count))
@@ -156,10 +157,10 @@ def held_out_views(scene: Scene, seed: int, share: float = HELD_OUT) -> list[int
 
 
 def camera_warnings(scene: Scene) -> list[str]:
-    """Return the notes of a scene. If it has none, return a warning if its cameras do not look at the origin, else [].
+    """Return remarks for the user about the cameras of a scene: its notes, if it has any, else the result of a test.
 
-    For this test, the angle between the viewing axis of a camera and its direction to the origin is measured. The
-    cameras do not look at the origin if the median angle is above 15 degrees (`MAX_ANGLE`).
+    The test measures the angle between the viewing axis of each camera and its direction to the origin. If the median
+    angle is above 15 degrees (`MAX_ANGLE`), it logs a warning and returns it in a list; else it returns [].
     """
     if scene.notes:
         return list(scene.notes)

@@ -32,7 +32,8 @@ UNREADABLE = tuple(".3ds .abc .blend .dae .fbx .stl .usd .usda .usdc .usdz .wrl 
 """Suffixes of mesh formats that the meter cannot read."""
 WITHOUT_CLIP = "meter.classifier.name=probe needs no CLIP, for assets that look like those of the toybox"
 SKIPPED_PARTS = {"export.enabled": False, "preview.enabled": False, "result.turntable.n_view": 8}
-"""Overrides that skip the outputs of a method that the benchmark does not use. It uses only the mesh."""
+"""Config key -> value for the run of an object. The values skip or shorten outputs that the benchmark does not use; it
+uses only the mesh."""
 
 
 class CLIPSidesConfig(Config):
@@ -107,7 +108,7 @@ class JanusMeterConfig(MeteredConfig):
 class JanusScoreConfig(MeteredConfig):
     """Janus rate of existing meshes.
 
-    Options of the task "janus-score".
+    Options of the task "janus-score". The Janus rate is the fraction of objects with two or more fronts.
     """
 
     assets: str = Field("", description="folder of GLB, glTF, OBJ, PLY and OFF files; a folder in it is a method")
@@ -141,7 +142,7 @@ def asset_files(folder: Path, suffixes: tuple[str, ...] = MESHES) -> list[Path]:
 class JanusBenchmarkConfig(MeteredConfig, WorkersConfig):
     """Janus rates of text-to-3D methods, on objects made for each prompt, method and seed.
 
-    Options of the task "janus-benchmark".
+    Options of the task "janus-benchmark". The Janus rate is the fraction of objects with two or more fronts.
     """
 
     methods: Names = Field(

@@ -35,8 +35,8 @@ def fid(x: Array, y: Array) -> float:
 def kid(x: Array, y: Array, subsets: int = 100, size: int = 1000) -> float:
     """Return the KID: unbiased squared MMD with the kernel (x.y / D + 1)^3 (Binkowski et al. 2018, eq. 4).
 
-    The result is the mean over ``subsets`` random subsets of ``size`` features of x (N, D) and of y (M, D), which are
-    always the same. It is not multiplied by 1000, as in some papers. The mean may be negative.
+    The result is the mean over ``subsets`` random subsets of ``size`` features of x (N, D) and of y (M, D). The random
+    seed is fixed. The result may be negative, and is not multiplied by 1000, unlike in some papers.
     """
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):  # torchmetrics uses the global generator
         warnings.filterwarnings("ignore", message=".*Kernel Inception Distance.*")  # on memory; features are small
@@ -55,8 +55,8 @@ def distance_functions(
 
     Args:
         ours: features (N, D) of each item.
-        truth: features (M, D) of each true item. If there are as many as in ``ours``, the subset selects from ``ours``
-            and ``truth``; if not, the subset of ``ours`` is compared with all of ``truth``.
+        truth: features (M, D) of each true item. If ``truth`` has as many items as ``ours``, a subset of ``ours`` is
+            compared with the same subset of ``truth``; if not, with all of ``truth``.
         subsets, size: number of random subsets for KID, and number of features per subset. If one of the two compared
             sets has at most ``size`` features, KID uses one subset with as many features as the smaller set.
     """

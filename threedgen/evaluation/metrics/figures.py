@@ -54,9 +54,9 @@ class Proportion:
 
     @property
     def sample_size(self) -> float:
-        """Effective number of independent answers: Wilson's interval for it is as long as `interval`; at most `total`.
+        """Effective number of independent answers: the number for which Wilson's interval is as long as `interval`.
 
-        It is below `total` if `limits` are those of dependent answers.
+        The result is at most `total`. It is usually smaller if the answers are dependent and `limits` is set.
         """
         if not self.total or self.interval is None:
             return 0.0
@@ -83,8 +83,8 @@ def proportion(answers: Sequence[bool | None]) -> Proportion:
 def proportion_of_groups(groups: Iterable[Sequence[bool | None]]) -> Proportion:
     """Return the proportion of True answers over groups of dependent answers, such as one answer per view of an object.
 
-    The 95 % interval of the proportion is a bootstrap over groups. If no group has several answers, it is Wilson's
-    interval; if all answers are equal, it is Wilson's for one answer per group. Answers that are None are not counted.
+    Answers that are None are not counted. The 95 % interval is a bootstrap over groups, with two exceptions: Wilson's
+    interval if every group has one answer, and Wilson's interval for one answer per group if all answers are equal.
     """
     counted = [found for found in map(proportion, groups) if found.total]
     hits, total = sum(found.hits for found in counted), sum(found.total for found in counted)

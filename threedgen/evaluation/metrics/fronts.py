@@ -168,10 +168,9 @@ class ErrorRates:
     def interval(self, raw: Proportion) -> Interval | None:
         """Return the 95 % interval of the rate that `corrected` returns for ``raw``; None if this rate is None.
 
-        The interval includes the uncertainty of the error rates (Lang and Reiczigel 2014). Each of the three shares
-        (raw, recall, false alarms) is moved slightly towards one half. Their variances are weighted by their effect and
-        added.
-        For dependent answers, such as several seeds of a prompt, the number of answers is `Proportion.sample_size`.
+        The interval is that of Lang and Reiczigel 2014. It includes the uncertainty of ``raw``, ``recall`` and
+        ``false_alarms``. The number of answers of each is `Proportion.sample_size`, which is lower for dependent
+        answers, such as several seeds of a prompt.
         """
         rate = self.corrected(raw)
         if rate is None:

@@ -20,7 +20,8 @@ from threedgen.geometry.warp import apply_homography, homography, inside, pixel_
 from .figures import Values, mean
 
 DEPTH_ERROR = 0.5
-"""Maximum difference in metres between a reprojected depth and the depth map. Other points count as occluded."""
+"""Maximum difference in metres between the depth of a point, projected into another view, and the depth map of this
+view. A point with a larger difference counts as occluded there."""
 
 
 def warped(image: Tensor, pixels: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:

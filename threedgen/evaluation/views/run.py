@@ -47,7 +47,8 @@ FIGURES = {
     "psnr": MEANS["psnr"], "ratio": "of the truth's", "fid": "FID", "kid": "KID", "is": "Inception score",
 }  # fmt: skip
 SPLITS, KID_SUBSET = 10, 5000
-"""Number of parts of the Inception score, and maximum number of images of the single subset of KID."""
+"""Number of parts into which images are divided for the Inception score, and maximum number of images for KID, which
+uses one subset of the images."""
 SHEET_SCENES, SHEET_WIDTH = 8, 128
 """Maximum number of scenes, and maximum width of a view in pixels, on the contact sheet."""
 Indices = NDArray[np.intp]
@@ -83,9 +84,9 @@ class Measurement(NamedTuple):
 
 
 class EvaluatedViews(Evaluation[EvaluateViewsConfig, Item, Measurement]):
-    """Task "evaluate-views": measure how well views of a scene agree with each other and with true views.
+    """Task "evaluate-views": measure how consistent the views of a scene are, and how similar they are to true views.
 
-    Measures are the PSNR between neighbouring views where they overlap, the Inception score, and FID and KID to true
+    Metrics are the PSNR between neighbouring views where they overlap, the Inception score, and FID and KID to true
     views. The measured views are samples with and without attention between views, or existing views of a folder. True
     views of the same and of other scenes are measured too, as references: values of views that are consistent and real.
     """

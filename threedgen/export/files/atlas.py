@@ -26,7 +26,8 @@ MAX_ATLAS, MIN_TILE = 4096, 32  # largest edge of the atlas, smallest edge of a 
 MIN_GUTTER, GUTTER_SHARE = 4, 64  # width of a tile's border of repeated texels: minimum, and divisor of the tile's edge
 GAP = 1.2  # distance between the centres of neighbouring assets, as a multiple of the widest asset
 NEUTRAL = {"base_colour": (255, 255, 255), "normal": (128, 128, 255), "orm": (255, 255, 0)}
-"""RGB values in the atlas for assets without a texture of this name, if other assets have one."""
+"""Texture name -> RGB value that fills the atlas where an asset has no such texture. An atlas is written only for names
+of which some asset has a texture."""
 
 
 def write_set(folders: Mapping[str, Path], path: Path) -> list[str]:
@@ -68,7 +69,8 @@ def read_asset(path: Path) -> tuple[TexturedMesh, dict[str, Array]]:
     """Read a GLB that `textured_glb_bytes` wrote.
 
     Returns the mesh in world axes (z up, front +x), and those textures that the file has, uint8 (H, W, 3), by name:
-    base_colour, normal, orm (occlusion, roughness, metallic in red, green, blue). Raises ConfigError if one is damaged.
+    base_colour, normal, orm (occlusion, roughness, metallic in red, green, blue).
+    Raises ConfigError if a texture is damaged.
     """
     file = GltfFile(read_bytes(path), SideFiles(path))
     (primitive,) = file.tree["meshes"][0]["primitives"]

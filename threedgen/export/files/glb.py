@@ -37,7 +37,7 @@ def to_gltf_axes(vectors: Array) -> Array:
 
 
 GLTF_AXES = to_gltf_axes(np.eye(3)).T
-"""Rotation matrix (3, 3) of `to_gltf_axes`."""
+"""Rotation matrix R (3, 3) of `to_gltf_axes`: the column vector x in world axes is R x in glTF axes."""
 
 
 class _Buffer:
@@ -154,7 +154,7 @@ def textured_glb_bytes(
 def plain_glb_bytes(parts: dict[str, tuple[Array, Array]], gltf_extras: Tree | None = None) -> bytes:
     """Return the bytes of a GLB with one node per collider, without materials.
 
-    `parts`: node name -> vertices (V, 3) in world axes, which become glTF axes, and faces (F, 3), of a collider.
+    `parts`: node name -> vertices (V, 3) and faces (F, 3) of a collider, in world axes; the GLB has glTF axes.
     `gltf_extras`: JSON data for the `extras` of the file.
     """
     buffer = _Buffer()

@@ -23,7 +23,8 @@ def obj_zip(levels: dict[str, TexturedMesh], pngs: dict[str, bytes], name: str =
     MTL has no key for ambient occlusion, so the material does not use it.
 
     Args:
-        levels: name -> mesh in world axes. Each level of detail becomes an object of the OBJ file.
+        levels: name of a level of detail -> its mesh, in world axes (z up, front +x). Each mesh becomes an object of
+            the OBJ file.
         pngs: texture name (base_colour, normal, orm: occlusion, roughness, metallic) -> bytes of a PNG file.
         name: name of the material and prefix of all file names.
     """

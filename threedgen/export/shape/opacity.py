@@ -1,15 +1,16 @@
 """Turn a density grid into a scalar field whose level set is the object's surface.
 
-The surface lies where a ray has lost a fixed part of its light, not at a fixed density. The reason is that the
-densities of trained fields differ by a factor of 100, and that they are hollow inside and hazy outside. The optical
-depth at each grid point is
+The surface lies where a ray has lost a fixed part of its light, not at a fixed density. The reason is that densities
+of trained fields differ by a factor of 100, and that the fields are hollow inside and hazy outside. The optical depth
+at each grid point is
 
     tau(x) = min over the six axis directions of the integral of sigma from the border to x,
 
 and the surface is tau = ln 2 / 2. A thin part is kept if its total optical thickness is at least ln 2, so that renders
-show it with an opacity of at least one half. Two limits change the value ln 2 / 2. In a field of very low density it is
-smaller, because the surface would lie too far behind the silhouette (MAX_DEPTH). In a field so dense that the haze in
-front of the object alone is opaque, it is larger (MIN_DEPTH).
+show it with an opacity of at least one half. Some fields need another value than ln 2 / 2:
+
+    very low density      a smaller value, or the surface would lie too far behind the silhouette (MAX_DEPTH)
+    very high density     a larger value, or the surface would lie in the haze in front of the object (MIN_DEPTH)
 """
 
 import math
@@ -27,7 +28,7 @@ MIN_PART = 0.01  # smallest size of a connected part that is kept, as a fraction
 BLUR_SCALE, MAX_BLUR = 0.6, 0.03
 """Standard deviation of the density blur in scene radii: BLUR_SCALE * (mean free path of light)^2, at most MAX_BLUR."""
 MIN_DEPTH, MAX_DEPTH = 0.008, 0.03
-"""Limits of the surface's depth below the start of the typical density, in scene radii.
+"""Minimum and maximum distance, in scene radii, that a ray travels through the typical density before the surface.
 
 The minimum is about one grid cell. With a smaller minimum, haze in front of the object would count as surface.
 """

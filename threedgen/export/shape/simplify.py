@@ -20,9 +20,10 @@ from threedgen.run.arrays import Array
 
 AGGRESSION = 3.0  # option `agg` of fast_simplification; larger values leave more non-manifold edges
 STOPS = (1.0, 1.15, 1.5, 2.5, 5.0)
-"""Target numbers of triangles for fast_simplification, in multiples of the budget.
+"""Target numbers of triangles for fast_simplification, as multiples of the triangle budget.
 
-They are tried in order until the result is valid; `collapse` then reduces the mesh to the budget.
+Targets are tried in order until the result is valid: closed like the input, with the same number of components. Then
+`collapse` reduces the result to the budget.
 """
 MIN_TURN_COSINE = 0.2  # smallest cosine between the normals of a face before and after a collapse
 MIN_ASPECT = 0.02  # smallest `_shape` of a face after a collapse, or its `_shape` before if that is smaller
@@ -210,11 +211,11 @@ def _collapse_pass(points, uv, faces, corners, error, candidates, locked, first,
     """Collapse valid half-edges until at most `target` faces are left; return how many collapsed.
 
     `faces`, `corners` and `error` change in place. `faces` (F, 3) index the vertices `points` (V, 3); removed faces
-    become -1. `corners` (F, 3) index `uv` (N, 2). `error` (V, 4, 4) has the matrices of `quadrics`; a kept vertex adds
-    that of the removed one. `candidates` (n, 2) are the half-edges to try, pairs (removed vertex, kept vertex),
-    cheapest first. A half-edge is skipped if an earlier collapse of this pass changed a face at one of its ends.
-    Vertices in the mask `locked` (V,) are not removed. The faces around vertex v are `around[first[v] : first[v + 1]]`,
-    where `around` is (3 F,) and `first` is (V + 1,).
+    become -1. `corners` (F, 3) index `uv` (N, 2). `error` (V, 4, 4) has the matrices of `quadrics`; a collapse
+    adds the matrix of the removed vertex to that of the kept vertex. `candidates` (n, 2) are the half-edges to try, as
+    pairs (removed vertex, kept vertex), cheapest first. A half-edge is skipped if an earlier collapse of this pass
+    changed a face at one of its ends. Vertices in the mask `locked` (V,) are not removed. The faces around vertex v are
+    `around[first[v] : first[v + 1]]`, where `around` is (3 F,) and `first` is (V + 1,).
     """
     touched = np.zeros(len(points), np.bool_)
     mark = np.full(len(points), -1, np.int64)

@@ -13,11 +13,12 @@ from threedgen.run.arrays import Array
 
 MIN_PADDING = 4  # free texels between UV charts for a texture edge up to 1024 texels; larger edges have more
 CHART_COSTS = (8.0, 2.0)
-"""Values of xatlas' option `max_cost`, tried in order. The second value, xatlas' default, gives charts with less
-distortion that fill less of the texture. It is tried if the first value's texel density is not in DENSITY_RANGE."""
+"""Values of xatlas' option `max_cost`, tried in order until the texel density is even enough (DENSITY_RANGE). The
+second value, xatlas' default, gives charts with less distortion, which fill less of the texture."""
 DENSITY_RANGE = (0.8, 1.25)  # minimum 5th and maximum 95th percentile of the texel density / its median
 MAX_WHOLE, MAX_BLOCK = 50_000, 10_000
-"""Largest number of triangles that xatlas gets at once, and of a block of a larger mesh.
+"""A mesh with more than MAX_WHOLE triangles is cut into blocks of at most MAX_BLOCK triangles. No chart has faces of
+several blocks.
 
 The time of xatlas is quadratic in the triangles of a chart, and xatlas crashes for smooth surfaces of 80,000 triangles.
 """

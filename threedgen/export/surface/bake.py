@@ -136,7 +136,7 @@ def texel_frames(low: TexturedMesh, buffers: Buffers) -> Texels:
 
 
 class Projected(NamedTuple):
-    """Result of `project`: positions (N, 3), dense faces (N,), barycentric weights (N, 3), mask (N,) of the hits."""
+    """N points moved onto a mesh by `project`: positions (N, 3), faces (N,), barycentric weights (N, 3), hits (N,)."""
 
     points: Array  # (N, 3) projected points, world units; the input points where `hit` is False
     face: Array  # (N,) index of the dense face; where `hit` is False, a face of the nearest dense vertex
@@ -144,7 +144,10 @@ class Projected(NamedTuple):
     hit: Array  # (N,) bool, whether the line meets the surface inside the cage
 
     def interpolate(self, attribute: Array, faces: Array) -> Array:
-        """Interpolate a vertex attribute (V, C) of the dense mesh, whose faces are (F, 3), at the N points: (N, C)."""
+        """Interpolate a vertex attribute (V, C) of the dense mesh at the N points. Returns values (N, C).
+
+        `faces` (F, 3) are the faces of the dense mesh.
+        """
         return (attribute[faces[self.face]] * self.bary[..., None]).sum(axis=1)
 
 

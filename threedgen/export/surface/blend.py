@@ -58,8 +58,8 @@ SCENE_BLEND = BlendOptions()
 OBJECT_BLEND = BlendOptions(
     error=1e-3, cosine=0.2, jump=0.1, beside_edge=0.0, margin=2, feather=0.03, power=3.0, window=False
 )
-"""Options for views around an object whose coordinates are in [-0.5, 0.5]. The limits are MV-Adapter's; the feather is
-added to hide seams between inconsistent images."""
+"""Options for views around an object whose coordinates are in [-0.5, 0.5]. The limits are those of MV-Adapter. In
+addition, weights rise with the distance from depth edges (`feather`), which hides seams of inconsistent images."""
 
 
 class WeightedMean:

@@ -133,12 +133,12 @@ def texel_geometry(mesh: TexturedMesh, buffers: Buffers, normals: Array, front_v
 def render_depths(
     mesh: TexturedMesh, normals: Array, at: Cameras, on_view: Callable[[], None]
 ) -> tuple[list[Array], Array]:
-    """Render a depth map (H, W) for each camera, and find the side (F,) of each face that cameras see.
+    """Render a depth map (H, W) for each camera, and count the pixels that show the front or the back of each face.
 
-    A depth map is 2 to 8 times as high and wide as the camera's image. Depth is along the viewing axis in world units,
-    inf for background. The side is the number of pixels that show the front of the face minus the number of pixels that
-    show its back; the unit normals (F, 3) of the faces point to the front. `on_view` is a callback for the progress,
-    called once per camera.
+    Returns the depth maps, and an array (F,): for each face, the number of pixels that show its front minus the number
+    that show its back. The unit `normals` (F, 3) point to the front. Depth is along the viewing axis in world units,
+    inf for background. A depth map is 2 to 8 times as high and wide as the camera's image. `on_view` is a callback for
+    the progress, called once per camera.
     """
     scale = min(max(2, -(-MIN_DEPTH_ROWS // at.height)), MAX_DEPTH_SCALE)
     corner = mesh.vertices[mesh.faces[:, 0]]

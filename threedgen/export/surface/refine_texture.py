@@ -21,10 +21,9 @@ from threedgen.geometry.texture import fill, sample, scatter
 from threedgen.run.arrays import Array
 
 PRIOR_WEIGHT = 0.1
-"""Weight of the baked colour of a texel in the loss, relative to the weight of a pixel.
+"""Weight of the squared change of a texel from its baked colour, in a loss in which a squared pixel error has weight 1.
 
-Texels that influence less than this many pixels hardly change. Without this term, texels smaller than a pixel overfit
-to single views.
+Without this term, texels smaller than a pixel overfit to single views.
 """
 BLUR_PIXELS = 0.5
 """Standard deviation of the gradient blur, in image pixels. Without the blur, texels between the samples of a pixel do

@@ -23,16 +23,18 @@ from threedgen.run.arrays import Array
 
 N_ELEVATIONS, N_AZIMUTHS, IMAGE_SIZE = 3, 12, 384  # camera elevations, cameras per elevation, image edge in pixels
 MIN_COSINE, MIN_SHARE = 0.2, 0.2
-"""Minimum cosine between a texel's normal and the direction to the camera, and minimum fraction of cameras.
+"""A camera sees a texel only if the cosine between texel normal and direction to the camera is at least MIN_COSINE. A
+texel counts as visible if at least the fraction MIN_SHARE of all cameras sees it.
 
-A texel counts as visible if at least this fraction of all cameras sees it. About 0.4 of the cameras see an unobstructed
-side, and 0.3 see an unobstructed top. Texels below 0.2, such as those between legs or in folds, are hardly trained.
+About 0.4 of the cameras see an unobstructed side, and 0.3 see an unobstructed top. Texels below 0.2, such as those
+between legs or in folds, are hardly trained.
 """
 DEPTH_ERROR = 0.005  # maximum depth difference between a texel and the visible surface, in scene radii
 MAX_KNOWN, MAX_NODES = 40_000, 10_000
-"""Maximum number of known texels, and of unknown texels whose colours are solved for.
+"""Maximum number of known texels that are used, and of unknown texels for which Laplace's equation is solved.
 
-Larger sets are sampled at random. Other unknown texels are interpolated from their four nearest neighbours.
+If there are more, a random subset is used. The other unknown texels are interpolated from their four nearest
+neighbours.
 """
 NORMAL_SCALE = 0.05  # two texels at one point with opposite normals count as 2 * NORMAL_SCALE object sizes apart
 CREASE = 1.0  # decrease of the logarithm of a link's weight per concave curvature, for objects of size 1
@@ -41,9 +43,10 @@ MAX_COLOURS, MAX_CLUSTERED = 16, 4000  # maximum number of colour groups, and of
 COLOUR_GAP = 20.0  # smallest difference of two colour groups in Lab
 SHARPNESS, AREA_POWER = 6, 2  # exponents of a group's probability and area in its weight
 ANCHOR_WEIGHT, ANCHOR_EPS = 1e-3, 0.5
-"""Relative weight of the link to the nearest known texel, which keeps the system solvable, and tolerance of its search.
+"""Weight of an additional link from each unknown texel to its nearest known texel, and tolerance of the search for it.
 
-The search may return a texel whose distance is larger than the nearest one's by this fraction.
+The weight is relative to the sum of the texel's other links. The link keeps Laplace's equation solvable. The distance
+of the texel that the search finds may exceed the smallest distance by the fraction ANCHOR_EPS.
 """
 
 

@@ -53,8 +53,8 @@ logger = logging.getLogger(__name__)
 OWN_KEYS = ("prompt", "seed", "out", "threads", "task")  # config keys that a batch sets for each job
 RECORD, RUNS, TABLE = runs.JOB, "runs", "batch.csv"
 STARTED, REFUSED, FINISHED, FAILED, SKIPPED = "started", "refused", "finished", "failed", "skipped"
-"""States of a job. Refused: its method could not start on this machine. Failed: it started, but made no object.
-Skipped: the prompt names no object that the prior knows."""
+"""States of a job. Started: not complete yet. Refused: its method could not start on this machine. Failed: it started,
+but made no object. Skipped: the prompt names no object that the prior (diffusion model) knows."""
 
 
 @dataclass(frozen=True)
@@ -125,8 +125,8 @@ def job(method: str, base: RunConfig, prompt: str, seed: int) -> Job:
     """Create the job of one object.
 
     `method` is a config name with optional key=value changes, and `base` the config of this method (`object_config`).
-    The config of the job is `base` with `prompt` and `seed`, and without run folder and number of CPU threads, which
-    `make` sets.
+    The config of the job is `base` with `prompt` and `seed`. Its run folder and number of CPU threads are None;
+    `make` sets them.
     """
     config = base.model_copy(update={"prompt": prompt, "seed": seed, "out": None, "threads": None})
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(words_of(method)[0]).stem).strip("-")[:40]

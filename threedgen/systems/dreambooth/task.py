@@ -135,8 +135,8 @@ class DreamBoothSystem(DenoisingSystem):
         prior: model to tune; its tokenizer already has the identifier as a token (`subject_weights.add_word`).
         photos: (N, S, S, 3) in [0, 1], N photos of the subject.
         base: SHA-256 of the original weights, written to the result, which fits only these weights.
-        class_images: (M, S, S, 3) in [0, 1], images of the subject's class that the original prior sampled; they are
-            trained too, so that the prior keeps the class. Image k has the prompt number k % n of the n prompts
+        class_images: (M, S, S, 3) in [0, 1], images of the subject's class that the original prior sampled. The loss
+            includes them, so that the prior keeps the class. Image k has prompt k % n of the n prompts in
             `config.class_prompts`. None: no class images are used.
     """
 

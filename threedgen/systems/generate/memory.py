@@ -26,8 +26,8 @@ FIRST_STEPS = 50  # number of steps after a change in which the first step with 
 class MeasuredSystem(GenerateSystem):
     """LightningModule on the meta device, where tensors have shapes but no values, to measure the memory of a step.
 
-    Where the space is empty is not known without values, so every ray has the maximum number of samples, the option
-    `march.samples`. MLPs take the memory of the kernel that a run on `device` uses, or of torch's layers.
+    Without values, empty space is unknown. Therefore every ray has the maximum number of samples, `march.samples`.
+    MLPs take the memory of the Triton kernel if a run on `device` uses it, else that of torch's layers.
     """
 
     def __init__(self, config: GenerateConfig, prior: MetaPrior, device: torch.device) -> None:

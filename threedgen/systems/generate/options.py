@@ -69,7 +69,7 @@ class LossConfig(Config):
 
 @dataclass(frozen=True)
 class LossWeights(Component):
-    """Type annotation of the config section `loss`. It builds the section's model, with one weight for each loss term.
+    """Type annotation of the config section `loss`. It creates a subclass of `LossConfig` with a weight per loss term.
 
     The loss terms are the fields of `LossConfig`, the registered components of the kind "regulariser", and the terms
     that the registered representations list in `FieldConfig.losses`.
@@ -196,7 +196,7 @@ class ResultConfig(Config):
 
 
 IMAGE_SHARE = 0.4
-"""Value of `warm_start.share` in a run from an image whose config does not set it."""
+"""Value of `warm_start.share` (fraction of steps that fit sampled views) in runs from an image, if the config has 0."""
 
 
 class GenerateConfig(PromptedConfig):
@@ -305,7 +305,7 @@ class GenerateConfig(PromptedConfig):
 
     @property
     def first_view(self) -> str | None:
-        """Image file of the first view of the object; the prior samples the other views to fit it.
+        """Image file of the first view of the object; the prior samples other views of the same object.
 
         None if the config has no image, or if the prior takes the image as its reference image instead.
         """
@@ -326,7 +326,7 @@ class GenerateConfig(PromptedConfig):
 
     @property
     def start_path(self) -> Path | None:
-        """Run folder or point cloud file from whose object the run starts: the option `edit` or `start`.
+        """Run folder or point cloud file that initialises the object: the option `edit` or, if it is not set, `start`.
 
         None if neither option is set: the run starts from a new object.
 
@@ -356,7 +356,10 @@ class GenerateConfig(PromptedConfig):
 
     @property
     def warm_steps(self) -> int:
-        """Number of steps of the warm start; 0 for a single-view prior, whose samples are not consistent."""
+        """Number of steps of the warm start, which fits the object to views sampled by the prior.
+
+        0 for a single-view prior, because its samples do not show the same object.
+        """
         return 0 if self.views_per_scene < 2 else int(self.warm_start.share * self.trainer.max_steps)
 
     @property
@@ -369,7 +372,7 @@ class GenerateConfig(PromptedConfig):
 
     @property
     def round_steps(self) -> int:
-        """Number of steps of each refinement round; 0 without refinement."""
+        """Number of steps per refinement round, which fits the object to img2img samples; 0 without refinement."""
         return int(self.refine.share * self.trainer.max_steps) if self.refine.strengths else 0
 
     @property

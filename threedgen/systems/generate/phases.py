@@ -35,19 +35,22 @@ from .scene import Scene
 from .views import sharpen
 
 HUBER_BETA = 0.1
-"""Colour difference up to which the error is quadratic. Larger differences count linearly, so outliers blur less."""
+"""Threshold of the Huber loss on colours in [0, 1]; linear above it, so that outliers blur the object less."""
 ERROR_WEIGHT = 10
-"""Weight of the colour error."""
+"""Weight of the Huber loss on colours in the loss of `Fit`."""
 OPAQUE_WEIGHT = {"0%": 0.01, "40%": 0.05, "100%": 6.0}
-"""Weight of the entropy of the opacity, as a schedule over the steps of the fit."""
+"""Weight of the entropy of the opacity in the loss of `Fit`: {percentage of the steps of the fit: weight}."""
 SPARSITY_WEIGHT = 0.1
-"""Weight of the sparsity loss. It removes density that has the background colour, which the colour error ignores."""
+"""Weight of the sparsity loss, which removes density of the background colour; the colour loss cannot detect it."""
 SMOOTHNESS_WEIGHT = 0.05
-"""Weight of the smoothness loss, the difference between nearby normals; it reduces bumps."""
+"""Weight of the smoothness loss, which reduces bumps: the difference between normals at nearby points."""
 SURFACE_POINTS = 512
 """Maximum number of surface points per step in the smoothness loss."""
 SURFACE_DISTANCE = 0.02
-"""Standard deviation of the offsets between compared normals in the smoothness loss, as a fraction of march.radius."""
+"""Standard deviation of the offset between the two points whose normals the smoothness loss compares.
+
+It is a fraction of the option `march.radius`.
+"""
 
 
 class StepResult(NamedTuple):

@@ -39,10 +39,10 @@ def plan(config: GenerateConfig) -> str:
 
 
 def preset_lines(config: GenerateConfig, device: torch.device) -> list[str]:
-    """Return one line of text per memory preset, with the memory in GB that the run needs with it.
+    """Return text lines with the memory in GB that a run needs without and with memory presets.
 
-    The first line is for no preset, the last line for the first preset that fits the free memory of the GPU. If none
-    fits, all presets have a line.
+    A memory preset is a set of options that save memory. The first line is for no preset. Presets follow until one
+    fits the free memory of the GPU; if none fits, all presets have a line.
     """
     free, lines = free_bytes(device), []
     for name, needed in memory_by_preset(config, device, free):

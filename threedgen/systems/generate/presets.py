@@ -24,8 +24,8 @@ RECORD = "preset.json"
 def choose_preset(config: GenerateConfig, device: torch.device, folder: Path) -> GenerateConfig:
     """Return the config with the first memory preset that fits, if `preset` is "auto" and the run does not fit the GPU.
 
-    In all other cases, or if no preset fits, return the config unchanged. The choice is stored in `folder`, so that a
-    resumed run makes the same one, on any device.
+    In all other cases, or if no preset fits, return the config unchanged. The choice is stored in the run folder
+    `folder`, so a resumed run uses the same preset, also on another device.
     """
     record = folder / RECORD
     if config.preset != "auto" or (device.type != "cuda" and not record.exists()):

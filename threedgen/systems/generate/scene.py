@@ -1,4 +1,4 @@
-"""Base LightningModule of text to 3D: the object, the prior (diffusion model) and its condition, and renders.
+"""Base LightningModule of text to 3D: has the object and the prior (diffusion model), and renders the object.
 
 Renders are computed in chunks of ray samples that fit the memory.
 """
@@ -264,9 +264,10 @@ class Scene(System):
         return torch.cat([result.rgb.view(shape).cpu() for result in renders])
 
     def before_step(self, step: int) -> None:
-        """Set the field's options that have a schedule, and update the occupancy grid (cells with density).
+        """Set scheduled options of the field to their values at `step`, and update the occupancy grid.
 
-        The grid is not updated again when a step is repeated after it ran out of memory.
+        The grid marks the cells with density. A step that is repeated after it ran out of memory does not update it
+        again.
         """
         self.field.before_step(step, self.max_steps)
         if self.occupancy is not None and not self.repeating:

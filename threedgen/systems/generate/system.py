@@ -216,7 +216,7 @@ def key_steps(schedule: dict, max_steps: int) -> dict[int | str, float]:
 
 BETAS, EPS = (0.9, 0.99), 1e-15
 Groups = list[dict[str, Any]]
-"""PyTorch parameter groups with the keys `params` and `name`. Schedules multiply the base learning rate of 1."""
+"""PyTorch parameter groups with the keys `params` and `name`. Their `lr` is 1; learning rate schedules multiply it."""
 
 
 def adam(options: OptimizerConfig, groups: Groups) -> Optimizer:

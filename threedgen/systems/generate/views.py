@@ -41,8 +41,11 @@ TEXT = "text.safetensors"
 MEAN_OBJECT_SIZE = 0.7
 """Longer side of the object as a fraction of the image side; the mean value in renders of toybox objects."""
 OBJECT_SIZES, OBJECT_SIZE_WEIGHT = tuple(0.4 + 0.05 * k for k in range(10)), 7.0
-"""Sizes that `best_object_size` tries, and weight of the penalty (size - MEAN_OBJECT_SIZE)^2 on the log of the relative
-error. For front views of 72 toybox objects, the chosen size has an RMS error of 0.07; MEAN_OBJECT_SIZE has 0.10."""
+"""Sizes that `best_object_size` tries, as fractions of the image side, and weight of its penalty.
+
+The function minimises log(relative error of the prediction) + weight * (size - MEAN_OBJECT_SIZE)^2. For front views of
+72 toybox objects, its size has an RMS error of 0.07; the constant MEAN_OBJECT_SIZE has 0.10.
+"""
 IMAGE_WEIGHT = 4  # weight of the given image in the fit; each completed view has weight 1
 
 
@@ -155,9 +158,9 @@ def sample_views(
 
 @contextmanager
 def step_count(label: str, quiet: bool) -> Iterator[OnStep]:
-    """Return a context that shows the progress of a sampler as the text `label`; `quiet`: show nothing.
+    """Return a context that shows the progress of a sampler with the label `label`; `quiet`: show nothing.
 
-    The context yields a function that the sampler calls after each step with (number of steps done, of all steps).
+    Its value is a function that the sampler calls after each step with two numbers: steps done, and all steps.
     """
     with ExitStack() as stack:
         count: ProgressDisplay | None = None

@@ -107,7 +107,7 @@ class ImageTo3DConfig(RunConfig):
 
     @property
     def threedim(self) -> ThreeDiMSamplerConfig:
-        """Options of the view sampler: the section `sampler` with the weights."""
+        """Options of the 3DiM view sampler: those of the section `sampler`, and the option `weights`."""
         return ThreeDiMSamplerConfig(**self.sampler.model_dump(), weights=self.weights)
 
     def check(self) -> None:

@@ -47,7 +47,7 @@ from .options import PixelsConfig, TrainThreeDiMConfig
 BETAS = (0.9, 0.99)
 DROPPED = 0.1  # fraction of the condition views that are dropped in training, for classifier-free guidance
 GAP_LEVELS, LOGGED_LEVEL = (0.5, 0.05, 0.006), 0.05
-"""Noise levels of the gap test as alpha_bar, and the level whose gap is logged."""
+"""Noise levels alpha_bar of `gap_test`, and the level of the metrics "gap", "psnr_true" and "psnr_shuffled"."""
 CHUNK = 16  # number of pairs per forward pass
 SHEET_SCENES, SHEET_VIEWS, SHEET_STEPS = 3, 6, 32
 
@@ -262,10 +262,10 @@ def rate_factor(warmup: float, decay: float, max_steps: int) -> Callable[[int], 
 
 
 def cameras(cache: PairCache, scenes: int = 16) -> CamerasConfig:
-    """Measure the cameras of the first `scenes` held-out scenes, to store them with the trained model.
+    """Measure the cameras of the first `scenes` held-out scenes, to store the result with the trained model.
 
-    The task "image-to-3d" reads them. They are the ranges of elevation (degrees) and of distance from the origin (world
-    units), and the mean focal length as a multiple of the image side.
+    The result has the ranges of elevation (degrees) and of distance from the origin (world units), and the mean focal
+    length as a multiple of the image side. The task "image-to-3d" reads it.
     """
     views = cache.source.views
     held_out = np.arange(cache.train, cache.train + min(scenes, cache.held_out))

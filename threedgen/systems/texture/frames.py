@@ -30,12 +30,15 @@ SCANNET_EVERY = 20
 """Default frame step of a ScanNet folder, as in the reference code of MVDiffusion. ScanNet has 30 frames per second."""
 KEY_FILE = "key_frame_0.6.txt"  # preferred list of key frames in a ScanNet folder
 GRID, POINTS = 64, 400_000
-"""Voxels along the longest side of the scene, and number of random surface points that fill the voxel grid."""
+"""Voxel grid of `interior`: voxels along the longest side of the scene, and number of random surface points.
+
+A voxel with a surface point is full.
+"""
 EYE_HEIGHT = (0.35, 0.65)  # range of camera heights as a fraction of the room height: 0 is the floor, 1 the ceiling
 RADIUS, MAX_RADIUS = 0.35, 0.8
-"""Radius of the camera circle as a fraction of the distance from its centre to the surface, and maximum in metres."""
+"""Radius of the camera circle of `auto_path`: fraction of the distance from centre to surface, maximum in metres."""
 TURNS, TILT = 2.0, 15.0
-"""Number of turns around the circle, and camera pitch in degrees: down at the first frame, up at the last frame."""
+"""Turns of `auto_path` around its circle, and camera pitch in degrees: down at the first frame, up at the last."""
 
 
 @dataclass(frozen=True)

@@ -40,17 +40,23 @@ MIN_OVERLAP = 0.8
 OUTLINE_SIZE = 96
 """Longer side in pixels at which outlines are compared. Differences of one pixel do not count."""
 CHECKED_PHOTOS, CHECK_TEXELS, MAX_PSNR = 6, 128, 40.0
-"""Constants of `place_photos`, which chooses the coordinates of photos: number of photos that are compared with the
-mesh; for photos without outlines, side in texels of a test texture, and maximum PSNR in dB (few texels may have more).
+"""Constants of `place_photos`, which finds the coordinate system of the poses of photos.
+
+CHECKED_PHOTOS photos are compared with the mesh. If the object cannot be separated in them, they are projected onto a
+texture with CHECK_TEXELS texels per side. The PSNR of texture and photos counts up to MAX_PSNR, in dB.
 """
 MIN_GAIN = 0.05
-"""Minimum gain in the score for which other coordinates than the mesh file's are chosen.
+"""Minimum amount by which the score of another coordinate system must exceed that of the mesh file's system.
 
-The score is the overlap of the outlines or, without outlines, (visible fraction of the texture) * PSNR / `MAX_PSNR`.
+The score, in [0, 1], says how well photos fit the mesh. It is the median overlap (intersection over union) of the
+outlines or, without outlines, (fraction of the texels that a photo shows) * PSNR / `MAX_PSNR`.
 """
 LARGE = 512  # minimum image side in pixels at which the projection discards a wide margin beside depth edges
 PHOTO_ERROR = 0.01
-"""Maximum difference of the depths of a texel and of the surface that a photo shows, as a fraction of the depth."""
+"""Maximum depth difference, as a fraction of the depth, between a texel and the surface visible at its pixel.
+
+A texel with a larger difference counts as hidden in the photo.
+"""
 Z_TO_Y_UP = np.array([[1.0, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0], [0, 0, 0, 1]])
 AXES = ("+x", "-x", "+y", "-y", "+z", "-z")
 
@@ -74,7 +80,7 @@ class MeshViews(NamedTuple):
     def blend(self) -> BlendOptions:
         """Rules for the projection of these images onto the mesh: which pixels are used, and with which weights.
 
-        They are, for example, the unused margin beside depth edges, and the maximum depth error of a used pixel.
+        Examples are the width of the margin beside depth edges, and the maximum depth error of a used pixel.
         """
         margin = OBJECT_BLEND.margin if min(self.cameras.height, self.cameras.width) >= LARGE else 1
         sides = replace(OBJECT_BLEND, margin=margin)

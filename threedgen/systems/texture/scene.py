@@ -189,7 +189,7 @@ def between(cameras: Cameras) -> Cameras:
 
 
 MAX_OVERLAP = 1e-3
-"""Maximum fraction of covered texels that belong to two places of the mesh. Rounding at chart borders causes a few."""
+"""Maximum fraction of covered texels in more than one triangle. Rounding at chart borders causes a few."""
 MAX_DEGENERATE = 0.01  # maximum fraction of the surface that has no area in the texture
 
 

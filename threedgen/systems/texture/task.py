@@ -53,7 +53,7 @@ ROWS = (
 )
 SYNC_TEXELS = 4  # maximum ratio of texture side to image side in the projection that makes the sides consistent
 RING_VIEWS, SHEET_SIZE = 6, 256
-"""Number of cameras above, and of cameras below the horizon in before.png and after.png; image side in pixels."""
+"""Number of renders from above, and of renders from below, in before.png and after.png; side of a render in pixels."""
 SHEET_VIEWS = 12  # maximum number of images in views.png
 
 
@@ -119,11 +119,14 @@ def read_mesh(config: TextureConfig) -> tuple[meshes.SourceMesh, TexturedMesh, l
 def texture_mesh(task: Task, source: meshes.SourceMesh, mesh: TexturedMesh, views: MeshViews, notes: list[str]) -> Tree:
     """Project images onto a mesh; write the textured mesh, renders and a page. Return metrics for summary.json.
 
-    `source` and `mesh` are the same mesh, as `read_mesh` returns them: `mesh` has usable texture coordinates. `views`
-    has images and cameras.
-    The page shows the warnings in `notes`. The metrics are texels_seen (fraction of the texels that an image shows) and
-    psnr_of_views (PSNR of texture and image pixels, dB). Raises OSError if a file cannot be written, ConfigError if no
-    image shows the mesh.
+    The metrics are texels_seen (fraction of the texels that an image shows) and psnr_of_views (PSNR of texture and
+    image pixels, dB). Raises OSError if a file cannot be written, ConfigError if no image shows the mesh.
+
+    Args:
+        source: mesh with its transform from the file to the world, from `read_mesh`.
+        mesh: the same mesh with usable texture coordinates, from `read_mesh`.
+        views: images and their cameras.
+        notes: warnings that the page shows.
     """
     config, folder, triangles = task.config, task.folder, len(mesh.faces)
     at, images, masks = views.cameras, views.images, views.masks

@@ -37,7 +37,10 @@ from .options import PathConfig, TextureConfig
 logger = logging.getLogger(__name__)
 
 Synchronise = Callable[[Cameras, Tensor, Tensor], Tensor]
-"""Function (F cameras, images (F, H, W, 3), mask (F,) of frames from earlier windows) -> consistent images."""
+"""Function (F cameras, images (F, H, W, 3), bool mask (F,)) -> consistent images (F, H, W, 3).
+
+The mask is True for frames that an earlier window (set of frames that are denoised together) has sampled.
+"""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from threedgen.train.system import AveragedSystem, sample_timesteps
 from .options import ViewNoiseConfig
 
 COMPANION_MAX = 0.3
-"""Views with low noise get the time step COMPANION_MAX T u^2, where u is uniform in [0, 1). There are T time steps."""
+"""Upper limit of the low time steps (`companions`) of `view_timesteps`, as a fraction of all T time steps."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,8 @@ class DenoisingSystem(AveragedSystem):
 
     Attributes:
         timestep_power: exponent p of the time steps T u^p, with u uniform in [0, 1); above 1 favours low noise.
-        timestep_logit_normal: (mean, standard deviation) of logit(t / T), if this is to be normal; None: T u^p.
+        timestep_logit_normal: (mean, standard deviation) of a normal distribution of logit(t / T), used instead of
+            T u^p; None: T u^p.
         view_noise: probabilities that views of one object have different noise levels, see `view_timesteps`.
     """
 

@@ -316,9 +316,9 @@ def train_single_views(
 ) -> LoRA:
     """Train the first stage, or load its finished weights. Return its LoRA, which stays attached to the UNet.
 
-    `o` are the options of the first stage. `blocks` are the tensors in the result file of another run, {name: tensor}
-    (option `blocks`). If they include the changes of the UNet by a first stage with the same input channels, the
-    training starts from these changes. If not, or if `blocks` is None, it starts from the 2D model.
+    `o` are the options of the first stage. `blocks` are the tensors {name: tensor} in the result file of another run
+    (option `blocks`). If they contain the UNet changes of a first stage with the same input channels, the training
+    starts from these; otherwise, or if `blocks` is None, from the 2D model.
     """
     config: TrainMVDiffusionConfig = task.config
     needed = EXTRA[config.variant]

@@ -76,13 +76,12 @@ def _chest(b: Builder) -> None:
 
 
 def surface(solids: Sequence[Primitive], box: np.ndarray, side: str, across: float, up: float) -> np.ndarray | None:
-    """Cast a ray from a vertical side of a bounding box to the parallel plane through the centre of the box.
+    """Return the point (3,) where a ray through a vertical side of a bounding box first meets one of the `solids`.
 
-    `box` (2, 3) has the lower and the upper corner. `side` is "front" (+x), "left" (+y), "back" or "right", and the ray
-    is perpendicular to it. It starts on this side at the relative coordinates `across` (horizontal) and `up`
-    (vertical), both in [-1, 1]; 0 is the middle of the side. `across` grows to the right, seen by a viewer who faces
-    the side. Return the first point (3,) of the ray that is inside one of the `solids`, or None if there is no such
-    point.
+    `box` (2, 3) has the lower and the upper corner. `side` is "front" (+x), "left" (+y), "back" or "right". The ray is
+    perpendicular to this side, and ends at the parallel plane through the centre of the box. It starts at the relative
+    coordinates `across` (horizontal) and `up` (vertical) of the side, both in [-1, 1], with 0 in the middle. `across`
+    grows to the right for a viewer who faces the side. The result is None if the ray meets no solid.
     """
     centre, half = (box[0] + box[1]) / 2, (box[1] - box[0]) / 2
     normal = np.array([*SIDES[side][0], 0.0])

@@ -20,7 +20,7 @@ from threedgen.toybox.world.rooms import Rooms
 from threedgen.toybox.world.toybox import Split, Style, Toybox
 
 FRONT, ANY_SIDE = 6.0, 0.25
-"""Azimuths of single images are uniform for the share ANY_SIDE of the images. The others prefer the front: they have a
+"""Azimuths of single images: the fraction ANY_SIDE of them is uniform, and the others prefer the front. These have a
 von Mises distribution, with a density proportional to exp(FRONT cos azimuth)."""
 IMAGES_PER_ROOM = 2
 
@@ -101,14 +101,14 @@ class Photographs:
 
 
 MIN_AREA, MAX_WEIGHT, PIXELS = 0.05, 10.0, 4
-"""Weights of small parts in `ViewRings.part_weights`: the area that each visible part is weighted up to, as a fraction
-of the image; the largest weight; rendered pixels per latent pixel along each axis."""
+"""Constants of `ViewRings.part_weights`. A part that covers the fraction a of an image has the loss weight
+MIN_AREA / a, at least 1 and at most MAX_WEIGHT. Along each axis, PIXELS pixels are rendered per latent pixel."""
 
 
 class ViewRings:
-    """Source of training images of the captioned objects of ``box``, each rendered from ``n_view`` azimuths.
+    """Source of training images of captioned toybox objects: ``n_view`` views of each object of the data set ``box``.
 
-    ``box`` also samples the cameras: a `Toybox` spaces the azimuths evenly from a random first one.
+    ``box`` also samples the cameras. Those of a `Toybox` have evenly spaced azimuths, from a random first one.
     """
 
     def __init__(self, box: Toybox, n_view: int = 4) -> None:

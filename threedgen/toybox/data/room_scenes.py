@@ -25,12 +25,14 @@ from threedgen.toybox.options import RoomPanoramasConfig, RoomPathsConfig
 from threedgen.toybox.world import rooms as world
 
 THICKNESS = 0.01
-"""Triangles up to this distance in metres behind walls, floor and ceiling belong to the inside of a room."""
+"""Tolerance of `room_triangles` in metres: a triangle is inside a room if its centroid is less than this distance
+behind the walls, the floor and the ceiling."""
 CAPTION_PIXELS = 32  # width in pixels of the label images from which captions are written
 KEY_WIDTH = 32  # width in pixels of the depth images from which key frames are selected
 OVERLAP = 0.6  # minimum overlap of consecutive key frames, as a fraction of the pixels
 FRAMES_PER_KEY = 9
-"""Number of frames of a walk per view of a training entry. The views are key frames, about six frames apart."""
+"""Length of a walk in frames, divided by the number of views of a training example. These views are key frames of the
+walk, about six frames apart."""
 
 
 def _rooms(seed: int, split: SceneSplit, clutter: float) -> world.Rooms:
@@ -140,9 +142,10 @@ class RoomPanoramas:
 
 
 class RoomWalk:
-    """Camera walk through room ``index`` of ``rooms``: ``length`` frames on a smooth path in its unfurnished middle.
+    """Camera walk of ``length`` frames, on a smooth path through room ``index`` of the data set ``rooms``.
 
-    ``options`` gives the image size and the field of view.
+    The path stays in the middle of the room, where no furniture stands. ``options`` gives the image size and the field
+    of view.
     """
 
     def __init__(self, rooms: world.Rooms, index: int, length: int, options: RoomPathsConfig) -> None:

@@ -77,11 +77,11 @@ class Row(NamedTuple):
     Attributes:
         label: label of the variant.
         prompt: prompt of the object.
-        found: two dicts of measurements: "steps" has those at the end of the training and, if the config asks for it,
-            "time" those after a fixed training time. In each, keys such as "noun" (JUDGED) have bools, whether the
-            probe (classifier of toybox images) answers right, and keys such as "roughness" (MEASURED) have numbers. A
-            value that is undefined is None.
-        views: images (V, H, W, 3), uint8, of the object, under the same keys as ``found``.
+        found: measurements at the end of the training ("steps") and, if the option `seconds` is set, after that
+            training time ("time"). Each value is a dict. Its keys in `JUDGED`, such as "noun", have bools: whether the
+            probe (classifier of toybox images) answers correctly. Those in `MEASURED`, such as "roughness", have
+            numbers. Undefined values are None.
+        views: dict from the keys of ``found`` to images (V, H, W, 3), uint8, of the object.
     """
 
     label: str

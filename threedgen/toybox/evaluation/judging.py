@@ -164,8 +164,8 @@ def tally(verdicts: Sequence[Verdict]) -> dict[str, Proportion]:
 def judge_ground_truth(probe: Probe, box: Toybox, indices: Sequence[int]) -> list[Verdict]:
     """Judge four ground-truth renders of each of the objects ``indices`` of ``box``, to measure the probe's accuracy.
 
-    Return one verdict per object. If the object could wear accessories that it does not have, one of these is chosen,
-    and the verdict's answer "part_absent" is True if the probe does not find it, which is correct.
+    Return one verdict per object. If the object lacks accessories that its noun can wear, the probe also has to notice
+    that one of them is absent: the answer "part_absent" is True if the probe does not find this accessory.
     """
     verdicts = []
     for asset, views, truth in _classified(probe, box, indices):

@@ -93,8 +93,8 @@ def word_colours(asset: Asset, labels: Labels) -> dict[str, int]:
     """Return a dict from part or accessory to the index of its colour in ``labels.colours``, -1 if it is ambiguous.
 
     The dict has those parts and accessories of the object whose names are in ``labels.words``. Parts whose colour the
-    caption does not name are included, because most have their usual colour: trained only on parts with a named colour,
-    the probe could learn to answer the most unusual colour of an image for every part.
+    caption does not name are included; most of these have their usual colour. If they were left out, the probe could
+    learn to answer the most unusual colour of an image for every part.
     """
     found = {asset.part: labels.colours.index(asset.part_colour)} if asset.part and asset.part_colour else {}
     for solid in asset.primitives:  # also words of other nouns, such as a dog's mouth
@@ -228,10 +228,10 @@ def corrupt(
 
 
 def nearer_front(azimuth: Array) -> tuple[Array, Array]:
-    """Return azimuths (V,), in [0, 2 pi), relative to the nearer of two fronts, which are at azimuths 0 and pi.
+    """Return azimuths (V,) of cameras relative to the nearer front of a two-fronted object, and a mask (V,), bool.
 
-    They are the labels of images of a two-fronted object. ``azimuth`` (V,) is in radians. The second result is a bool
-    mask (V,), True where the camera is at most 60 degrees (`CLEAR_ANGLE`) from the nearer front.
+    ``azimuth`` (V,) is in radians, and the fronts are at 0 and pi. The returned azimuths are in [0, 2 pi). The mask is
+    True where the camera is at most 60 degrees (`CLEAR_ANGLE`) from the nearer front.
     """
     relative = np.where(np.cos(azimuth) < 0, azimuth + np.pi, azimuth) % (2 * np.pi)
     return relative.astype(np.float32), np.cos(relative) >= np.cos(CLEAR_ANGLE)

@@ -50,11 +50,11 @@ def probe_file(weights: str, key: str, embedded: str = PROBE) -> Path:
 
 
 def load_task(key: str, task: str, name: str, overrides: Sequence[str], values: Tree) -> Any:
-    """Return the config model of ``name``, a config's name or file, with changed options.
+    """Load the config ``name`` (name or file) of the task ``task``, and override options. Return the config model.
 
     ``overrides`` are "key=value" strings, ``values`` is a dict from config key, such as "trainer.max_steps", to value.
-    Raises ConfigError if the config is not of the task ``task``. The error names ``key``, the option of the caller's
-    config that holds ``name``.
+    ``key`` is the option of the caller's config that has ``name`` as its value. Raises ConfigError for this option if
+    the config is of another task.
     """
     if (found := task_of(name)) != task:
         raise ConfigError(f"should be a config of the task {task} (got {short(name)}, {found})", key)
@@ -72,7 +72,7 @@ class ProbeNetworkConfig(Config):
 
 
 class ProbeTrainingConfig(Config):
-    """Options of the training of the probe: learning rate, and share of objects that are made rough.
+    """Options of the training of the probe: learning rate, and share of objects that are rendered as noisy meshes.
 
     The probe is a classifier of toybox images. Its training objects include those that are held out of the training of
     priors (image generators).
@@ -227,7 +227,7 @@ class Compare3DConfig(WorkersConfig):
 
     A variant is the config with some options changed. Each variant makes an object of each held-out prompt; these have
     combinations of noun, colour and part that no training of the prior has seen. The objects are compared after equally
-    many steps and, with the option `seconds`, also as the same runs had them after that time.
+    many steps. With the option `seconds`, they are also compared in the state after that training time.
     """
 
     probe: ProbeConfig = ProbeConfig()
@@ -239,10 +239,11 @@ class Compare3DConfig(WorkersConfig):
     seconds: float | None = Field(None, gt=0, description="training seconds of the second comparison; null: none")
 
     def methods(self) -> dict[str, str]:
-        """Return a dict from the label of each variant to its method: the text that defines the config of its runs.
+        """Return a dict from the label of each variant to its method, such as "mvdream-toybox field.name=ngp".
 
-        A method is a config name with key=value overrides, such as "mvdream-toybox field.name=ngp". The label has only
-        the values that the variant sets, such as "ngp", or the variant's whole text if two labels would be equal.
+        A method is a config name with key=value overrides: those of all variants, then those of this variant. The label
+        has only the values that the variant sets, such as "ngp". If two labels would be equal, the labels are the whole
+        texts of the variants, such as "field.name=ngp".
         """
         fixed = [
             "export.enabled=false",
@@ -303,7 +304,7 @@ class EvaluateSubjectsConfig(RunConfig):
 
     @property
     def rows(self) -> list[tuple[str, float]]:
-        """Rows of the report's table: the tuned priors that are compared, as pairs (preservation, strength).
+        """Tuned priors that are compared, one per row of the report's table, as pairs (preservation, strength).
 
         The preservation, such as "l1", is a method by which the tuning keeps the prior from forgetting other objects.
         The strength is a factor on the change of the weights by the tuning. The first of the preservations in the

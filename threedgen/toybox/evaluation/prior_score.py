@@ -39,9 +39,9 @@ LOW_DISTANCE = 15  # maximum mean Lab distance between views of an object for wh
 
 
 Cases = dict[str, list[Case]]
-"""Dict from purpose of a group (see `open_cases`) to open prompts, which leave colours unspecified.
+"""Open prompts, which leave colours unspecified: dict from the name of a group, such as "variety", to its prompts.
 
-The index of a case is the seed of its sample."""
+`open_cases` explains the groups. The index of a case is the seed of its sample."""
 
 
 def open_cases(nouns: int, seeds: int) -> Cases:
@@ -165,7 +165,8 @@ def open_table(figures: Json, count: int, seeds: int) -> str:
 
 
 VIEW_USE_SEED_OFFSET = 7_000_000
-"""Offset of the seed of the objects for the measurement `view_use`, so that they differ from usual training objects."""
+"""Offset of the seed of the objects that measure how much a prior uses other views (option `view_use`). With it, they
+differ from usual training objects."""
 ELEVATION_RANGE = (0.0, 30.0)  # range of the random elevation of the cameras of an object, degrees
 SHEET_OBJECTS = 24
 VARIETY_SEEDS = 12
@@ -226,9 +227,10 @@ counts as right within 15 degrees of its quarter."""
     def sections(self) -> tuple[list[str], Json]:
         """Measure how much the prior uses the other views of an object, and its samples of prompts without colours.
 
-        The first measurement ("view_use" in the JSON) compares the errors with which one view is denoised beside the
-        other views of the same object, beside those of another object, and alone. The second is `measure_open_prompts`.
-        The config can switch off each. Return their Markdown sections for the report, and their results as JSON.
+        The first measurement ("view_use" in the JSON) denoises one view together with the other views of its object,
+        together with views of another object, and alone, and compares the errors. The second ("open") is
+        `measure_open_prompts`. The config can switch off each. Return Markdown sections of the report, and the results
+        as JSON.
         """
         config, sections, figures = self.config, list[str](), Json()
         if config.view_use and self.prior is not None and self.prior.timestep_per_view:

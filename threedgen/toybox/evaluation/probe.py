@@ -1,8 +1,8 @@
 """Probe: a small classifier of toybox images, used only for measuring. It receives pixels, but no caption.
 
-It answers for each view. The noun and the colour of an object are those with the highest mean log-probability over its
-views. A part is present if its probability is above a threshold in any view. The log-probabilities of a part's colour
-are means over the views, weighted by the probability that the part is visible.
+It classifies single views. The answers for all views of an object are then combined: noun and colour are those with the
+highest mean log-probability, and a part is present if its probability is above a threshold in any view. The
+log-probabilities of a part's colour are means over the views, weighted by the probability that the part is visible.
 """
 
 from collections.abc import Callable, Sequence

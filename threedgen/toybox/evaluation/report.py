@@ -179,7 +179,7 @@ def fidelity_table(figures: Json) -> str:
 
 
 SHEET_KEYS = ("noun", "colour", "bound", "order", "one_front")
-"""Keys of `FIGURES` whose wrong answers the label of an object on the contact sheet lists."""
+"""Attributes (keys of `FIGURES`) that the label of an object on the contact sheet lists if their answers are wrong."""
 
 
 @dataclass(frozen=True)
@@ -262,8 +262,8 @@ def verdict_table(measured: Sequence[Verdict], truth: Sequence[Verdict], keys: S
 def label(verdict: Verdict) -> str:
     """Return the label of an object on the contact sheet: "ok", or the wrong attributes and what the probe found.
 
-    Of the attributes, noun, colour, "bound" (part in its colour), "order" (of sides) and "one_front" are looked at. For
-    example, the label is "colour: red dog" if only the colour is wrong and the probe found a red dog.
+    For example, the label is "colour: red dog" if only the colour is wrong and the probe found a red dog. The
+    attributes are noun, colour, "bound" (part in its colour), "order" (of sides) and "one_front".
     """
     words, wrong = verdict.words, [key for key in SHEET_KEYS if verdict.answers.get(key) is False]
     found = ", ".join(filter(None, (f"{words['colour']} {words['noun']}", words.get("part"))))

@@ -57,11 +57,12 @@ PHOTOS, HELD_OUT_PROMPTS = 5, 20  # training images per subject, and held-out pr
 NAMES = {"l1": "preservation L1", "l2": "preservation L2", "images": "class images", "lora": "LoRA", "none": "none"}
 Accessory = tuple[str, str]  # colour and noun of an accessory; both are "" for no accessory
 ACCESSORIES_WORN: tuple[Accessory, ...] = (("", ""), ("red", "hat"), ("blue", "scarf"), ("green", "glasses"))
-"""Accessories (colour, noun) in the prompts of a subject. A setting is an index into this tuple."""
+"""Accessories (colour, noun), one for each prompt of a subject; ("", ""): none. `setting` is an index into it."""
 Rows = Sequence[Json]
-"""One JSON object per subject. Its key "subject" has the name of the folder of the subject. Its key "found" is a dict
-from "base" to the measurements of the base prior, and from each row of the table, such as "l1", to those of the tuned
-prior."""
+"""Measurements of the subjects, one dict each: "subject" is the name of the subject's folder, "found" a dict.
+
+The key "base" of "found" has the measurements of the base prior. Every other key is a row of the report's table, such
+as "l1", and has the measurements of the prior that was tuned by this method."""
 
 
 @dataclass(frozen=True)

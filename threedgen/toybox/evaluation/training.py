@@ -40,7 +40,8 @@ ACCESSORY_WEIGHT = 4.0
 N_VIEW = 2
 CALIBRATION_OBJECTS, TEST_OBJECTS = 500, 1000
 OBJECTS_PER_BLOCK, BLOCKS, WINDOW = 8, 4, 256
-"""Objects per block, blocks per batch (one new block and earlier ones), and number of steps that keep a block."""
+"""Objects per block (of images rendered in one step), blocks per batch (a new one and earlier ones), and number of
+steps for which a block is kept."""
 
 
 class ClassifierSystem(System):

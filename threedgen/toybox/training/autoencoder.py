@@ -31,7 +31,8 @@ GROUPS = 1
 """Number of groups of the group norms. With 1, all channels share a mean and a variance, so colours stay comparable."""
 RATE = {"0%": 1e-4, "1%": 1e-3, "60%": 1e-3, "100%": 2e-5}
 HALF_SIZE_WEIGHT = 0.25
-"""Weight of the loss between images decoded from half-size latents and half-size images (arXiv 2502.14831)."""
+"""Weight of the loss at half size: latents are resized to half, decoded, and compared with the half-size images (arXiv
+2502.14831)."""
 LATENT_NOISE = 0.5
 """Maximum standard deviation of the noise on latents in the training of the decoder."""
 WHOLE_IMAGE_FRACTION = 0.25

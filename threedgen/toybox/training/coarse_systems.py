@@ -31,25 +31,26 @@ from .options import CoarseConfig
 from .system import CODE_NOISE
 
 TWO_D, NO_TEXT, NO_CODE = 0.03, 0.2, 0.15
-"""Coarse predictor: fraction of the training steps without cameras, and fractions of the captions and of the object
-codes that are dropped."""
+"""Training of the coarse predictor: fraction of the steps without cameras, fraction of the captions that are replaced
+by "", and fraction of the object codes that are replaced by 0."""
 STATED = 0.5
-"""Coarse predictor: share of the captions that state all colours."""
+"""Training of the coarse predictor: argument `stated` of `CodedObjects.caption`, the probability that a caption states
+all colours."""
 WEIGHT_DECAY, EMA_DECAY = 0.05, 0.998
 SOURCES, TARGETS, ALL_SOURCES = 3, 3, 0.75
-"""Coarse predictor: maximum number of views from which an object code is encoded, number of predicted views per object,
-and share of the training steps that encode codes from the maximum number of views."""
+"""Training of the coarse predictor: maximum number of views from which an object code is encoded, number of views that
+are predicted per object, and fraction of the steps that encode codes from the maximum number of views."""
 OBJECTS, FUSION_OBJECTS, BATCH, LEVELS = 16, 32, 128, 3
-"""Objects per step of the coarse predictor and of the view fusion; captions per step of the code sampler; noise levels
-per caption in a step of the code sampler."""
+"""Batch sizes: objects per training step of the coarse predictor and of the view fusion, captions per training step of
+the code sampler, and noise levels per caption in such a step."""
 USUAL_VIEWS_SHARE, FUSION_NO_TEXT, FUSION_CODES = 0.75, 0.5, 0.35
-"""View fusion: share of the steps with the usual number of views per object (the others have a random number), and
-fractions of the coarse predictions without caption and with an object code."""
+"""Training of the view fusion: fraction of the steps with the usual number of views per object (the others have a
+random number), and fractions of the coarse predictions that use no caption and that use an object code."""
 TIMESTEP_POWER, VIEW_NOISE = 0.7, ViewNoiseConfig(independent=0.25, companions=0.35)
-"""View fusion: exponent of the time steps t = T u^TIMESTEP_POWER, where u is uniform in [0, 1), and shares of objects
-whose views have different noise levels."""
+"""Training of the view fusion: exponent of the time steps t = T u^TIMESTEP_POWER, where u is uniform in [0, 1), and
+shares of objects whose views have different noise levels."""
 FIRST_OBJECTS, NEW_OBJECTS_PER_STEP = 2048, 2
-"""Number of cached objects that the first step samples from, and number of objects that each later step adds."""
+"""Training step s, from 0, samples from the first FIRST_OBJECTS + s * NEW_OBJECTS_PER_STEP objects of the cache."""
 
 
 class CodedObjects(NamedTuple):
@@ -119,8 +120,8 @@ class CoarseSystem(PredictorSystem):
     encoder computes the code from up to three other views. Some captions and some codes are dropped, so that the
     network can also predict from only one of the two.
 
-    `parts` are pairs (share of the steps, objects). The cached captions are not used: each step writes new captions, so
-    that the network sees each object with many captions.
+    `parts` are pairs (share of the steps, objects on which these steps train). The cached captions are not used: each
+    step writes new ones, so that the network is trained on many captions of each object.
     """
 
     stage = "coarse predictor"

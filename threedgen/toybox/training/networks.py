@@ -73,9 +73,8 @@ def multiview_model(
 ) -> MVDream:
     """Build a multi-view prior from the networks of `base`, a 2D model (single images) or a multi-view prior.
 
-    A UNet without camera input gets one. Networks without additions are shared with `base`. Additions to the UNet
-    do not change its output before training, because the first or the last weights of each are zero. The exception is
-    `rotary`, which does.
+    A UNet without camera input gets one. Networks without additions are shared with `base`. Only `rotary` changes the
+    output of the UNet before training: the first or the last weights of every other addition are zero.
 
     Args:
         coarse: network that predicts latents in one step, which become an input of the UNet; None: no predictor.
@@ -138,12 +137,12 @@ def widen(unet: Any, channels: Sequence[int], rng: torch.Generator) -> Any:
     weight of an old channel is split among its copies, at random (`rng`): the sum stays the same, but the gradients
     differ.
 
-    Only group norms over two concatenated levels change the output, because their groups change. In the toybox's 2D
-    model, the output for noise changes by 3 to 9 %. If two levels become equally wide, the UNet loses the projection
-    between them, and the output changes more.
+    The output of the UNet changes slightly, because the group norms over two concatenated levels have other groups: by
+    3 to 9 % in the toybox's 2D model with noise as the input. It changes more if two levels become equally wide,
+    because the UNet then loses the projection between them.
 
     Raises:
-        ConfigError: the number of levels differs, a new width is no multiple of the old width of its level, or
+        ConfigError: the number of levels differs, a new width is not a multiple of the old width of its level, or
             neighbouring levels of the same old width have different new widths.
     """
     old = list(unet.config["block_out_channels"])

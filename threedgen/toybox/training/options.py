@@ -88,8 +88,8 @@ class PhotographsConfig(DiffusionConfig):
 class MultiviewDiffusionConfig(DiffusionConfig):
     """Options of the training of a multi-view prior's UNet on 2D and multi-view batches (MVDream, section 3).
 
-    In multi-view batches, an object has `n_view` images. Four numbers of images are rounded up to whole objects:
-    `batch` (per step), `fresh` (new per step), `first` (available at the first step) and `pictures` (distinct, in all).
+    In multi-view batches, an object has `n_view` images. The options that are numbers of images are rounded up to whole
+    objects: `batch` (per step), `fresh` (new per step), `first` (available at the first step) and `pictures` (in all).
     """
 
     n_view: int = Field(4, ge=2, le=16, description="views of an object that attend to each other")

@@ -25,7 +25,9 @@ from .options import DiffusionConfig, MultiviewDiffusionConfig, TrainBaseConfig,
 from .text_encoder import vocabulary_digest
 
 CODE_NOISE = 0.3
-"""Standard deviation of the noise on object codes in training; codes have the standard deviation 1."""
+"""Standard deviation of the noise that training adds to object codes, vectors of what a caption leaves unspecified.
+
+Without noise, the codes have the standard deviation 1."""
 SHEET_PROMPTS = (
     "a blue dog wearing a red hat",
     "a yellow car with black wheels",
@@ -101,9 +103,9 @@ class PriorSystem(DenoisingSystem):
     def entries(self, step: int, n_view: int, share: float) -> Array:
         """Sample the indices (n,) of the cache entries on which step ``step`` trains.
 
-        An entry has ``n_view`` images, so n is ``options.batch`` / ``n_view``, rounded up. ``share`` is the share in
-        [0, 1] of all steps that use this cache, so about ``step`` * ``share`` earlier steps have used it. Each of them
-        has added a few new entries to those that can be chosen (`sample_entries`).
+        An entry has ``n_view`` images, so n is ``options.batch`` / ``n_view``, rounded up. ``share``, in [0, 1], is the
+        share of all steps that use this cache, so about s = ``step`` * ``share`` earlier steps have used it. The number
+        of entries to sample from grows with s, as `sample_entries` explains.
         """
         o, rng = self.options, self.numpy_rng(step, "pictures")
         numbers = (objects_of(number, n_view) for number in (o.batch, o.pictures, o.first, o.fresh))

@@ -53,7 +53,7 @@ from .options import CoarseConfig, TrainBaseConfig, TrainOwnPriorConfig, TrainPr
 from .system import OwnPriorSystem, PriorSystem, objects_of
 
 FUSION_CHANNELS = 40
-"""Channels of the view fusion at the full size of the latents."""
+"""Channels of the view fusion (a network that refines coarse predictions) at the full size of the latents."""
 SCATTERED = 0.5
 """Training of the coarse predictor: share of objects whose cameras are sampled independently, not evenly spaced."""
 TYPICAL, TYPICAL_SHARE = 0.3, 0.7
@@ -168,8 +168,9 @@ def train_coarse(task: Task, base: LatentDiffusion, o: CoarseConfig) -> CoarsePr
 
     The coarse predictor computes latents in one step, which become an input of the UNet. `base` is the model whose VAE
     and text encoder it uses, and `o` has the options of the training. Networks that an earlier process of the run has
-    finished are loaded. A coarse predictor that `base` already has is trained further, except its decoder if `o.volume`
-    asks for a new one. Return the predictor frozen, with the moving averages of its weights.
+    finished are loaded. If `base` has a coarse predictor, it is trained further, but its decoder and its view
+    fusion are not kept if `o.volume` asks for another decoder. Return the predictor frozen, with the moving averages of
+    its weights.
 
     Raises ConfigError if `base` has no coarse predictor, and `o` has 0 steps for the predictor or its sampler, or
     if `o.volume` does not fit the latents.
@@ -193,7 +194,7 @@ def train_coarse(task: Task, base: LatentDiffusion, o: CoarseConfig) -> CoarsePr
         coarse.add_fusion(FUSION_CHANNELS)  # before the stages, so that a resumed run has the same first weights
 
     def coded(folder: str, variation: float) -> CodedObjects:
-        """Return training objects with this factor on their random variation, and their disk cache in `folder`."""
+        """Return training objects, cached in `folder`. `variation` is the factor on their random variation."""
         world = OpenToybox(seed, "train", variation=variation, scattered=SCATTERED)
         source = ViewRings(world, SOURCES + TARGETS)
         with writing(task.folder):

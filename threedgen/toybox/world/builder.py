@@ -148,13 +148,15 @@ class Builder:
     box = partialmethod(add, BOX)
     dome = partialmethod(add, DOME)
     prism = partialmethod(add, PRISM)
-    """Add a prism, the shape of a gable roof: a triangle in the xz plane, extruded along y."""
+    """Add a prism, the shape of a gable roof: a triangle in the local xz plane, extruded along y.
+
+    The arguments are those of `add` without ``kind``."""
 
     def pair(self, at, size, colour=None, label="body", rotate=(0, 0, 0), kind: int = SPHERE, param: float = 1.0):
         """Add a solid on the left (+y), placed by ``at`` and ``rotate``, and its mirror image on the right.
 
-        The arguments are those of `add`: ``kind`` is the shape, and ``size`` half the size along each local axis,
-        scalar or (3,). The docstring of the class explains ``at``, ``colour``, ``label`` and ``rotate``.
+        The arguments are those of `add`: ``kind`` is the shape, ``size`` half the size along each local axis, scalar or
+        (3,), and ``param`` a relative radius of a FRUSTUM or TORUS. The docstring of the class explains the others.
         """
         (x, y, z), (ax, ay, az) = at, rotate
         for side in (-1, 1):
@@ -182,7 +184,8 @@ class Builder:
     def torus(self, at, radius: float, tube: float, colour=None, label="body", rotate=(0, 0, 0)) -> None:
         """Add a torus that lies in its local xy plane.
 
-        ``radius`` is its outer radius, which includes the tube, and ``tube`` is the radius of the tube.
+        ``radius`` is its outer radius, which includes the tube, and ``tube`` is the radius of the tube. The docstring
+        of the class explains the other arguments.
         """
         self.add(TORUS, at, radius, colour, label, rotate, tube / radius)
 
@@ -190,6 +193,7 @@ class Builder:
         """Add a round rod from ``start`` (3,) to ``end`` (3,), with spheres at both ends if ``caps``.
 
         The radius of the rod, and of the spheres, is ``radius`` at the start and ``top`` times ``radius`` at the end.
+        The docstring of the class explains ``colour`` and ``label``.
         """
         start, end = np.asarray(start, float), np.asarray(end, float)
         axis = end - start

@@ -40,7 +40,7 @@ REPEATABLE = ("sofa", "table", "chair")  # furniture that a room may have twice
 FREE_RADIUS = 0.85  # half the diagonal in metres of the square in the centre of the floor that stays free for cameras
 WALLS = np.array([[1, 0], [-1, 0], [0, 1], [0, -1]])
 CORNERS = np.array([[1, 1], [1, -1], [-1, 1], [-1, -1]])
-"""Directions (4, 2), along x and y, from the centre of a room to its walls and to its corners."""
+"""WALLS has the directions (4, 2), along x and y, from the centre of a room to its walls, CORNERS to its corners."""
 GLASS, FRAME = (0.70, 0.86, 0.95), (0.93, 0.93, 0.90)
 
 
@@ -259,7 +259,7 @@ def describe_view(
 
 
 def captions() -> Iterator[str]:
-    """Yield room captions for the training of a tokenizer: they have all words that captions of single objects lack."""
+    """Yield captions to train a tokenizer: together they contain all words that only captions of rooms have."""
     items = ["a red door", "a window", "a picture"]
     for wording in range(ROOM_WORDINGS):
         yield sentence("red", "orange", items, wording)
@@ -439,7 +439,8 @@ def _object(f: Furnisher, word: str, radii: dict[str, float], corner: bool, colo
 
 MOUNTED = {"door": _door, "window": _window, "picture": _picture}
 SURFACES, UNPROMPTED = ("room", "wall", "floor"), ("door", "window", "sofa", "table")
-"""Words whose colour in a prompt is the colour of walls or floor, and items of a room whose prompt names no item."""
+"""SURFACES are words of prompts whose colour is that of the walls or the floor. UNPROMPTED are the items of a room
+whose prompt names no item."""
 ITEM = re.compile(
     rf"\b(two )?(?:({'|'.join(COLOURS)}) )?({'|'.join((*SURFACES, *MOUNTED, *FURNITURE, *CORNER_OBJECTS))})s?\b"
 )

@@ -16,9 +16,9 @@ METAL = (0.74, 0.75, 0.77)
 DARK = (0.16, 0.16, 0.18)
 ALONG_Y = (90, 0, 0)
 BOW = (90, 0, 90)
-"""Rotation angles about x, y and z in degrees that turn a prism to an upright wedge with its edge at +x.
+"""Angles about x, y and z in degrees that rotate a prism to an upright wedge with its edge at +x, the bow of a boat.
 
-The half extents of the prism are then (half width, half height, half length) of the wedge."""
+The prism's ``size`` (3,) is then half the width, the height and the length of the wedge."""
 
 
 def wheel(b: Builder, at, radius: float, half: float) -> None:
