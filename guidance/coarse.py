@@ -33,9 +33,10 @@ TEXT_GUIDANCE = 1.5
 class CoarsePredictor(ModelMixin, ConfigMixin):
     """Network that predicts the clean latents of an image from text, an optional camera and an optional object code.
 
-    The network runs once, without noise as input. It computes the coarsest feature map from text, camera and code, or
-    the coarsest feature volume from text and code. In most of the following residual blocks, each position attends to
-    the text, so that "a red hat" colours the hat even if no training caption has a red hat.
+    The network runs once, without noise as input. Residual blocks and upsampling turn a coarse feature map, computed
+    from text, camera and code, into latents. With the argument `volume`, they turn a coarse feature volume, computed
+    from text and code, into a fine one, which is rendered for the camera. In most blocks, each position attends to the
+    text, so that "a red hat" colours the hat even if no training caption has a red hat.
     """
 
     config_name: Any = "config.json"
@@ -56,13 +57,13 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
         fusion: int = 0,
         volume: tuple[int, ...] = (),
     ) -> None:
-        """Build the network. Raises ValueError if `size`, `channels` and `blocks` do not fit each other.
+        """Build the network. Raises ValueError if `size` and the levels (`channels`, `blocks`, `volume`) do not fit.
 
         Args:
             text_width: features D per token of the text embedding, and length of an object code.
-            latent_channels, size: channels C and side h of the latents; `size` is a multiple of 2 ** (levels - 1), with
-                levels = len(channels).
-            queries: number of learned queries that attend to the text for the coarsest level.
+            latent_channels, size: channels C and side h of the latents. `size` is a multiple of
+                2 ** (len(channels) - 1) or, with `volume`, equal to 4 * 2 ** (len(volume) - 1).
+            queries: number of learned queries that attend to the text; their outputs summarise it.
             heads: attention heads.
             width: hidden features of the MLP that combines text, camera and code; they also scale and shift the inputs
                 of the blocks.
@@ -71,8 +72,8 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
             starts_samples: whether the prior may start its samples from the prediction (img2img); only stored here.
             fusion: hidden channels of the `ViewFusion`, which corrects predictions by the noisy latents of all views;
                 0: none.
-            volume: channels of the feature volumes of a `VolumeDecoder`, from coarse to fine. It replaces the feature
-                maps, so that `channels` and `blocks` are not used. (): none.
+            volume: channels of each level of the feature volume, from coarse to fine; a `VolumeDecoder` then replaces
+                the feature maps, and `channels` and `blocks` are not used. (): feature maps.
         """
         super().__init__()
         self.heads = heads

@@ -125,7 +125,10 @@ class VolumeDecoder(nn.Module):
     def project(self, volume: Tensor, camera: Tensor) -> Tensor:
         """Render feature maps (B V, MAP_CHANNELS, h, h) of V views per object from feature volumes.
 
-        Each pixel samples the volume along its ray; a linear layer combines the samples, weighted by their visibility.
+        Each pixel samples features and opacity at `DEPTHS` points of its ray. The features of a point are multiplied by
+        `EMPTY` + `SOLID` * w, where w is opacity times transmittance as in NeRF. A linear layer maps the concatenated
+        features of all points to the `MAP_CHANNELS` features of the pixel.
+
         `volume` (B, C + 1, n, n, n) is the result of the method `volume`, `camera` (B, V, 16) camera vectors.
         """
         B, V = camera.shape[:2]
@@ -138,14 +141,20 @@ class VolumeDecoder(nn.Module):
         return self.flatten((sampled[:, :-1] * (EMPTY + SOLID * weight)).flatten(1, 2))
 
     def position_weights(self) -> list[nn.Parameter]:
-        """Return the weights with an entry for each position of a volume; the optimiser Muon does not suit them."""
+        """Return the weights with separate values for each cell of a volume.
+
+        These are the layer that computes the coarsest volume, and the position embeddings of all levels. They are no
+        matrices that Muon should orthogonalise; it updates them by AdamW (its argument `elementwise`).
+        """
         return [self.seed.weight, *self.positions]
 
     def points(self, camera: Tensor) -> Tensor:
         """Return the points (N, DEPTHS, h, h, 3) at which the rays of N cameras, vectors (N, 16), sample the volume.
 
-        Points are (x, y, z), scaled so that the volume is [-1, 1]^3. Each camera has the distance `DISTANCE` from the
-        origin and sees, in the plane through the origin that faces it, a square of side 2 `HALF_EXTENT`.
+        The `DEPTHS` points of a ray, from near to far, have equal distances in depth and lie at most `RADIUS` before or
+        behind the plane through the origin that faces the camera. Each camera has the distance `DISTANCE` from the
+        origin and sees a square of side 2 `HALF_EXTENT` of this plane. These lengths are in world units; the returned
+        points (x, y, z) are scaled so that the volume is [-1, 1]^3.
         """
         pose = camera.float().unflatten(1, (4, 4))[:, :3, :3]
         right, up, back = (pose[:, None, None, None, :, k] for k in range(3))

@@ -33,6 +33,10 @@ class GraphedCalls:
     def __call__(self, function: Callable[..., Tensor], *inputs: Tensor | int | None) -> Tensor:
         """Return `function(*inputs)`, computed by the function itself or by replaying its captured graph.
 
+        The third consecutive call with equal shapes, dtypes, devices and values of arguments that are not tensors
+        captures the graph; it and the next such calls replay it. All other calls, and all after a failed capture,
+        run the function. The result of a replay is copied, so later calls do not overwrite it.
+
         All calls must pass the same function. It is an argument and not an attribute, because it may refer to the owner
         of this object.
         """

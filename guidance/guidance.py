@@ -72,9 +72,9 @@ def combine(eps_cond: Tensor, eps_uncond: Tensor, guidance_scale: float) -> Tens
 
 
 class Negatives(NamedTuple):
-    """K negative prompts for each of B images: text embeddings (K, B, L, D) and weights w_k (K, B) >= 0.
+    """K negative prompts (Perp-Neg) for each of B images: text embeddings (K, B, L, D) and weights (K, B) >= 0.
 
-    `combine_perp_neg` has the formula.
+    The weight of a prompt scales the noise that `combine_perp_neg` subtracts for it; 0: the prompt has no effect.
     """
 
     text: Tensor

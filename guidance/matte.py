@@ -132,11 +132,12 @@ def _by_grabcut(rgb: Array) -> Array:
 def reference_foreground(options: ReferenceConfig) -> Array | None:
     """Return the cut-out object of a prior's reference image, RGBA (h, w, 4) in [0, 1]; None without an image.
 
-    Alpha is the object's opacity, float32 like the colours, which are not multiplied by it. It comes from
+    Alpha is the object's opacity, float32 like the colours, which are not multiplied by it. Its source is the first of
+    these that applies:
 
     1. the file, if the image has transparency,
     2. the background remover `options.matte`, if that is not None,
-    3. the colours: the background must have one colour.
+    3. the colours: the background must have one colour and becomes transparent.
 
     Raises ConfigError if the image cannot be read, its object cannot be cut out, or the background remover is missing.
     """

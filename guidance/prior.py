@@ -50,8 +50,8 @@ class Prior(Protocol):
         half_weights: whether all weights have the type `dtype`, so that networks compute without autocast.
         composites_reference: whether the reference image is composited on the grey level of the renders' background, so
             that its features are computed again in each distillation step.
-        cuda_graph: whether `graph`, the next attribute, may be set.
-        graph: the UNet as a CUDA graph, which is replayed if gradients are disabled; None: the UNet runs normally.
+        cuda_graph: whether the UNet may run as a CUDA graph on a GPU.
+        graph: captures and replays the UNet as a CUDA graph if gradients are disabled; None: the UNet runs normally.
     """
 
     half_weights: bool = False
@@ -159,15 +159,17 @@ class Prior(Protocol):
     def cast_networks(self, lora: bool = False) -> None:
         """Cast the frozen weights to `dtype` on a GPU, where autocast would otherwise cast each weight at every call.
 
-        The UNet then runs as a CUDA graph if `cuda_graph` is True. `lora` is True if a LoRA is trained on the UNet.
-        Normalisation layers then keep float32, autocast stays on, and there is no CUDA graph.
+        If `lora` is False, all layers of the UNet are cast, it runs without autocast, and as a CUDA graph unless
+        `cuda_graph` is False. `lora` is True if a LoRA is trained on the UNet: its normalisation layers then keep
+        float32, autocast stays on, and there is no CUDA graph.
         """
         return
 
     def replayed(self, function: Callable[..., Tensor], *inputs: Tensor | int | None) -> Tensor:
         """Return `function(*inputs)`, where `function` runs the UNet on `inputs`.
 
-        If the attribute `graph` is set and gradients are disabled, the UNet runs as this CUDA graph.
+        If the attribute `graph` is set and gradients are disabled, the third of consecutive calls with equal shapes
+        captures `function` as a CUDA graph, and the following calls replay it.
         """
         return function(*inputs) if self.graph is None or torch.is_grad_enabled() else self.graph(function, *inputs)
 
@@ -264,7 +266,8 @@ class Prior(Protocol):
 
         `text` are embeddings (B, L, D), `c2w` camera-to-world matrices (B, 4, 4), OpenGL axes, world z up. With
         `text_guidance`, a prediction with an object code gets classifier-free guidance by the empty prompt. Returns
-        None if there is no coarse predictor, or if it is not used, such as without cameras (`c2w` None).
+        None without a coarse predictor, without cameras (`c2w` None), or if the prior does not use its predictor for
+        these samples, such as MV-Adapter with a reference image.
         """
         return None
 

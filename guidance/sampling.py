@@ -56,7 +56,10 @@ def no_callback(done: int, steps: int) -> None:
 
 
 def before_steps(callback: Callable[[], None]) -> OnStep:
-    """Return a callback (steps done, total steps) that calls `callback`, without arguments, before each step."""
+    """Wrap `callback`, a function without arguments, as a progress callback (steps done, total steps).
+
+    It is called before each step, and not after the last one.
+    """
     return lambda done, steps: callback() if done < steps else None
 
 
@@ -222,15 +225,15 @@ def img2img_strengths(draft: float | None, rounds: int = 0) -> list[float]:
 def total_steps(steps: int, draft: float | None, rounds: int = 0, init: InitLatents | None = None) -> int:
     """Return the number of denoising steps of all passes of `sample_images`.
 
-    An img2img pass takes round(strength * steps) steps, at least one.
+    A pass from noise takes `steps` steps, an img2img pass round(strength * steps), at least one.
 
     Args:
-        steps: steps of the first pass, if it starts from noise.
-        draft: img2img strength at full size after a first pass at half the size; None: the first pass has full size.
-        rounds: number of img2img rounds that make views consistent (`ViewSync.rounds`). The first of them is also the
-            pass after a draft. `img2img_strengths` gives the strengths.
-        init: img2img start of the first pass, which then is an img2img pass at full size, and `draft` is ignored.
-            None: the first pass starts from noise.
+        draft: strength of the img2img pass at full size that follows a first pass at half the size; None: the first
+            pass has full size.
+        rounds: number of img2img rounds that make views consistent (`ViewSync.rounds`), with the strengths from
+            `img2img_strengths`. With `draft`, the img2img pass at full size is the first of these rounds.
+        init: img2img start of the first pass, which then has full size; `draft` is ignored. None: the first pass starts
+            from noise.
     """
     first, draft = (1.0, draft) if init is None else (init.strength, None)
     return sum(max(1, round(strength * steps)) for strength in [first, *img2img_strengths(draft, rounds)])

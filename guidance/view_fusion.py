@@ -21,9 +21,9 @@ VIEWS = 4
 
 
 class ModulatedBlock(nn.Module):
-    """Residual block of two 3 x 3 convolutions whose normalised input is scaled and shifted by features of the view.
+    """Residual block: group norm, scale and shift per channel, then two 3 x 3 convolutions, each after a SiLU.
 
-    These features (B, WIDTH) come from the view's camera and noise level.
+    A linear layer computes scale and shift from features (B, WIDTH) of the view's camera and noise level.
     """
 
     def __init__(self, channels: int) -> None:

@@ -117,8 +117,8 @@ class Representation(nn.Module):
     def before_step(self, step: int, max_steps: int | None = None) -> None:
         """Prepare training step `step` of `max_steps`, for example set options to their scheduled values.
 
-        The training calls it before each step, possibly twice for the same step. `max_steps` is needed only for options
-        scheduled in percent of the run.
+        It is called before each step, and again if the step is repeated after it ran out of memory. `max_steps` is
+        needed only for options scheduled in percent of the run.
         """
 
     def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:

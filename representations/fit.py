@@ -53,9 +53,12 @@ class Bounds(NamedTuple):
     def from_cameras(cls, cameras: Cameras) -> "Bounds":
         """Return the bounds of a scene from all cameras of the scene, including those of held-out views.
 
-        If the cameras are at distances d_min to d_max from the origin, then radius = p d_max / 2, near =
-        (1 - 5/8 p) d_min, and far = d_max + radius. The factor p is 1 if the images show the whole ball of radius
-        d_max / 2; else it reduces the radius to that of the ball that they show.
+        The cameras are at distances d_min to d_max from the origin, and a is the largest angle between the viewing axis
+        and a corner of the image. With p = min(1, 2 tan a):
+
+            radius = p d_max / 2        d_max tan a: what the images show around the origin; at most d_max / 2
+            near = (1 - 5/8 p) d_min    1.25 radii before the origin, if d_min = d_max
+            far = d_max + radius        end of the ball for the farthest camera
         """
         distance, K = cameras.position.norm(dim=-1), cameras.K
         corner = torch.stack([cameras.width / K[:, 0, 0], cameras.height / K[:, 1, 1]], -1).norm(dim=-1) / 2

@@ -48,13 +48,15 @@ def place(origins: Tensor, directions: Tensor, spans: Tensor, options: MarchConf
 
 @dataclass(frozen=True)
 class EqualRays(Samples):
-    """Samples on torch's meta device (shapes without values), with the same number on each ray, to measure memory.
+    """Samples on torch's meta device (shapes without values), the same number on each ray, to measure peak memory.
 
-    A real render computes chunks of rays one after another in the same memory, so it is enough to measure three.
-    `split` returns at most three slices: two chunks of rays, and one slice of all other rays. For the latter,
-    `select_rays` returns only as many samples as a chunk has. Each call of `split` that divides the rays appends the
-    number of samples per chunk to the list `chunks`. `PeakMemory.launches` counts the operators of the second chunk
-    once for each chunk between the first and the last.
+    A render of n chunks of rays computes them one after another, each in the same memory. The measurement therefore
+    computes at most three: `split` returns the first chunk, the second one, and a slice of all other rays, for which
+    `select_rays` returns only as many samples as one chunk has. While the second chunk is computed,
+    `PeakMemory.times` is n - 2, so that its operators are counted once for each chunk between the first and the last.
+
+    Attributes:
+        chunks: numbers of samples per chunk, one for each call of `split` that divided the rays.
     """
 
     chunks: list[int] = field(default_factory=list)

@@ -107,8 +107,7 @@ def _override(word: str) -> str:
 def load_plugins(command: Command) -> None:
     """Import the plug-ins of the flag --plugin, and the plug-ins that the config of --config lists under `plugins`.
 
-    If --config names the config.yaml in a run folder, which may come from someone else, its plug-ins are not imported:
-    a warning says so.
+    A config.yaml in a run folder may come from someone else: its plug-ins are skipped with a warning.
     """
     if plugins.FLAG in command.flags:
         plugins.load(command.flags[plugins.FLAG])

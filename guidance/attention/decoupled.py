@@ -199,8 +199,9 @@ def decouple(
     Args:
         branches: "mv" attends to all views of the object, "ref" to a reference image.
         layout: tokens that a token attends to in "mv". "row": its image row in all views. "rowcol", for the six views
-            front, right, back, left, top, bottom of a mesh: its row in the first four of them, its column in front,
-            back, top and bottom; tokens of front and back get the mean of both.
+            front, right, back, left, top, bottom of a mesh: tokens of the first four views attend to their row in these
+            four; tokens of front, back, top and bottom attend to their column in these four, with the front view
+            mirrored left-right. Front and back are in both groups and get the mean of the two outputs.
         arrangement: input of a branch. "parallel": the input of the layer. "serial": that input plus the outputs of the
             self-attention and of the preceding branches.
     """

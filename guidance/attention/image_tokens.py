@@ -17,7 +17,10 @@ HEAD_WIDTH = 64  # channels per head of the resampler
 
 
 def add_image_tokens(unet: UNet2DConditionModel, image_width: int, tokens: int, heads: int) -> None:
-    """Add an untrained resampler (`unet.image_embed`) and key and value layers for its tokens to `unet`, in place.
+    """Add untrained layers to `unet`, in place, with which its cross-attention can also attend to image tokens.
+
+    A resampler (`unet.image_embed`) turns the features of an image encoder into tokens. Each cross-attention layer gets
+    key and value layers for these tokens.
 
     Args:
         image_width: features per token of the image encoder.

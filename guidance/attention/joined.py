@@ -44,8 +44,9 @@ class WorldRotary:
     The first, third, ... head of a layer rotates by 3D positions. The position of a token is the point, in world axes,
     where the ray of its pixel meets the plane through the world origin (the object's centre) that faces the camera. A
     pixel and its mirror image in the opposite view have the same point. The other heads rotate by the 2D position in
-    the image, so that a token can attend to the same pixel of another view; on solids of revolution, both look the
-    same. The rotations make attention depend on the offset between the positions of query and key.
+    the image, so that a token can attend to the same pixel of the other views; for a solid of revolution, that pixel
+    looks the same in all of them. The rotations make attention depend on the offset between the positions of query and
+    key.
     """
 
     def __init__(self, camera: Tensor | None, batch: int, device: torch.device) -> None:
@@ -66,9 +67,10 @@ class WorldRotary:
         """Return cosines and sines of the rotation angles, as arguments `cos` and `sin` of `rotate`: each (B, 2, L, D).
 
         The second index is 0 for heads that rotate by 3D positions, 1 for heads that rotate by 2D positions. An image
-        has L = `tokens` tokens, a head D = `width` channels. There are N = 6 (D // 16) angles. In `cos`, channels 0 to
-        N - 1 hold their cosines, and N to 2 N - 1 the same again. In `sin`, channels 0 to N - 1 hold the negative
-        sines, N to 2 N - 1 the sines. The other channels, cosine 1 and sine 0, are not rotated.
+        has L = `tokens` tokens, a head D = `width` channels. A token has N = 6 (D // 16) angles: the coordinates of its
+        position times N / 3 (3D) or N / 2 (2D) frequencies. In `cos`, channels 0 to N - 1 hold their cosines, and N to
+        2 N - 1 the same again. In `sin`, channels 0 to N - 1 hold the negative sines, N to 2 N - 1 the sines. The other
+        channels, cosine 1 and sine 0, are not rotated.
         """
         side, count = round(tokens**0.5), 2 * (width // 16)  # even: as many angles from 2 dimensions as from 3
         u = HALF_EXTENT * torch.linspace(-1 + 1 / side, 1 - 1 / side, side, device=self.up.device)

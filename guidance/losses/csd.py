@@ -15,9 +15,9 @@ class CSD(SDS):
 
     w(t) is the weight of `sds_direction`, B the number of images. eps_c and eps_u are the noise predictions with and
     without the prompt. The gradient of SDS is w(t) (eps_c - noise + (s - 1) (eps_c - eps_u)) / B. Its last part is the
-    score of an implicit classifier p(text | x) (section 3). eps_u mixes the predictions for the negative and the empty
-    prompt (section 4): negative_weight eps_negative + (1 - negative_weight) eps_empty, with the option
-    `negative_weight`. Without a negative prompt, it is eps_empty.
+    score of an implicit classifier p(text | x) (Yu et al. 2023, section 3). eps_u mixes the predictions for the
+    negative and the empty prompt (section 4): negative_weight eps_negative + (1 - negative_weight) eps_empty, with the
+    option `negative_weight`. Without a negative prompt, it is eps_empty.
     """
 
     def predictions(

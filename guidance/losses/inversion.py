@@ -43,7 +43,7 @@ def invert(
         predict_noise: function (latents (B, C, h, w), timesteps (B,) or (1,)) -> predicted noise.
         x: latents (B, C, h, w) at the first timestep.
         timesteps: N >= 2 ascending timesteps, each (1,) or (B,), for N - 1 steps.
-        eta: amount of fresh noise in each step; 0: none, 1: with the variance of DDPM (eq. 16).
+        eta: amount of fresh noise in each step; 0: none, 1: as much as in DDPM (Song et al. 2021, eq. 16).
         generator: random generator of the fresh noise; None: torch's global generator.
 
     Returns:

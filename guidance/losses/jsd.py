@@ -10,15 +10,16 @@ from .sds import SDS, NoisyLatents, rescale_std
 
 
 class JSD(SDS):
-    """SDS of single views with a consistency term C: the joint distribution of the views gets the factor exp(C).
+    """Joint score distillation (Jiang et al. 2024): SDS of single views with a term C for their consistency.
 
+    SDS raises the probability of each view; here the product of these probabilities is multiplied by exp(C), with
     C = -view_weight |x0_single - x0_views|^2 / (2 V) for V views (C_MVS in the paper). x0_views are the clean latents
-    that the prior predicts for all views together, x0_single those that it predicts for each view without camera and
-    prompt.
+    that the prior predicts with guidance for all views together, x0_single those that it predicts for each view without
+    camera and with the negative or empty prompt.
 
-    The gradient is w(t) (eps - sigma_t dC / dx_t - noise) / B for B images. eps is the guided noise prediction for
-    single views, sigma_t = sqrt(1 - alpha_bar_t), and w(t) the weight of `sds_direction`. As in the released code,
-    x0_views and the noise prediction of x0_single are constants in dC / dx_t, which thus is
+    The gradient is w(t) (eps - sigma_t dC / dx_t - noise) / B for B images. eps is the noise predicted with guidance
+    for each view without camera, sigma_t = sqrt(1 - alpha_bar_t), and w(t) the weight of `sds_direction`. As in the
+    released code, x0_views and the noise prediction of x0_single are constants in dC / dx_t, which thus is
     -view_weight (x0_single - x0_views) / (V sqrt(alpha_bar_t)).
     """
 

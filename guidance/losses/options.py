@@ -15,7 +15,8 @@ class ViewPromptsConfig(Config):
 
     With Perp-Neg, the text embedding of a view is interpolated by azimuth: between the front and the side prompt for
     views nearer to the front than to the back, else between the side and the back prompt. Front and side prompts are
-    also the negative prompts of each view.
+    also negative prompts, each with weight 0 for a camera that looks straight at that side. Views from above (elevation
+    over 60 degrees) keep the prompt "overhead view", without these negative prompts.
     """
 
     enabled: bool = Field(False, description="use view prompts; the prior must know the words")

@@ -190,11 +190,11 @@ class Distillation(nn.Module):
     def predictions(
         self, z: Tensor, t: Tensor, noise: Tensor, denoise: Denoiser, condition: Condition, step: int, rng: Generator
     ) -> NoisyLatents:
-        """Add `noise` (B, C, h, w) to clean latents `z` (B, C, h, w) at timesteps `t`, and predict the noise.
+        """Add `noise` to clean latents `z`, both (B, C, h, w), and predict the noise with and without guidance.
 
-        `forward` calls this method without gradients. `t` is (1,) or (B,). `denoise` predicts noise without guidance;
-        `condition` has text, cameras and reference image of the views. `rng` is the random generator of the
-        optimisation step `step`.
+        `forward` calls this method without gradients; some losses override it. `t` are timesteps, (1,) or (B,).
+        `denoise` predicts noise without guidance; `condition` has text, cameras and reference image of the views. `rng`
+        is the random generator of the optimisation step `step`.
         """
         x = self.schedule.add_noise(z, noise, t)
         return NoisyLatents(z, x, t, noise, *predict(denoise, x, t, condition, self.value("guidance_scale", step)))

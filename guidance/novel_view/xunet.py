@@ -270,7 +270,7 @@ class LatentPairs(nn.Module):
     def timestep(self, logsnr: Tensor) -> Tensor:
         """Convert log-SNR (B,) to fractional timesteps (B,) of the prior with this log-SNR: 0 (clean) to T - 1 (noise).
 
-        T is the number of timesteps of the prior. Values outside its range are clamped.
+        T is the number of timesteps of the prior. A log-SNR beyond that of timestep 0 or T - 1 gives 0 or T - 1.
         """
         rising = self.levels.flip(0)
         level = logsnr.clamp(rising[0], rising[-1])

@@ -45,8 +45,8 @@ class ImageDream(MVDream):
     Attributes:
         pixel_control: whether the latents of the image are one more view of the object. False: the image enters only as
             tokens for cross-attention.
-        images: the object on two transparent squares, premultiplied RGBA (s, s, 4) in [0, 1], with s = `encoder_size`
-            for CLIP's image encoder and s = `image_size` for the VAE; () before `with_image`.
+        images: the cut-out object, centred on a transparent square, at two sizes: s = `encoder_size` for CLIP's image
+            encoder and s = `image_size` for the VAE. Premultiplied RGBA (s, s, 4) in [0, 1]; () before `with_image`.
         mean, std: (3,), mean and standard deviation of colours with which CLIP's image encoder normalises its input.
     """
 
@@ -114,8 +114,9 @@ class ImageDream(MVDream):
         Args:
             x, t: noisy latents (B, C, h, w) and timesteps, (B,) or (); the views of an object are consecutive.
             text: embeddings (B, L, D).
-            camera: camera vectors (B, 16) from the method `camera`, or None.
-            n_view: number of views per object, without the view that the pixel controller adds for the image.
+            camera: camera vectors (B, 16) from the method `camera`; None: no cameras.
+            n_view: number of views per object in `x`. With `pixel_control`, cameras and n_view > 1, the latents of the
+                image are added here as one more view per object, which is not part of the result.
             reference: CLIP features and latents of R images from the method `reference`, where R divides the number of
                 objects. Each image serves B / (n_view R) consecutive objects. None: zeros, which mean "no image".
         """

@@ -33,7 +33,7 @@ CHECK_SIZE = 8
 
 
 def build(options: StableDiffusionConfig, device: torch.device | str = "cpu") -> "LatentDiffusion":
-    """Build the prior of single images from its config section; a UNet with camera branch then runs without cameras.
+    """Build the prior of single images from its config section. The camera branch of a multi-view UNet is not used.
 
     Raises ConfigError if files are missing or damaged.
     """
@@ -94,7 +94,7 @@ class LatentDiffusion(Prior):
         dtype: str = "auto",
         device: torch.device | str | None = "cpu",
     ) -> None:
-        """Build the prior from loaded networks. `unet` is changed in place so that it can take several views.
+        """Build the prior from loaded networks. `unet` gets self-attention across views, in place.
 
         Args:
             schedule: noise schedule; None: Stable Diffusion's.
@@ -173,7 +173,7 @@ class LatentDiffusion(Prior):
     def check_networks(self) -> Tensor:
         """Run every network once on a small image, since networks with correct names and shapes may not work together.
 
-        Returns the sum of predicted noise and encoded image, (1, C, h, w), which is NaN where an output is NaN.
+        Returns a tensor (1, C, h, w), computed from all outputs, that contains NaN if an output contains NaN.
         """
         camera = None if self.unet.class_embedding is None else self.camera(torch.eye(4, device=self.device)[None])
         z = torch.zeros(1, self.latent_shape[0], CHECK_SIZE, CHECK_SIZE, device=self.device)
@@ -325,13 +325,16 @@ class LatentDiffusion(Prior):
 
     @torch.no_grad()
     def encode_prompt(self, prompts: list[str]) -> Tensor:
-        """Encode n prompts of L tokens as float32 text embeddings (n, L, D), with more rows for some priors.
+        """Encode n prompts as float32 text embeddings (n, L, D).
 
-        The L rows are the text encoder's last hidden state after its layer norm. For SDXL, they are the penultimate
-        hidden states of both encoders, concatenated along the features, and one row follows: the pooled text of the
-        second encoder. If the coarse predictor takes another text than the UNet (see `prompt_variants`), the L rows
-        of that text follow. If the prior has object codes (vectors that choose what a prompt leaves unspecified), a
-        last row of zeros follows, which means "no code".
+        The L rows of a prompt are, in this order:
+
+        - One row per token: the text encoder's last hidden state after its layer norm. SDXL: the penultimate hidden
+          states of both encoders, concatenated along the features.
+        - SDXL: one row with the pooled text of the second encoder, padded with zeros.
+        - If the coarse predictor takes another text than the UNet (see `prompt_variants`): one row per token of it.
+        - If the prior has object codes (vectors that choose what a prompt leaves unspecified): a row of zeros, which
+          means "no code".
         """
         prompts = [self.read_prompt(prompt).text for prompt in prompts]
         self.note_cuts(prompts)
@@ -341,7 +344,8 @@ class LatentDiffusion(Prior):
     def without_code(self, text: Tensor) -> Tensor:
         """Append a row of zeros to text embeddings (n, L, D), which means "no object code"; return (n, L + 1, D).
 
-        An object code chooses what a prompt leaves unspecified. Without codes, the prior returns `text` unchanged.
+        An object code is a vector of what a prompt leaves unspecified. A prior that takes no object codes returns
+        `text` unchanged.
         """
         return F.pad(text, (0, 0, 0, 1)) if self.has_code else text
 

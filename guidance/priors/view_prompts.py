@@ -36,13 +36,17 @@ def prompts(prompt: str, negative: str, options: ViewPromptsConfig) -> list[str]
 
 
 def view_text(text: Tensor, rig: Rig, options: ViewPromptsConfig) -> Condition:
-    """Return the text condition of the B cameras in `rig`: prompt by the angles of the camera, and negative prompt.
+    """Return the text condition, embeddings of prompt and negative prompt, of the B cameras in `rig`.
 
-    `text` are embeddings of the texts from `prompts`, (2, L, D) or, with `options.enabled`, (6, L, D). If it is False,
-    all cameras share the prompt, (1, L, D). If it is True, each camera has the prompt of its direction, (B, L, D). With
-    `options.perp_neg`, this prompt is interpolated by azimuth between two adjacent directions (overhead cameras keep
-    theirs), and the result also has embeddings (2, B, L, D) and weights (2, B) of two more negative prompts: front and
-    side for cameras nearer to the front than to the back, else side and front.
+    `text` are embeddings of the texts from `prompts`: (2, L, D), or (6, L, D) if `options.enabled`. The negative prompt
+    is (1, L, D). The prompt depends on the options:
+
+    - `enabled` is False: one prompt for all cameras, (1, L, D).
+    - `enabled` is True: for each camera the prompt with its direction, (B, L, D).
+    - `perp_neg` is True too: for each camera an interpolation by azimuth between front and side or between side and
+      back; cameras overhead have the overhead prompt. The result then has two more negative prompts per camera,
+      embeddings (2, B, L, D) and weights (2, B): front and side for cameras nearer to the front than to the back, else
+      side and front. Their weights are 0 for cameras overhead.
     """
     if not options.enabled:
         return Condition((text[:1], text[1:2]))

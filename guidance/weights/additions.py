@@ -180,14 +180,16 @@ def peft_names(names: Iterable[str], prefix: str) -> dict[str, str]:
 
 
 def lora_factor(layer: str, rank: int, alpha: float | None, options: files.Json, prefix: str) -> float:
-    """Return the factor of the product of a LoRA's two matrices in one layer: alpha / rank.
+    """Return the factor of the product of a LoRA's two matrices in one layer.
+
+    The factor is alpha / rank. If alpha comes from `options` and use_rslora is set there, it is alpha / sqrt(rank). If
+    there is no alpha, it is 1.0.
 
     Args:
         layer: name of the layer in its network.
         rank: rank of the matrices.
         alpha: alpha of the layer in the LoRA's file (kohya); None: alpha comes from `options`.
-        options: result of `peft_options`. If alpha comes from them and use_rslora is set, the factor is
-            alpha / sqrt(rank). Without alpha, it is 1.0.
+        options: result of `peft_options`.
         prefix: name of the network, such as "unet".
     """
     if alpha is not None or f"{prefix}.lora_alpha" not in options:

@@ -125,7 +125,7 @@ def load(
     Args:
         weights: name of embedded weights (they come with threedgen), folder, single-file checkpoint or hub id.
         tokenizer: folder or hub id; None: the tokenizer of the weights, or CLIP's for a single file.
-        camera: whether the UNet must have MVDream's camera branch (else ConfigError).
+        camera: whether to raise ConfigError if the UNet lacks MVDream's camera branch.
         prediction: output of the UNet, "epsilon" or "v_prediction"; None: as the weights declare, else "epsilon" with a
             warning.
         required_parts: sub-folder names of the required networks. If "image_encoder" is among them, the weights must be

@@ -45,10 +45,10 @@ def is_hub_id(name: str) -> bool:
 
 
 def hub_name(weights: str) -> tuple[str, str]:
-    """Return the hub repository of `weights` and the name of a file in it; if cached, `weights` count as downloaded.
+    """Return hub repository and name of the file whose presence in the local cache means: `weights` are downloaded.
 
-    For the file name of an original MVDream or ImageDream checkpoint, the file is that checkpoint. For a hub id
-    "owner/name", the repository is the id, and the file is model_index.json.
+    `weights` is the file name of an original MVDream or ImageDream checkpoint, or a hub id "owner/name". The file is
+    the checkpoint, or model_index.json.
     """
     return (ORIGINALS[weights], weights) if weights in ORIGINALS else (weights, "model_index.json")
 

@@ -73,11 +73,11 @@ class MetaNetworks(NamedTuple):
 
 
 def meta_networks(weights: str, required_parts: tuple[str, ...] = loading.PARTS) -> MetaNetworks:
-    """Build UNet and VAE of `weights` (name, path or hub id) on the meta device.
+    """Build UNet and VAE of `weights` (name, path or hub id) on the meta device, and count parameters.
 
     `required_parts` are the required sub-folders of a diffusers folder. Weights on the hub are downloaded if needed,
-    except original checkpoints of MVDream and ImageDream, whose sizes are known. Raises ConfigError if weights are
-    missing or damaged.
+    except original MVDream and ImageDream checkpoints, whose configs and parameter counts this module contains. Raises
+    ConfigError if weights are missing or damaged.
     """
     if loading.is_missing_original(weights):  # an original checkpoint, not downloaded for this
         unet, vae = _build(RELEASED_UNETS[weights], RELEASED_VAE)

@@ -149,13 +149,13 @@ class PromptReader(Protocol):
         """Raise ConfigError, with suggestions in the message, if the prompt names no object that the prior knows."""
 
     def notes(self, prompt: str) -> list[str]:
-        """Return warnings, one sentence each, if a prompt names several objects or several parts; else []."""
+        """Return warning sentences if a prompt names several objects, or several parts or accessories; else []."""
 
     def suggest(self, prompt: str) -> tuple[str, list[str]]:
         """Suggest object classes for an unfinished prompt.
 
-        Returns the last word, if it is unfinished, and the known object classes that start with it. If there is no such
-        class: "" and [] if the prompt already names a known class, else "" and examples of object classes.
+        If the last word is not known and is the beginning of known object classes, returns this word and these classes.
+        Otherwise returns "" and, if the prompt already names a known class, [], else examples of object classes.
         """
 
     def categories(self) -> dict[str, list[str]]:

@@ -31,7 +31,10 @@ def spherical_harmonics(directions: Tensor) -> Tensor:
 
 
 class SolidBackground(nn.Module):
-    """Background of one colour. With the option `random`, each training call uses one random grey or colour."""
+    """Background of one colour: the option `color`.
+
+    If the option `random` is "grey" or "color", each call in training uses a random grey or a random colour instead.
+    """
 
     color: Tensor
 

@@ -20,14 +20,14 @@ MAX_INPUTS, MAX_WIDTH, MAX_OUTPUTS = 64, 64, 16  # of the kernels
 
 
 class MLP(nn.Module):
-    """MLP without biases: `hidden_layers` layers of `width` numbers with ReLU, then a linear layer to `n_out` numbers.
+    """MLP without biases: `hidden_layers` layers of `width` units with ReLU, then a linear layer to `n_out` outputs.
 
     It computes in float32, even under autocast. Initial weights are uniform in +-1/sqrt(fan_in), sampled with the CPU
-    generator `generator`. `backend` is the configured back end of the hash grid, such as "auto" or "torch". If it is
-    "triton", or "auto" selects Triton, a small MLP with one hidden layer is computed by one kernel.
+    generator `generator`. `backend` is the configured back end of the hash grid, such as "auto" or "torch".
 
-    The attribute `fusable` is True if the MLP has one hidden layer and is small enough for this kernel. On torch's meta
-    device (shapes without values), such an MLP then takes as much memory as with the kernel.
+    The attribute `fusable` is True if the MLP has one hidden layer, and at most 64 inputs, 64 hidden units and 16
+    outputs. A fusable MLP is computed by one kernel if `backend` is "triton", or "auto" selects Triton. On torch's meta
+    device (shapes without values), it always allocates as much memory as with this kernel.
     """
 
     def __init__(
@@ -77,11 +77,10 @@ class _Context(torch.autograd.function.FunctionCtx):
 
 
 class Fused(Function):
-    """Autograd function from inputs x (N, I) and the weights to outputs (N, O) of an MLP with one hidden layer.
+    """Autograd function relu(x @ hidden.T) @ output.T (N, O) of x (N, I) and the weights hidden (H, I), output (O, H).
 
-    The weights are (H, I) of the hidden layer and (O, H) of the output layer, where I, H and O are the numbers of
-    inputs, hidden values and outputs. The kernels keep no hidden values. With create_graph=True, gradients are computed
-    by differentiable torch functions instead.
+    The kernels do not store the hidden values (N, H): the backward kernel computes them again. With create_graph=True,
+    the backward pass uses differentiable torch functions instead of this kernel.
     """
 
     @staticmethod

@@ -99,7 +99,10 @@ def mlp(x: Tensor, w: Tensor, v: Tensor) -> Tensor:
 
 
 def mlp_gradients(grad: Tensor, x: Tensor, w: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of x (N, I), w (H, I) and v (O, H), given the gradient `grad` (N, O) of the outputs."""
+    """Return the gradients of x (N, I), w (H, I) and v (O, H), given the gradient `grad` (N, O) of the output of `mlp`.
+
+    The differentiated function is relu(x @ w.T) @ v.T.
+    """
     blocks = triton.cdiv(len(x), BLOCK)
     programs = min(blocks, PROGRAMS_PER_PROCESSOR * _processors(x.device))
     grad_x = x.new_empty(x.shape[1], len(x))  # the order in which the hash grid reads it
@@ -116,7 +119,7 @@ def _processors(device: torch.device) -> int:
 
 
 def compile_time_arguments(w: Tensor, v: Tensor) -> dict[str, int | str]:
-    """Return the compile-time arguments of the two kernels as a dict, for weights w (H, I) and v (O, H).
+    """Return the compile-time arguments of the forward and the backward kernel, for weights w (H, I) and v (O, H).
 
     "INPUTS" is I, "HIDDEN" is H, "OUTPUTS" is O. The same names with the prefix "PADDED_" are these sizes, rounded up
     to powers of two of at least 16. "SIZE" is the number of points per block, "PRECISION" tl.dot's `input_precision`.

@@ -45,10 +45,11 @@ def central_differences(f: Callable[[Tensor], Tensor], x: Tensor, eps: float, ra
 
 
 def finite_difference_normal(density: Callable[[Tensor], Tensor], x: Tensor, eps: float, radius: float) -> Tensor:
-    """Return outward unit normals (N, 3): the negative density gradient by central differences, normalised.
+    """Return outward unit normals (N, 3) at world points x (N, 3): the negative density gradient, normalised.
 
-    Where the gradient is shorter than 1e-12, the normal is shorter than 1. Where the gradient is 0, the normal is 0.
-    `central_differences` explains the arguments.
+    The gradient is computed by central differences of the function `density` from points (M, 3) to densities (M,), with
+    the step `eps` in world units. Their points are clamped to the cube [-radius, radius]^3. Where the gradient is
+    shorter than 1e-12, the normal is shorter than 1. Where the gradient is 0, the normal is 0.
     """
     return -F.normalize(central_differences(density, x, eps, radius), dim=-1)
 
@@ -106,11 +107,11 @@ class EncodedField(Representation):
 class NGP(EncodedField):
     """Instant-NGP field: density and features of points in [-radius, radius]^3 (Mueller et al. 2022).
 
-    The density is density_scale * activation(mlp(encoding(x)) + blob(x) + density_bias), where blob(x) is a fixed term
-    that makes the initial density a blob at the origin. A material maps the features to colours. With the option
-    `shared_mlp`, output 0 of `density_mlp` gives the density, the other outputs are the features, and `feature_mlp` is
-    None. Normals have gradients with respect to the parameters, not to x. The CPU generator `generator` initialises the
-    parameters.
+    The density is density_scale * activation(density_mlp(encoding(x)) + blob(x) + density_bias), where blob(x) is a
+    fixed term that makes the initial density a blob at the origin. The features are feature_mlp(encoding(x)); a
+    material maps them to colours. With the option `shared_mlp`, `feature_mlp` is None: output 0 of `density_mlp` gives
+    the density, and its other outputs are the features. Normals have gradients with respect to the parameters, not to
+    x. The CPU generator `generator` initialises the parameters.
     """
 
     options: NGPConfig

@@ -26,9 +26,9 @@ class SDF(EncodedField):
 
     The distance is f(x) = mlp(encoding(x)) + |x| - sphere, where the option `sphere` is the radius of the ball. The
     parameter `log_sharpness` is log s, where s is NeuS's sharpness: the surface is about 1/s thick. The buffer `cosine`
-    in [0, 1] is NeuS's cosine annealing ratio at the current step. At 1, the density uses the true cosine between ray
-    and normal; at 0, a softened one, so that surfaces that face away from the camera also get density. The CPU
-    generator `generator` initialises the parameters.
+    in [0, 1] is NeuS's cosine annealing ratio at the current step. With c the cosine between ray direction and normal,
+    the density uses the slope -df/dt = max(0, -c) at ratio 1, and max(0, 0.5 - 0.5 c) at ratio 0, so that surfaces
+    that face away from the camera also get density. The CPU generator `generator` initialises the parameters.
     """
 
     options: SDFConfig

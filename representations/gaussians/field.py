@@ -133,10 +133,10 @@ class Gaussians(Representation):
 
     @torch.no_grad()
     def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:
-        """Clamp standard deviations and direction-independent colours, then apply the density control.
+        """Clamp standard deviations and direction-independent colours, and add, remove or move Gaussians.
 
-        The density control adds, removes or moves Gaussians. Its kind "adaptive" clones or splits those with a large
-        mean gradient of the image position. Therefore this method first adds up the lengths of these gradients.
+        `density_control.after_step` makes these changes. Its kind "adaptive" clones or splits Gaussians with a large
+        mean gradient of the image position. For this mean, the gradient lengths are added to `gradient_sum` before.
         """
         self.log_scales.clamp_(*self.size_limits)
         self.features[:, 0].clamp_(-MAX_FEATURE, MAX_FEATURE)

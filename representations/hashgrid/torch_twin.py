@@ -28,7 +28,8 @@ PRIMES = (1, 2654435761, 805459861)
 class Levels:
     """Levels of a hash grid: arrays with the scale, resolution, first table entry and kind (dense or hashed) of each.
 
-    "Dense" levels have a table entry for each grid point; in "hashed" ones, grid points share entries.
+    The scale is the number of cells per unit length, the resolution the number of grid points per axis. "Dense" levels
+    have a table entry for each grid point; in "hashed" ones, grid points share entries.
     """
 
     scale: np.ndarray  # (L,) float32, cells per unit length
@@ -48,11 +49,11 @@ class Levels:
 
 @lru_cache(maxsize=64)
 def grid_levels(n_levels: int, log2_hashmap_size: int, base_resolution: int, per_level_scale: float) -> Levels:
-    """Return scale, resolution, first table entry and kind (dense or hashed) of each level of a hash grid.
+    """Return the levels of a hash grid, from coarse to fine.
 
-    `log2_hashmap_size` is log2 of the maximum number of table entries per level, `base_resolution` the resolution of
-    the coarsest level, `per_level_scale` the ratio of the resolutions of adjacent levels. Scales are rounded to
-    float32, which can change a resolution.
+    Level l has the scale base_resolution * per_level_scale^l - 1, in cells per unit length, and ceil(scale) + 1 grid
+    points per axis, its resolution. Scales are rounded to float32, which can change a resolution. `log2_hashmap_size`
+    is log2 of the maximum number of table entries per level; levels with more grid points are hashed, others dense.
     """
     growth = np.log2(np.float32(per_level_scale), dtype=np.float32)
     exponent = np.arange(n_levels, dtype=np.float32) * growth

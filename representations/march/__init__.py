@@ -187,10 +187,10 @@ def groups(
 ) -> list[tuple[slice, int | None]]:
     """Divide R rays into consecutive slices with at most `max_samples` samples each, to `march` one at a time.
 
-    The other arguments are those of `march`. Returns a list of (slice, number of samples); the number is the argument
-    `total` of `march`. The host waits once for the GPU, which counts the samples of all rays. They are not counted if
-    the back end cannot do it, or if one slice is enough for rays with `options.samples` samples each. The slices then
-    assume this number of samples per ray, and the numbers in the list are None.
+    The other arguments are those of `march`. Returns a list of (slice, number of its samples), whose numbers are the
+    argument `total` of `march`. For these numbers, the host waits once for the GPU, which counts the samples of all
+    rays. Without a count, the slices are those for `options.samples` samples on every ray, and the numbers are None.
+    This is so if the back end cannot count, or if such rays fit into one slice.
     """
     module, n_rays, each = backend(origins, options.backend), len(origins), max(1, max_samples // options.samples)
     if n_rays <= each or not hasattr(module, "counts"):

@@ -40,7 +40,9 @@ def place(origins: Tensor, directions: Tensor, spans: Tensor, options: MarchConf
 
 
 def positions(samples: Samples, origins: Tensor, directions: Tensor) -> Tensor:
-    """Return the world positions (N, 3) float32 of the midpoints of N samples, rounded as torch rounds them.
+    """Return the world positions (N, 3) float32 of the midpoints of N samples.
+
+    Each product and each sum is rounded to float32, as in torch, so that the results are equal to those of torch.
 
     `origins` (R, 3) and unit `directions` (R, 3) define the R rays on which the samples lie.
     """

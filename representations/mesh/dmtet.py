@@ -231,10 +231,10 @@ class DMTet(Representation):
         """Initialise shape and colours from a trained field, or copy `other` if it is a DMTet.
 
         The trained field is copied to the field `paint`, which colours the mesh and must have the same class. The
-        surface is where the density equals the option `level` ("auto": the mean density of the grid points that are
-        not empty). The grid's box is fitted, with a margin, to the points whose density exceeds this level. Small
-        connected parts are removed. Raises ConfigError if the classes or tensor shapes differ, or if the density is
-        nowhere above the level.
+        surface is where the density equals the option `level` ("auto": the mean of all densities above 1e-5 on the
+        grid). The grid's box is fitted, with a margin, to the points whose density exceeds this level. Small connected
+        parts are removed. Raises ConfigError if the classes or tensor shapes differ, or if the density is nowhere above
+        the level.
         """
         if isinstance(other, DMTet):
             super().init_from(other)

@@ -16,9 +16,9 @@ class ExpectedError(Exception):
     Attributes:
         exit_code: exit code of the program.
         problem: description of the mistake, with the wrong value.
-        key: dotted config key of the mistake, such as "trainer.devices"; "" if the mistake is not in a config value. A
-            section (nested config, such as `trainer`) raises the error with its own key, such as "devices", and the
-            context manager `key_prefix("trainer")` puts "trainer." in front.
+        key: dotted config key of the wrong value, such as "trainer.devices"; "" if the mistake is not in a config
+            value. The code of a section (nested config) sets only the key in the section, "devices"; its caller adds
+            "trainer." with `key_prefix`.
     """
 
     exit_code = 2
@@ -116,8 +116,8 @@ def key_prefix(section: str) -> AbstractContextManager[None]:
 def errors_name_key(name: str) -> AbstractContextManager[None]:
     """Return a context manager that replaces the key of an ExpectedError raised in it by `name`.
 
-    An empty key stays empty. `name` is the key that the user wrote. The function called in the context knows only a key
-    of its own, such as "path", which would mislead the user.
+    It is used around functions whose errors have another key, such as "path", than the config key `name` that the user
+    sets. An empty key stays empty.
     """
     return _rekeyed(lambda key: key and name)
 
@@ -177,10 +177,11 @@ def nearest_keys(key: str, paths: Iterable[str]) -> list[str]:
 
     Keys are dotted: "trainer.max_steps" has the section "trainer" and the last part "max_steps".
 
-    1. Known keys with the same last part as `key`, or with a synonym of it (table `ALIASES`, such as "max_steps" for
-       "steps"), are collected. If the section of `key` resembles the section of one of them, only keys in that section
-       are kept. At most 4 (MAX_SUGGESTIONS) are returned.
-    2. If there are none, the single most similar known key is returned; [] if none is similar.
+    1. Known keys that end with the last part of `key`, or with a synonym of it (`ALIASES`: "max_steps" for "steps"), at
+       most 4 (MAX_SUGGESTIONS). If some are in a section whose name is similar to that of `key`, only the keys in the
+       most similar section.
+    2. If there are none, the one known key that is most similar to `key`, or else in its last part; [] if none is
+       similar.
     """
     paths = list(paths)
     section, _, last = key.rpartition(".")
@@ -201,16 +202,19 @@ def did_you_mean(*names: str | None) -> str:
 
 
 def printable(value: object, length: int = 200) -> str:
-    """Return `str(value)` for a message: cut to `length` characters, with control characters escaped."""
+    """Return `str(value)` for a message, cut to at most `length` characters; "..." at the end marks a cut.
+
+    If the text has characters that are not printable, these and all characters outside ASCII are escaped.
+    """
     text = str(value)
     text = text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
     return text if len(text) <= length else text[: length - 3] + "..."
 
 
 def short(value: object, length: int = 80) -> str:
-    """Return `repr(value)`, cut to at most `length` characters; "..." at the end marks a cut.
+    """Return `repr(value)`, or `ascii(value)` for a str that is not printable, cut to at most `length` characters.
 
-    If `value` is a str with characters that are not printable, all its characters outside ASCII are escaped.
+    "..." at the end marks a cut.
     """
     text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
     return text if len(text) <= length else text[: length - 3] + "..."

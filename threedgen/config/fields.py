@@ -132,9 +132,9 @@ def _model_or_error(kind: str, name: str) -> type[BaseModel] | Exception:
 def with_default(field: FieldInfo, value: object) -> Any:
     """Return the dict `value` of a section (nested config) with missing keys filled from the default of the field.
 
-    Nothing is filled if the key "name" of `value` selects another component than the default has. If `value` is None,
-    the default is returned. Anything else than a dict, and values of fields that are no section, are returned as they
-    are. `value` is not changed.
+    Nothing is filled if `value` selects another component: its key "name" differs from that of the default. If `value`
+    is None, the default is returned. Other values, and values of fields that are no section or have no default, are
+    returned as they are. `value` is not changed.
     """
     if field.is_required() or not (component(field) or section_models(field)):
         return value
@@ -150,8 +150,8 @@ def with_default(field: FieldInfo, value: object) -> Any:
 def merge(below: object, above: object) -> Any:
     """Return `below` updated with `above`: dicts are merged key by key, other values are taken from `above`.
 
-    Two kinds of dicts in `above` replace the dict in `below` as a whole: schedules {step: value}, and dicts whose
-    `name` selects another component, which has other options. The arguments are not changed.
+    Two kinds of dicts in `above` replace the whole dict in `below`: schedules {step: value}, and dicts whose `name`
+    differs from that in `below`, because another component has other options. The arguments are not changed.
     """
     if not (isinstance(below, dict) and isinstance(above, dict)):
         return above

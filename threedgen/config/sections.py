@@ -139,8 +139,8 @@ class TaskConfig(Config):
     A task is what the program does in a run, such as a training; the config key `task` names it.
 
     `common` lists the keys that --help without an argument shows. If it is empty, --help shows the options at the top
-    level, the `name` of each selectable component, such as prior.name, and keys such as trainer.max_steps
-    (`help.COMMON`).
+    level, the `name` of each selectable component, such as prior.name, and the keys in `help.COMMON`, such as
+    trainer.max_steps.
     """
 
     common: ClassVar[tuple[str, ...]] = ()

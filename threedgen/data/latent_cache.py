@@ -87,8 +87,8 @@ class EncodedCache(ABC):
         """Make and store the blocks that contain the entries `indices` (N,), except those that are stored already.
 
         `rank` = (k, n) shares the work between n processes: process k of 0 ... n - 1 makes every n-th of these blocks.
-        If their number is not a multiple of n, each process that would have one block less makes another missing block
-        after these.
+        If their number is not a multiple of n, further missing blocks are added to them, from the n - 1 blocks that
+        follow the last one, so that no process is idle.
         """
         lacking, (number, count) = self.cache.missing_blocks(indices), rank
         if lacking:

@@ -70,10 +70,11 @@ class MatterportPanoramas:
         return SceneViews(Views(resize(images, o.size, o.size), at), tuple(captions))
 
     def caption(self, face: str, yaw: float) -> str:
-        """Return the caption of a panorama for the yaw nearest to `yaw`, in degrees.
+        """Return "This is one view of a scene. " (`PREFIX`), followed by the caption of a panorama for a yaw.
 
-        The text `PREFIX`, "This is one view of a scene. ", is put before the caption. `face` is the path of any cube
-        side of the panorama, relative to the data folder. Raises ConfigError if the caption file is missing or empty.
+        A panorama has captions for the yaws 0, 45, ... 315 degrees; the one nearest to `yaw` is used. `face` is the
+        path of any cube side of the panorama, relative to the data folder. Raises ConfigError if the caption file is
+        missing or empty.
         """
         nearest = round(yaw / YAW_STEP) * YAW_STEP % 360
         path = PurePosixPath(face)

@@ -50,7 +50,10 @@ class ScanNetWalk:
 
     @cached_property
     def frames(self) -> Sequence[int]:
-        """Numbers of the usable frames, ascending. Raises ConfigError if their file is missing or invalid."""
+        """Numbers of the frames that may be used as views, ascending, from valid_frames.npy in the scene folder.
+
+        Raises ConfigError if the file is missing or invalid.
+        """
         path = self.folder / "valid_frames.npy"
         numbers = read_npy(path)
         if numbers.dtype.kind not in "iu" or numbers.ndim != 1:

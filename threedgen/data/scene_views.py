@@ -58,8 +58,8 @@ class SceneSource(Protocol):
 class Walk(Protocol):
     """Camera path through a scene, with numbered frames.
 
-    `frames` are the numbers of all usable frames, ascending. `keys` are the numbers of the key frames, ascending: a
-    subset of the frames, selected by the overlap of their images.
+    `frames` are the numbers of all frames that may be used as views, ascending. `keys` are the numbers of the key
+    frames, ascending: a subset of the frames, selected by the overlap of their images.
     """
 
     @property
@@ -143,9 +143,9 @@ def window(walk: Walk, n_view: int, first: int, rng: np.random.Generator | None 
 def between_keys(walk: Walk, n_view: int, rng: np.random.Generator) -> list[int]:
     """Return the frame numbers of a random interpolation: two key frames and `n_view` - 2 frames between them.
 
-    The first number is a random key frame, and the last one is 2 (INTERPOLATED_KEYS) key frames later. The frames
-    between these key frames are chosen at random and are in random order. If there are fewer than `n_view` - 2, the
-    last chosen one is repeated; if there are none, the first key frame.
+    The list starts with a random key frame and ends with the key frame 2 (INTERPOLATED_KEYS) places after it in
+    `walk.keys`, or 1 place if the walk has only two. Between them, the list has random frames of this part of the walk,
+    in random order. If the part has too few, the last chosen one is repeated; if it has none, the first key frame.
     """
     apart = min(INTERPOLATED_KEYS, len(walk.keys) - 1)
     first = int(rng.integers(len(walk.keys) - apart))

@@ -107,10 +107,11 @@ class PriorEvaluation(Evaluation[P, int, Row]):
         return np.concatenate(found)
 
     def view_use(self, objects: Captioned) -> tuple[str, Json]:
-        """Measure with the function `measure_view_use` how much the prior uses the other views of an object.
+        """Measure how much the prior uses the other views of an object when it denoises one view.
 
-        Return a Markdown section and the measured errors of predicted latents. The prior must accept a different
-        timestep for each view, so its attribute `timestep_per_view` must be True.
+        Return a Markdown section and the dict of `measure_view_use`: errors of the predicted latents for true, wrong
+        and very noisy other views. The prior must accept a different timestep for each view, so its attribute
+        `timestep_per_view` must be True.
         """
         assert self.prior is not None
         figures = measure_view_use(self.prior, Objects.encoded(self.prior, objects), self.config.seed)

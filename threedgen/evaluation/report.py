@@ -59,7 +59,7 @@ def figure_table(first_head: str, rows: Mapping[str, Json], heads: Mapping[str, 
     Args:
         first_head: head of the column of row names.
         rows: maps the name of a row to a dict of its metrics. A metric is an `Estimate` (dict with "mean", "low" and
-            "high"), the dict `Proportion.plain()` of a proportion, a number, or missing.
+            "high"), a proportion (dict with "hits", "total", "low" and "high"), a number, or missing.
         heads: maps the key of a metric to the head of its column. Columns without any defined metric are left out.
     """
 

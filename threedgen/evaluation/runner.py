@@ -120,9 +120,10 @@ def evaluate(kind: Callable[[Task], Evaluation[C, Item, Row]], task: Task) -> No
 def evaluation_task(
     kind: Callable[[Task], Evaluation[C, Item, Row]], result: str = "report.md", files: tuple[str, ...] = ()
 ) -> Callable[..., int]:
-    """Return the function that runs an evaluation as a task. ``kind`` is the class of the evaluation.
+    """Return the function (config, resume, quiet) -> exit code that runs an evaluation as a task (`run_task`).
 
-    ``result`` is the main result file in the run folder, whose path is printed. ``files`` are further result files.
+    ``kind`` is the class of the evaluation. ``result`` is the main result file in the run folder, whose path is
+    printed. ``files`` are further result files.
     """
     return partial(run_task, partial(evaluate, kind), result=result, files=files, rerun_finished=True)
 

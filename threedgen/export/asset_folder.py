@@ -59,8 +59,9 @@ def check_overwrite(folder: Path, names: Iterable[str]) -> None:
 def write_files(folder: Path, files: Mapping[str, bytes], manifest: Tree) -> None:
     """Write the files of an asset and asset.json to `folder`, and delete unchanged files of an earlier export.
 
-    All data is on disk under temporary names before the first rename. asset.json is renamed before the files that it
-    lists. After an interruption, the next export therefore recognises every file as written by an export.
+    First, all data is written to disk under temporary names. Then the earlier files are deleted, asset.json is renamed,
+    and last the files that it lists. After an interruption, the next export therefore recognises every file as written
+    by an export.
 
     Args:
         files: file name -> content.

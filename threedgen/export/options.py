@@ -180,7 +180,10 @@ class ExportSection(AssetConfig):
             super().check()
 
     def used_word(self, prompt: str) -> str:
-        """Return the word of a prompt that sets the asset's material; "" if there is none, or no asset is exported."""
+        """Return the word of a prompt that sets the asset's material, such as "steel".
+
+        The result is "" if there is no such word, if the option `material` is set, or if no asset is exported.
+        """
         return material_word(prompt) if self.enabled and self.material is None else ""
 
 

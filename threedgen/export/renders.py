@@ -60,8 +60,9 @@ def field_renderer(
     """Return a function (`ViewRenderer`) that renders unlit images of a trained representation, without background.
 
     The function maps V cameras to sRGB (V, H, W, 3), not premultiplied by opacity, and opacities (V, H, W), both in
-    [0, 1]. `field` is the representation, on `device`. A rasterised one renders itself. For another one, rays are
-    marched with `options` through the occupied cells of the grid `occupancy`; None: all cells are occupied.
+    [0, 1]. `field` is the representation, on `device`. If it is rasterised (`field.rasterised`), its own `render` is
+    used. Otherwise, rays are marched with `options` through the occupied cells of the grid `occupancy`; None: all
+    cells are occupied.
     """
     background, material = SolidBackground().to(device), Material()
 
@@ -107,7 +108,11 @@ class DepthFusion:
         self.rgb = (rgb / opacity[..., None].clamp(min=1e-3)).clamp(0, 1)  # (V, H W, 3)
 
     def density(self, x: Tensor) -> Tensor:
-        """Return the density (N,), per world unit, at points x (N, 3) in world units; larger inside the object."""
+        """Return the density (N,), per world unit, at points x (N, 3) in world units; larger inside the object.
+
+        It is a sigmoid of the truncated signed distance to the surface along the ray. Of the distances in all depth
+        images, positive in front of the surface, the second largest is used, because one image may be wrong (OUTLIERS).
+        """
         _, ahead = self._lookup(x)
         distance = ahead.clamp(-self.truncation, self.truncation).topk(OUTLIERS + 1, dim=0).values[-1]
         return DENSITY / self.truncation * torch.sigmoid(-4 * distance / self.truncation)
@@ -115,8 +120,8 @@ class DepthFusion:
     def colour(self, x: Tensor) -> Tensor:
         """Return sRGB colours (N, 3) in [0, 1] of points x (N, 3) in world units.
 
-        Each point is projected into the renders. Its colour is the mean of the pixels that it hits in those renders
-        whose depth there shows a surface near the point, or in all renders if there is none.
+        The colour is the mean of the pixels to which the point is projected. Only renders are used in which the visible
+        surface is near the point (TRUNCATION); if there are none, all renders.
         """
         index, ahead = self._lookup(x)
         weight = (ahead.abs() < self.truncation).float() + 1e-6

@@ -73,8 +73,9 @@ def export(
 ) -> ExportedAsset:
     """Extract the surface of a run's field, build a game asset from it, write the asset to `folder` and return it.
 
-    If `config.height` is unset and the usual height of the object in the prompt is known, the asset gets that height.
-    If `config.material` is unset, the words of the prompt determine the material.
+    If `config.height` is unset, the asset gets the usual height of the first toybox noun in the prompt, such as 0.5 m
+    for a dog; without such a noun, one world unit is one metre. If `config.material` is unset, the words of the prompt
+    determine the material.
 
     Args:
         nearest_budget: what to do if the shape needs more triangles than the budget. True: use as few as possible and
@@ -120,7 +121,8 @@ def summary_entry(asset: ExportedAsset) -> Tree:
     """Return the JSON object that describes the asset in a run's summary.json.
 
     It has the path of the main file (the GLB of the finest level, if there are GLBs) relative to the run folder, the
-    number of triangles of each level of detail, the height as text, and the duration of the export in seconds.
+    number of triangles of each level of detail, the height as text ("" if the user set the height), and the duration of
+    the export in seconds.
     """
     return {
         "file": f"{FOLDER}/{next(iter(asset.files))}",

@@ -29,8 +29,9 @@ def detect(image: NDArray[np.uint8]) -> Features | None:
 def match(first: Features | None, second: Features | None) -> Floats:
     """Match the features of two images (results of `detect`). Return M matches as (M, 4) float64.
 
-    A row has the position (x, y) in the first image, then the position in the second image, in pixels. There are no
-    matches if an image has fewer than two features.
+    Two features match if each has the nearest descriptor to the other and Lowe's ratio test (0.8, `RATIO`) accepts the
+    pair. A row has the position (x, y) in the first image, then the position in the second image, in pixels. There are
+    no matches if an image has fewer than two features.
     """
     if first is None or second is None or min(len(first[0]), len(second[0])) < 2:
         return np.zeros((0, 4))

@@ -39,8 +39,9 @@ MIN_OPAQUE_ALPHA = 0.99  # an image is opaque if all alpha values are above this
 
 
 class _Reader(io.BufferedReader):
-    """Reader of the raw bytes of an image file, which raises ConfigError after `MAX_READS` reads.
+    """Reader of the raw bytes of an image file, for PIL.
 
+    It raises ConfigError after `MAX_READS` calls of `read`, because a file of so many parts takes very long to decode.
     `name` and `key` are the file name and the config key in errors.
     """
 
@@ -256,9 +257,9 @@ def extract_foreground(pixels: Array, name: str) -> Array:
 def foreground_mask(rgb: Array) -> Array:
     """Return the foreground (H, W) of an image (H, W, 3) in [0, 1]: 0 in the background, 1 elsewhere, float64.
 
-    The background consists of regions of one colour that touch the image border, and of dust: other regions smaller
-    than 1/1000 of the image (`MIN_ISLAND_FRACTION`). If the border has no uniform colour, all pixels are
-    foreground.
+    The background consists of the regions that have the border's colour and touch the image border, and of dust:
+    connected foreground regions smaller than 1/1000 of the image (`MIN_ISLAND_FRACTION`). If the border has no uniform
+    colour, all pixels are foreground.
     """
     from skimage.measure import label
 

@@ -67,8 +67,9 @@ def skybox_views(faces: Tensor, K: Tensor, R: Tensor, height: int, width: int) -
     """Render V perspective views (V, 3, height, width) from the six images (6, 3, S, S) of a skybox.
 
     The skybox images are, in this order, the view upwards, horizontal views with yaws of 270, 0, 90 and 180 degrees,
-    and the view downwards (`SKYBOX`). The rendered views have the intrinsics K (3, 3) and the camera-to-world rotations
-    R (V, 3, 3), both for OpenCV axes.
+    and the view downwards (`SKYBOX`). Yaw increases to the right, and yaw 0 looks along +z. The camera of the view
+    upwards or downwards has yaw 270 and is tilted by 90 degrees. The rendered views have the intrinsics K (3, 3) and
+    the camera-to-world rotations R (V, 3, 3), both for OpenCV axes.
     """
     size = faces.shape[-1]
     K_face, R_face = intrinsics(pi / 2, size, size), torch.stack([rotation(*angles) for angles in SKYBOX])

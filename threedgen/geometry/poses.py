@@ -86,8 +86,8 @@ def plane_to_pixels(plane: Tensor, K: Tensor) -> Tensor:
 def pixel_rays(c2w: Tensor, K: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
     """Return origins (..., 1, 1, 3) and unit directions (..., H, W, 3) of the pixel rays of perspective cameras.
 
-    Takes camera-to-world poses (..., 4, 4) with OpenGL axes, and K (..., 3, 3) and the image size in pixels. The
-    results are float32, in world coordinates.
+    Takes camera-to-world poses (..., 4, 4) with OpenGL axes, and K (..., 3, 3) and the image size in pixels (first
+    pixel centre (0.5, 0.5)). The results are float32, in world coordinates.
     """
     c2w, K = c2w.float(), K.float()
     with no_autocast(c2w.device):  # bfloat16 products would shift rays by pixels

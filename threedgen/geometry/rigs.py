@@ -62,7 +62,8 @@ def ring_rig(
 
     Args:
         options: distance (world units) and field of view (degrees) of the cameras; its other options are not used.
-        elevations: lowest and highest elevation in degrees. Each ring has a different elevation in this range.
+        elevations: lowest and highest elevation in degrees. Ring k is at the fraction (0.618 k mod 1) of this range, so
+            the first ring has the lowest elevation.
         size: edge of the square images in pixels.
         azimuth: azimuth of the first camera in radians; 0 is +x.
     """
@@ -103,8 +104,9 @@ def sample_multiview(
 ) -> Rig:
     """Sample `n_groups` groups of `options.n_view` training cameras, with images of height x width pixels.
 
-    `step` is the training step. Until step `options.progressive_until`, the ranges of elevation and azimuth widen from
-    a single view at azimuth 0 (+x) to those in `options`. The cameras are on the device of the generator.
+    `step` is the training step. Until step `options.progressive_until`, the ranges of elevation and azimuth widen
+    linearly, from only the elevation `options.progressive_elevation` and the azimuth 0 (+x), to the elevations in
+    `options` and all azimuths. The cameras are on the device of the generator.
     """
     ramp = min(1.0, step / options.progressive_until) if options.progressive_until else 1.0
     return rig_from_random_inputs(options, sample_random_inputs(options, n_groups, generator), height, width, ramp)

@@ -113,8 +113,9 @@ class Pixels:
     def __init__(self, views: Views, opacity: Tensor | None = None) -> None:
         """Create one ray per pixel.
 
-        `opacity` (N, H, W) in [0, 1] is the opacity of the object; pixels above 0.03 (`MIN_DIFFERENCE`) are on the
-        object. None: unknown; pixels whose colour differs from the background by more than 0.03 in a channel are.
+        `opacity` (N, H, W) in [0, 1] is the opacity of the object; None: unknown. Pixels are on the object if their
+        opacity is above 0.03 (`MIN_DIFFERENCE`) or, if it is unknown, if their colour differs from the background by
+        more than 0.03 in a channel.
         """
         images, side = views.images.cpu(), min(views.cameras.height, views.cameras.width)
         self.origins, self.directions = (part.reshape(-1, 3) for part in views.cameras.rays())
@@ -132,8 +133,8 @@ class Pixels:
         """Return the target colours and background colours, (K, 3) each, of the pixels with `indices` (K,).
 
         The colours are in [0, 1]. If the opacity is known, the background is a random colour per pixel, sampled with
-        the CPU generator `rng`, and the target is blended with it. If it is unknown, the target is the pixel's
-        colour, and the background is the median colour of the image's border.
+        the CPU generator `rng`, and replaces the image's background in the target. If it is unknown, the target is the
+        pixel's colour, and the background is the median colour of the image's border.
         """
         colours, background = self.colours[indices], self.background[indices]
         if self.opacity is None:
@@ -142,7 +143,10 @@ class Pixels:
         return colours + (1 - self.opacity[indices]) * (random - background), random
 
     def sample(self, count: int, rng: torch.Generator) -> Tensor:
-        """Sample `count` pixel indices with replacement, 80% of them on or near the object (OBJECT_FRACTION)."""
+        """Sample `count` pixel indices with replacement: 80% (OBJECT_FRACTION) from `near`, the others from all pixels.
+
+        If `near` is empty, all are from all pixels.
+        """
         n_near = round(OBJECT_FRACTION * count) if len(self.near) else 0
         positions = torch.randint(max(1, len(self.near)), (n_near,), generator=rng)
         return torch.cat([self.near[positions], torch.randint(len(self.colours), (count - n_near,), generator=rng)])
@@ -150,9 +154,9 @@ class Pixels:
 
 @dataclass(frozen=True)
 class Request:
-    """Request for N novel views of a scene: N target cameras and frame numbers, and input views, a prompt, or both.
+    """Request for N novel views of a scene: N target cameras, and input views, a prompt, or both.
 
-    Frame numbers are those in the scene's file names.
+    The frame numbers in the scene's file names identify the target views.
     """
 
     scene: str  # name of the scene

@@ -197,9 +197,8 @@ def key_frames(depth: Tensor, cameras: Cameras, min_overlap: float) -> list[int]
 def spread_pairs(count: int) -> list[int]:
     """Return frame indices [a0, b0, a1, b1, ...]: pairs (a, b) that are spread evenly over `count` frames.
 
-    `check_pose_convention` compares the depths of the two frames of each pair. The distance b - a is 1 for the first
-    pairs, then 4, then 16 frames (`FRAME_GAPS`); distances that are not below `count` are left out. There are at most 6
-    pairs (`MAX_PAIRS`) per distance.
+    `check_pose_convention` compares the depths of the two frames of each pair. There are at most 6 pairs (`MAX_PAIRS`)
+    for each of the distances b - a = 1, 4 and 16 frames (`FRAME_GAPS`) that is below `count`, in this order.
     """
     pairs = list[int]()
     for gap in (each for each in FRAME_GAPS if each < count):

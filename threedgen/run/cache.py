@@ -58,7 +58,7 @@ class BlockCache:
     def store(self, block: int, values: Array) -> None:
         """Write the rows `values` (size, *shape) of the block with the index `block`, and mark the block as stored.
 
-        The last block has `size` rows too; those from index `count` on are padding. Raises DiskFull if less than
+        The last block needs `size` rows too: pad it if `count` is no multiple of `size`. Raises DiskFull if less than
         100 MiB of disk space are free.
         """
         if shutil.disk_usage(self.folder).free < SPARE:

@@ -128,7 +128,8 @@ def json_text(tree: object) -> str:
 def atomic_file(path: Path, before: Callable[[], None] = lambda: None) -> Iterator[BinaryIO]:
     """Yield a temporary file for writing bytes. On exit it is synced to the disk and renamed to `path`.
 
-    The function `before` is called just before the file is renamed. After an error the temporary file is removed.
+    The function `before`, which may move the old file away, is called when the data are on the disk, just before the
+    file is renamed. After an error the temporary file is removed.
     """
     temporary = temporary_path(path)
     try:

@@ -180,11 +180,11 @@ def _own_folder(config: BaseModel, config_name: str) -> Path:
 def choose_folder(config: BaseModel, config_name: str) -> tuple[Path, Tree | None]:
     """Choose, but do not create, the folder of a run: `config.out` if set, else a folder in outputs/CONFIG_NAME.
 
-    This folder is named after the prompt, with -2, -3, ... if another run has the name. Returns the folder, and the
-    content of its config.yaml if this run was started there before; None for a new run. An old run without results may
-    be replaced by any other run. Raises ConfigError if `config.out` contains files but no run, or results of a run with
-    another config. Keys that may change on resume are not compared: those in `NEUTRAL_KEYS`, such as trainer.max_steps,
-    and those in `config.changeable_on_resume`.
+    This folder is named after the prompt or mesh file, with -2, -3, ... if another run has the name. Returns the
+    folder, and the content of its config.yaml if it has a run with the same config, which is resumed; None for a new
+    run. A new run replaces a run with another config that has no results. Raises ConfigError if that run has results,
+    or if `config.out` contains files but no run. Keys that may change on resume are not compared: those in
+    `NEUTRAL_KEYS`, such as trainer.max_steps, and those in `config.changeable_on_resume`.
     """
     out = getattr(config, "out", None)
     folder = _own_folder(config, config_name) if out is None else user_path(out, "out")

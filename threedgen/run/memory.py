@@ -125,14 +125,14 @@ class PeakMemory(TorchDispatchMode):
     """Context that measures the memory of the tensors that are created in it, such as those of a training step.
 
     Attributes:
-        device: type of the measured device, such as "cuda"; tensors elsewhere do not count. On "meta", torch computes
-            shapes only, without values.
+        device: type of the measured device, such as "cuda"; tensors elsewhere do not count. "meta" measures code that
+            runs on meta tensors, which have shapes but no values.
         live: bytes of all tensors that were created in the context and exist now, each rounded up to 512 bytes as by
             torch's GPU allocator.
         peak: largest value of `live` so far.
-        launches: number of torch operators that computed something on the device, each by one or more kernels.
-        times: number by which `launches` grows at each operator, by default 1. Code that computes only one of n equal
-            parts of its work sets it to n for this part.
+        launches: number of torch operators on the device that launch kernels; views and allocations do not count.
+        times: number by which `launches` grows at each operator, by default 1. Code that runs one chunk in place of n
+            equal ones sets it to n for this chunk.
     """
 
     times: ClassVar[int] = 1
@@ -206,8 +206,8 @@ class _Saved:
 def graph_bytes(make: Callable[[], object]) -> int:
     """Return the bytes that autograd saves for the backward pass of `make()`, which is called once.
 
-    Memory that several tensors share counts once. Parameters that autograd saves are included; to exclude them, take
-    the difference of the results of two functions that use the same parameters.
+    Memory that several tensors share counts once. Saved parameters are included: to exclude them, subtract the result
+    for a smaller input and the same parameters.
     """
     alive: WeakSet[_Saved] = WeakSet()
 

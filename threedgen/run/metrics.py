@@ -135,7 +135,7 @@ def environment() -> dict[str, object]:
     """Return properties of software and machine that can change the last bits of results, for summary.json.
 
     The keys are "versions" ({package: version}), "platform" (operating system), "cpu" (its name), "cores" (their
-    number) and "threads" (numbers of threads by library or environment variable).
+    number) and "threads" (number of torch's threads, and environment variables such as OMP_NUM_THREADS).
     """
     versions = {"threedgen": __version__, "python": platform.python_version()}
     for name in PACKAGES:

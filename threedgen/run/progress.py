@@ -58,9 +58,8 @@ class Speed:
     def left(self, total: int) -> list[str]:
         """Return a list with the time until step `total`, such as ["6 s left"]; [] at the end or while it is unknown.
 
-        The time is known when steps of 30 seconds (WINDOW), or 3 % of `total` (MIN_SHARE) and at least 2 steps, have
-        been measured. The first step is not measured, because it compiles kernels, unless it takes 30 seconds or more
-        and is at least 3 % of `total`.
+        It is known once the measured steps took 30 seconds (WINDOW), or are at least 2 and 3 % of `total` (MIN_SHARE).
+        The first step, which compiles kernels, counts only if it is at least 3 % of `total` and takes at least 30 s.
         """
         if self._warm is None:
             return []
@@ -139,7 +138,7 @@ class ProgressDisplay:
     def add(self, count: int, note: str = "") -> None:
         """Add `count` to the number of steps that are done, and update the display.
 
-        `note` is the current activity, a text after the stage on the bar; it is not shown on lines.
+        `note` is the current activity, which the bar shows after the stage. Without a bar it is not shown.
         """
         self.show(self.done + count, note=note)
 
@@ -152,8 +151,8 @@ class ProgressDisplay:
             done: number of steps done.
             details: function that returns texts to show after the number of steps, such as the loss; None: show the
                 time left.
-            note: current activity, a text after the stage on the bar; it is not shown on lines.
-            due: print a line now, even if the last line is less than a minute old; no effect on a bar.
+            note: current activity, which the bar shows after the stage. Without a bar it is not shown.
+            due: without a bar, print a line now, even if the last line is less than a minute old.
         """
         self.done, now = done, self.clock()
         self.speed.mark(now, done)
@@ -179,8 +178,8 @@ class ProgressDisplay:
     def note(self, text: str, details: list[str] | None = None) -> None:
         """Show the current activity `text` on the bar; without a bar, do nothing.
 
-        `details` are further texts for the bar, such as the loss; texts at the end are left out if the bar is too
-        narrow. None: the further texts of the last call stay.
+        `details` are texts at the end of the bar, such as the loss; the last ones are left out if the terminal is too
+        narrow. None: the texts that the bar shows stay.
         """
         if self._bar is not None:
             description = clean(f"{self.stage} {text}")

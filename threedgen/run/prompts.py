@@ -37,7 +37,7 @@ class PromptReader(Protocol):
     identifiers      words, such as "[v]", for the objects that the prior was tuned for (DreamBooth)
     tokens_cut       returns the end of a prompt that exceeds the token limit; "" if all fits
     unknown_words    returns a pair (word, similar known words) for each word that is not in a closed vocabulary
-    read_prompt      returns the prompt in known words
+    read_prompt      returns the `Reading` of a prompt: the prompt in known words, and which words were changed
     """
 
     @property
@@ -73,9 +73,9 @@ def remove_words(prompt: str, words: Iterable[str]) -> str:
 def prompt_warnings(prompt: str, prior: PromptReader, more: Iterable[str] = (), used_word: str = "") -> list[str]:
     """Check a prompt for a prior (diffusion model). Log and return the warnings, followed by the caller's own, `more`.
 
-    There are warnings if lines of the prompt are joined, if its end is cut off, if words are unknown, replaced or
-    negated, and if the word for the object that the prior was tuned for (DreamBooth), such as "[v]", is missing. There
-    is no warning about the unknown word `used_word`, as the caller uses it, for example as a material.
+    There are warnings if lines of the prompt are joined, if its end is cut off, if words are unknown, replaced by
+    synonyms or negated, and if the word for the object that the prior was tuned for (DreamBooth), such as "[v]", is
+    missing. There is no warning if `used_word` is unknown: the caller uses this word, for example as a material.
     """
     text, notes = normalise_prompt(prompt), []
     if len(prompt.strip().splitlines()) > 1:

@@ -51,15 +51,15 @@ def run_jobs(
 ) -> int:
     """Call `work(job)` for each job, in this process or in parallel workers. To resume, pass only unfinished jobs.
 
-    The first Ctrl-C or SIGTERM is forwarded to the workers, so that they can end cleanly. The second one raises
-    KeyboardInterrupt and kills them. With the engine "here" (this process), `work` handles signals.
+    Parallel workers are asked to stop at the first Ctrl-C or SIGTERM; a second Ctrl-C raises KeyboardInterrupt and
+    kills them. With the engine "here" (this process), `work` itself must handle signals, and raise `Stopped`.
 
     Args:
         work: function that does one job. With parallel workers it must be picklable.
-        jobs: the jobs, objects that `work` takes. The next job is read from the iterable when a worker becomes free,
-            and at most one more in advance.
+        jobs: the jobs, objects that `work` takes. While all workers are busy, at most one job is read ahead.
         on_done: function that is called in this process with each job and the result of `work`.
-        on_failed: function that is called with a job and a reason if all attempts raised an exception or lost a worker.
+        on_failed: function that is called with a job and the error message of the last attempt, if all attempts raised
+            an exception or lost their worker.
         options: `engine` ("here", "processes" or "ray"), number of `workers`, `attempts` per job, and options of Ray.
         on_start: function that is called with a job before each attempt.
 
@@ -67,7 +67,7 @@ def run_jobs(
         Exit code: 0 if all jobs are done or failed; 130 after Ctrl-C, or 143 after SIGTERM.
 
     Raises:
-        ExpectedError: `work` raised an ExpectedError, such as ConfigError.
+        ExpectedError: `work` raised an ExpectedError other than OutOfMemory, which is only a failed attempt.
         ConfigError: no Ray cluster responds, or no local process can be started.
         WorkerLost: several workers died in a row, or the Ray cluster does not answer.
     """
@@ -91,9 +91,9 @@ def attempt(work: Callable[[J], R], job: J, table: dict[str, dict[str, registry.
     It is copied into the registry of the worker first.
 
     Returns:
-        ("done", result of `work`), ("stopped", exit code) after Ctrl-C or SIGTERM, ("expected", exception) for an
-        ExpectedError or a disk error, or ("error", (message, traceback)) for any other exception. For a MemoryError the
-        traceback is "".
+        ("done", result of `work`), ("stopped", exit code) after Ctrl-C or SIGTERM, ("error", (message, "")) if memory
+        was too small, ("expected", exception) for any other ExpectedError or a disk error, or ("error", (message,
+        traceback)) for any other exception.
     """
     registry.TABLE.update(table)
     try:
@@ -111,10 +111,14 @@ def attempt(work: Callable[[J], R], job: J, table: dict[str, dict[str, registry.
 
 
 class WorkerPool(Generic[J, R]):
-    """Pool of `count` workers that call `work(job)`. `start()` creates a worker; dead workers are replaced.
+    """Pool of workers for jobs of type J with results of type R. `run` has the callbacks and exit codes of `run_jobs`.
 
-    The method `run` does all jobs, of type J with results of type R. A failed job is tried again, up to `attempts`
-    times in all. When `interrupts` reports Ctrl-C or SIGTERM, no more jobs start, and running jobs are asked to stop.
+    Args:
+        start: function that creates a worker, at first and to replace a dead one.
+        count: number of workers.
+        work: function that does one job.
+        attempts: maximum number of attempts per job.
+        interrupts: signal handlers. After Ctrl-C or SIGTERM, no more jobs start, and running jobs are asked to stop.
     """
 
     def __init__(
@@ -210,8 +214,8 @@ class Worker:
 
     `submit(work, job, table)` calls `work(job)` in the worker, after it has copied `table`, the component registry of
     the main process, into the worker's registry. It returns a future of a pair (state, value): ("done", result of
-    `work`), or another state if the job was stopped or failed (`attempt`). If the worker dies, the future has an
-    exception.
+    `work`), ("stopped", exit code), ("expected", exception) or ("error", (message, traceback)). If the worker dies,
+    the future has an exception.
     """
 
     def submit(self, *task: Any) -> Future[Outcome]:

@@ -189,7 +189,7 @@ def create_app(config: StudioConfig, root: Path, queue: Queue, token: str) -> Fa
 
     @app.post(f"{ROOT}/jobs/{{number}}/finish", status_code=202)
     def finish(number: int) -> JobInfo:
-        """Stop the optimisation of a running, cancelled or failed job, and export the object in its current state."""
+        """Export the object of a running, cancelled or failed job in its current state. A running job stops first."""
         job = studio.find(number)
         queue.finish(job)
         return studio.describe(job)

@@ -87,8 +87,8 @@ def make_job(
         root: folder of the runs.
         prompt: text; may be empty if `files` has an image.
         seed: seed of the run.
-        export: options of the asset. Options that are not set are taken from the config. For a mesh, no option may be
-            set.
+        export: options of the asset. Options that are not set are taken from the config. If `files` has a mesh, no
+            option may be set.
         files: {"image": path} to make an object from an image, {"mesh": path} to texture a mesh, {"edit": folder} to
             change the object of a run to fit the prompt.
     """
@@ -192,10 +192,10 @@ class Queue:
                 self._terminate(kill=True)
 
     def finish(self, job: Job) -> None:
-        """Stop the run of a job after its current step, and export its object.
+        """Export the object of a running, cancelled or failed job in its current state.
 
-        A cancelled or failed job is put into the queue again for the export. Raises Conflict for jobs in other states,
-        and if the run has no object to export yet (`can_finish`).
+        A running job stops after its current step; a cancelled or failed one is put into the queue again. Raises
+        Conflict for jobs in other states, and if the run has no object to export yet (`can_finish`).
         """
         with self._lock:
             if not self.can_finish(job):

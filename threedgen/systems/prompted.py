@@ -40,9 +40,10 @@ class PromptedConfig(RunConfig):
             return None if prior is None else prior.vocabulary()
 
     def used_word(self, prompt: str) -> str:
-        """Return a word of the prompt that the task uses itself, such as the asset's material; "" if there is none.
+        """Return the word of the prompt that sets a property of the result, such as "steel" for the asset's material.
 
-        No warning is given if the prior (diffusion model) does not know this word. The base class returns "".
+        It has an effect even if the prior (diffusion model) does not know it, so no warning is given about this word.
+        Returns "" if there is no such word, as in the base class.
         """
         return ""
 

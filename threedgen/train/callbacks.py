@@ -278,7 +278,7 @@ class FiniteGuard(StepCallback):
     def check_end(self, trainer: Trainer, module: torch.nn.Module) -> None:
         """Set `failure` if a parameter of the module has NaN or infinity, or a buffer has NaN, at the end of a run.
 
-        Call this also if the guard has not stopped the run.
+        Call this after every training. In the steps the guard checks only losses and gradients, not the weights.
         """
         if self.failure is None and (bad := first_nonfinite(module)):
             self._fail(trainer, f"{bad} is not finite")

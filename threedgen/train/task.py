@@ -76,11 +76,12 @@ class Task:
             logger.warning("the plug-in %s has changed since the run in %s stopped", file, self.folder)
 
     def load_prior(self, compact: bool = False) -> Any:
-        """Load the config's prior (diffusion model) on the device of the run, and store the hashes of its weights.
+        """Load the config's prior (diffusion model) on the device of the run, and return it.
 
-        If `compact` is True, a UNet on a GPU is loaded in the dtype of the option `prior.dtype` instead of float32,
-        which saves memory but excludes training. On CUDA, cuDNN then measures its algorithms and takes the fastest,
-        unless the option `trainer.deterministic` is True. Raises ConfigError if the weights are missing or invalid.
+        The SHA-256 of its weight files is added to the attribute `weights`. If `compact` is True, a UNet on a GPU
+        is loaded in the dtype of the option `prior.dtype` instead of float32, which saves memory but excludes training.
+        On CUDA, cuDNN benchmarks its algorithms and uses the fastest, unless the option `trainer.deterministic` is
+        True. Raises ConfigError if the weights are missing or invalid.
         """
         prior, trainer = self.config.prior, getattr(self.config, "trainer", None)
         place = device(trainer.accelerator if trainer else "auto")
@@ -112,8 +113,8 @@ class Task:
     ) -> Status:
         """Train a LightningModule with `loop.fit`; return the final status of the training.
 
-        If the method `has_results` is True for the status, results are written next: then the system is put in eval
-        mode and back on the training device, because Lightning leaves it on the CPU.
+        If `has_results(status)` is True, the caller writes results next. For this the system is put in eval mode and
+        moved back to the training device, because Lightning leaves it on the CPU.
 
         Args:
             system: module to train.
@@ -242,7 +243,9 @@ def run_task(
     files: Iterable[str] = (),
     rerun_finished: bool = False,
 ) -> int:
-    """Run a task unless it is already finished, print the path of its result on stdout, and return the exit code.
+    """Run a task, print the path of its result on stdout, and return the exit code.
+
+    A resumed run that is already finished is not run again.
 
     The exit code is 0 if results were written, else that of the final status, such as 130 after Ctrl-C.
 
@@ -253,8 +256,8 @@ def run_task(
         quiet: show neither weight files nor progress.
         result: file or folder in the run folder whose path is printed.
         files: names of result files. If a file that the run has written is missing, the run does not count as finished.
-        rerun_finished: call `work` with `task.resume` False, even if the task is finished. Evaluations set it; the
-            results of their slow parts are cached.
+        rerun_finished: True: call `work` with `task.resume` False even if the run is finished or resumed. For tasks
+            without checkpoints that keep the results of their slow parts in the run folder, such as evaluations.
     """
     task = Task(config, resume, quiet, files)
     task.resume &= not rerun_finished

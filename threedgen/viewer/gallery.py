@@ -81,7 +81,7 @@ def records(folder: Path, tasks: Sequence[str] = TASKS) -> tuple[list[Record], l
 def card(record: Record, home: Path) -> Tree:
     """Return the template variables for the card of a run on the gallery page: image, link, texts and numbers.
 
-    `home` is the folder of the page, from which the link starts.
+    The link to the report page is relative to `home`, the folder of the gallery page; None if there is no report.
     """
     report, seconds = record.file(PAGE), record.summary.seconds
     facts = [record.method, f"seed {record.option('seed')}", duration(seconds) if seconds else ""]
@@ -126,15 +126,15 @@ def relative_url(path: Path, home: Path) -> str:
 
 
 def best_image(record: Record) -> Markup | None:
-    """Return one view of a run (see `best_jpeg`) as a data URI, for HTML; None if there is no image."""
+    """Return one view of a run as a data URI (JPEG), for HTML; None if the run has no readable image of views."""
     data = best_jpeg(record)
     return None if data is None else data_uri(data, ".jpg")
 
 
 def best_jpeg(record: Record) -> bytes | None:
-    """Return a JPEG with one view of a run, cropped from its first readable contact sheet.
+    """Return a small JPEG with one view of a run; None if the run has no readable contact sheet (grid of views).
 
-    The result is None if the run has no readable contact sheet.
+    The view is cropped from a sheet of the result, or else of the newest validation, or else of the prior's samples.
     """
     for path, columns, rows, index in contact_sheets(record):
         try:

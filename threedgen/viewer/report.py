@@ -105,9 +105,9 @@ def logged_images(record: Record) -> list[tuple[str, Markup]]:
 
 
 def facts(record: Record) -> list[tuple[str, Rows]]:
-    """Return the tables of the report page as pairs (title, rows): asset, settings, time and memory, versions, others.
+    """Return the tables of the report page as pairs (title, rows). A row is a pair (name, text).
 
-    A row is a pair (name, text). A table may have no rows.
+    The tables are asset, dense mesh, settings, time and memory, machine, and versions. A table may have no rows.
     """
     summary, machine = record.summary, record.summary.environment
     tables: dict[str, Tree] = {

@@ -71,7 +71,7 @@ def ray_maps(at: Cameras) -> Tensor:
     Perspective cameras: (B, 6, H, W), Pluecker coordinates of each pixel's ray, that is, unit direction d (3 channels)
     and moment, the cross product of the origin and d (3). Orthographic cameras: (B, 6, 1, 1), equal for all pixels,
     viewing direction (3) and camera position scaled to length 1 (3). The values are mapped from [-1, 1] to [0, 1]. The
-    cameras are in threedgen's world, the rays in MV-Adapter's.
+    cameras are in threedgen's world; a vector (x, y, z) of it is (y, -x, z) in the result, as in MV-Adapter's world.
     """
     maps = view_rays(at.c2w)[:, :, None, None] if at.projection.parallel else plucker_rays(at)
     parts = (to_adapter_world(part.movedim(1, -1)).movedim(-1, 1) for part in maps.split(3, dim=1))
@@ -81,12 +81,12 @@ def ray_maps(at: Cameras) -> Tensor:
 def geometry_maps(points: Tensor, normals: Tensor, mask: Tensor) -> Tensor:
     """Return positions and normals of a mesh as input of MV-Adapter's condition guider: (B, 6, H, W) in [0, 1].
 
-    Channels 0 to 2 are positions, 3 to 5 normals; pixels without mesh are 0.5. The result is in MV-Adapter's world,
-    the arguments in threedgen's.
+    Channels 0 to 2 are positions + 0.5, 3 to 5 (normals + 1) / 2; pixels without mesh are 0.5. A vector (x, y, z) of
+    threedgen's world is (y, -x, z) in the result, as in MV-Adapter's world.
 
     Args:
-        points: surface point of each pixel (B, H, W, 3) in world coordinates, within [-0.5, 0.5].
-        normals: unit normal of each pixel (B, H, W, 3), in world axes.
+        points: surface point of each pixel (B, H, W, 3) in threedgen's world, within [-0.5, 0.5].
+        normals: unit normal of each pixel (B, H, W, 3), in threedgen's world.
         mask: (B, H, W), 1 where the pixel shows the mesh, 0 elsewhere.
     """
     return geometry_control(to_adapter_world(points), to_adapter_world(normals), mask)

@@ -203,10 +203,10 @@ class MVAdapter(LatentDiffusion):
         super().cast_networks(lora=True)  # the adapter's layers compute under autocast
 
     def reference_features(self, images: Tensor, text: Tensor) -> Features:
-        """Compute the UNet's features of R reference images (R, H, W, 3) in [0, 1].
+        """Return the inputs (R, L', C) of the UNet's self-attention layers for R reference images, by layer name.
 
-        `text` (R, L, D) are embeddings of their prompts. Returns features (R, L', C) by name of the self-attention
-        layer. Raises ConfigError if the adapter takes no reference image.
+        `images` (R, H, W, 3) are in [0, 1], `text` (R, L, D) are embeddings of their prompts. The UNet runs on the
+        clean latents at t = 0. Raises ConfigError if the adapter takes no reference image.
         """
         adapted, latents = self.require_ref(), self.encode_views(images)
         with self.autocast():

@@ -37,7 +37,8 @@ class AdapterSettings:
 
     Attributes:
         layout: tokens that a token attends to. "row": its image row in all views. "rowcol", for six views of a mesh:
-            its row in front, right, back and left views, its column in front, back, top and bottom views.
+            tokens of front, right, back and left views attend to their row in these four views, tokens of front, back,
+            top and bottom views to their column in these four; front and back views get the mean of both.
         arrangement: whether the added attention is "parallel" to the self-attention or "serial", after it.
         control: input of the condition guider, "rays" of the cameras or "geometry" of a mesh.
         shift: factor by which the signal-to-noise ratio of the 2D model's noise schedule is divided.
@@ -258,9 +259,9 @@ def make_guider(
 def make_fine_guider(unet: UNet2DConditionModel, pixels: int) -> nn.Module:
     """Build a fine guider: two convolutions, whose output is added to the output of the UNet's first layer.
 
-    It takes the same maps as the condition guider, with `pixels` x `pixels` map pixels per latent pixel. In a small
-    UNet it adds finer detail than the condition guider, which acts only from the first attention layer on, where
-    its feature map has only 8 x 8 cells (released models: 64 x 64). Its output is zero before training.
+    It takes the same maps as the condition guider, with `pixels` x `pixels` map pixels per latent pixel, and adds finer
+    detail: the largest feature map of the condition guider has only 8 x 8 cells for a small UNet such as toybox-base
+    (released models: 64 x 64). Its output is zero before training.
     """
     width = int(unet.config["block_out_channels"][0])
     last = nn.Conv2d(width // 2, width, 3, padding=1)

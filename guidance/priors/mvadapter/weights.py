@@ -60,7 +60,8 @@ def convert_adapter(
 ) -> AdaptedUNet:
     """Add an adapter to `unet`, in place, and return both as one network.
 
-    The tensor names decide which attention branches and guiders the adapter has. Other tensors cause a warning.
+    The tensor names decide which attention branches and guiders the adapter has. Tensors whose names do not belong to
+    attention branches or guiders are ignored with a warning.
 
     Args:
         tensors: content of the adapter's file.
@@ -69,7 +70,8 @@ def convert_adapter(
         settings: attributes of `AdapterSettings`; values that are not None replace those of the metadata.
 
     Raises:
-        ConfigError: tensors are missing, unknown or not finite, or the adapter belongs to another 2D model.
+        ConfigError: `tensors` are no adapter, tensors of a branch or guider are missing, surplus, of a wrong shape or
+            not finite, or the adapter belongs to another 2D model.
     """
     card = card or {}
     ours = {name: tensor.float() for name, tensor in tensors.items() if OURS.match(name)}

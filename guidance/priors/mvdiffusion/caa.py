@@ -48,8 +48,8 @@ class PositionalEncoding(nn.Module):
 
     Displacements (x, y) (relation_dim 2) become [sin x, sin y, cos x, cos y], with dim / 4 frequencies each. Depth
     differences (relation_dim 1) become [sin, cos] with the encoding "capped", with dim / 2 frequencies. The encoding
-    "reference", which the released weights need, encodes consecutive depth differences a and b as a pair: the channels
-    of a are [sin a, sin b], those of b [cos a, cos b].
+    "reference", which the released weights need, mixes pairs a, b of depth differences that are neighbours in the list
+    of all keys of all tokens: the channels of a are [sin a, sin b], those of b [cos a, cos b].
     """
 
     freq_bands: Tensor
@@ -101,8 +101,9 @@ class Attention(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Transformer block: each token attends to its own keys, then a feed-forward layer follows; both are residual.
+    """Transformer block in two steps, both residual: attention (`attend`), then a feed-forward layer (`feed`).
 
+    Each token attends to a separate set of keys: features at the positions that show its 3D point in other views.
     Queries and keys share one layer norm.
     """
 
@@ -212,8 +213,8 @@ class PanoramaBlock(nn.Module):
 def view_groups(keys: Sequence[KeyPositions], device: torch.device) -> list[list[int]]:
     """Return groups of views whose attention is computed in one call, as lists of indices into `keys`.
 
-    `keys` has one table per view. On a CPU, each view is a group of its own. Else views whose tables have equal
-    shapes form a group.
+    `keys` has one `KeyPositions` per view. On a CPU, each view is a group of its own. On other devices, views with
+    equally many other views, tokens and positions per token form a group.
     """
     if device.type == "cpu" or CHUNK.get(device.type) == CHUNK["cpu"]:
         return [[number] for number in range(len(keys))]

@@ -28,8 +28,8 @@ class KeyPositions:
         views: (n,) int64, indices of the n other views in the scene, from 0.
         places: (n, T, P, 2), positions (x, y) in the feature maps of these views, in tokens; the first token is (0, 0).
         mask: (n, T, P), 1 where the token may use the position, else 0. Panoramas: the position is inside the image.
-            Views with depth: the depths at the token and at the position are known (for points behind a camera, see
-            `DepthGeometry`).
+            Views with depth: the depths at the token and at the position are known, and, unless the argument
+            `as_released` of `DepthGeometry` is True, the point is in front of the other camera.
         relation: (n, T, P, r), input of the positional encoding. Panoramas: displacement (x, y) from the token to the
             position, mapped into the token's view, in tokens (r = 2). Views with depth: absolute difference between
             the depths at the token and at the position, in metres (r = 1).
@@ -45,12 +45,15 @@ class KeyPositions:
 
     @staticmethod
     def stack(keys: "Sequence[KeyPositions]") -> "KeyPositions":
-        """Join the tables of G views with equal n, T and P. Each tensor of the result has a first dimension G."""
+        """Stack the positions of G views with equal n, T and P: each tensor gets a first dimension of length G."""
         columns = zip(*((each.views, *each.tables) for each in keys), strict=True)
         return KeyPositions(*(torch.stack(column) for column in columns))
 
     def tokens(self, start: int, stop: int) -> "KeyPositions":
-        """Return the tables of only the tokens `start` to `stop` - 1 of each view. Call it on a result of `stack`."""
+        """Select the tokens `start` to `stop` - 1 of each view in `places`, `mask` and `relation`.
+
+        Call it on a result of `stack`, in which these tensors are (G, n, T, ...) for G views with T tokens each.
+        """
         return KeyPositions(self.views, *(t[:, :, start:stop] for t in self.tables))
 
     @property
@@ -140,7 +143,8 @@ class PanoramaGeometry(Geometry):
 class DepthGeometry(Geometry):
     """Table of corresponding positions for posed views with known depth (MVDiffusion, section 4.2).
 
-    A token attends to one position in each view that overlaps enough with its own view.
+    A token attends to one position in each view that overlaps with its own view by more than a minimum fraction, see
+    `overlap_neighbours`.
     """
 
     def __init__(self, depth: Tensor, c2w: Tensor, K: Tensor, overlap: float = 0.3, as_released: bool = True) -> None:
@@ -152,9 +156,11 @@ class DepthGeometry(Geometry):
             c2w: camera-to-world poses (F, 4, 4), OpenCV axes.
             K: intrinsics in pixels of the depth maps, (3, 3) for all views or (F, 3, 3).
             overlap: fraction of common pixels above which two views attend to each other, see `overlap_neighbours`.
-            as_released: whether to compute as for the released weights. If True, points behind a camera are not masked,
-                and a depth difference compares the token's depth in its camera with the key's depth in the key's
-                camera. If False, such points are masked, and both depths are in the key's camera.
+            as_released: whether to compute as for the released weights. A token (cell of a feature map) attends to the
+                position in another view that shows its 3D point, and the positional encoding takes the difference of
+                two depths. One is read from the depth map of the other view at this position. The other is the depth of
+                the 3D point, in the token's camera if `as_released` is True, in the other camera if it is False. Points
+                behind the other camera are masked only if it is False.
         """
         super().__init__(len(depth))
         self.depth, self.c2w, K = (t.detach().cpu().double() for t in (depth, c2w, K))

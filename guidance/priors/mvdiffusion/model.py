@@ -186,11 +186,12 @@ class MVDiffusion(LatentDiffusion):
         return self.multiview is None or self.multiview.has_condition
 
     def kept_latents(self, image_channels: Tensor | None, known_views: Tensor | None) -> tuple[Tensor, Tensor] | None:
-        """Return mask and clean latents of known images that replace sampled latents in each step, or None.
+        """Return a mask and clean latents of known images; with noise, they replace sampled latents in each step.
 
-        The mask is (F, 1, h, w), above 0 where latents are replaced; the latents are (F, C, h, w). Both come from
-        `known_views`, if `hold` is True or the UNet has no branch for known views. If `known_views` is None, they come
-        from the `image_channels` of an inpainting UNet, if `hold` is True. Else the result is None.
+        The mask is (F, 1, h, w), above 0 where latents are replaced; the latents are (F, C, h, w). If `hold` is True,
+        both come from `known_views` or, if this is None, from the `image_channels` of an inpainting UNet. If `hold` is
+        False, they come from `known_views` if `multiview` has no branch for known views. In all other cases, the result
+        is None, and nothing is replaced.
 
         Args:
             image_channels: additional UNet channels (F, E, h, w). For an inpainting UNet E = 1 + C: mask (1 where
@@ -225,9 +226,10 @@ class MVDiffusion(LatentDiffusion):
             prompts: F prompts, one for each view.
             geometry: corresponding positions of the views; None: each view is sampled separately.
             size: (H, W) of the images in pixels, divisible by `size_multiple`.
-            conditions: function from an image size (H, W) to a pair of tensors, each of which may be None. First:
-                additional input channels of the UNet (F, E, h, w), such as depth (E = 1). Second: (F, C + 1, h, w), C
-                channels of clean latents of known views, then a mask that is 1 for known views.
+            conditions: function from the image size (H, W) of a sampling pass (coarse-to-fine sampling has passes at
+                two sizes) to a pair of tensors, each of which may be None. First: additional input channels of the UNet
+                (F, E, h, w), such as depth (E = 1). Second: (F, C + 1, h, w), C channels of clean latents of known
+                views, then a mask that is 1 for known views.
             generator: random generator of all noise; None: torch's global generator.
             eta: amount of fresh noise in each step; 0: deterministic DDIM; 1: as in DDPM.
             on_step: called before each step; may raise an exception to stop.

@@ -153,13 +153,16 @@ def _size_and_time(path: Path) -> tuple[int, int]:
 
 
 def read_finished(folder: Path, job: Job) -> Tree | None:
-    """Read the JSON file of a shard from `folder`. Return None if the shard is missing, outdated or truncated."""
+    """Read from `folder` what the JSON file of a shard states; None if the shard is missing, outdated or truncated.
+
+    Return its file name, size, SHA-256 and key (`Job.key`), its assets, and the left-out assets with reasons.
+    """
     found = read_json(folder / f"{job.name}.json")
     return found if found.get("key") == job.key and is_complete(folder, found) else None
 
 
 def make_shards(config: AssetsConfig, every: list[Job], run_folder: Path, data: Path, quiet: bool) -> int:
-    """Render the missing shards in parallel workers, and write them to the folder views in `run_folder`.
+    """Render the missing shards in parallel workers, and write them to RUN/views/, where RUN is `run_folder`.
 
     `every` lists the jobs of all shards, also of finished ones. `data` is the folder of the meshes. Return 0 if all
     shards are finished, 130 after Ctrl-C, or 143 after SIGTERM.

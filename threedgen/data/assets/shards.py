@@ -133,7 +133,12 @@ class Shards:
         return hashlib.sha256(sums.encode()).hexdigest()[:16]
 
     def metadata(self, entry: Entry) -> Tree:
-        """Read the metadata of an asset from its NAME.json. Raises ConfigError if the file is missing or damaged."""
+        """Read the metadata of an asset from its NAME.json: name, file, caption, notes, views per ring, and cameras.
+
+        "azimuths" is the number of views per ring of cameras. For each view, "c2w" has the pose (4, 4), camera-to-world
+        with OpenGL axes, and "fov" the vertical field of view in radians. Raises ConfigError if the file is missing or
+        damaged.
+        """
         data = self.read(entry, "json")
         with suppress(KeyError, TypeError, ValueError):
             found: Tree = parse_json(data)

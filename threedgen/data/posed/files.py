@@ -82,7 +82,7 @@ def find_photo(folders: Sequence[Path], name: str, listings: Listings, tails: bo
     folders, which users make for large datasets, are followed.
 
     Args:
-        listings: searches and caches the lists of files in folders.
+        listings: finder of files by their name in any case; it reads the file list of each folder only once.
         tails: True if `name` may be a path on another computer: its leading folders are dropped, one after the other,
             until a file is found. If `name` has "..", the folder above `folders[0]` is searched before all others.
     """

@@ -90,9 +90,10 @@ COLMAP_FOLDERS = (".", "0", "sparse/[0-9]*", "sparse", "colmap/sparse/[0-9]*", "
 
 
 def posed_source(path: Path) -> Path | None:
-    """Return the transforms.json or the COLMAP model folder that the file or folder `path` is or contains.
+    """Find the camera file at `path`: a transforms.json, or the folder of a COLMAP model; None if there is neither.
 
-    The result is None if `path` has neither.
+    `path` is a JSON file, or a folder that is searched for a transforms.json or transforms_train.json, then for models.
+    Of the models sparse/0, sparse/1, ..., the one with the largest file of images is returned.
     """
     if path.is_file():
         return path if path.suffix.lower() == ".json" else None

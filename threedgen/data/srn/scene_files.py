@@ -203,7 +203,8 @@ def read_intrinsics(folder: Path, names: Sequence[str], height: int, width: int)
     Raises ConfigError if a file is missing or invalid, or if K does not fit images of `height` x `width` pixels.
 
     Returns:
-        K (N, 3, 3) in pixels, and whether the pose files are world-to-camera instead of camera-to-world.
+        K (N, 3, 3) in pixels, and whether the pose files are world-to-camera instead of camera-to-world. The latter is
+        stated by a flag in the last line of intrinsics.txt; without the flag, the poses are camera-to-world.
     """
     path, per_view = folder / "intrinsics.txt", folder / "intrinsics"
     if path.is_file() or not per_view.is_dir():

@@ -150,8 +150,8 @@ def compare(truth: Floats, images: Floats) -> dict[str, list[float] | list[None]
 def held_out_images(folder: Path, metrics: Json) -> tuple[Array, Array]:
     """Read the V held-out views of a scene and the renders of its field from ``folder``, where `score` stored them.
 
-    ``metrics`` is the dict of metrics that the function `score` returned for this scene. Returns two arrays (V, H, W,
-    3), uint8.
+    ``metrics`` is the result of `score`: its entries "scene" and "row" (sampler) give the name of the file. Returns
+    two arrays (V, H, W, 3), uint8.
     """
     with np.load(folder / f"{metrics['scene']}.{metrics['row']}.npz", allow_pickle=False) as file:
         return file["held"], file["render"]

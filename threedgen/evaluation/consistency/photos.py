@@ -39,7 +39,8 @@ class FolderScene(NamedTuple):
     """Existing views of a scene.
 
     Attributes:
-        views: cameras of all views (attribute ``cameras``), and a method ``views`` that reads the images.
+        views: reader of the scene: its attribute ``cameras`` has the cameras of all views, and its method ``views``
+            reads the images.
         bounds: (radius, near, far) in world units: radius of the ball around the origin that a neural field of the
             scene covers, and distances from a camera to the two ends of its rays; None: computed from the cameras.
         notes: remarks for the user, such as missing photos.
@@ -67,8 +68,8 @@ def open_photo_scene(path: Path, size: int, convention: PoseConvention | None) -
 
     `size` is the maximum of the longer image side in pixels. `convention` is the convention of the poses, such as
     "w2c-opencv" (world-to-camera, OpenCV axes); None: the convention of the file format. Raises ConfigError if a file
-    is unreadable, if there are fewer than 4 photos (`MIN_VIEWS`), or if another convention of the poses fits the
-    images.
+    is unreadable, if there are fewer than 4 photos (`MIN_VIEWS`), or if the images show that the poses have another
+    convention (`check_convention`).
     """
     photos = open_photos(path, size, convention)
     if len(photos) < MIN_VIEWS:
@@ -100,13 +101,14 @@ def scene_centre(photos: PosedPhotos) -> tuple[Array, float | None]:
     """Return the centre (3,) of a scene and the radius of a ball for its neural field, in the world of the poses.
 
     The centre is the first of these points that exists:
-        1. centre of the scene cube in the camera file (Instant-NGP), which also determines the radius
-        2. point that the cameras look at
+        1. centre of the scene cube in the camera file (Instant-NGP)
+        2. point nearest to all viewing axes; there is none if they are parallel, or if all cameras are at one position
         3. median of the points of the COLMAP model
-        4. point ahead of the cameras
+        4. point ahead of the cameras, as far away as their positions extend along the longest axis
 
-    Without a scene cube, the radius covers 95 % of the COLMAP points, but is at most 4 times (`MAX_SURROUNDINGS`) the
-    largest distance of a camera from the centre; without COLMAP points it is None.
+    With a scene cube, the radius is 1.3 times (`BOX_RADIUS`) half the side of the cube. Otherwise it covers 95 % of the
+    COLMAP points, but is at most 4 times (`MAX_SURROUNDINGS`) the largest distance of a camera from the centre; without
+    COLMAP points it is None.
     """
     posed, c2w = photos.posed, photos.cameras.c2w.double().numpy()
     if posed.box is not None:

@@ -188,7 +188,7 @@ within one protocol and settings. In brackets 95 % bootstrap intervals over the 
 
         views.png shows the views of each scene, sampled and original. A cell of sheet.png shows one held-out view
         (the view with the median PSNR) of a scene and sampler, the render of the field, and the amplified difference.
-        ``scores`` are results of `fits.score`.
+        ``scores`` has one dict of metrics per scene and sampler (`fits.score`).
         """
         labelled = [strip for scene in self.strips.values() for strip in scene]
         labels = [label for label, _ in labelled]
@@ -210,8 +210,8 @@ within one protocol and settings. In brackets 95 % bootstrap intervals over the 
 def feature_distances(features: FeatureNetwork, folder: Path, of: Mapping[str, Sequence[Json]]) -> dict[str, Json]:
     """Compute FID and KID of each sampler, between its held-out views of all scenes and the renders of the fields.
 
-    ``of`` maps the name of a sampler, or "original" (the original views), to its results of `fits.score`, one per
-    scene. ``folder`` has the images that `fits.score` stored. Returns for each name a dict with "fid", "kid" (not
+    ``of`` maps the name of a sampler, or "original" (the original views), to one dict of metrics per scene. These dicts
+    are from `fits.score`, which stored the images in ``folder``. Returns for each name a dict with "fid", "kid" (not
     multiplied by 1000) and "pictures" (number of held-out views). FID and KID have 95 % jackknife intervals over the
     scenes. Names with fewer than two held-out views are left out.
     """

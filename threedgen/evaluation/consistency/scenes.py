@@ -157,10 +157,11 @@ def held_out_views(scene: Scene, seed: int, share: float = HELD_OUT) -> list[int
 
 
 def camera_warnings(scene: Scene) -> list[str]:
-    """Return remarks for the user about the cameras of a scene: its notes, if it has any, else the result of a test.
+    """Return remarks for the user about the cameras of a scene: its notes, or a warning if it has none.
 
-    The test measures the angle between the viewing axis of each camera and its direction to the origin. If the median
-    angle is above 15 degrees (`MAX_ANGLE`), it logs a warning and returns it in a list; else it returns [].
+    The warning, which is also logged, is that the cameras do not look at the origin, around which the field is fitted:
+    the median angle between the viewing axis and the direction to the origin is above 15 degrees (`MAX_ANGLE`). With a
+    smaller angle the result is [].
     """
     if scene.notes:
         return list(scene.notes)
@@ -179,8 +180,8 @@ def camera_warnings(scene: Scene) -> list[str]:
 class GroupSampler:
     """Base class of samplers that use a diffusion model (prior).
 
-    The views of a scene are divided into groups of at most ``config.together`` views (0: one group). The views of a
-    group are sampled jointly. With G groups, group k has the views k, k + G, k + 2 G, ...
+    The target views (views to sample) of a scene are divided into groups of at most ``config.together`` views (0: one
+    group). The views of a group are sampled jointly. With G groups, group k has the target views k, k + G, k + 2 G, ...
     """
 
     needs_text, on_disk = False, False

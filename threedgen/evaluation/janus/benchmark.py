@@ -49,11 +49,11 @@ class JanusRates(Evaluation[M, Asset, Result]):
         self.reader = Reader(self.config.meter, self.prompts, self.folder / READINGS, self.unknown_orientation)
 
     def error_rates(self) -> ErrorRates | None:
-        """Return the error rates of the Janus meter, from RUN/meter.json if they are there, else by measuring them.
+        """Return the error rates of the Janus meter, from RUN/meter.json if it is up to date, else by measuring them.
 
-        They are measured on the objects in the folder of the option ``truth.assets``. If this option is null, they are
-        measured on toybox objects (procedural objects of this package), provided that all assets to evaluate are toybox
-        objects too; if not, the result is None. It is also None if the option ``truth.objects`` is 0.
+        They are measured on the objects in the folder of the option ``truth.assets``; null: on toybox objects
+        (procedural objects of this package). The result is None if the option ``truth.objects`` is 0. It is also None
+        if the rates would be of toybox objects, but not all assets to evaluate are toybox objects.
         """
         config = self.config
         if not config.truth.objects or not (self.toybox or config.truth.assets):

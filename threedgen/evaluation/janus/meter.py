@@ -159,11 +159,11 @@ class Meter:
         return Reading(views, self.classifier.sides(torch.from_numpy(views), prompt).double().numpy())
 
     def evaluate(self, sides: Array, unknown_orientation: bool = False) -> RingResult:
-        """Count the fronts of an object from the probabilities ``sides`` (V, 4) of the sides in its views.
+        """Count the fronts of an object, and check for each view whether its most probable side is correct.
 
-        The side that each view shows is compared with the side that the camera sees of an object that faces +x. If
-        ``unknown_orientation`` is True, the object is assumed to face the way that fits the views best. The number of
-        fronts does not depend on this.
+        ``sides`` (V, 4) are the probabilities of front, left, back and right in each view. A side is correct if the
+        camera sees it on an object that faces +x. If ``unknown_orientation`` is True, the object is assumed to face the
+        way for which most sides are correct. The number of fronts does not depend on this.
         """
         return classify_ring(sides, self.azimuth, self.config.threshold, unknown_orientation)
 

@@ -180,8 +180,8 @@ class FrontObjects(Protocol):
     def meshes(self, seed: int, first: int, count: int, front: bool = True) -> Iterator[tuple[str, ColouredMesh]]:
         """Yield (prompt, mesh) of ``count`` random objects with a front, or without a front if ``front`` is False.
 
-        World axes of the meshes: z up, front +x. The objects cycle through the classes, such as "dog". Those of each
-        class have the indices ``first``, ``first`` + 1, ..., which with the seed determine their shapes.
+        World axes of the meshes: z up, front +x. The objects cycle through K classes, such as "dog": object i, from 0,
+        has class i mod K, and the index ``first`` + i // K in this class. Seed, class and index determine the shape.
         """
 
 

@@ -67,7 +67,8 @@ class Result:
         reason: why the state is not "seen"; "" if it is.
         fronts: number of fronts.
         certainty: largest front probability in [0, 1] among the views whose likeliest side is the front, after
-            smoothing over neighbouring views of the ring; 0 if there are no such views.
+            smoothing over neighbouring views of the ring; 0 if there are no such views, or if the object probably has
+            no front.
         shown: for each view, whether it shows a front.
         correct: for each view, whether the classified side is the side that the camera sees.
         sides: probabilities (V, 4) of front, left, back and right in each view.
@@ -215,7 +216,7 @@ def write_janus_report(
     """Write report.html, report.md and report.json, and the summary file that marks the run as finished.
 
     Args:
-        rows: one row per method, from `method_row`.
+        rows: metrics of the methods, one dict per method (`method_row`).
         results: results of all assets.
         rates: error rates of the Janus meter, or None if they were not measured.
         left_out: dict from each prompt or file that has no result to the reason.
@@ -289,9 +290,9 @@ def cells(row: Json) -> list[str]:
 
 
 def notes(row: Json, results: Sequence[Result]) -> list[str]:
-    """Return remarks on a method: how many assets were not evaluated in each state, and all error messages.
+    """Return remarks on a method: how many assets were not evaluated, by state such as "failed", and error messages.
 
-    ``row`` is the method's row from `method_row`, ``results`` are the results of its assets.
+    ``row`` has the metrics of the method (`method_row`), ``results`` are the results of its assets.
     """
     counts = ", ".join(f"{n} {STATES[state]}" for state, n in row["states"].items() if state != "seen")
     found = (counts, row["reason"], *(result.reason for result in results))

@@ -83,8 +83,9 @@ def proportion(answers: Sequence[bool | None]) -> Proportion:
 def proportion_of_groups(groups: Iterable[Sequence[bool | None]]) -> Proportion:
     """Return the proportion of True answers over groups of dependent answers, such as one answer per view of an object.
 
-    Answers that are None are not counted. The 95 % interval is a bootstrap over groups, with two exceptions: Wilson's
-    interval if every group has one answer, and Wilson's interval for one answer per group if all answers are equal.
+    Answers that are None are not counted. The 95 % interval is a bootstrap over groups. It is Wilson's interval if
+    every group has one answer, or if all answers are equal, so that a bootstrap has no spread; each group then counts
+    as one answer.
     """
     counted = [found for found in map(proportion, groups) if found.total]
     hits, total = sum(found.hits for found in counted), sum(found.total for found in counted)

@@ -84,10 +84,12 @@ def has_front(sides: Floats) -> float:
 
 
 def front_curve(sides: Floats) -> Floats:
-    """Return smoothed front probabilities (V,) of a ring of V evenly spaced views, 0 where another side is likelier.
+    """Return the front probability (V,) in each of V evenly spaced views of a ring, given that the object has a front.
 
-    `sides` (V, 4) has the probabilities of front, left, back and right. Their sum, averaged over the views, is the
-    probability p that the object has a front. The results are divided by p, and all are 0 if p is below 0.5.
+    `sides` (V, 4) has the probabilities of front, left, back and right; what they lack to 1 is the probability that the
+    object has no front. Their sum, averaged over the views, is thus the probability p that it has one. `sides` is
+    smoothed over neighbouring views (`smooth`) and divided by p. The result is 0 in views where another side is then
+    more probable, and in all views if p is below 0.5.
     """
     if (probability := has_front(sides)) < 0.5:
         return np.zeros(len(sides))
@@ -166,11 +168,12 @@ class ErrorRates:
         return min(1.0, max(0.0, (raw.value - self.false_alarms.value) / self._difference()))
 
     def interval(self, raw: Proportion) -> Interval | None:
-        """Return the 95 % interval of the rate that `corrected` returns for ``raw``; None if this rate is None.
+        """Return the 95 % interval of the true Janus rate, which `corrected` estimates from the measured rate ``raw``.
 
-        The interval is that of Lang and Reiczigel 2014. It includes the uncertainty of ``raw``, ``recall`` and
-        ``false_alarms``. The number of answers of each is `Proportion.sample_size`, which is lower for dependent
-        answers, such as several seeds of a prompt.
+        It is None if `corrected` returns None. The method is that of Lang and Reiczigel 2014 for a prevalence measured
+        by a test with errors. It includes the uncertainty of ``raw``, ``recall`` and ``false_alarms``. The number of
+        answers of each is `Proportion.sample_size`, which is lower for dependent answers, such as several seeds of a
+        prompt.
         """
         rate = self.corrected(raw)
         if rate is None:

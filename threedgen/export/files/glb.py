@@ -214,8 +214,9 @@ def _pack(
 ) -> bytes:
     """Return the bytes of a GLB with one node for each glTF mesh object in `meshes`.
 
-    `more`: one dict of further keys per node; None: no further keys. `lists`: further top-level lists of the glTF JSON
-    by key, such as `materials`. `gltf_extras`: `extras` of the asset and, if there are `lists`, of the nodes.
+    `buffer` has the binary chunk. `more`: one dict of further keys per node; None: no further keys. `lists`: further
+    top-level lists of the glTF JSON by key, such as `materials`. `gltf_extras`: `extras` of the asset, and of each node
+    except in a GLB without `lists` (colliders).
     """
     extras = gltf_extras or {}
     own = {"extras": extras} if lists else {}

@@ -24,8 +24,9 @@ class SplatArrays:
         quaternions: (N, 4) unit quaternions, real part first.
         scales: (N, 3) standard deviations, in the unit of the positions.
         opacities: (N,) in [0, 1].
-        harmonics: (N, K, 3) RGB coefficients of K spherical harmonics: K = 1 (degree 0) or K = 4 (degrees 0 and 1).
-            The sRGB colour in a viewing direction is 0.5 + the sum of coefficient * harmonic, clamped to [0, 1].
+        harmonics: (N, K, 3) RGB coefficients of K spherical harmonics: K = 1 (degree 0) or K = 4 (degrees 0 and 1;
+            those of degree 1 are proportional to -y, z, -x, as in 3D Gaussian Splatting). The sRGB colour in a viewing
+            direction (x, y, z) is 0.5 + the sum of coefficient * harmonic, clamped to [0, 1].
     """
 
     means: Array

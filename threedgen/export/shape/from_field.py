@@ -91,9 +91,9 @@ def dense_surface(field: FieldView, resolution: int) -> tuple[Mesh, list[str]]:
 def half_light_depth(mesh: Mesh) -> float:
     """Return the depth below the surface that half of the light reaches, as a fraction of the mesh's longest side.
 
-    The depth is ln 2 / density. The density is the typical density of the object in 1 / world unit, which is 10 times
-    `mesh.info["haze"]`; without this entry, the result is 0. An object counts as translucent if the result is above
-    0.02 (`MAX_HALF_LIGHT_DEPTH`).
+    The depth is ln 2 / density. The density is the typical density of the object in 1 / world unit; `mesh.info["haze"]`
+    is 0.1 (`HAZE`) times this density. Without this entry, the result is 0. An object counts as translucent if the
+    result is above 0.02 (`MAX_HALF_LIGHT_DEPTH`).
     """
     density = float(mesh.info.get("haze", 0.0)) / HAZE
     size = float(np.ptp(mesh.vertices, axis=0).max())

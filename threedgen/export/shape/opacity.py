@@ -42,9 +42,11 @@ def depth_field(sigma: Array, cell: float, radius: float) -> tuple[Array, Tree]:
     """Compute a scalar field whose level set is the object's surface. Raises EmptyField if no part is half opaque.
 
     Takes the density grid sigma (R, R, R) per world unit, which is overwritten, and the grid spacing `cell` and the
-    scene's `radius` in world units. Sigma is blurred, less if it is dense, and a constant is subtracted to remove haze.
+    scene's `radius` in world units. Sigma is blurred (less for a denser object), and a constant is subtracted to remove
+    haze.
 
-    Returns the optical depth tau (R, R, R), larger inside the object, and a dict `info`. The surface is the set tau =
+    Returns the scalar field tau (R, R, R), larger inside the object, and a dict `info`. tau is the optical depth from
+    the grid's border to a point, the minimum over the six axis directions, after `clean`. The surface is the set tau =
     info["level"]. "haze" is the subtracted density, "blur" the standard deviation of the blur in world units. The other
     entries are the statistics of `clean`, such as "parts_kept".
     """

@@ -118,7 +118,9 @@ def collapse(
 ) -> tuple[Array, Array]:
     """Collapse edges until at most `target` triangles are left, or until no edge may collapse. Deterministic.
 
-    No triangle is flipped in UV space. Vertices on edges with one face (border of a hole) or more than two are kept.
+    Edges with a small quadric error collapse first. A collapse must keep every edge at two faces, and may neither turn
+    a face's normal by more than 78 degrees (MIN_TURN_COSINE), nor make a sliver, nor flip a triangle in UV space.
+    Vertices on edges with one face (border of a hole) or more than two are not removed.
 
     Args:
         vertices: positions (V, 3).
@@ -130,8 +132,8 @@ def collapse(
         keep: indices of further vertices that are not removed; None: no further vertices.
 
     Returns:
-        The remaining faces (F', 3) int32 and their corners (F', 3) int32. Their values are still indices into the input
-            `vertices` and `uv`.
+        The remaining faces (F', 3) int32 and their corners (F', 3) int32, still as indices into the input `vertices`
+            and `uv`. Without the argument `corners`, both arrays are equal.
     """
     faces = np.ascontiguousarray(faces, np.int64).copy()
     corners = faces.copy() if corners is None else np.ascontiguousarray(corners, np.int64).copy()
@@ -208,13 +210,14 @@ def _candidates(points: Array, error: Array, edges: Array, needed: int) -> list[
 
 @njit(cache=True)
 def _collapse_pass(points, uv, faces, corners, error, candidates, locked, first, around, target):
-    """Collapse valid half-edges until at most `target` faces are left; return how many collapsed.
+    """Collapse half-edges until at most `target` faces are left or all were tried; return how many collapsed.
 
     `faces`, `corners` and `error` change in place. `faces` (F, 3) index the vertices `points` (V, 3); removed faces
     become -1. `corners` (F, 3) index `uv` (N, 2). `error` (V, 4, 4) has the matrices of `quadrics`; a collapse
     adds the matrix of the removed vertex to that of the kept vertex. `candidates` (n, 2) are the half-edges to try, as
-    pairs (removed vertex, kept vertex), cheapest first. A half-edge is skipped if an earlier collapse of this pass
-    changed a face at one of its ends. Vertices in the mask `locked` (V,) are not removed. The faces around vertex v are
+    pairs (removed vertex, kept vertex), cheapest first. A half-edge is skipped if its collapse would violate the
+    link condition, break a UV seam, or flip or distort a face, or if an earlier collapse of this pass changed a face at
+    one of its ends. Vertices in the mask `locked` (V,) are not removed. The faces around vertex v are
     `around[first[v] : first[v + 1]]`, where `around` is (3 F,) and `first` is (V + 1,).
     """
     touched = np.zeros(len(points), np.bool_)

@@ -104,7 +104,7 @@ def degenerate(vertices: Array, faces: Array) -> Array:
 def pieces(faces: Array, vertices: int) -> Array:
     """Return the label (F,) of the connected component of each face: 0 to C - 1 for C components.
 
-    Takes faces (F, 3) and `vertices`, the number of vertices.
+    Faces with a common vertex are connected. Takes faces (F, 3) and `vertices`, the number of vertices.
     """
     ends = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]]])
     graph = sparse.coo_matrix((np.ones(len(ends), np.int8), (ends[:, 0], ends[:, 1])), shape=(vertices, vertices))

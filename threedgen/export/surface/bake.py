@@ -175,8 +175,8 @@ def project(tree: rays.Bvh, dense: Mesh, points: Array, normals: Array, cage: fl
 def tangent_space(directions: Array, texels: Texels) -> Array:
     """Convert unit directions (N, 3) to unit vectors (x, y, z), (N, 3), in the tangent space of `texels`.
 
-    direction = x T + y B + z N, with B = sign * cross(N, T) and the tangents T, normals N and signs of `texels`. T and
-    N may not be orthogonal after interpolation. Directions below the surface are moved to just above it.
+    x T + y B + z N is parallel to the direction, with the tangents T and normals N of `texels`, which interpolation may
+    have made non-orthogonal, and B = sign * cross(N, T). Directions below the surface are moved to just above it.
     """
     normal, tangent = texels.normals, texels.tangents
     bitangent = np.cross(normal, tangent) * texels.signs[:, None]

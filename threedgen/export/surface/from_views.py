@@ -34,7 +34,8 @@ class ViewTexture(NamedTuple):
     """Texture projected from images, and how well the images determine it.
 
     `visible` is the mask of the texels that an image shows, now or in an earlier projection. `share` is the fraction of
-    visible texels among those that a face covers. `psnr` is the PSNR between the texture and the images in dB.
+    visible texels among those that a face covers. `psnr` (in dB) compares texels with the colours that the new images
+    have at the projected positions of these texels.
     """
 
     texture: Array  # (H, W, 3) float32 in [0, 1], row 0 at v = 1
@@ -137,8 +138,9 @@ def render_depths(
 
     Returns the depth maps, and an array (F,): for each face, the number of pixels that show its front minus the number
     that show its back. The unit `normals` (F, 3) point to the front. Depth is along the viewing axis in world units,
-    inf for background. A depth map is 2 to 8 times as high and wide as the camera's image. `on_view` is a callback for
-    the progress, called once per camera.
+    inf for background. A depth map has the size of the camera's image times the smallest integer from 2 to 8 that
+    gives at least 384 rows (MIN_DEPTH_ROWS), or 8 if none does. `on_view` is a callback for the progress, called once
+    per camera.
     """
     scale = min(max(2, -(-MIN_DEPTH_ROWS // at.height)), MAX_DEPTH_SCALE)
     corner = mesh.vertices[mesh.faces[:, 0]]

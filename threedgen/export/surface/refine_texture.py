@@ -155,7 +155,10 @@ def _blur(values: Array, sigma: float) -> Array:
 
 @njit(cache=True, fastmath=True, parallel=True)
 def _convolve(values, kernel, result):
-    """Convolve an image (H, W, C) with a kernel (2 r + 1,) along both axes, with repeated borders."""
+    """Convolve an image (H, W, C) with a kernel (2 r + 1,) along both axes, and write it to `result` (H, W, C).
+
+    Pixels outside the image have the value of the nearest border pixel.
+    """
     height, width, channels = values.shape
     reach = len(kernel) // 2
     for y in prange(height):
@@ -191,9 +194,9 @@ def gradient(colours: Array, samples: PixelTargets, shape: tuple[int, ...]) -> A
 
 
 def footprint(samples: PixelTargets, shape: tuple[int, ...]) -> float:
-    """Return the median size of an image pixel in texels, for a texture of shape (H, W, ...).
+    """Return the median width of an image pixel on the texture, in texels. The texture has the shape (H, W, ...).
 
-    The size is measured between neighbouring samples of a pixel. The result is 0 if pixels have only one sample.
+    The width is measured between the first two samples of a pixel. The result is 0 if pixels have only one sample.
     """
     side = math.isqrt(samples.uv.shape[1])
     if side < 2:

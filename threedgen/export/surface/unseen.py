@@ -143,11 +143,12 @@ def texel_pieces(mesh: TexturedMesh, buffers: Buffers) -> Array:
 def diffuse_colours(points: Array, normals: Array, piece: Array, colours: Array, known: Array) -> Array:
     """Fill in the colours of unknown texels with random-walker segmentation (Grady 2006) on a nearest-neighbour graph.
 
-    The known colours are divided into groups. For each group, Laplace's equation gives the probability that a random
-    walk from an unknown texel ends at a texel of this group. Walks rarely cross concave edges, where parts usually meet
-    (Lai et al. 2008). An unknown texel gets the mean colours of the groups, weighted by a power of these probabilities
-    and by the areas of the groups, plus the interpolated deviation of the known texels from these means. Walks stay
-    within a connected component of the mesh, unless the component has no known texel.
+    The known texels are divided into groups of similar colours. For each group, Laplace's equation gives the
+    probability that a random walk from an unknown texel ends at a texel of this group. Walks rarely cross concave
+    edges, where parts usually meet (Lai et al. 2008), and stay within a connected component of the mesh, unless it has
+    no known texel. An unknown texel gets the weighted mean of the groups' mean colours, with weights proportional to
+    probability^6 * area^2 (SHARPNESS, AREA_POWER; area: the number of texels of the group). The differences between the
+    known colours and their group's mean are interpolated by the same equation and added.
 
     Args:
         points: positions (N, 3) of the texels.

@@ -96,8 +96,8 @@ def object_config(
         method: config name with optional key=value changes, such as "mvdream-toybox size=32".
         overrides: key=value changes for all methods. Changes in `method` replace them.
         prompt: prompt of the config.
-        key: config key of the calling task that contains `method`, for error messages.
-        caller: name of the calling task, such as "the batch", for error messages.
+        key: option of the calling task in which the user gave `method`, such as "configs"; errors name it.
+        caller: name of the calling task in errors, such as "the batch".
         extra_values: {config key: value} of further values. Keys of sections that the config does not have are ignored.
 
     Raises:
@@ -178,8 +178,9 @@ def check_prompts(methods: Mapping[str, RunConfig], prompts: Iterable[str]) -> N
 def figures(folder: Path) -> Tree:
     """Read values of a finished object from its run folder: {column name of batch.csv: value}.
 
-    These are peak memory in MiB, number of triangles, texture side in texels, height in metres, and bytes of the first
-    file in asset.json. A value that is not recorded is None.
+    These are the peak memory of the run in MiB, and of the exported asset (textured mesh) the number of triangles at
+    full detail, the texture side in texels, the height in metres, and the size of the main file in bytes. A value that
+    is not recorded is None.
     """
     asset = read_json(folder / ASSET / MANIFEST)
     sizes, levels = asset.get("size_m") or {}, asset.get("levels") or {}

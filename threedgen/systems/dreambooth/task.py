@@ -170,7 +170,7 @@ class DreamBoothSystem(DenoisingSystem):
 
     @property
     def trained(self) -> dict[str, nn.Parameter]:
-        """Trained parameters by name: parameters of the LoRA if there is one, else of the UNet."""
+        """Trained parameters by name, without the embedding of the identifier: those of the LoRA, else of the UNet."""
         if self.lora is not None:
             return dict(self.lora.named_parameters())
         return {name: p for name, p in self.unet.named_parameters() if p.requires_grad}

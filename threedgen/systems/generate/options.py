@@ -69,10 +69,11 @@ class LossConfig(Config):
 
 @dataclass(frozen=True)
 class LossWeights(Component):
-    """Type annotation of the config section `loss`. It creates a subclass of `LossConfig` with a weight per loss term.
+    """Type annotation of the config section `loss`, which validates it with a subclass of `LossConfig`.
 
-    The loss terms are the fields of `LossConfig`, the registered components of the kind "regulariser", and the terms
-    that the registered representations list in `FieldConfig.losses`.
+    The subclass is created when a config is validated. It has a weight for each loss term: the fields of `LossConfig`,
+    the registered components of the kind "regulariser", and the terms that the registered representations list in
+    `FieldConfig.losses`.
     """
 
     kind: str = "regulariser"

@@ -50,8 +50,9 @@ def view_indices(n: int) -> list[int]:
 def write_results(system: GenerateSystem, folder: Path, notes: list[str], quiet: bool = False) -> Tree:
     """Render and export the object to the run folder, and return entries for summary.json.
 
-    The entries are "vertices" and "triangles" of mesh.glb, "asset" (`try_asset`), and those of exporter plug-ins. An
-    object without a surface gets neither mesh nor asset; then a warning is appended to `notes`. `quiet`: no progress.
+    The entries are "vertices" and "triangles" (counts of mesh.glb), "asset" (file, triangles, height and export time of
+    the textured mesh), and those of exporter plug-ins. An object without a surface gets neither mesh nor asset, and a
+    warning is appended to `notes`. `quiet`: show no progress.
     """
     config = system.config
     system.eval()
@@ -125,10 +126,11 @@ def make_asset(system: GenerateSystem, folder: Path, quiet: bool = True) -> Expo
 
 
 def write_asset(system: GenerateSystem, folder: Path, notes: list[str], quiet: bool = True) -> Tree:
-    """Write the textured mesh to folder/asset, and return its entry "asset" for summary.json; {} after an error.
+    """Write the textured mesh to folder/asset, and return its entry for summary.json; {} after an error.
 
-    Errors are appended to `notes`, the warnings for summary.json; only a full or failed disk raises an error. `quiet`:
-    show no progress.
+    The entry is {"asset": JSON object with file, triangles of each level of detail, height and seconds}. Errors are
+    appended to `notes`, the warnings for summary.json; only a full or failed disk raises an error. `quiet`: show no
+    progress.
     """
     retry = f" ({command('--config', 'export', f'run={folder}')} tries again)"
     return try_asset(lambda: make_asset(system, folder / FOLDER, quiet), folder, notes, retry)

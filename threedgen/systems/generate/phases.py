@@ -228,13 +228,13 @@ class Refinement:
         return self.scene.get_buffer("refine_images")
 
     def resample(self, number: int, rng: torch.Generator, first: bool) -> None:
-        """Resample all views of round `number` and store them in `images`. All devices get the same images.
+        """Render the object, resample the renders by img2img, and store them in `images`, the same on all devices.
 
-        The object is rendered, and the prior resamples the renders by img2img, with the noise strength at index
-        `number` of the option `refine.strengths`. Step 0 of the run (`first` is True) differs in two cases. A new
-        object is not rendered: its views are sampled from the prompt alone. With the option `edit`, the difference of
-        two coarse predictions (latents predicted without denoising), new prompt minus old prompt, is added to the
-        latents of the renders.
+        The noise strength is at index `number` (of the round) in the option `refine.strengths`. `first` is True in
+        step 0 of the run, in a run that only refines. At that step a new object is untrained and not rendered: its
+        views are sampled from the prior's inputs, such as the prompt. With the option `edit`, the renders then still
+        show the old prompt: the coarse prediction (latents predicted without denoising) for the new prompt minus that
+        for the old prompt is added to their latents.
         """
         scene, images = self.scene, []
         old_prompt_embedding = scene.old_prompt_embedding if first else None

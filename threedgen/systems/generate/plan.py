@@ -17,7 +17,10 @@ from .task import check_backends
 
 
 def plan(config: GenerateConfig) -> str:
-    """Return the text that --dry-run prints. Raises ConfigError if the run or one of its stages could not start."""
+    """Return the text of --dry-run: prompt, folder, weights, stages (earlier runs), steps, notes, device and memory.
+
+    Raises ConfigError if the options of a stage are invalid, weights are missing, or a back end (kernels) does not run.
+    """
     parts = [*map(config.stage, config.stages), config]
     weights = dict.fromkeys(line for part in parts for line in part.prior.describe())
     lines = [f"would generate: {config.object_text() or config.image}", f"folder: {config.out}", *weights]

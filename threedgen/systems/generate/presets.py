@@ -51,7 +51,8 @@ def with_preset(config: GenerateConfig, name: str) -> GenerateConfig:
 def memory_by_preset(config: GenerateConfig, device: torch.device, free: float) -> Iterator[tuple[str | None, float]]:
     """Yield pairs (preset name, bytes of memory that a run needs with this preset). None as the name: no preset.
 
-    The bytes include a margin for errors. `free` is the number of bytes that are free before the run.
+    The bytes are 10 % above the measured peak, for errors of the measurement, plus 1 GB for libraries on the GPU.
+    `free` is the number of bytes that are free before the run.
     """
     from .memory import memory  # takes seconds to import
 

@@ -157,12 +157,13 @@ def embeddings(config: GenerateConfig, prior: Prior, texts: list[str], image: Te
     """Encode n texts, and return their embeddings (n, L, D). They are cached in `folder` for a resumed run.
 
     If the prior has object codes (vectors of what a text leaves unspecified), the last of the L rows of an embedding is
-    the code. The negative prompt and empty further texts have no code (zeros). All other texts share one code.
+    the code. The negative prompt and empty further texts have no code (zeros).
 
     Args:
         texts: prompt, negative prompt, and any further texts, such as prompts of the side or back view.
-        image: first view of the object (1, H, W, 3) in [0, 1], from which the code is computed. None: the code is
-            sampled with the seed and, with the option `edit`, similar to the code of the run to edit.
+        image: first view of the object (1, H, W, 3) in [0, 1], from which the codes are computed. None: the code of
+            each text is sampled from the same noise, which the seed determines. With the option `edit`, sampling starts
+            from the code of the run to edit plus noise, so the new object is similar.
         folder: run folder.
     """
     near = None if config.edit is None else object_text(run_folder(config.edit, "edit"), prior)

@@ -68,11 +68,11 @@ def first_view(config: GenerateConfig, prior: Prior) -> Tensor | None:
 def best_object_size(config: GenerateConfig, prior: Prior, cut: Tensor) -> float:
     """Return the size of the object in the first view: its longer side as a fraction of the image side.
 
-    The object should be as large as in the other views; long objects are small from the front. For each size from 0.4
-    to 0.85, the cut-out object is framed at this size, an object code (a vector of what the prompt leaves unspecified)
-    is computed from the image, and latents are predicted from this code without denoising (coarse prediction). The size
-    whose prediction is most similar to its image is chosen, with a penalty on sizes far from 0.7. If the prior makes no
-    coarse predictions, the size is 0.7.
+    The scale must fit the other views, in which a long object is larger than from the front. For each size from 0.4 to
+    0.85, the cut-out object is framed at this size, an object code (a vector of what the prompt leaves unspecified) is
+    computed from the image, and latents are predicted from this code without denoising (coarse prediction). The size
+    with the lowest relative error between predicted latents and latents of the image is chosen, with a penalty on sizes
+    far from 0.7. If the prior makes no coarse predictions, the size is 0.7.
 
     `cut` is the cut-out object, RGBA (h, w, 4) in [0, 1].
     """
@@ -177,8 +177,8 @@ def step_count(label: str, quiet: bool) -> Iterator[OnStep]:
 def view_cameras(config: GenerateConfig, groups: int, size: int) -> Cameras:
     """Return the cameras of `groups` groups of `camera.n_view` views, with images of `size` x `size` pixels.
 
-    The first group has the elevation and azimuths of the config section `preview`. The cameras of later groups have
-    azimuths between those of the first group, and elevations within `camera.elevation_range`.
+    The first group has the elevation and azimuths of the config section `preview`. Group k > 0 has evenly spaced
+    azimuths, turned by k / `groups` of their spacing, and an elevation within `camera.elevation_range`.
     """
     p, table, n_view = config.preview, config.result.turntable, config.views_per_scene
     azimuths = torch.deg2rad(torch.tensor(p.azimuth)) if isinstance(p.azimuth, tuple) else None
@@ -209,9 +209,9 @@ def sharpen(images: Tensor, amount: float) -> Tensor:
 
 
 def object_text(folder: Path, prior: Prior) -> Tensor:
-    """Return the embedding (1, L, D) of the prompt of the run in `folder`, which includes the object code of that run.
+    """Return the embedding (1, L, D) of the prompt of the run in `folder`, as stored there.
 
-    An object code is a vector of what a prompt leaves unspecified.
+    Its last row is the object code of that run, a vector of what the prompt leaves unspecified.
 
     Raises ConfigError if the run has another prior, or if the prior has no object codes.
     """

@@ -208,8 +208,9 @@ class PairSystem(AveragedSystem):
     def validate(self, step: int, folder: Path) -> None:
         """Write the averaged weights to folder/model, and samples to folder/samples.png.
 
-        Also run `gap_test` on held-out scenes and store the results in the dict `metrics`: "gap", "psnr_true" and
-        "psnr_shuffled" at one noise level, and the gap at each level, such as "gap_0.05".
+        Also run `gap_test` on held-out scenes and store PSNRs in dB in the dict `metrics`: "psnr_true" (condition view
+        of the same scene), "psnr_shuffled" (of another scene) and their difference "gap", at the noise level
+        alpha_bar = 0.05, and the gap at each tested level, such as "gap_0.5".
         """
         cache = self.cache
         count = cache.held_out // cache.source.n_families * cache.source.n_families

@@ -50,9 +50,10 @@ FRAME_BATCH = 8
 
 
 def sample(task: Task, rig: PanoramaConfig) -> None:
-    """Sample the views of a panorama; write the views, the stitched image, a video and a page to the run folder.
+    """Sample the views of a panorama, and write them, the stitched image, a video and an HTML page to the run folder.
 
-    Raises ConfigError if the weights do not fit the config, and Stopped after Ctrl-C.
+    The page shows the panorama from its centre; the user can turn the view. Raises ConfigError if the weights do not
+    fit the config, and Stopped after Ctrl-C.
     """
     config: SampleConfig = task.config
     texts, model = config.view_texts(rig.views), task.load_prior(compact=True).compact()
@@ -183,7 +184,7 @@ def write_known(folder: Path, views: Tensor, mask: Tensor) -> None:
 
 
 def write_panorama(folder: Path, views: Tensor, rig: PanoramaConfig, title: str) -> float:
-    """Stitch views (V, H, W, 3) in [0, 1]; write the panorama as an image, a video and a page.
+    """Stitch views (V, H, W, 3) in [0, 1]; write the panorama as an image, a video and an HTML page to look around.
 
     `rig` has the options of the cameras and of the video. `title` is the title of the page. Returns the vertical field
     of view of the panorama in degrees.

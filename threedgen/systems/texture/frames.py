@@ -50,8 +50,8 @@ class Frames:
         depth: (N, H, W) in metres along the viewing axis; 0 where unknown.
         prompts: N prompts, one per frame.
         names: N file names of the frames without suffix, such as "0012".
-        keys: indices of the key frames, which are sampled first, if a ScanNet folder lists two or more; None: they are
-            to be chosen (`choose_keys`).
+        keys: indices of the key frames, which are sampled first, as a ScanNet folder lists them; None: it lists fewer
+            than two, or there is no such folder. Then `choose_keys` selects key frames.
     """
 
     cameras: Cameras

@@ -72,7 +72,8 @@ class TextureConfig(SamplingConfig):
     def samples(self) -> bool:
         """Whether the prior samples the images for the texture.
 
-        False if the user gives the images, or if an object has neither prompt nor image; then only maps are rendered.
+        False if the user gives the images, or if an object has neither prompt nor image; in this case only position and
+        normal maps of the mesh are written.
         """
         condition = self.prompt.strip() or self.image is not None
         return self.rig.name == "path" or self.views is None and bool(condition)

@@ -156,7 +156,8 @@ def texture_mesh(task: Task, mesh: TexturedMesh, frame: MeshFrame, cameras: Came
     """Project images (N, H, W, 3) in [0, 1] of N cameras onto a mesh. Write the textured mesh, and renders of it.
 
     `frame` is the coordinate transform from the mesh file to the world. Returns metrics for summary.json: texels_seen
-    (fraction of the texels that an image shows), psnr_of_views (PSNR of texture and image pixels, dB) and triangles.
+    (fraction of the texels that an image shows), psnr_of_views and triangles (their number). psnr_of_views is the PSNR
+    in dB between texels and the image pixels that were blended to them; it is high if the images are consistent.
     Raises OSError if a file cannot be written, and ConfigError if no image shows the mesh.
     """
     config: TextureConfig = task.config
@@ -224,7 +225,8 @@ def with_uv(source: SourceMesh, texture: int, choice: str = "auto") -> tuple[Tex
 def uv_fault(source: SourceMesh, texture: int) -> str:
     """Return the reason why the file's texture coordinates cannot be used; "" for usable coordinates.
 
-    `texture` is the number of texels per side of the texture.
+    Reasons are missing coordinates, values outside of [0, 1], and too much surface without area in the texture or too
+    many texels that belong to two places of the mesh. `texture` is the number of texels per side of the texture.
     """
     if source.uv is None:
         return "it has none, or not for all of its parts"

@@ -60,8 +60,8 @@ SHEET_VIEWS = 12  # maximum number of images in views.png
 def texture_sides(task: Task, rig: SidesConfig) -> None:
     """Texture the mesh of an object from six sides or from photos, and write all results to the run folder.
 
-    Without a prompt and images, only preview.png and the maps are written. Raises ConfigError if the mesh, the images
-    or the weights cannot be used, and Stopped after Ctrl-C.
+    Without a prompt and images, only preview.png and the position and normal maps of the six sides are written. Raises
+    ConfigError if the mesh, the images or the weights cannot be used, and Stopped after Ctrl-C.
     """
     config: TextureConfig = task.config
     found = read_views(config, rig)
@@ -117,10 +117,11 @@ def read_mesh(config: TextureConfig) -> tuple[meshes.SourceMesh, TexturedMesh, l
 
 
 def texture_mesh(task: Task, source: meshes.SourceMesh, mesh: TexturedMesh, views: MeshViews, notes: list[str]) -> Tree:
-    """Project images onto a mesh; write the textured mesh, renders and a page. Return metrics for summary.json.
+    """Project images onto a mesh; write the textured mesh, renders and an HTML page. Return metrics for summary.json.
 
-    The metrics are texels_seen (fraction of the texels that an image shows) and psnr_of_views (PSNR of texture and
-    image pixels, dB). Raises OSError if a file cannot be written, ConfigError if no image shows the mesh.
+    The metrics are texels_seen (fraction of the texels that an image shows) and psnr_of_views, the PSNR in dB between
+    texels and the image pixels that were blended to them; it is high if the images are consistent. Raises OSError if a
+    file cannot be written, ConfigError if no image shows the mesh.
 
     Args:
         source: mesh with its transform from the file to the world, from `read_mesh`.

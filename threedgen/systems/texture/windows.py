@@ -64,7 +64,8 @@ def plan(keys: Sequence[int], rig: PathConfig) -> list[Window]:
 
     `keys` are the indices of the key frames. The first windows consist of `rig.views` key frames each, and consecutive
     ones share a third of them (the last two may share more). Each later window consists of two consecutive key frames
-    and frames between these two, at most `rig.views` frames in total (three if `rig.views` is 2).
+    and at most `rig.views` - 2 frames between them (one if `rig.views` is 2). If there are more frames between two key
+    frames, they are divided into several windows with the same key frames.
     """
     last, shared = max(0, len(keys) - rig.views), max(1, rig.views // 3)
     windows, done = list[Window](), set[int]()

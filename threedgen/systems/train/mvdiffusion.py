@@ -142,8 +142,8 @@ class ViewsSystem(MVDiffusionSystem):
     Known views are clean images on which the other views are conditioned.
 
     Args:
-        difference: tensors by name in which the UNet differs from the 2D model after the first stage (weights of the
-            first convolution, LoRA), saved with the attention blocks; None: the whole UNet is saved.
+        difference: {name: tensor} of all changes of the UNet against the 2D model, weights of its first convolution and
+            LoRA matrices, which are saved with the attention blocks; None: the whole UNet is saved instead.
         lora: LoRA of the first stage, attached to the UNet; None without a first stage.
     """
 
@@ -198,14 +198,13 @@ class ViewsSystem(MVDiffusionSystem):
 
         `chosen` are n scene indices, and `z` (n, F, C, h, w) the clean latents. The variant of the network decides:
         "panorama" (text only) has neither input, "outpaint" (a part of the first view is known) only the first, and
-        "depth" both.
+        "depth" the first and, if the data marks some of the views as known, the second. Missing inputs are None.
 
         Returns:
-            Extra input channels (n F, E, h, w), which the network concatenates to the noisy latents, or None. For
-                "depth", E = 1 (inverse depth). For "outpaint", E = 1 + C (mask, then latents of the known part).
+            Extra input channels (n F, E, h, w), which the network concatenates to the noisy latents. For "depth", E = 1
+                (inverse depth). For "outpaint", E = 1 + C (mask, then latents of the known part).
             Input (n F, C + 1, h, w) of the branch for known views (clean images, which condition the others). A known
-                view has C channels of clean latents and a channel of ones; other views are all 0. None if no view of
-                the data is marked as known.
+                view has C channels of clean latents and a channel of ones; other views are all 0.
         """
         if data.photos is not None:
             extra = self.unknown_view(data.cache.encoded_size).repeat(len(chosen), data.cache.n_view, 1, 1, 1)

@@ -34,7 +34,8 @@ def sheet_specs(noun: str, count: int, split: str, seed: int) -> list[Spec]:
 
     In the split "train", about every second specification names a part or accessory, if the noun can have one. In
     "held-out", every specification has a combination of colour and part or accessory that is excluded from training;
-    the list is empty for nouns without such combinations. ``seed`` shifts the choice of the colours or combinations.
+    the list is empty for nouns without such combinations. Main colours (in "held-out": combinations) are taken in a
+    cyclic order, which starts at an offset that depends on ``seed``.
     """
     entry, names = NOUNS[noun], list(COLOURS)
     options = entry.parts + entry.wears

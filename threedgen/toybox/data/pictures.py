@@ -32,7 +32,8 @@ class Photographs:
         seed, split: seed and split ("train" or "held-out") of the objects and rooms.
         variation: factor on the random variation of the objects, in [0, 1]; 0: no variation.
         rooms: share of images that are taken inside rooms, in [0, 1].
-        clutter: factor on the number of objects in a room, usually in [0, 1]; 1: 8 to 14 objects before placement.
+        clutter: factor on the number of objects in a room, usually in [0, 1]; 1: 8 to 14, of which those that do not
+            fit are left out.
         style: "plain", or "blocks" to replace each solid of an object by a box. Rooms stay plain.
     """
 

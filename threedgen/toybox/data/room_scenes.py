@@ -58,7 +58,9 @@ def _resized(at: Cameras, width: int) -> Cameras:
 
 
 def render_images(room: world.Room, at: Cameras, supersample: int, with_gbuffer: bool) -> tuple[Array, Array, Array]:
-    """Render views of a room from the V cameras ``at``, whose height H and width W must be both even or both odd.
+    """Render views of a room from the V cameras ``at``, as crops from the centre of square images.
+
+    The height H and the width W of the cameras must therefore be both even or both odd.
 
     Args:
         supersample: number of rays per pixel along each axis.

@@ -41,8 +41,7 @@ def make_subject(seed: int, number: int, noun: str = "", wearing: Sequence[str] 
         seed, number: together they seed the features. If ``noun`` is "", consecutive numbers give different nouns.
             ``number`` is also the ``index`` of the result.
         noun: object class, such as "dog"; "": ``seed`` and ``number`` choose the class.
-        wearing: if ``noun`` is "", only nouns that can wear all these accessories are chosen. The object gets none of
-            them.
+        wearing: accessories that the class must be able to wear if ``noun`` is "". The object itself gets none.
 
     Returns:
         Object whose caption is only the noun with its article, such as "a dog".

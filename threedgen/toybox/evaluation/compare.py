@@ -77,11 +77,11 @@ class Row(NamedTuple):
     Attributes:
         label: label of the variant.
         prompt: prompt of the object.
-        found: measurements at the end of the training ("steps") and, if the option `seconds` is set, after that
-            training time ("time"). Each value is a dict. Its keys in `JUDGED`, such as "noun", have bools: whether the
-            probe (classifier of toybox images) answers correctly. Those in `MEASURED`, such as "roughness", have
-            numbers. Undefined values are None.
-        views: dict from the keys of ``found`` to images (V, H, W, 3), uint8, of the object.
+        found: dict from "steps" (the end of the training) and, if the option `seconds` is set, "time" (after that
+            training time) to the measurements at this moment. They are a dict from the keys of `JUDGED`, such as
+            "noun", to whether the probe (classifier of toybox images) answers correctly, and from the keys of
+            `MEASURED`, such as "roughness", to numbers; None: undefined.
+        views: images (V, H, W, 3), uint8, of the object at these moments, with the keys of ``found``.
     """
 
     label: str
@@ -93,7 +93,7 @@ class Row(NamedTuple):
 class Comparison(Evaluation[Compare3DConfig, tuple[str, Job], Row]):
     """Evaluation that makes the objects of all variants of a config and compares their measurements (`Row.found`).
 
-    An item is a pair (label of the variant, batch job of one prompt).
+    Each item, the argument of `measure`, is a pair (label of the variant, batch job that makes the object of a prompt).
     """
 
     stage = "measuring"
@@ -203,11 +203,13 @@ object are judged by the probe. Differences are from the first variant, mean ove
         write_report(self.task, "report", rounded(figures), "\n\n".join(parts) + "\n")
 
     def summary(self, budget: str, rows: Sequence[Row]) -> Json:
-        """Return the metrics of one variant, each with a 95 % interval, from the rows of its objects.
+        """Return the metrics of one variant, from the rows of its objects, as a dict from metric to dict.
 
-        They are the shares of right answers of the probe, the median roughness, the means of colour difference between
-        views, steps and seconds, and the FID if there are two or more objects. ``budget`` selects when the objects were
-        measured: "steps" (at the end of the training) or "time" (after a fixed training time).
+        Each inner dict has a 95 % interval ("low" and "high"). Those of the keys of `JUDGED`, such as "noun", also have
+        the "share" of right answers of the probe, "hits" and "total". The others have a "mean": "roughness" (here the
+        median), "disagreement" (colour difference between views), "step", "seconds" and, for two or more objects,
+        "fid". ``budget`` selects when the objects were measured: "steps" (at the end of the training) or "time" (after
+        a fixed training time).
         """
         found = [row.found[budget] for row in rows]
         table: Json = {key: proportion([one.get(key) for one in found]).plain() for key in JUDGED}

@@ -71,7 +71,8 @@ def held_out_cases(count: int, seed: int, spread: bool = False, nouns: Collectio
         nouns: allowed nouns; None: all.
 
     Raises:
-        ConfigError: there are fewer than ``count`` such specifications.
+        ConfigError: ``count`` exceeds half of the number of such specifications without size words. With ``spread``,
+            each noun counts only as many specifications as the noun with the fewest.
     """
     pairs = {word: count for word, count in held_out_pairs().items() if nouns is None or word in nouns}
     most = len(COLOURS) * (len(pairs) * min(pairs.values(), default=0) if spread else sum(pairs.values())) // 2
@@ -113,7 +114,8 @@ ROUND_NOUNS = ("rocket",)  # nouns of `CLEAR_FAMILIES` that look the same from e
 def clear_nouns() -> tuple[str, ...]:
     """Return the toybox nouns that have a clear front and at least one combination that is held out of training.
 
-    A combination is a noun with a main colour and a part or accessory.
+    Animals, people and vehicles have a clear front, unless all their sides look the same. A combination is a noun with
+    a main colour and a part or accessory.
     """
     return tuple(
         word
@@ -125,13 +127,14 @@ def clear_nouns() -> tuple[str, ...]:
 class FrontObjects:
     """Toybox prompts and meshes of objects with a clear front, to measure the Janus problem (several fronts).
 
-    Implements the protocol `threedgen.evaluation.janus.options.FrontObjects`.
+    Nouns with a clear front are animals, people and vehicles whose sides differ (`clear_nouns`). Implements the
+    protocol `threedgen.evaluation.janus.options.FrontObjects`.
     """
 
     def prompts(self, count: int, seed: int) -> list[str]:
         """Return ``count`` captions that are held out of training, whose nouns have a clear front (`clear_nouns`).
 
-        Each noun is used once before one is repeated. Raises ConfigError if there are not enough such captions.
+        Each noun is used once before one is repeated. Raises ConfigError if ``count`` is too large (`held_out_cases`).
         """
         return [case.caption for case in held_out_cases(count, seed, spread=True, nouns=clear_nouns())]
 

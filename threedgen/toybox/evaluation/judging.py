@@ -149,8 +149,8 @@ def _sides(views: Answers, azimuth: np.ndarray) -> tuple[dict[str, Answer], int,
 def tally(verdicts: Sequence[Verdict]) -> dict[str, Proportion]:
     """Return the shares of correct answers over all verdicts, by attribute: keys of `FIGURES`, such as "noun".
 
-    Attributes without any answer are left out. A share has a 95 % interval, which is a bootstrap over objects for
-    answers about single views.
+    Attributes without any answer are left out. The 95 % interval of a share is Wilson's score interval. For answers
+    about single views, which depend on each other, it is usually a bootstrap over objects.
     """
     figures = {}
     for key in FIGURES:

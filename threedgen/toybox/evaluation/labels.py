@@ -92,9 +92,9 @@ def nearest_colour(value: np.ndarray) -> int:
 def word_colours(asset: Asset, labels: Labels) -> dict[str, int]:
     """Return a dict from part or accessory to the index of its colour in ``labels.colours``, -1 if it is ambiguous.
 
-    The dict has those parts and accessories of the object whose names are in ``labels.words``. Parts whose colour the
-    caption does not name are included; most of these have their usual colour. If they were left out, the probe could
-    learn to answer the most unusual colour of an image for every part.
+    The dict has those parts and accessories of the object whose names are in ``labels.words``, also those whose colour
+    the caption does not name. Named colours are random, most others are the usual ones of the part. Trained only on
+    named colours, the probe could learn to answer the most unusual colour of an image for every part.
     """
     found = {asset.part: labels.colours.index(asset.part_colour)} if asset.part and asset.part_colour else {}
     for solid in asset.primitives:  # also words of other nouns, such as a dog's mouth
@@ -164,10 +164,10 @@ class ProbeToybox(Toybox):
         super().__init__(seed, "train", view)
 
     def spec(self, index: int) -> tuple[Spec, int]:
-        """Return the specification of object ``index``, and 0, the plain sentence pattern of `grammar.caption`.
+        """Return the specification of object ``index``, and the number 0 of its sentence pattern (`grammar.caption`).
 
-        In at least half of the cases, the noun is one that can wear accessories. Half of the objects with such nouns
-        have one.
+        With the probability 1/2 the noun is sampled from those that can wear accessories, else from all nouns. Half of
+        the objects whose noun can wear accessories have one.
         """
         rng = self.rng(index, 10)
         nouns = list(NOUNS.values())

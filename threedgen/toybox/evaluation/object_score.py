@@ -79,8 +79,8 @@ class MeasuredObject:
 class Objects3D(Evaluation[Evaluate3DConfig, int, MeasuredObject]):
     """Evaluation that makes one 3D object per held-out prompt, and judges its views and surface (`MeasuredObject`).
 
-    An item is the index of a prompt. Held-out prompts have combinations of noun, colour and part that training
-    excludes.
+    Each item, the argument of `measure`, is the index of a prompt. Held-out prompts have combinations of noun, colour
+    and part that training excludes.
     """
 
     stage = "objects"
@@ -170,9 +170,13 @@ Seconds per object: median {middle}, at most {most}."""
 def make(config: GenerateConfig) -> tuple[Array, float | None] | None:
     """Start or resume a generate run, which makes one 3D object. A finished run is not repeated.
 
-    Return None if the run failed. Otherwise return the turntable views (8, H, W, 3) of the object, and the duration of
-    the run in seconds (None: unknown). Raises Stopped if the run was interrupted. A ConfigError or OutOfMemory of the
-    run is raised if it has no checkpoint yet; with a checkpoint, it counts as a failure.
+    Return the turntable views (8, H, W, 3) of the object, and the duration of the run in seconds (None: unknown).
+    Return None if the run failed; a ConfigError or OutOfMemory of a run that has a checkpoint counts as a failure.
+
+    Raises:
+        Stopped: the run was interrupted.
+        ConfigError, OutOfMemory: errors of a run that has no checkpoint. ConfigError also if the file of the views is
+            missing or damaged.
     """
     config, resume = runs.open_run(config, "objects")
     folder = Path(str(config.out))

@@ -81,10 +81,15 @@ def measure_open_prompts(
 ) -> Json:
     """Measure samples ``views`` of prompts without colours, and ground-truth renders ``truth`` of these prompts.
 
-    Both have images (V, H, W, 3) in [0, 1] for each prompt, in the order of the groups in ``cases``. Return JSON with
-    "agreement" (mean Lab distance between the colours of the views of an object), "accessories" (share of objects with
-    the accessory, for prompts "with" and "without" it) and "variety" (entropy of colours in bits, and 1 - IoU of
-    outlines, between seeds). Each has entries "measured" for samples and "truth" for renders.
+    Both have images (V, H, W, 3) in [0, 1] for each prompt, in the order of the groups in ``cases``.
+
+    Returns:
+        JSON with three entries, which have "measured" for the samples and "truth" for the renders:
+        "agreement": Lab distance of the mean colours of two views of an object. Further keys: "chance", the distance
+            of two different true objects; "below_15", the number of samples below 15; "nouns", the samples' distances.
+        "accessories": shares of objects on which the probe finds an accessory, for prompts "with" and "without" it.
+        "variety": means over nouns. "colour_entropy": entropy, in bits, of the colour names that the probe finds on
+            samples of one prompt with different seeds. "shape_distance": 1 - IoU of the outlines of two such samples.
     """
     ends = np.cumsum([0, *map(len, cases.values())])
     parts = {name: slice(ends[k], ends[k + 1]) for k, name in enumerate(cases)}
@@ -174,10 +179,10 @@ KEYS = ("noun", "colour", "part", "part_colour", "bound", "order", "each_side", 
 
 
 class ToyboxPrior(PriorEvaluation[EvaluatePriorConfig, Judged]):
-    """Evaluation of a prior's samples of held-out captions, judged by the probe. An item is the index of a caption.
+    """Evaluation of a prior's samples of held-out captions, judged by the probe.
 
     A prior is an image generator, the probe a classifier of toybox images. Held-out captions have combinations of noun,
-    colour and part that training excludes.
+    colour and part that training excludes. Each item, the argument of `measure`, is the index of a caption.
     """
 
     def __init__(self, task: Task) -> None:
@@ -227,10 +232,11 @@ counts as right within 15 degrees of its quarter."""
     def sections(self) -> tuple[list[str], Json]:
         """Measure how much the prior uses the other views of an object, and its samples of prompts without colours.
 
-        The first measurement ("view_use" in the JSON) denoises one view together with the other views of its object,
-        together with views of another object, and alone, and compares the errors. The second ("open") is
-        `measure_open_prompts`. The config can switch off each. Return Markdown sections of the report, and the results
-        as JSON.
+        Return Markdown sections of the report, and the results as JSON with these keys:
+            "view_use": errors of one view that is denoised together with the other views of its object, with views of
+                another object, and alone. Only for priors that can take a different timestep for each view.
+            "open": result of `measure_open_prompts`.
+        A measurement that the config switches off, or that is impossible for a folder of existing views, is left out.
         """
         config, sections, figures = self.config, list[str](), Json()
         if config.view_use and self.prior is not None and self.prior.timestep_per_view:

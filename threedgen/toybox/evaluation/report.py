@@ -102,8 +102,8 @@ class Surface(NamedTuple):
 
     Attributes:
         roughness: mean angle between normals of neighbouring pixels in renders, degrees; None: no visible surface.
-        translucent: whether more than half of the light still reaches a certain depth below the surface: 2 %
-            (`MAX_HALF_LIGHT_DEPTH`) of the longest side of the object.
+        translucent: whether half of the light gets deeper below the surface than 2 % (`MAX_HALF_LIGHT_DEPTH`) of the
+            longest side of the object.
     """
 
     roughness: float | None
@@ -161,10 +161,12 @@ COUNTS = {"translucent": "translucent objects", "without_surface": "objects with
 
 
 def fidelity_table(figures: Json) -> str:
-    """Return a Markdown table of FID, KID, roughness and the like, with 95 % intervals in brackets.
+    """Return a Markdown table of the metrics of generated objects, beside those of ground-truth objects.
 
-    ``figures`` is one dict with the entries of the results of `distances` and `surface_figures`. A row has a metric of
-    the generated objects, and in the last column its "floor_" value, that of ground-truth objects.
+    ``figures`` has the metrics "fid", "kid", "roughness" and "mottle", their values for ground-truth objects
+    ("floor_fid", ...), and 95 % intervals of both ("fid_interval", "floor_fid_interval", ...), which are written in
+    brackets. It also has the numbers of "translucent" objects and of those "without_surface". Missing metrics have no
+    row.
     """
 
     def cell(key: str) -> str:
@@ -289,11 +291,11 @@ def write_judged(
         rows: judged objects.
         keys: attributes that the table of correct answers lists: keys of `FIGURES`, such as "noun".
         intro, notes: Markdown before and after the tables.
-        figures: entries to write to report.json, before those that are computed here.
+        figures: first entries of report.json; those that are computed here follow.
         shown: dict from index of an object in ``rows`` to its images (V, H, W, 3) on the contact sheet.
         own: one dict for each of ``rows``, with further entries of this object in report.json; None: no further ones.
-        fidelity: metrics for `fidelity_table`, in addition to FID and KID, which are computed here from two or more
-            objects; None: no further metrics.
+        fidelity: metrics for `fidelity_table` other than FID and KID; None: no others. FID and KID are computed here
+            if there are two or more objects.
         summary: further entries of the run's summary; None: no further entries.
     """
     captions, measured = [row.case.caption for row in rows], [row.verdict for row in rows]

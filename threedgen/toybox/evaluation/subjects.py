@@ -69,9 +69,11 @@ as "l1", and has the measurements of the prior that was tuned by this method."""
 class Subject:
     """Toybox object for a personalisation test.
 
-    ``folder`` has the photos, runs and measurements of the object. ``truth`` (V, D) has a unit vector for each of V
-    renders of the object, from cameras other than those of the photos: the network `ToyboxIdentity` gives similar
-    vectors for views of one object.
+    Attributes:
+        asset: the object.
+        folder: folder of its photos, runs and measurements.
+        truth: unit vectors (V, D) by `ToyboxIdentity` of V renders of the object, from cameras other than those of the
+            photos. Images that show the object have similar vectors.
     """
 
     asset: Asset
@@ -82,7 +84,8 @@ class Subject:
 class Subjects(runner.Evaluation[EvaluateSubjectsConfig, int, Json]):
     """Evaluation of priors (image generators) that are tuned on photos of unusual toybox objects, the subjects.
 
-    It measures how well samples show the subject, and what the prior forgot. An item is the number of a subject.
+    It measures how well samples show the subject, and what the prior forgot. Each item, the argument of `measure`, is
+    the number of a subject.
     """
 
     stage = "subjects"
@@ -162,9 +165,10 @@ class Subjects(runner.Evaluation[EvaluateSubjectsConfig, int, Json]):
         """Sample and measure views of a subject with each accessory of `ACCESSORIES_WORN`.
 
         The views with accessory k are written to <name>-k.png. ``identifier`` is a word before the noun in the prompts,
-        such as "[v]"; "": no such word. Return JSON with three lists, which have one entry per accessory: "identity"
-        (mean cosine similarity to true views), "answers" (dict from `KEYS`, such as "noun", to whether the probe's
-        answer is right; None: not applicable) and "scores" (share of right answers).
+        such as "[v]"; "": no such word. Return JSON with three lists, which have one entry per accessory:
+            "identity": mean cosine similarity of the vectors (`ToyboxIdentity`) of sampled and of true views.
+            "answers": dict from `KEYS`, such as "noun", to whether the probe's answer is right; None: not applicable.
+            "scores": share of right answers.
         """
         noun, number = subject.asset.noun, subject.asset.index
         prompts = [prompt_of(noun, worn, identifier) for worn in ACCESSORIES_WORN]
@@ -180,10 +184,15 @@ class Subjects(runner.Evaluation[EvaluateSubjectsConfig, int, Json]):
     def measure_tuned(self, subject: Subject, tuning: MVDreamBoothConfig, key: str, strength: float) -> Json:
         """Measure the prior that the run ``tuning`` personalised: identity of the object, and what the prior forgot.
 
-        ``key`` is the first part of image file names, and ``strength`` the factor on the change of the weights. Return
-        the JSON of `measure_samples` with three further keys: "class" (`measure_samples` for prompts without the
-        identifier), "held_out" (list of the shares of right answers of held-out prompts) and "seconds" (duration of the
-        run).
+        ``strength`` is the factor on the change of the weights. The sampled views of accessory k are written to
+        <key>-k.png (prompt with the identifier) and <key>-class-k.png (without it) in the folder of the subject.
+
+        Returns:
+            "identity", "answers", "scores": lists with one entry per accessory, for prompts with the identifier:
+                similarity to true views, the probe's answers, and the share of right answers (`measure_samples`).
+            "class": dict with these three lists for prompts without the identifier.
+            "held_out": list of the shares of right answers for held-out prompts.
+            "seconds": duration of the run; None if unknown.
         """
         folder = Path(str(tuning.out))
         options = {"personalisation": str(folder / dreambooth.RESULT), "personalisation_strength": strength}
@@ -306,18 +315,21 @@ def compare(rows: Rows, key: str) -> Json:
     """Return JSON that compares personalised priors with the base prior, for one method against forgetting.
 
     Args:
-        rows: measurements of each subject.
+        rows: one dict per subject; its entry "found" maps "base" (base prior) and each ``key`` (personalised prior) to
+            the measurements of this prior.
         key: method, such as "l1" (L1 penalty on the change of the weights), or method and strength (factor on the
             change of the weights), such as "l1-0.8".
 
     Returns:
-        "identity", "identity_interval": mean similarity of samples to true views, and its 95 % interval.
+        "identity", "identity_interval": mean similarity of samples of the personalised priors to true views, and its
+            95 % interval over subjects.
         "identity_gain", "own_change", "class_change", "held_out_change": differences, personalised minus base, as
             (mean, low, high) with the 95 % interval over subjects. "identity_gain" is the difference in "identity". The
             others are differences in the share of right answers of the probe (an image classifier): for prompts of the
             subject (own), for the same prompts without the identifier (class), and for held-out prompts.
-        "order", "bound": share of samples whose views show the sides in the right order, and of those whose accessory
-            is present in its colour.
+        "order", "bound": share of samples of the personalised priors whose views show the sides in the right order, and
+            share of those with an accessory that show it in its colour. Each is a dict with "hits", "total", "share",
+            "low" and "high" (95 % interval).
         "seconds": median duration of the runs that personalise.
     """
     tuned, base = ([row["found"][name] for row in rows] for name in (key, "base"))

@@ -160,7 +160,7 @@ class ProbeSystem(ClassifierSystem):
         """Return images (B, S, S, 3), uint8, and labels of block ``number``, which is rendered in step ``number``.
 
         A block has `N_VIEW` (2) views of each of `OBJECTS_PER_BLOCK` (8) objects, so B is 16. It is kept in memory for
-        the next 256 steps.
+        the next 255 steps.
         """
         if number not in self.cache:
             first = (number + self.global_rank * BLOCKS_PER_RANK) * OBJECTS_PER_BLOCK  # devices share no samples

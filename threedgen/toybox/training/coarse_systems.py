@@ -115,10 +115,11 @@ class PredictorSystem(AveragedSystem):
 class CoarseSystem(PredictorSystem):
     """LightningModule that trains `coarse`, which predicts latents of an object in one step, and its object encoder.
 
-    The loss is the squared error of the latents of three (`TARGETS`) views of each object. They are predicted from a
-    caption, the cameras, and an object code (vector of what the caption leaves unspecified) with noise. The object
-    encoder computes the code from up to three other views. Some captions and some codes are dropped, so that the
-    network can also predict from only one of the two.
+    The loss is the weighted squared error (`CodedObjects.part_weights`) of the latents of three (`TARGETS`) views of
+    each object. Inputs are a caption, the cameras, and an object code (vector of what the caption leaves unspecified),
+    which the object encoder computes from up to three other views. Gaussian noise of standard deviation 0.3
+    (`CODE_NOISE`) is added to the code. Some captions and some codes are dropped, so that the network can also predict
+    from only one of the two.
 
     `parts` are pairs (share of the steps, objects on which these steps train). The cached captions are not used: each
     step writes new ones, so that the network is trained on many captions of each object.

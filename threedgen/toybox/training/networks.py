@@ -42,9 +42,9 @@ def base_model(
     """Build a 2D latent diffusion model from an untrained UNet, a trained autoencoder and a trained text encoder.
 
     `channels` are the numbers of channels of the UNet's levels, and `image_size` is the side of an image in pixels. The
-    time embedding includes the pooled caption embedding, and scales and shifts features. The model predicts v
-    (v-prediction, Salimans and Ho 2022), which weights all noise levels equally. Its noise schedule ends with more
-    noise than that of Stable Diffusion, whose last noise level would not hide latents of this small size.
+    sum of the time embedding and a pooled caption embedding scales and shifts the features of residual blocks. The
+    model predicts v (v-prediction, Salimans and Ho 2022). The last noise level leaves less signal (alpha_bar 4e-5) than
+    that of Stable Diffusion (5e-3), at which latents of this small size would still be recognisable.
     """
     latent_channels, levels = int(vae.config["latent_channels"]), len(channels) - 1
     unet = UNet2DConditionModel(
@@ -73,8 +73,9 @@ def multiview_model(
 ) -> MVDream:
     """Build a multi-view prior from the networks of `base`, a 2D model (single images) or a multi-view prior.
 
-    A UNet without camera input gets one. Networks without additions are shared with `base`. Only `rotary` changes the
-    output of the UNet before training: the first or the last weights of every other addition are zero.
+    A UNet without camera input gets one. Networks without additions are shared with `base`. Of the additions, only
+    `rotary` changes the output of the UNet before training: the weights for new input channels, and the last layers of
+    the camera embedding and of new attention, are zero.
 
     Args:
         coarse: network that predicts latents in one step, which become an input of the UNet; None: no predictor.
@@ -137,13 +138,14 @@ def widen(unet: Any, channels: Sequence[int], rng: torch.Generator) -> Any:
     weight of an old channel is split among its copies, at random (`rng`): the sum stays the same, but the gradients
     differ.
 
-    The output of the UNet changes slightly, because the group norms over two concatenated levels have other groups: by
-    3 to 9 % in the toybox's 2D model with noise as the input. It changes more if two levels become equally wide,
-    because the UNet then loses the projection between them.
+    The output of the UNet changes slightly if neighbouring levels are widened by different factors, because group norms
+    over the concatenated features of two levels then group other channels: by 3 to 9 % in the toybox's 2D model with
+    noise as the input. It changes more if two levels become equally wide, because the residual block between them then
+    has no 1x1 convolution in its shortcut (`conv_shortcut` of diffusers), and the trained one is lost.
 
     Raises:
         ConfigError: the number of levels differs, a new width is not a multiple of the old width of its level, or
-            neighbouring levels of the same old width have different new widths.
+            neighbouring levels of the same old width, which have no such convolution, get different new widths.
     """
     old = list(unet.config["block_out_channels"])
     if list(channels) == old:

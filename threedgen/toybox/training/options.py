@@ -88,8 +88,9 @@ class PhotographsConfig(DiffusionConfig):
 class MultiviewDiffusionConfig(DiffusionConfig):
     """Options of the training of a multi-view prior's UNet on 2D and multi-view batches (MVDream, section 3).
 
-    In multi-view batches, an object has `n_view` images. The options that are numbers of images are rounded up to whole
-    objects: `batch` (per step), `fresh` (new per step), `first` (available at the first step) and `pictures` (in all).
+    A step trains on `batch` images: `fresh` new ones, and random ones from a growing pool. The pool has `first` images
+    at the first step, takes in the new images of each step, and ends at `pictures` images. In multi-view batches, an
+    object has `n_view` images, and these four numbers are rounded up to whole objects.
     """
 
     n_view: int = Field(4, ge=2, le=16, description="views of an object that attend to each other")

@@ -103,9 +103,11 @@ class PriorSystem(DenoisingSystem):
     def entries(self, step: int, n_view: int, share: float) -> Array:
         """Sample the indices (n,) of the cache entries on which step ``step`` trains.
 
-        An entry has ``n_view`` images, so n is ``options.batch`` / ``n_view``, rounded up. ``share``, in [0, 1], is the
-        share of all steps that use this cache, so about s = ``step`` * ``share`` earlier steps have used it. The number
-        of entries to sample from grows with s, as `sample_entries` explains.
+        The options ``batch``, ``pictures``, ``first`` and ``fresh`` are numbers of images. An entry has ``n_view``
+        images, so here they are divided by ``n_view`` and rounded up; n is this ``batch``. ``share``, in [0, 1], is the
+        share of all steps that use this cache, so about s = ``step`` * ``share`` earlier steps have used it. ``fresh``
+        of the indices are new: ``first`` + s * ``fresh`` and those that follow. The others are random indices below
+        these. All are below ``pictures``.
         """
         o, rng = self.options, self.numpy_rng(step, "pictures")
         numbers = (objects_of(number, n_view) for number in (o.batch, o.pictures, o.first, o.fresh))

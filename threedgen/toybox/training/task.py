@@ -168,12 +168,12 @@ def train_coarse(task: Task, base: LatentDiffusion, o: CoarseConfig) -> CoarsePr
 
     The coarse predictor computes latents in one step, which become an input of the UNet. `base` is the model whose VAE
     and text encoder it uses, and `o` has the options of the training. Networks that an earlier process of the run has
-    finished are loaded. If `base` has a coarse predictor, it is trained further, but its decoder and its view
-    fusion are not kept if `o.volume` asks for another decoder. Return the predictor frozen, with the moving averages of
-    its weights.
+    finished are loaded. If `base` has a coarse predictor, it is trained further, but without its decoder and its view
+    fusion if `o.volume` (channels of the decoder's feature volumes) asks for another decoder. Return the predictor
+    frozen, with the moving averages of its weights.
 
     Raises ConfigError if `base` has no coarse predictor, and `o` has 0 steps for the predictor or its sampler, or
-    if `o.volume` does not fit the latents.
+    if the new decoder's `o.volume` does not have one number for each of the sides 4, 8, ... up to that of the latents.
     """
     for key in ("max_steps", "sampler_steps"):
         if base.coarse is None and not getattr(o, key):

@@ -23,8 +23,10 @@ class Primitive:
     A point p in local axes is at ``matrix`` @ p + ``centre`` in world space.
 
     Attributes:
-        kind: shape in local axes: SPHERE, BOX, FRUSTUM, TORUS, DOME or PRISM (constants of this module).
-        param: top radius of a FRUSTUM or tube radius of a TORUS, in local units; other kinds ignore it.
+        kind: shape in local axes: SPHERE, BOX, FRUSTUM, TORUS, DOME or PRISM (constants of this module). All fit into
+            [-1, 1]^3, except a FRUSTUM that widens upwards.
+        param: top radius of a FRUSTUM (bottom radius 1) or tube radius of a TORUS (outer radius 1); other kinds ignore
+            it.
         matrix: (3, 3), from local axes to world axes.
         centre: (3,), position of the local origin in world space.
         colour: (3,), sRGB in [0, 1].
