@@ -9,6 +9,7 @@ An object code, a vector, decides what the caption leaves unspecified. Without a
 all objects that fit the caption.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from .coarse_blocks import Block, cross_attend
-from .coarse_volume import VolumeDecoder
+from .coarse_volume import VolumeFeatures
 from .object_code import TOKENS, CodeSampler, ObjectEncoder
 from .view_fusion import HARMONICS, ViewFusion, camera_harmonics
 
@@ -72,36 +73,18 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
             starts_samples: whether the prior may start its samples from the prediction (img2img); only stored here.
             fusion: hidden channels of the `ViewFusion`, which corrects predictions by the noisy latents of all views;
                 0: none.
-            volume: channels of each level of the feature volume, from coarse to fine; a `VolumeDecoder` then replaces
-                the feature maps, and `channels` and `blocks` are not used. (): feature maps.
+            volume: channels of the volumes of `VolumeFeatures`, from coarse to fine, which are added to the feature
+                maps. (): none.
         """
         super().__init__()
-        self.heads = heads
-        self.queries = nn.Parameter(torch.randn(queries, text_width))
-        self.key_value = nn.Linear(text_width, 2 * text_width)
-        self.norm = nn.LayerNorm(queries * text_width)
-        self.decoder = None
-        if volume:
-            features = (queries + 1) * text_width  # of text and code
-            self.decoder = VolumeDecoder(text_width, latent_channels, size, heads, width, features, tuple(volume))
-        else:
-            self._add_maps()
-        self.encoder = ObjectEncoder(latent_channels, size, 2 * HARMONICS + 2, text_width)
-        self.fusion = ViewFusion(latent_channels, size, fusion) if fusion else None
-        self.sampler = CodeSampler(text_width, text_width)
-        self.code_tokens = nn.Linear(text_width // TOKENS, text_width, bias=False)
-        self.code_positions = nn.Parameter(torch.randn(TOKENS, text_width))
-
-    def _add_maps(self) -> None:
-        """Add the layers of the feature maps, which the config describes, see `__init__`."""
-        names = "text_width", "latent_channels", "size", "queries", "heads", "width"
-        text_width, latent_channels, size, queries, heads, width = (self.config[name] for name in names)
-        channels, blocks = tuple(self.config["channels"]), tuple(self.config["blocks"])
-        self.base = size // 2 ** (len(channels) - 1)
+        self.heads, self.base = heads, size // 2 ** (len(channels) - 1)
         if self.base * 2 ** (len(channels) - 1) != size:
             raise ValueError(f"size {size} should be a multiple of 2 ** (levels - 1)")
         if len(blocks) != len(channels):
             raise ValueError(f"channels {channels} and blocks {blocks} should have one value for each level")
+        self.queries = nn.Parameter(torch.randn(queries, text_width))
+        self.key_value = nn.Linear(text_width, 2 * text_width)
+        self.norm = nn.LayerNorm(queries * text_width)
         self.camera = nn.Linear(2 * HARMONICS + 2, width // 2)
         self.no_camera = nn.Parameter(torch.zeros(width // 2))
         self.mix = nn.Sequential(
@@ -120,6 +103,18 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
         self.finer = nn.ModuleList(nn.Conv2d(a, 4 * b, 1) for a, b in zip(channels, channels[1:], strict=False))
         self.out = nn.Conv2d(channels[-1], latent_channels, 3, padding=1)
         self.code_width = nn.Linear(text_width, width, bias=False)
+        self.encoder = ObjectEncoder(latent_channels, size, 2 * HARMONICS + 2, text_width)
+        self.fusion = ViewFusion(latent_channels, size, fusion) if fusion else None
+        self.sampler = CodeSampler(text_width, text_width)
+        self.code_tokens = nn.Linear(text_width // TOKENS, text_width, bias=False)
+        self.code_positions = nn.Parameter(torch.randn(TOKENS, text_width))
+        self.volume = self._volume(volume) if volume else None
+
+    def _volume(self, channels: Sequence[int]) -> VolumeFeatures:
+        c: Any = self.config
+        features = (c["queries"] + 1) * c["text_width"]  # of text and code
+        sizes = c["text_width"], c["size"], c["heads"], c["width"], features
+        return VolumeFeatures(*sizes, tuple(channels), tuple(c["channels"]))
 
     def forward(self, text: Tensor, camera: Tensor | None, code: Tensor | None = None, n_view: int = 1) -> Tensor:
         """Predict latents (B, C, h, h) from text embeddings (B, L, D), camera vectors (B, 16), object codes (B, D).
@@ -130,15 +125,13 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
         and codes, because a predictor with feature volumes computes one volume for them.
         """
         code = text.new_zeros(len(text), text.shape[2]) if code is None else code
-        count = n_view if self.decoder is not None and camera is not None else 1
-        text, code = text[::count], code[::count]
         tokens = self.code_tokens(code.unflatten(1, (TOKENS, -1))) + self.code_positions * code.any(1)[:, None, None]
         text = torch.cat([text, tokens.to(text.dtype)], dim=1)
         read = self.norm(self.read(text))
-        if self.decoder is not None:
-            features = torch.cat([read, code.to(read.dtype)], dim=1)
-            views = None if camera is None else camera.unflatten(0, (-1, count))
-            return self.decoder(features, text, views).flatten(0, 1)
+        added: Sequence[Tensor | float] = [0.0] * len(self.levels)
+        if self.volume is not None and camera is not None:
+            features = torch.cat([read, code.to(read.dtype)], dim=1)[::n_view]
+            added = self.volume(features, text[::n_view], camera.unflatten(0, (-1, n_view)))
         view = self.camera(camera_harmonics(camera)) if camera is not None else self.no_camera.expand(len(text), -1)
         first, *middle, last = self.mix
         features = first(torch.cat([read, view.to(read.dtype)], dim=1)) + self.code_width(code)
@@ -146,7 +139,7 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
             features = layer(features)
         x = last(features).unflatten(1, (-1, self.base, self.base))
         for k, blocks in enumerate(self.levels):
-            x = x if k == 0 else F.pixel_shuffle(self.finer[k - 1](x), 2)
+            x = (x if k == 0 else F.pixel_shuffle(self.finer[k - 1](x), 2)) + added[k]
             for block in blocks:  # type: ignore[attr-defined]
                 x = block(x, text, features)
         return self.out(F.silu(x))
@@ -193,13 +186,14 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
             self.fusion = ViewFusion(self.config["latent_channels"], self.config["size"], channels)
             self.register_to_config(fusion=channels)
 
-    def copy_shared(self, other: "CoarsePredictor") -> None:
-        """Copy weights from `other`, except those of the decoder (feature maps or volumes) and of the view fusion."""
-        for name in ("encoder", "sampler", "key_value", "norm", "code_tokens"):
-            getattr(self, name).load_state_dict(getattr(other, name).state_dict())
-        with torch.no_grad():
-            self.queries.copy_(other.queries)
-            self.code_positions.copy_(other.code_positions)
+    def add_volume(self, channels: Sequence[int]) -> None:
+        """Add untrained `VolumeFeatures` with `channels` per volume, which change no prediction until they are trained.
+
+        If the predictor has volumes with these channels already, nothing happens.
+        """
+        if tuple(channels) != tuple(self.config["volume"]):
+            self.volume = self._volume(channels)
+            self.register_to_config(volume=tuple(channels))
 
     def read(self, text: Tensor) -> Tensor:
         """Summarise `text` (B, L, D), the tokens of caption and object code, as features (B, queries * D).

@@ -1,4 +1,4 @@
-"""Decoder of the coarse predictor with a feature volume, so that all views show one object.
+"""Feature maps for the coarse predictor from a feature volume, so that all views show one object.
 
 Text and object code give a volume of features around the origin. A view samples the volume along its rays, like HoloGAN
 (Nguyen-Phuoc et al. 2019, arXiv 1904.01326), and attenuates features by the opacity in front of them, as in volume
@@ -13,8 +13,8 @@ from .attention.joined import HALF_EXTENT
 from .coarse_blocks import Block
 from .view_fusion import HARMONICS, camera_harmonics
 
-COARSEST = 4
-"""Cells per side of the coarsest feature volume."""
+COARSEST, SEED_RANK = 4, 128
+"""Cells per side of the coarsest feature volume, and rank of the linear layer that computes it."""
 RADIUS, REACH = 0.85, 0.88
 """RADIUS: half the depth range, around the origin, of the samples of a ray. REACH: half the side of the feature volume.
 Both in world units."""
@@ -28,8 +28,11 @@ OPACITY_BIAS, EMPTY, SOLID = -2.0, 0.1, 2.0
 where w is its weight in volume rendering (opacity times transmittance)."""
 
 
-class VolumeDecoder(nn.Module):
-    """Network that predicts latents of any view of an object from text, object code and camera, by a feature volume."""
+class VolumeFeatures(nn.Module):
+    """Network that computes feature maps of any view of an object from text, object code and camera, by a volume.
+
+    The coarse predictor adds them to its own feature maps, on each level. They are zero before training.
+    """
 
     u: Tensor
     s: Tensor
@@ -37,23 +40,25 @@ class VolumeDecoder(nn.Module):
     def __init__(
         self,
         text_width: int,
-        latent_channels: int,
         size: int,
         heads: int,
         width: int,
         features: int,
         channels: tuple[int, ...],
+        maps: tuple[int, ...],
     ) -> None:
         """Build the network.
 
         Args:
             text_width: features D per token of text or object code.
-            latent_channels, size: channels C and side h of the latents.
+            size: side h of the latents.
             heads: number of attention heads.
             width: length of the hidden vector that scales and shifts the inputs of the blocks.
             features: length F of the input vector that summarises text and object code.
             channels: channels of the volumes, from coarse to fine. Their sides are 4, 8, 16, ... cells. The finest does
                 not attend to the text.
+            maps: channels of the feature maps of the coarse predictor, from coarse to fine. The finest has the side h,
+                each other half the side of the next.
 
         Raises:
             ValueError: the side of the finest volume differs from `size`.
@@ -63,7 +68,9 @@ class VolumeDecoder(nn.Module):
         if COARSEST * 2**last != size:
             raise ValueError(f"channels {channels} of volumes do not fit latents of side {size}")
         self.mix = nn.Sequential(nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
-        self.seed = nn.Linear(width, channels[0] * COARSEST**3)
+        self.seed = nn.Sequential(
+            nn.Linear(width, SEED_RANK, bias=False), nn.Linear(SEED_RANK, channels[0] * COARSEST**3)
+        )
         self.levels = nn.ModuleList(
             nn.ModuleList(
                 Block(c, text_width, heads, width, conv=nn.Conv3d, attend=k < last)
@@ -78,36 +85,36 @@ class VolumeDecoder(nn.Module):
         self.volume_norm = nn.GroupNorm(8, channels[-1])
         self.to_feature = nn.Conv3d(channels[-1], channels[-1] + 1, 1)
         self.flatten = nn.Conv2d(channels[-1] * DEPTHS, MAP_CHANNELS, 1)
-        self.no_camera = nn.Parameter(torch.zeros(MAP_CHANNELS, size, size))
         self.camera = nn.Linear(2 * HARMONICS + 2, width)
         self.view_mix = nn.Sequential(nn.SiLU(), nn.Linear(width, width), nn.SiLU())
         self.image = nn.ModuleList(
             Block(MAP_CHANNELS, text_width, heads, width, attend=False) for _ in range(MAP_BLOCKS)
         )
         self.out_norm = nn.GroupNorm(8, MAP_CHANNELS)
-        self.out = nn.Conv2d(MAP_CHANNELS, latent_channels, 3, padding=1)
+        self.sides = [2 ** (len(maps) - 1 - k) for k in range(len(maps))]  # latent pixels per cell of each level
+        out = [nn.Conv2d(MAP_CHANNELS * side**2, c, 1) for side, c in zip(self.sides, maps, strict=True)]
+        for parameter in (p for layer in out for p in layer.parameters()):
+            nn.init.zeros_(parameter)
+        self.out = nn.ModuleList(out)
         u = HALF_EXTENT * torch.linspace(-1 + 1 / size, 1 - 1 / size, size)
         s = RADIUS * torch.linspace(1 - 1 / DEPTHS, -1 + 1 / DEPTHS, DEPTHS)  # from near to far
         self.register_buffer("u", u, persistent=False)
         self.register_buffer("s", s, persistent=False)
 
-    def forward(self, features: Tensor, text: Tensor, camera: Tensor | None) -> Tensor:
-        """Predict latents (B, V, C, h, h) of V views of B objects.
+    def forward(self, features: Tensor, text: Tensor, camera: Tensor) -> list[Tensor]:
+        """Return feature maps (B V, c, s, s) of V views of B objects, one tensor for each level, from coarse to fine.
 
-        `features` (B, F) summarise text and object code, `text` (B, L, D) are the tokens of both, `camera` (B, V, 16)
-        camera vectors. If `camera` is None, V is 1, and the result is the mean over all cameras.
+        Each level has its channels c and side s. `features` (B, F) summarise text and object code, `text` (B, L, D) are
+        the tokens of both, `camera` (B, V, 16) camera vectors.
         """
-        mixed = self.mix(features)
-        if camera is None:
-            x, view, count = self.no_camera.expand(len(text), -1, -1, -1), mixed, 1
-        else:
-            count = camera.shape[1]
-            x = self.project(self.volume(mixed, text), camera)
-            view = mixed.repeat_interleave(count, 0) + self.camera(camera_harmonics(camera.flatten(0, 1)))
+        mixed, count = self.mix(features), camera.shape[1]
+        x = self.project(self.volume(mixed, text), camera)
+        view = mixed.repeat_interleave(count, 0) + self.camera(camera_harmonics(camera.flatten(0, 1)))
         view = self.view_mix(view)
         for block in self.image:
             x = block(x, text, view)
-        return self.out(F.silu(self.out_norm(x))).unflatten(0, (-1, count))
+        x = F.silu(self.out_norm(x))
+        return [layer(F.pixel_unshuffle(x, side)) for layer, side in zip(self.out, self.sides, strict=True)]
 
     def volume(self, mixed: Tensor, text: Tensor) -> Tensor:
         """Return feature volumes (B, C + 1, n, n, n) of B objects: C features, then the logit of the opacity.
@@ -146,7 +153,7 @@ class VolumeDecoder(nn.Module):
         These are the layer that computes the coarsest volume, and the position embeddings of all levels. They are no
         matrices that Muon should orthogonalise; it updates them by AdamW (its argument `elementwise`).
         """
-        return [self.seed.weight, *self.positions]
+        return [self.seed[1].weight, *self.positions]
 
     def points(self, camera: Tensor) -> Tensor:
         """Return the points (N, DEPTHS, h, h, 3) at which the rays of N cameras, vectors (N, 16), sample the volume.

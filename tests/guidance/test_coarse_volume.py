@@ -1,6 +1,9 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from tests.support.tiny_prior import TEXT_WIDTH, coarse_prior, cpu, tiny_coarse
 from threedgen.geometry.cameras import Cameras, Projection
@@ -12,8 +15,16 @@ from threedgen.guidance.coarse_volume import DEPTHS, DISTANCE, REACH, shuffle
 SIDE = 16
 
 
+def trained(**options: Any) -> CoarsePredictor:
+    """A tiny predictor whose volume has an effect, as after training."""
+    coarse = tiny_coarse(**options)
+    for layer in coarse.volume.out:
+        nn.init.normal_(layer.weight)
+    return coarse
+
+
 def predictor() -> CoarsePredictor:
-    return tiny_coarse(size=SIDE, volume=(8, 8, 8))
+    return trained(size=SIDE, volume=(8, 8, 8))
 
 
 def poses(*azimuths: float, elevation: float = 20.0) -> torch.Tensor:
@@ -36,11 +47,14 @@ def test_views_of_an_object_are_those_of_separate_calls() -> None:
 
 
 def test_prior_computes_one_volume_per_object(monkeypatch: pytest.MonkeyPatch) -> None:
-    coarse = tiny_coarse(volume=(8, 8))
-    prior, c2w, counts, volume = coarse_prior(coarse), poses(0, 90, 180, 270), list[int](), coarse.decoder.volume
-    monkeypatch.setattr(
-        coarse.decoder, "volume", lambda mixed, text: (counts.append(len(text)), volume(mixed, text))[1]
-    )
+    coarse = trained(volume=(8, 8))
+    prior, c2w, counts, volume = coarse_prior(coarse), poses(0, 90, 180, 270), list[int](), coarse.volume.volume
+
+    def counted(mixed: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        counts.append(len(text))
+        return volume(mixed, text)
+
+    monkeypatch.setattr(coarse.volume, "volume", counted)
     text = prior.encode_prompt(["a red dog", "a blue cat"]).repeat_interleave(2, 0)
     found = prior.predict_coarse(text, c2w)
     single = torch.cat([prior.predict_coarse(text[k : k + 1], c2w[k : k + 1]) for k in range(4)])
@@ -49,10 +63,20 @@ def test_prior_computes_one_volume_per_object(monkeypatch: pytest.MonkeyPatch) -
     assert counts == [2, 1, 1, 1, 1, 3]
 
 
+@torch.no_grad()
+def test_new_volume_changes_no_prediction() -> None:
+    before, after = tiny_coarse(), tiny_coarse()
+    after.add_volume([8, 8])
+    text, camera = torch.randn(2, 5, TEXT_WIDTH, generator=cpu()), camera_vector(poses(0, 90))
+    assert torch.equal(before(text, camera), after(text, camera)) and after.config["volume"] == (8, 8)
+    kept = after.volume
+    after.add_volume((8, 8))
+    assert after.volume is kept
+
+
 def test_samples_lie_on_the_rays_of_the_pixels_from_near_to_far() -> None:
-    decoder, c2w = predictor().decoder, poses(30, 200, elevation=-10)
-    assert decoder is not None
-    points = REACH * decoder.points(camera_vector(c2w))
+    volume, c2w = predictor().volume, poses(30, 200, elevation=-10)
+    points = REACH * volume.points(camera_vector(c2w))
     focal = 0.5 * SIDE * DISTANCE / HALF_EXTENT
     K = torch.tensor([[focal, 0, SIDE / 2], [0, focal, SIDE / 2], [0, 0, 1]]).expand(2, 3, 3)
     origins, directions = Cameras(c2w, Projection(K), SIDE, SIDE).rays()
@@ -66,13 +90,12 @@ def test_samples_lie_on_the_rays_of_the_pixels_from_near_to_far() -> None:
 
 @pytest.mark.parametrize("azimuth", [0, 90, 180, 270])
 def test_opaque_features_hide_those_behind_them(azimuth: float) -> None:
-    decoder, camera = predictor().decoder, camera_vector(poses(azimuth, elevation=0))[None]
-    assert decoder is not None
+    features, camera = predictor().volume, camera_vector(poses(azimuth, elevation=0))[None]
     volume = torch.zeros(1, 9, SIDE, SIDE, SIDE)
     middle = slice(SIDE // 2 - 2, SIDE // 2 + 2)
     volume[:, -1, middle, middle, middle] = 20  # an opaque cube
     volume.requires_grad_()
-    centre = decoder.project(volume, camera)[..., SIDE // 2, SIDE // 2].square().sum()
+    centre = features.project(volume, camera)[..., SIDE // 2, SIDE // 2].square().sum()
     (grad,) = torch.autograd.grad(centre, volume)
     seen = grad[0, :-1].abs().sum((0, 3))  # over features and z
     rows = seen if azimuth % 180 == 0 else seen.T

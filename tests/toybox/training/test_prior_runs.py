@@ -147,12 +147,12 @@ def volume_command(folder: Path) -> list[str]:
     return prior_command(folder, f"start={prior() / 'prior'}", *words)
 
 
-def test_decoder_is_replaced_by_one_with_feature_volumes() -> None:
+def test_feature_volumes_are_added_to_a_predictor() -> None:
     run = finished_run(volume_command)
     after, before = (MVDream.load(str(folder / "prior"), dtype="fp32").coarse for folder in (run, prior()))
-    assert after.decoder.levels[1][0].first.weight.shape == (8, 8, 3, 3, 3) and before.decoder is None
+    assert after.volume.levels[1][0].first.weight.shape == (8, 8, 3, 3, 3) and before.volume is None
+    assert any(layer.weight.any() for layer in after.volume.out), "trained"
     assert_same(dict(after.sampler.state_dict()), dict(before.sampler.state_dict()))
-    assert before.config["fusion"] and not after.config["fusion"]
 
 
 def two_sizes_command(folder: Path) -> list[str]:

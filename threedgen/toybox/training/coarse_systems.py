@@ -106,8 +106,8 @@ class PredictorSystem(AveragedSystem):
         return self.prior.split_text(self.prior.encode_prompt(drop_captions(captions, dropped)))[1]
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        decoder = self.predictor.decoder
-        tables = [] if decoder is None else decoder.position_weights()
+        volume = self.predictor.volume
+        tables = [] if volume is None else volume.position_weights()
         optimizer = Muon(self.parameters(), 1.0, weight_decay=WEIGHT_DECAY, elementwise=tables)
         return self.scheduled(optimizer, self.options.learning_rate)
 
@@ -138,8 +138,8 @@ class CoarseSystem(PredictorSystem):
         super().__init__(options, seed, options.max_steps, coarse, prior, parts[0][1].cache)
         self.parts = parts
         self.coarse = coarse.requires_grad_(True).train()
-        if coarse.decoder is None:  # the format has no meaning for volumes
-            self.coarse.to(memory_format=torch.channels_last)  # type: ignore[call-arg]  # faster on a CPU
+        maps = (part for name, part in self.coarse.named_children() if name != "volume")
+        torch.nn.ModuleList(maps).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster on a CPU
         self.coarse.sampler.requires_grad_(False)
         if self.coarse.fusion is not None:
             self.coarse.fusion.requires_grad_(False)

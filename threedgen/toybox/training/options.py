@@ -112,7 +112,7 @@ class CoarseConfig(Config):
     fusion_steps: int = Field(4000, ge=0, description="steps of the view fusion; 0: that of start, if it has one")
     objects: base.Count = Field(40_000, description="number of distinct objects")
     volume: tuple[Annotated[int, Field(ge=8, multiple_of=8)], ...] | None = Field(
-        None, description="channels of the feature volumes of a new predictor; null: the predictor of start"
+        None, description="channels of the feature volumes that are added; null: none, or those of start"
     )
     learning_rate: Scheduled = Field({"0%": 0.0, "1%": 2e-3, "40%": 2e-3, "100%": 2e-5})
 

@@ -168,12 +168,11 @@ def train_coarse(task: Task, base: LatentDiffusion, o: CoarseConfig) -> CoarsePr
 
     The coarse predictor computes latents in one step, which become an input of the UNet. `base` is the model whose VAE
     and text encoder it uses, and `o` has the options of the training. Networks that an earlier process of the run has
-    finished are loaded. If `base` has a coarse predictor, it is trained further, but without its decoder and its view
-    fusion if `o.volume` (channels of the decoder's feature volumes) asks for another decoder. Return the predictor
-    frozen, with the moving averages of its weights.
+    finished are loaded. If `base` has a coarse predictor, it is trained further; `o.volume` adds feature volumes to it.
+    Return the predictor frozen, with the moving averages of its weights.
 
     Raises ConfigError if `base` has no coarse predictor, and `o` has 0 steps for the predictor or its sampler, or
-    if the new decoder's `o.volume` does not have one number for each of the sides 4, 8, ... up to that of the latents.
+    if `o.volume` does not have one number for each of the sides 4, 8, ... up to that of the latents.
     """
     for key in ("max_steps", "sampler_steps"):
         if base.coarse is None and not getattr(o, key):
@@ -181,15 +180,12 @@ def train_coarse(task: Task, base: LatentDiffusion, o: CoarseConfig) -> CoarsePr
     seed = task.config.seed
     seed_networks(seed, "coarse")
     channels, side, _ = base.latent_shape
-    coarse = base.coarse
-    if coarse is None or o.volume is not None and o.volume != tuple(coarse.config["volume"]):
-        if o.volume is not None and COARSEST * 2 ** (len(o.volume) - 1) != side:
-            raise ConfigError(
-                f"should have a number for each side from {COARSEST} to {side}", "coarse.volume", o.volume
-            )
-        coarse = CoarsePredictor(base.text_shape[1], channels, side, volume=o.volume or ())
-        if base.coarse is not None:
-            coarse.copy_shared(base.coarse)
+    coarse = base.coarse or CoarsePredictor(base.text_shape[1], channels, side)
+    if o.volume is not None:
+        if COARSEST * 2 ** (len(o.volume) - 1) != side:
+            problem = f"should have a number for each side from {COARSEST} to {side}"
+            raise ConfigError(problem, "coarse.volume", o.volume)
+        coarse.add_volume(o.volume)
     if o.fusion_steps:
         coarse.add_fusion(FUSION_CHANNELS)  # before the stages, so that a resumed run has the same first weights
 
