@@ -63,7 +63,7 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
         Args:
             text_width: features D per token of the text embedding, and length of an object code.
             latent_channels, size: channels C and side h of the latents. `size` is a multiple of
-                2 ** (len(channels) - 1) or, with `volume`, equal to 4 * 2 ** (len(volume) - 1).
+                2 ** (len(channels) - 1) and, with `volume`, equal to 4 * 2 ** (len(volume) - 1).
             queries: number of learned queries that attend to the text; their outputs summarise it.
             heads: attention heads.
             width: hidden features of the MLP that combines text, camera and code; they also scale and shift the inputs
