@@ -35,9 +35,9 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
     """Network that predicts the clean latents of an image from text, an optional camera and an optional object code.
 
     The network runs once, without noise as input. Residual blocks and upsampling turn a coarse feature map, computed
-    from text, camera and code, into latents. With the argument `volume`, they turn a coarse feature volume, computed
-    from text and code, into a fine one, which is rendered for the camera. In most blocks, each position attends to the
-    text, so that "a red hat" colours the hat even if no training caption has a red hat.
+    from text, camera and code, into latents. With the argument `volume`, feature maps that are rendered for the camera
+    from a feature volume, computed from text and code, are added at each level. In most blocks, each position attends
+    to the text, so that "a red hat" colours the hat even if no training caption has a red hat.
     """
 
     config_name: Any = "config.json"
@@ -71,10 +71,10 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
             channels, blocks: channels and number of residual blocks of each level, from coarse to fine. Each level has
                 twice the side of the level before.
             starts_samples: whether the prior may start its samples from the prediction (img2img); only stored here.
-            fusion: hidden channels of the `ViewFusion`, which corrects predictions by the noisy latents of all views;
-                0: none.
-            volume: channels of the volumes of `VolumeFeatures`, from coarse to fine, which are added to the feature
-                maps. (): none.
+            fusion: hidden channels of the submodule `fusion`, a `ViewFusion` that corrects predictions by the noisy
+                latents of all views. `forward` does not call it. 0: none.
+            volume: channels of the volumes of `VolumeFeatures`, from coarse to fine. Its feature maps, rendered from
+                the finest volume, are added to those of each level. (): none.
         """
         super().__init__()
         self.heads, self.base = heads, size // 2 ** (len(channels) - 1)
@@ -187,9 +187,10 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
             self.register_to_config(fusion=channels)
 
     def add_volume(self, channels: Sequence[int]) -> None:
-        """Add untrained `VolumeFeatures` with `channels` per volume, which change no prediction until they are trained.
+        """Add untrained `VolumeFeatures`, which add zero to all feature maps until they are trained.
 
-        If the predictor has volumes with these channels already, nothing happens.
+        `channels` are those of its volumes, from coarse to fine. They replace volumes with other channels; if the
+        predictor has volumes with these channels already, nothing happens.
         """
         if tuple(channels) != tuple(self.config["volume"]):
             self.volume = self._volume(channels)

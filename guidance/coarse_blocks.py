@@ -7,8 +7,9 @@ from torch import Tensor, nn
 class Block(nn.Module):
     """Residual block of `CoarsePredictor`: cross-attention, then two convolutions with kernels of side 3.
 
-    Each position of a feature map or volume attends to the tokens of text and object code. One feature vector, computed
-    from text, code and, for feature maps, camera, scales and shifts the normalised input of the convolutions.
+    Each position of a feature map or volume attends to the tokens of text and object code. The input of the first
+    convolution is normalised, scaled and shifted (FiLM). Scale and shift are computed from a vector that depends on
+    text and code and, in blocks for feature maps, on the camera.
     """
 
     def __init__(

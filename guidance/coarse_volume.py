@@ -29,9 +29,9 @@ where w is its weight in volume rendering (opacity times transmittance)."""
 
 
 class VolumeFeatures(nn.Module):
-    """Network that computes feature maps of any view of an object from text, object code and camera, by a volume.
+    """Network that makes a feature volume of an object from text and object code, and renders feature maps of views.
 
-    The coarse predictor adds them to its own feature maps, on each level. They are zero before training.
+    The coarse predictor adds the maps to its own feature maps, on each level. They are zero before training.
     """
 
     u: Tensor
@@ -117,10 +117,11 @@ class VolumeFeatures(nn.Module):
         return [layer(F.pixel_unshuffle(x, side)) for layer, side in zip(self.out, self.sides, strict=True)]
 
     def volume(self, mixed: Tensor, text: Tensor) -> Tensor:
-        """Return feature volumes (B, C + 1, n, n, n) of B objects: C features, then the logit of the opacity.
+        """Return feature volumes (B, C + 1, n, n, n) of B objects: C features, then a logit of the opacity.
 
-        The last three axes are x, y, z; n is the `size` of the constructor. `mixed` (B, width) are hidden vectors
-        computed from text and object code, `text` (B, L, D) the tokens of both.
+        The opacity is the sigmoid of this logit plus `OPACITY_BIAS`. The last three axes are x, y, z; n is the `size`
+        of the constructor. `mixed` (B, width) are hidden vectors computed from text and object code, `text` (B, L, D)
+        the tokens of both.
         """
         x = self.seed(mixed).unflatten(1, (-1, COARSEST, COARSEST, COARSEST))
         for k, (blocks, positions) in enumerate(zip(self.levels, self.positions, strict=True)):

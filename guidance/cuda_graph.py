@@ -37,8 +37,8 @@ class GraphedCalls:
         captures the graph; it and the next such calls replay it. All other calls, and all after a failed capture,
         run the function. The result of a replay is copied, so later calls do not overwrite it.
 
-        All calls must pass the same function. It is an argument and not an attribute, because it may refer to the owner
-        of this object.
+        All calls must pass the same function. It is an argument and not an attribute to avoid a reference cycle: it may
+        be a method of the object that owns this one.
         """
         tensors = [value for value in inputs if isinstance(value, Tensor)]
         key = tuple((v.shape, v.dtype, v.device) if isinstance(v, Tensor) else v for v in inputs)

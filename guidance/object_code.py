@@ -47,7 +47,8 @@ class ObjectEncoder(nn.Module):
     def __init__(self, latent_channels: int, size: int, camera_features: int, code_width: int) -> None:
         """Build the encoder for latents (C, h, h) with C = `latent_channels` and h = `size`.
 
-        `camera_features` is the number F of features per camera (see `view_fusion.camera_harmonics`), `code_width` the
+        `camera_features` is the number F of values that describe a camera: sines and cosines of multiples of its
+        azimuth, and z and z^2 of its position on the unit sphere (`view_fusion.camera_harmonics`). `code_width` is the
         length of an object code.
         """
         super().__init__()

@@ -78,10 +78,10 @@ class PriorConfig(Config):
     _compact: bool = PrivateAttr(False)
 
     def compact(self) -> Self:
-        """Return a copy of the config with which a prior loads its UNet on a GPU in the precision `dtype`.
+        """Return a copy of the config. A prior with the copy loads its UNet on a GPU in `dtype` instead of float32.
 
-        This saves memory, but such a UNet cannot be trained or saved. If weights are added to the UNet
-        (`alters_weights`), the copy is equal to the config: the UNet is loaded in float32.
+        Only linear and convolution layers are in `dtype`. This saves memory, but such a UNet cannot be trained or
+        saved. If weights are added to the UNet (`alters_weights`), the UNet is loaded in float32 nevertheless.
         """
         copy = self.model_copy()
         copy._compact = not self.alters_weights

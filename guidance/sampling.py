@@ -66,9 +66,9 @@ def before_steps(callback: Callable[[], None]) -> OnStep:
 def ddim_timesteps(steps: int, T: int = 1000) -> Tensor:
     """Return the ascending timesteps at which DDIM calls the network, (steps,) int64.
 
-    They are floor(i T / steps) + 1 for i = 0..steps-1 (as in the ldm code base, if `steps` divides T), but 0..T-1 if
-    `steps` equals T. Sampling from noise uses all training timesteps 0..T-1; for img2img, T is smaller: only the first
-    T training timesteps, up to the noise level of the start, are used.
+    They are spread over the training timesteps 0..T-1: floor(i T / steps) + 1 for i = 0..steps-1, as in the ldm code
+    base if `steps` divides T. If `steps` equals T, they are 0..T-1. For sampling from noise, T is the number of all
+    training timesteps; for img2img, it is this number times the noise strength of the start, but at least `steps`.
     """
     # With steps = T the offset of 1 would give t = T, which has no alpha_bar.
     return torch.arange(steps) * T // steps + (1 if steps < T else 0)
@@ -223,15 +223,16 @@ def img2img_strengths(draft: float | None, rounds: int = 0) -> list[float]:
 
 
 def total_steps(steps: int, draft: float | None, rounds: int = 0, init: InitLatents | None = None) -> int:
-    """Return the number of denoising steps of all passes of `sample_images`.
+    """Return the number of denoising steps of all passes of `sample_images`: a first pass, then img2img passes.
 
     A pass from noise takes `steps` steps, an img2img pass round(strength * steps), at least one.
 
     Args:
-        draft: strength of the img2img pass at full size that follows a first pass at half the size; None: the first
-            pass has full size.
-        rounds: number of img2img rounds that make views consistent (`ViewSync.rounds`), with the strengths from
-            `img2img_strengths`. With `draft`, the img2img pass at full size is the first of these rounds.
+        draft: strength s of the first img2img pass, if the first pass has half the size; None: the first pass has full
+            size, and s = 0.3 (`REFINE_STRENGTH`).
+        rounds: number n of img2img passes, all at full size, that make views consistent (`ViewSync.rounds`). Their
+            strengths are s, s (n - 1) / n, ..., s / n. 0: one img2img pass with the strength `draft`; none if `draft`
+            is None.
         init: img2img start of the first pass, which then has full size; `draft` is ignored. None: the first pass starts
             from noise.
     """

@@ -128,7 +128,8 @@ class ViewFusion(nn.Module):
     def messages(self, latents: Tensor, pairs: Tensor) -> Tensor:
         """Return features (B * V, channels, h, h) that each view gets from all views of its object, including itself.
 
-        The features of each source view are scaled and shifted by the features of the pair, then averaged over sources.
+        A network computes scale and shift of the features of each source view from the features of the pair. The
+        results are averaged over the source views.
 
         Args:
             latents: noisy latents (B * V, C, h, h).

@@ -158,15 +158,17 @@ def fit(views: Views, bounds: Bounds, options: ProtocolConfig, seed: int, device
 
 
 def loss(options: ProtocolConfig, result: Render, colours: Tensor, span: float, orientation: float) -> Tensor:
-    """Return the training loss of R rendered rays, a scalar: mean squared colour error plus regularisers.
+    """Return the training loss of R rendered rays, a scalar: mean squared colour error plus weighted regularisers.
 
-    The regularisers, each times its weight, are `distortion`, `orientation`, `sparsity` and `opaque` of `losses.py`.
+    The regularisers are `distortion` (weight `DISTORTION_WEIGHT`), `sparsity` and `opaque` of `losses.py` (weights in
+    `options`), and the mean of `result.orientation` if the render has normals.
 
     Args:
         result: render of the rays.
         colours: target colours (R, 3) in [0, 1].
         span: `Bounds.span`, the length of the sampled part of a ray divided by the radius of the scene's ball.
-        orientation: weight of the orientation loss at this step.
+        orientation: weight of the orientation loss at this step. It is divided by `options.normals`, the fraction of
+            the step's rays that have normals.
     """
     total = mse_loss(result.rgb, colours)
     if (distortion := losses.distortion(result, span)) is not None:

@@ -65,8 +65,8 @@ def distortion(render: Render, span: float) -> Tensor | None:
     """Return the distortion loss (Mip-NeRF 360, eq. 15), the spread of the weights along a ray, as the mean over rays.
 
     Per ray: sum_ij w_i w_j |m_i - m_j| + sum_i w_i^2 d_i / 3, with the midpoints m and lengths d of the samples in
-    units of `span`, the length far - near in world units of the sampled part of a ray. Returns None for a render
-    without samples or weights.
+    units of `span`, the length far - near in world units of the sampled part of a ray. Returns None for a render that
+    marched no rays, as for a mesh, or that has no weights because it was computed in chunks.
     """
     weights, s = render.weights, render.samples
     if weights is None or s is None:

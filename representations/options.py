@@ -10,7 +10,7 @@ from threedgen.config.sections import Shares
 
 
 def require_backend(backend: str) -> None:
-    """Raise ConfigError if the back end `backend` needs a package that is not installed."""
+    """Raise ConfigError if `backend`, the name of a kernel implementation, needs a package that is not installed."""
     if backend in EXTRAS:
         require(backend, f"backend: {backend}", "choose backend=auto")
 

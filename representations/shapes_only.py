@@ -50,10 +50,10 @@ def place(origins: Tensor, directions: Tensor, spans: Tensor, options: MarchConf
 class EqualRays(Samples):
     """Samples on torch's meta device (shapes without values), the same number on each ray, to measure peak memory.
 
-    A render of n chunks of rays computes them one after another, each in the same memory. The measurement therefore
-    computes at most three: `split` returns the first chunk, the second one, and a slice of all other rays, for which
-    `select_rays` returns only as many samples as one chunk has. While the second chunk is computed,
-    `PeakMemory.times` is n - 2, so that its operators are counted once for each chunk between the first and the last.
+    A render computes its n chunks of rays one after another, each in the same memory, so three parts suffice for the
+    measurement: the slices that `split` returns are the first chunk, the second one and all other rays. For the last
+    slice, `select_rays` returns only as many samples as one chunk has. Operators of the second chunk count n - 2 times
+    (`PeakMemory.times`), for all chunks between the first and the last.
 
     Attributes:
         chunks: numbers of samples per chunk, one for each call of `split` that divided the rays.

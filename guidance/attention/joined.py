@@ -64,13 +64,13 @@ class WorldRotary:
         self.tables: dict[tuple[int, int, int, int, torch.dtype], tuple[Tensor, Tensor]] = {}
 
     def table(self, tokens: int, width: int) -> tuple[Tensor, Tensor]:
-        """Return cosines and sines of the rotation angles, as arguments `cos` and `sin` of `rotate`: each (B, 2, L, D).
+        """Return cosines and sines of the rotation angles, each (B, 2, L, D); `__call__` selects them for each head.
 
         The second index is 0 for heads that rotate by 3D positions, 1 for heads that rotate by 2D positions. An image
-        has L = `tokens` tokens, a head D = `width` channels. A token has N = 6 (D // 16) angles: the coordinates of its
-        position times N / 3 (3D) or N / 2 (2D) frequencies. In `cos`, channels 0 to N - 1 hold their cosines, and N to
-        2 N - 1 the same again. In `sin`, channels 0 to N - 1 hold the negative sines, N to 2 N - 1 the sines. The other
-        channels, cosine 1 and sine 0, are not rotated.
+        has L = `tokens` tokens, a head D = `width` channels. A token has N = 6 (D // 16) angles in radians: each of its
+        3 (or 2) coordinates times each of N / 3 (or N / 2) frequencies. Angle k < N rotates the channels k and N + k.
+        Both hold its cosine; in the sines, channel k holds the negative sine and channel N + k the sine. The other
+        channels are not rotated: they have cosine 1 and sine 0.
         """
         side, count = round(tokens**0.5), 2 * (width // 16)  # even: as many angles from 2 dimensions as from 3
         u = HALF_EXTENT * torch.linspace(-1 + 1 / side, 1 - 1 / side, side, device=self.up.device)
@@ -105,9 +105,10 @@ def _angles(positions: Tensor, count: int) -> Tensor:
 
 
 class Rotate(torch.autograd.Function):
-    """Rotation of pairs of channels of x (B, H, L, D), by `cos` and `sin` of the same shape, see `rotate`.
+    """Autograd function of `rotate`, for x, `cos` and `sin` (B, H, L, D) with H heads, L tokens and D channels.
 
-    The backward pass rotates by the negative angles, which is faster than autograd through `rotate`.
+    It rotates pairs of channels of x. Its backward pass rotates the gradient by the negative angles, which is faster
+    than autograd through `rotate`.
     """
 
     @staticmethod
@@ -123,10 +124,11 @@ class Rotate(torch.autograd.Function):
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Return x cos + y sin, (..., D), where y is x (..., D) with two groups of channels exchanged.
+    """Rotate pairs of channels of x (..., D): return x cos + y sin, where y is x with two groups of channels exchanged.
 
-    With N = 6 (D // 16), the groups are channels 0 to N - 1 and N to 2 N - 1. `sin` holds the negative sines for the
-    first group and the sines for the second, as `WorldRotary.table` returns them.
+    `cos` and `sin` have the shape of x. With N = 6 (D // 16), the groups are channels 0 to N - 1 and N to 2 N - 1, and
+    channel i is rotated with channel N + i. `sin` holds the negative sines for the first group and the sines for the
+    second. In the remaining channels, which are not rotated, `cos` is 1 and `sin` is 0 (`WorldRotary.table`).
     """
     half = 6 * (x.shape[-1] // 16)
     exchanged = torch.cat([x[..., half : 2 * half], x[..., :half], x[..., 2 * half :]], dim=-1)
@@ -200,8 +202,9 @@ class MultiviewAttnProcessor(AttnProcessor2_0):
 
         Without `encoder_hidden_states`, the layer is self-attention over the F L tokens of an object. `rotary` rotates
         its queries and keys; None: no rotation. With text embeddings `encoder_hidden_states` (B F, S, D), it is
-        cross-attention to the text and, unless None, to N `image_tokens` (B F, N, D). `attn`, `attention_mask` and
-        `temb` are the usual arguments of diffusers' attention processors.
+        cross-attention to the S text tokens; separate cross-attention to N `image_tokens` (B F, N, D) is added to it,
+        unless they are None. `attn`, `attention_mask` and `temb` are the usual arguments of diffusers' attention
+        processors.
         """
         if image_tokens is not None and encoder_hidden_states is not None:
             return attend_to_image(attn, hidden_states, encoder_hidden_states, image_tokens)
@@ -249,7 +252,7 @@ def trains_on_cpu(tokens: Tensor) -> bool:
 
 
 class CameraEmbedding(TimestepEmbedding):
-    """MLP (diffusers) that embeds camera vectors (B, 16) like a timestep; the result is added to the time embedding.
+    """MLP of two linear layers (diffusers) from camera vectors (B, 16) to a vector that is added to the time embedding.
 
     For an input (B, 0), meaning no camera, it returns zeros (B, 1), which add nothing.
     """
@@ -284,7 +287,7 @@ def unet_from_config(config: Any, **changes: Any) -> UNet2DConditionModel:
 
     The config may also have three keys of threedgen: "world_rotary" (whether self-attention uses a `WorldRotary`),
     "separate_levels" (whether the views of an object had different noise levels in training) and "image_tokens"
-    (arguments with which `add_image_tokens` extends the UNet).
+    (arguments of `add_image_tokens`; if present, the UNet gets layers for cross-attention to image tokens).
     """
     stock = {name: value for name, value in config.items() if name not in THREEDGEN_KEYS}
     unet: Any = UNet2DConditionModel.from_config(stock, **changes)

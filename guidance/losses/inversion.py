@@ -64,7 +64,8 @@ def unconditional(denoise: Denoiser, condition: Condition) -> Predict:
     """Return a function (latents (B, C, h, w), timesteps) -> noise without the prompt, for `invert`.
 
     The noise is predicted as for the unconditional branch of guidance: for the second text of `condition` (the negative
-    or empty prompt), without the reference image and, if `single_view_uncond` is True, for each view separately.
+    or empty prompt) and without the reference image. If `condition.single_view_uncond` is True, each view is denoised
+    separately, without its camera.
     """
     text = condition.text[1:]
     if condition.single_view_uncond:

@@ -13,10 +13,11 @@ Angle = Annotated[float, Field(ge=0, le=180)]
 class ViewPromptsConfig(Config):
     """Options of view-dependent prompts ("a dog, front view"; DreamFusion, section 3.2) and of Perp-Neg.
 
-    With Perp-Neg, the text embedding of a view is interpolated by azimuth: between the front and the side prompt for
+    Without Perp-Neg, a view gets the prompt of its side: front, side, back, or overhead for an elevation over 60
+    degrees. With Perp-Neg, its text embedding is interpolated by azimuth: between the front and the side prompt for
     views nearer to the front than to the back, else between the side and the back prompt. Front and side prompts are
-    also negative prompts, each with weight 0 for a camera that looks straight at that side. Views from above (elevation
-    over 60 degrees) keep the prompt "overhead view", without these negative prompts.
+    then also negative prompts, each with weight 0 for a camera that looks straight at that side. Overhead views keep
+    their prompt, without these negative prompts.
     """
 
     enabled: bool = Field(False, description="use view prompts; the prior must know the words")

@@ -245,7 +245,10 @@ class SDS(Distillation):
 
 
 class Reconstruction(Distillation):
-    """Loss 0.5 |z - x0|^2 / B, with the predicted clean latents x0 held fixed, see `reconstruction_direction`."""
+    """Loss 0.5 |z - x0|^2 / B for latents z of B images; the predicted clean latents x0 have no gradient.
+
+    See `reconstruction_direction`.
+    """
 
     def direction(self, latents: NoisyLatents, condition: Condition, step: int) -> Tensor:
         rescale = self.value("recon_std_rescale", step)

@@ -26,8 +26,9 @@ POSE_DROPOUT = 0.1
 class VSD(Distillation):
     """Loss of variational score distillation.
 
-    Its gradient with respect to the latents is (1 - alpha_bar_t) (eps_prior - eps_lora) / B. eps_prior is the guided
-    noise that the frozen prior predicts, eps_lora the noise that its UNet predicts with a LoRA trained on the renders.
+    Its gradient with respect to the latents of B renders is (1 - alpha_bar_t) (eps_prior - eps_lora) / B. eps_prior is
+    the noise that the frozen prior predicts with guidance, eps_lora the noise that its UNet predicts with a LoRA, which
+    is trained on the renders.
     """
 
     def make_parameters(self, prior: Prior | None, generator: torch.Generator | None) -> None:
@@ -47,8 +48,9 @@ class VSD(Distillation):
         """Return the sum of the VSD loss and the training loss of the LoRA, a scalar, and metrics to log by name.
 
         Only the VSD loss has a gradient with respect to `latents` (B, C, h, w), only the training loss with respect to
-        the LoRA. `denoise` predicts the frozen prior's noise without guidance; `condition` has text, cameras and poses
-        of the views; `generator` is the CPU random generator of the optimisation step `step`; `views` is not used.
+        the LoRA. `denoise` predicts the frozen prior's noise without guidance, which this loss applies; `condition` has
+        text, cameras and poses of the views; `generator` is the CPU random generator of the optimisation step `step`;
+        `views` is not used.
         """
         loss, logs = super().forward(latents, denoise, condition, step, generator, views)
         lora_loss = self.lora_loss(latents.detach().float(), condition, generator)
@@ -79,8 +81,9 @@ class VSD(Distillation):
     def lora_output(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """Return the output (B, C, h, w) of the UNet with the LoRA, noise or v, for noisy latents `x` (B, C, h, w).
 
-        `t` are timesteps, (1,) or (B,). The text is `condition.plain_text`; if that is None, the first embedding of
-        `condition.text`. The poses are `condition.c2w`; if that is None, zeros.
+        `t` are timesteps, (1,) or (B,). All images have the same text: the prompt without view-dependent words,
+        `condition.plain_text`, or if this is None, the prompt of the first image in `condition.text`. The camera poses
+        are `condition.c2w`; if this is None, zeros.
         """
         prior = self.unregistered[0]
         text = condition.text[0][:1] if condition.plain_text is None else condition.plain_text

@@ -29,8 +29,8 @@ class ResBlock(nn.Module):
     """Residual block: convolution, FiLM (scale and shift, computed from an embedding), convolution, resampling.
 
     `channels_in`, `channels` and `emb_channels` are the channels of input, output and embedding, `groups` the groups of
-    the group norms, `dropout` the probability before the second convolution. `mode` is the resampling at the end:
-    "down" (half the size), "up" (double the size) or None.
+    the group norms, `dropout` the dropout probability before the second convolution. `mode` is the resampling of the
+    sum of residual and shortcut: "down" (half the size), "up" (double the size) or None.
     """
 
     def __init__(

@@ -31,7 +31,10 @@ INTRINSICS_TOLERANCE = 1e-3  # largest difference, in image heights, between int
 
 
 class ThreeDiMSampler:
-    """Sampler of novel views with a 3DiM model. The target views of a scene are sampled one after the other.
+    """Sampler of novel views with a 3DiM model.
+
+    The target views of a scene are sampled one after the other. By default each denoising step is conditioned on a
+    random one of the input views and the views sampled before.
 
     A call takes requests, each with input views, target cameras and a seed. For each request it returns the T target
     views as a tensor (T, H, W, 3) in [0, 1] on the CPU. H and W are the model's image size.

@@ -141,8 +141,9 @@ def sample_views(
         K: intrinsics (S, 3, 3) in pixels of images of size `model.image_size`, shared by all views of a scene.
         generators: one per scene, so a scene does not depend on the other scenes of the batch. The same generator gives
             the same noise for all strategies and guidance scales.
-        strategy, last: known views from which each denoising step chooses its condition at random: all ("stochastic"),
-            the first ("first") or the newest `last` views ("last").
+        strategy, last: set from which each denoising step chooses its condition view at random. The set consists of the
+            input views and the finished samples ("stochastic"), only the first input view ("first"), or the newest
+            `last` of all these views ("last").
         steps: denoising steps per view; 256 in the paper.
         guidance_scale: s in eps_u + s (eps_c - eps_u); 1: no guidance, 0: no condition. The paper has a weight of 3 for
             SRN cars and 2 for chairs, and does not specify whether the weight is s or s - 1.

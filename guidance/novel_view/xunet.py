@@ -146,7 +146,8 @@ class UNet(nn.Module):
 class XUNet(nn.Module):
     """Novel-view model on images (a `sampler.ViewModel`): the X-UNet of 3DiM, or the baseline architecture="concat".
 
-    The baseline has no attention between the two frames. The output of an untrained network is zero.
+    The baseline takes both views as the channels of one frame, without attention between views. The output of an
+    untrained network is zero.
 
     Attributes:
         clip: largest absolute value of clean views, to which predictions are clamped.
@@ -216,9 +217,9 @@ class XUNet(nn.Module):
     def encode_cameras(self, c2w: Tensor, K: Tensor, has_condition: Tensor | None) -> Tensor:
         """Return the encoded ray of each pixel of both views, (B, 2, D, H, W).
 
-        Takes camera-to-world poses c2w (B, 2, 4, 4) with OpenGL axes and intrinsics K (B, 3, 3) in pixels of the
-        images. The result is `encode_rays` of world-space rays; where the bool tensor `has_condition` (B,) is False, it
-        is zero for both views of the scene. None: it is zero for no scene.
+        It is the positional encoding (NeRF, eq. 4) of the ray's origin and direction in world space, from
+        camera-to-world poses c2w (B, 2, 4, 4) with OpenGL axes and intrinsics K (B, 3, 3) in pixels of the images. It
+        is zero for both views of the scenes where the bool tensor `has_condition` (B,) is False; None: for no scene.
         """
         c = self.config
         encoded = encode_rays(*pixel_rays(c2w, K[:, None], *c.size), c.origin_degrees, c.direction_degrees)

@@ -94,7 +94,9 @@ class LatentDiffusion(Prior):
         dtype: str = "auto",
         device: torch.device | str | None = "cpu",
     ) -> None:
-        """Build the prior from loaded networks. `unet` gets self-attention across views, in place.
+        """Build the prior from loaded networks. The attention processors of `unet` are replaced, in place.
+
+        The new ones can also attend across the views of an object, which only subclasses with cameras use.
 
         Args:
             schedule: noise schedule; None: Stable Diffusion's.
@@ -151,8 +153,8 @@ class LatentDiffusion(Prior):
             tokenizer: folder or hub id; None: the tokenizer of the weights, or CLIP's for a single file.
             image_size: pixels per side; None: the size that the UNet was trained on.
             prediction: output of the UNet, "epsilon" or "v_prediction"; None: as the weights declare, else "epsilon".
-            compact: whether to load the linear and convolution layers of the UNet in `dtype`, to save memory; on a GPU
-                only.
+            compact: whether to load the linear and convolution layers of the UNet in `dtype`, to save memory; no effect
+                on devices other than CUDA.
         """
         target = torch.device(device)
         half = compute_dtype(dtype, target) if compact and target.type in GPUS else None
@@ -194,7 +196,8 @@ class LatentDiffusion(Prior):
     def compact(self) -> Self:
         """Cast linear and convolution layers of the UNet to `dtype` to save memory, and return self.
 
-        The UNet can then not be trained or saved. On a GPU it runs as a CUDA graph, unless `cuda_graph` is False.
+        The UNet can then not be trained or saved. On a GPU, with a 16-bit `dtype`, it runs as a CUDA graph, unless
+        `cuda_graph` is False.
         """
         for name in {"unet", "multiview"} & self.networks.keys():
             cast_weights(self.networks[name], self.dtype)
@@ -246,7 +249,7 @@ class LatentDiffusion(Prior):
 
     @cached_property
     def empty_text(self) -> Tensor:
-        """Embedding (1, L, D) of the empty prompt, which stays when the text encoder is freed."""
+        """Embedding (1, L, D) of the empty prompt. Priors with object codes keep it when the text encoder is freed."""
         return self.encode_prompt([""])
 
     def free_text_encoder(self) -> None:

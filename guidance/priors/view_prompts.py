@@ -36,17 +36,19 @@ def prompts(prompt: str, negative: str, options: ViewPromptsConfig) -> list[str]
 
 
 def view_text(text: Tensor, rig: Rig, options: ViewPromptsConfig) -> Condition:
-    """Return the text condition, embeddings of prompt and negative prompt, of the B cameras in `rig`.
+    """Return the text condition of the B cameras in `rig`: embeddings of prompts and negative prompts.
 
     `text` are embeddings of the texts from `prompts`: (2, L, D), or (6, L, D) if `options.enabled`. The negative prompt
     is (1, L, D). The prompt depends on the options:
 
     - `enabled` is False: one prompt for all cameras, (1, L, D).
     - `enabled` is True: for each camera the prompt with its direction, (B, L, D).
-    - `perp_neg` is True too: for each camera an interpolation by azimuth between front and side or between side and
-      back; cameras overhead have the overhead prompt. The result then has two more negative prompts per camera,
-      embeddings (2, B, L, D) and weights (2, B): front and side for cameras nearer to the front than to the back, else
-      side and front. Their weights are 0 for cameras overhead.
+    - `perp_neg` is True too: for each camera the overhead prompt if it is overhead, else an interpolation by azimuth
+      between the prompts front and side (front half), or side and back (back half), (B, L, D).
+
+    For Perp-Neg, the result also has two negative prompts per camera: embeddings (2, B, L, D) of front and side in the
+    front half, of side and front in the back half, and the weights (2, B) with which guidance subtracts their noise, 0
+    for cameras overhead.
     """
     if not options.enabled:
         return Condition((text[:1], text[1:2]))

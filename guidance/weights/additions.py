@@ -131,7 +131,7 @@ def to_peft_tensors(pipe: Any, tensors: Tensors, options: files.Json) -> dict[st
         pipe: UNet and text encoders of the prior, result of `networks_of`. Tensors for other networks are dropped, with
             a warning.
         tensors: content of the LoRA's file.
-        options: result of `peft_options`.
+        options: options of a LoRA that peft wrote, such as {"unet.lora_alpha": 8} (`peft_options`); {} for others.
 
     Raises:
         ValueError: no tensor belongs to a layer of the networks, or the shape of a tensor does not fit its layer.
@@ -186,10 +186,10 @@ def lora_factor(layer: str, rank: int, alpha: float | None, options: files.Json,
     there is no alpha, it is 1.0.
 
     Args:
-        layer: name of the layer in its network.
+        layer: name of the layer in its network; `options` can have different values of alpha for some layers.
         rank: rank of the matrices.
         alpha: alpha of the layer in the LoRA's file (kohya); None: alpha comes from `options`.
-        options: result of `peft_options`.
+        options: options of a LoRA that peft wrote, such as {"unet.lora_alpha": 8} (`peft_options`); {} for others.
         prefix: name of the network, such as "unet".
     """
     if alpha is not None or f"{prefix}.lora_alpha" not in options:

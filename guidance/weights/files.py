@@ -60,9 +60,10 @@ def sums(files: Iterable[Path], path: Path) -> str:
 
 
 def digest(path: Path, files: Iterable[Path]) -> str:
-    """Return the SHA-256 of the file `path`; for a folder `path`, the SHA-256 of the text `sums(files, path)`.
+    """Return the SHA-256 in hex of the file `path` or, for a folder `path`, of a list of its files.
 
-    `files` are the files of the folder to include. They are not used if `path` is a file.
+    The list is a text with one line "SHA-256  NAME" for each of `files`, the files of the folder to include, in their
+    order. `files` are not used if `path` is a file.
     """
     return sha256(path) if path.is_file() else hashlib.sha256(sums(files, path).encode()).hexdigest()
 
@@ -194,7 +195,7 @@ def build_from_tensors(make: Callable[[], Module], tensors: Mapping[str, Tensor]
 
     `make` builds the network with random weights. It is called on the meta device, so that wrong names and shapes are
     found before memory is allocated. `what` is the name of the network in messages. Raises ConfigError if `make` fails,
-    or names, shapes or values of the tensors are wrong.
+    names or shapes differ from the network's, or a tensor is not floating-point or has NaN or magnitudes above 1e12.
     """
     import torch
 

@@ -45,10 +45,10 @@ def is_hub_id(name: str) -> bool:
 
 
 def hub_name(weights: str) -> tuple[str, str]:
-    """Return hub repository and name of the file whose presence in the local cache means: `weights` are downloaded.
+    """Return the hub repository of `weights`, and the name of a file in it that is cached if they are downloaded.
 
     `weights` is the file name of an original MVDream or ImageDream checkpoint, or a hub id "owner/name". The file is
-    the checkpoint, or model_index.json.
+    the checkpoint itself or, for a hub id, model_index.json.
     """
     return (ORIGINALS[weights], weights) if weights in ORIGINALS else (weights, "model_index.json")
 

@@ -345,10 +345,10 @@ def indices(names: Iterable[str], pattern: str) -> set[int]:
 
 
 def count(names: Iterable[str], pattern: str) -> int:
-    """Return the number of layers, or of other numbered parts of a network, by the numbers in tensor names.
+    """Count the layers, or other numbered parts, of a network by the numbers in its tensor names.
 
-    The first group of the regular expression `pattern` matches the number of a layer in the names. Raises ConfigError
-    if the numbers are not 0, 1, 2, ... without a gap.
+    `pattern` is a regular expression for the start of a name; its first group matches the number. Other names are
+    ignored. Raises ConfigError if the numbers are not 0, 1, 2, ... without a gap.
     """
     found = indices(names, pattern)
     if found != set(range(len(found))):

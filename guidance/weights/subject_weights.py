@@ -111,7 +111,9 @@ def difference(tuned: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> dict[
 
 
 def low_rank(layers: Iterable[str], down: Iterable[Tensor], up: Iterable[Tensor]) -> dict[str, Tensor]:
-    """Return LoRA matrices by their names in the file format.
+    """Return LoRA matrices, float32, by their names in a file of subject weights.
+
+    The names are "unet.LAYER.weight.lora_A" for `down` and "unet.LAYER.weight.lora_B" for `up`.
 
     Args:
         layers: names of the linear layers in the UNet.
@@ -125,7 +127,7 @@ def low_rank(layers: Iterable[str], down: Iterable[Tensor], up: Iterable[Tensor]
 
 
 def write(path: Path, changes: Mapping[str, Tensor], row: Tensor, card: Mapping[str, str]) -> None:
-    """Write a file of subject weights, atomically.
+    """Write a safetensors file of subject weights, atomically, with a check sum of its content.
 
     Args:
         changes: changes of the UNet, from `difference` or `low_rank`.

@@ -51,8 +51,9 @@ class ProjectedSplats(NamedTuple):
 def composite(splats: ProjectedSplats, height: int, width: int, backend: str = "auto") -> Tensor:
     """Composite splats (projected Gaussians) front to back into V images of height x width pixels.
 
-    Returns (V, height, width, CHANNELS + 1): for each pixel the sums of compositing weight * value over the splats, and
-    the opacity last. `backend` is the name of the back end (kernel implementation); "auto" selects the fastest one.
+    Returns (V, height, width, CHANNELS + 1): for each pixel the sums, over the splats, of compositing weight * value
+    for the values RGB, distance to the camera and squared distance, then the opacity. `backend` is the name of the back
+    end (kernel implementation); "auto" selects the fastest one.
     """
     module = load(MODULES, backend, splats.means.device, splats.means.dtype)
     image: Tensor = module.composite(splats, height, width)

@@ -31,7 +31,8 @@ class ScreenPositions(NamedTuple):
     Attributes:
         means: (V, N, 2) positions (x, y) in pixels. The tensor retains its gradient.
         visible: (V, N) bool, True for the Gaussians that are rasterised in an image.
-        half_size: (2,) half the image width and half the image height in pixels.
+        half_size: (2,) half the image width and half the image height in pixels; gradients of `means` times it are
+            gradients of positions in [-1, 1], which do not depend on the image size.
     """
 
     means: Tensor
@@ -71,7 +72,8 @@ class Gaussians(Representation):
         """Replace all Gaussians by isotropic ones at the given points.
 
         The standard deviation of a Gaussian is half the typical distance of its point to the nearest others
-        (`points.spacing`), clamped to the allowed sizes. The opacity is the option `opacity`.
+        (`points.spacing`), clamped to the allowed sizes. The opacity is the option `opacity`. The colours are those of
+        the points, the same from all directions.
         """
         o, n = self.options, len(points.positions)
         low, high = self.size_limits
@@ -102,10 +104,11 @@ class Gaussians(Representation):
             self.start(points_of(other, self.options.count, self.options.radius))
 
     def init_from_file(self, path: Path) -> None:
-        """Start at the points of a point cloud or mesh file.
+        """Replace all Gaussians by isotropic ones at the points of a point cloud or the vertices of a mesh file.
 
-        Raises ConfigError if the file cannot be read or has no points, or if a point is farther than the option
-        `radius` from the origin.
+        Coordinates are world units; those of a Gaussian splatting file (PLY, y down) are turned to z up. Of more
+        points than the option `max_count`, a random subset is used. Raises ConfigError if the file cannot be read or
+        has no points, or if a point is farther than the option `radius` from the origin.
         """
         self.start(read_points(path, self.options.max_count, self.options.radius))
 
@@ -135,8 +138,8 @@ class Gaussians(Representation):
     def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:
         """Clamp standard deviations and direction-independent colours, and add, remove or move Gaussians.
 
-        `density_control.after_step` makes these changes. Its kind "adaptive" clones or splits Gaussians with a large
-        mean gradient of the image position. For this mean, the gradient lengths are added to `gradient_sum` before.
+        The gradient lengths of this step's image positions are added to `gradient_sum` first. With the option `densify`
+        = "adaptive", `density_control.after_step` clones or splits Gaussians whose mean gradient length is large.
         """
         self.log_scales.clamp_(*self.size_limits)
         self.features[:, 0].clamp_(-MAX_FEATURE, MAX_FEATURE)

@@ -135,9 +135,10 @@ def _text_points(data: bytes) -> tuple[Array, Array | None]:
 def points_of(field: Representation, count: int, radius: float) -> Points:
     """Sample `count` points on the surface of a trained mesh or field, and the colours at these points.
 
-    For a field, random points near the points of a grid over [-radius, radius]^3 are sampled, in proportion to the
-    difference between the alpha of a grid point and the smallest alpha of its neighbours. Raises ConfigError if the
-    mesh or field is empty, or if the representation has neither a mesh nor a density.
+    On a mesh, the points are uniform by area. For a field, the points of a grid over [-radius, radius]^3 have an alpha:
+    the opacity of a path of one grid spacing. Random grid points are chosen, with probabilities proportional to their
+    alpha minus the smallest alpha of their 26 neighbours, and shifted at random within their cell. Raises ConfigError
+    if the mesh or field is empty, or if the representation has neither a mesh nor a density.
     """
     rng, mesh = generator(0, 0, "points"), getattr(field, "mesh", None)
     if mesh is None and type(field).density is Representation.density:

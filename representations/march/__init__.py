@@ -170,7 +170,8 @@ def march(
         grid: (G, G, G) bool over [-radius, radius]^3, indexed [x, y, z], True for occupied cells. None: all cells are
             occupied.
         jitter: (R,) in [0, 1), shift of each ray's samples in steps. None: no shift.
-        total: number of samples, from `groups`: the host then does not wait for the GPU to count them. None: unknown.
+        total: number of samples of these rays, if `groups` has counted them; without it (None), the host waits until
+            the GPU has counted them.
     """
     rays = origins.detach().contiguous(), directions.detach().contiguous()
     known = {} if total is None else {"total": total}
@@ -187,10 +188,10 @@ def groups(
 ) -> list[tuple[slice, int | None]]:
     """Divide R rays into consecutive slices with at most `max_samples` samples each, to `march` one at a time.
 
-    The other arguments are those of `march`. Returns a list of (slice, number of its samples), whose numbers are the
-    argument `total` of `march`. For these numbers, the host waits once for the GPU, which counts the samples of all
-    rays. Without a count, the slices are those for `options.samples` samples on every ray, and the numbers are None.
-    This is so if the back end cannot count, or if such rays fit into one slice.
+    Returns a list of (slice, number of its samples); the number is the argument `total` of `march`. The back end counts
+    the samples of all rays at once, for which the host waits once for the GPU. No count is made if the back end cannot
+    count, or if one slice is enough for R rays with `options.samples` samples each. Then each ray is assumed to have
+    this number of samples, and the numbers in the list are None. The other arguments are those of `march`.
     """
     module, n_rays, each = backend(origins, options.backend), len(origins), max(1, max_samples // options.samples)
     if n_rays <= each or not hasattr(module, "counts"):
@@ -295,8 +296,10 @@ def differentiable(forward: Forward, backward: Backward) -> Callable[[Tensor, Te
     """Create a differentiable function (sigma, values, samples) -> `Composite` from a back end's two kernels.
 
     Args:
-        forward: maps contiguous float32 (sigma, values, t_start, t_end, start, count) to pixels (R, C + 2), weights
-            (N,) and transmittance (N,) behind each sample. A pixel is C composited values, opacity and depth.
+        forward: maps contiguous (sigma, values, t_start, t_end, start, count) to pixels (R, C + 2), weights (N,) and
+            transmittance (N,) behind each sample, for N samples on R rays. start and count are int64, all others
+            float32. Sample n has density sigma[n], C values[n], and the interval t_start[n] to t_end[n]; ray r has the
+            samples start[r] : start[r] + count[r]. A pixel is C composited values, opacity and depth.
         backward: maps the gradients of pixels and weights, the inputs of `forward`, weights and transmittance to the
             gradients of sigma (N,) and values (N, C).
     """

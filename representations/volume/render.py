@@ -35,7 +35,7 @@ def render(
     chunk: int | None = None,
     need_variance: bool = True,
 ) -> Render:
-    """Render R rays through a field.
+    """Render R rays through a field by volume rendering; return colour, opacity and depth per ray, and more (`Render`).
 
     Args:
         background: returns colours (R, 3) in [0, 1], random only in training; called with unit directions (R, 3), and
@@ -50,7 +50,8 @@ def render(
         shading: shading mode and light intensities.
         chunk: maximum number of samples whose autograd graph is kept at a time; the backward pass recomputes chunk by
             chunk (`two_pass`). None: one chunk.
-        need_variance: if False, `z_variance` of the result is 0.
+        need_variance: whether to compute `z_variance`, the sum of compositing weight * (distance - depth)^2 over the
+            samples of a ray; if False, it is 0.
 
     Raises:
         ValueError: if `training` is True and `generator` is None.

@@ -23,8 +23,8 @@ Compute = Callable[[slice], Outputs]
 def two_pass(compute: Compute, parts: Sequence[slice], parameters: Iterable[Tensor]) -> tuple[Tensor | None, ...]:
     """Compute `compute(part)` for all parts and return the outputs, each concatenated over the parts along its rows.
 
-    Only the graph of one part is in memory at a time. The backward pass raises RuntimeError if a parameter has changed
-    since the forward pass, or if it is called with create_graph.
+    The forward pass keeps no autograd graph. The backward pass recomputes each part, so only the graph of one part is
+    in memory at a time. It raises RuntimeError if a parameter has changed since the forward pass, or with create_graph.
 
     Args:
         compute: deterministic map from a slice of rays to outputs, each a tensor with one row per ray or None.

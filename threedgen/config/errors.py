@@ -177,11 +177,11 @@ def nearest_keys(key: str, paths: Iterable[str]) -> list[str]:
 
     Keys are dotted: "trainer.max_steps" has the section "trainer" and the last part "max_steps".
 
-    1. Known keys that end with the last part of `key`, or with a synonym of it (`ALIASES`: "max_steps" for "steps"), at
-       most 4 (MAX_SUGGESTIONS). If some are in a section whose name is similar to that of `key`, only the keys in the
-       most similar section.
-    2. If there are none, the one known key that is most similar to `key`, or else in its last part; [] if none is
-       similar.
+    1. Candidates are the known keys that end with a synonym of the last part of `key` (`ALIASES`: "learning_rate" for
+       "lr") or with this part itself. If sections of candidates have names similar to the section of `key`, only the
+       candidates of the most similar section remain. At most 4 (MAX_SUGGESTIONS) are returned.
+    2. Without candidates, the result is the known key most similar to `key`; if no key is similar, the one whose last
+       part is most similar to that of `key`; if there is none, [].
     """
     paths = list(paths)
     section, _, last = key.rpartition(".")

@@ -48,13 +48,14 @@ def load_layers(
 
     The order of the layers is:
 
-    1. a layer that sets only the `name`, such as prior.name, of each named section (nested config) in the files or
-       `values`: to the name given there, or else to its default;
+    1. a layer with only the names, such as prior.name, of the components whose sections (nested configs) are in the
+       files or `values`: the names that result from these, or else the default names;
     2. the file that the key `base` of the config file names, recursively, and then the config file itself;
     3. `values`, then `overrides`.
 
     The `name` of a section selects a component, and each component has its own options. A layer that changes the name
-    therefore drops all options that earlier layers set in the section. Layer 1 makes this work for default names too.
+    therefore drops all options that earlier layers set in the section. Because of layer 1, a name in `overrides` does
+    this also if a file sets options of the default component without its name.
 
     A memory preset (file of options for a small GPU) comes directly before the layer whose key `preset` names it.
     Raises ConfigError if a file is missing or invalid, or if an override cannot be parsed.

@@ -66,7 +66,10 @@ def config_hash(config: BaseModel) -> str:
 
 
 def tree_hash(tree: Tree) -> str:
-    """Return the `config_hash` of a config that is given as nested dicts, such as the content of a config.yaml."""
+    """Return the SHA-256 (64 hex digits) of a config as nested dicts, such as the content of a config.yaml.
+
+    The top-level keys `out`, `about`, `needs` and `prompt_check`, which do not change the results, are left out.
+    """
     hashed = {key: value for key, value in tree.items() if key not in NOT_HASHED}
     text = json.dumps(json.loads(json.dumps(hashed)), sort_keys=True, separators=(",", ":"))  # keys become str
     return hashlib.sha256(text.encode("ascii")).hexdigest()

@@ -86,10 +86,10 @@ def identify() -> dict[str, dict[str, str | None]]:
 
 
 def changed(recorded: object) -> list[str]:
-    """Return the paths of imported plug-ins whose SHA-256 differs from that in `recorded`, a result of `identify`.
+    """Return the paths of imported plug-ins whose SHA-256 differs from the recorded one; a resumed run warns of them.
 
-    A resumed run warns of these files; `recorded` is what the earlier process wrote to the run's summary.json. Plug-ins
-    that `recorded` does not contain are left out. If `recorded` is no dict, the result is [].
+    `recorded` is {file: {"sha256": hash, ...}}, which the earlier process wrote to the run's summary.json. Plug-ins
+    that it does not contain are left out. If it is no dict, the result is [].
     """
     before = recorded if isinstance(recorded, dict) else {}
     pairs = [(before.get(str(plugin.path)), plugin) for plugin in LOADED.values()]

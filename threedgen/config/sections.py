@@ -81,8 +81,9 @@ class OrbitCameraConfig(Config):
 class TrainerConfig(Config):
     """Arguments of Lightning's Trainer, under the same names.
 
-    Two options differ from Lightning's: `val_check_interval` is not passed on, because the callback `Validation` writes
-    the validation images, and `deterministic` "warn" is passed as False on a CUDA device.
+    Two options differ from Lightning's. `val_check_interval` is not passed on, because the callback `Validation` writes
+    the validation images. `deterministic` "warn" is passed as False on a CUDA device, where some sums of the
+    hash grid's Triton kernels have no fixed order anyway.
     """
 
     max_steps: int = Field(1000, ge=1, le=1_000_000_000, description="optimisation steps")

@@ -46,7 +46,7 @@ def read_frame_numbers(path: Path) -> list[int]:
 
 
 def read_numbers(path: Path) -> list[list[float]]:
-    """Read a text file of numbers. Return one list per non-empty line.
+    """Read a text file of numbers separated by white space. Return one list per non-empty line.
 
     Raises ConfigError if the file is unreadable or contains anything but numbers that are finite in float32.
     """

@@ -86,9 +86,9 @@ class EncodedCache(ABC):
     def prepare(self, indices: Sequence[int] | np.ndarray, rank: tuple[int, int] = (0, 1)) -> None:
         """Make and store the blocks that contain the entries `indices` (N,), except those that are stored already.
 
-        `rank` = (k, n) shares the work between n processes: process k of 0 ... n - 1 makes every n-th of these blocks.
-        If their number is not a multiple of n, further missing blocks are added to them, from the n - 1 blocks that
-        follow the last one, so that no process is idle.
+        `rank` = (k, n) shares the work between n processes: process k of 0 ... n - 1 makes every n-th of these blocks,
+        starting with number k. A process that would make one block less than others makes another missing block in
+        advance, from the n - 1 blocks that follow the last one.
         """
         lacking, (number, count) = self.cache.missing_blocks(indices), rank
         if lacking:
@@ -245,7 +245,11 @@ def choose_by_share(parts: Sequence[tuple[float, T]], u: float) -> tuple[float, 
 
 
 def available_entries(step: int, count: int, first: int, fresh: int) -> int:
-    """Return the number of entries that training step `step` can reuse: `first` + `step` * `fresh`, at most `count`."""
+    """Return the number of cache entries that training step `step` can reuse: `first` + `step` * `fresh`.
+
+    This assumes that step 0 can reuse `first` entries, and that each step adds `fresh` new ones. `count`, the number of
+    all entries, is the maximum.
+    """
     return min(count, first + step * fresh)
 
 

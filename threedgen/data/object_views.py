@@ -151,10 +151,11 @@ class ObjectViews(ABC):
 
 
 def frame_on_grey(image: Tensor) -> Tensor:
-    """Centre and scale the object in an image (H, W, 3) in [0, 1], as input images of users are prepared.
+    """Centre the object in an image (H, W, 3) in [0, 1] and resize it, as input images of users are prepared.
 
-    The object is all pixels that differ from the background `GREY`. The result has the same size and background. An
-    image without an object is returned unchanged.
+    It then fills 90 % of the image's height or width, whichever it reaches first. The object is all pixels that differ
+    from the background `GREY`. The result has the same size and background. An image without an object is returned
+    unchanged.
     """
     mask = (image != GREY).any(-1, keepdim=True)
     return framed(torch.cat([image, mask.float()], dim=-1), *image.shape[:2]) if mask.any() else image

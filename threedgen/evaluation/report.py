@@ -92,7 +92,7 @@ def write_report(
     tables: Mapping[str, str] | None = None,
     summary: Json | None = None,
 ) -> None:
-    """Write the report NAME.json and NAME.md to the run folder, and the summary file that marks the run as finished.
+    """Write the report NAME.json and NAME.md to the run folder, and summary.json, which marks the run as finished.
 
     Args:
         task: run of the evaluation.
@@ -101,7 +101,7 @@ def write_report(
         text: content of NAME.md.
         printed: text for stdout; it is not printed if the task is quiet.
         tables: maps the names of further text files, such as CSV files, to their contents.
-        summary: further entries of the summary file.
+        summary: further entries of summary.json.
     """
     for file, content in (tables or {}).items():
         write_atomic(task.folder / file, content)

@@ -123,7 +123,7 @@ def evaluation_task(
     """Return the function (config, resume, quiet) -> exit code that runs an evaluation as a task (`run_task`).
 
     ``kind`` is the class of the evaluation. ``result`` is the main result file in the run folder, whose path is
-    printed. ``files`` are further result files.
+    printed. ``files`` are names of result files in the run folder; summary.json lists those that exist.
     """
     return partial(run_task, partial(evaluate, kind), result=result, files=files, rerun_finished=True)
 
@@ -159,7 +159,8 @@ def random_ring(rng: np.random.Generator, n_view: int, elevation_range: tuple[fl
 def ring_poses(ring: Ring) -> Tensor:
     """Return the camera-to-world poses (V, 4, 4), OpenGL axes, of a ring of cameras that look at the origin.
 
-    ``ring`` is (azimuths (V,), elevation) in radians, in a world with z up and azimuth 0 at +x.
+    ``ring`` is (azimuths (V,), elevation) in radians, in a world with z up and azimuth 0 at +x. The distance to the
+    origin is 0.95 / tan(FOV / 2) = 2.61 world units, with the vertical field of view FOV of 40 degrees.
     """
     azimuth = torch.from_numpy(ring[0]).float()
     distance = RELATIVE_DISTANCE / np.tan(FOV / 2)
@@ -191,10 +192,10 @@ def sample_objects(
 
 
 def cached_views(path: Path, metadata: dict[str, str], sample: Callable[[], Array | Tensor]) -> Array:
-    """Return the views (..., H, W, 3), uint8, in the file ``path``; if it is not valid, sample views and write it.
+    """Return the views (..., H, W, 3), uint8, in the safetensors file ``path``; if it is invalid, sample and write it.
 
-    A file is valid if it is undamaged and has the metadata ``metadata``. ``sample`` returns new views, uint8 or floats
-    in [0, 1].
+    A file is valid if it is undamaged and its metadata are equal to ``metadata``. ``sample`` returns new views, uint8
+    or floats in [0, 1].
     """
     views = read_views(path, metadata)
     if views is None:
@@ -204,16 +205,16 @@ def cached_views(path: Path, metadata: dict[str, str], sample: Callable[[], Arra
 
 
 def write_views(path: Path, views: Array | Tensor, metadata: dict[str, str]) -> None:
-    """Write views (..., H, W, 3), uint8 or floats in [0, 1], as uint8 to a file.
+    """Write views (..., H, W, 3), uint8 or floats in [0, 1], as the uint8 tensor "views" to a safetensors file.
 
-    ``metadata`` describes everything that determines the views.
+    ``metadata``, which describes everything that determines the views, is stored as the metadata of the file.
     """
     make_folder(path.parent)
     write_atomic(path, save({"views": torch.from_numpy(to_uint8(views))}, metadata))
 
 
 def read_views(path: Path, metadata: dict[str, str]) -> Array | None:
-    """Read views (..., H, W, 3), uint8, from a file; None if the file is missing, damaged or has other metadata."""
+    """Read views (..., H, W, 3), uint8, from a safetensors file; None if missing, damaged or with other metadata."""
     if not path.is_file():
         return None
     try:

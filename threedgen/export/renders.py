@@ -110,8 +110,9 @@ class DepthFusion:
     def density(self, x: Tensor) -> Tensor:
         """Return the density (N,), per world unit, at points x (N, 3) in world units; larger inside the object.
 
-        It is a sigmoid of the truncated signed distance to the surface along the ray. Of the distances in all depth
-        images, positive in front of the surface, the second largest is used, because one image may be wrong (OUTLIERS).
+        In each depth image, a point has a distance to the surface along the ray, positive in front of the surface. The
+        second largest of these distances is used: a point that two images show in front of the surface is outside,
+        while one image may be wrong (OUTLIERS). The density is a sigmoid that falls with this distance, truncated.
         """
         _, ahead = self._lookup(x)
         distance = ahead.clamp(-self.truncation, self.truncation).topk(OUTLIERS + 1, dim=0).values[-1]

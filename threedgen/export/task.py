@@ -121,8 +121,8 @@ def summary_entry(asset: ExportedAsset) -> Tree:
     """Return the JSON object that describes the asset in a run's summary.json.
 
     It has the path of the main file (the GLB of the finest level, if there are GLBs) relative to the run folder, the
-    number of triangles of each level of detail, the height as text ("" if the user set the height), and the duration of
-    the export in seconds.
+    number of triangles of each level of detail, the duration of the export in seconds, and the height with the reason
+    for it, such as "0.5 m high, as a dog usually is" ("" if the user set the height).
     """
     return {
         "file": f"{FOLDER}/{next(iter(asset.files))}",
@@ -154,7 +154,11 @@ def update_summary(run: Path, asset: ExportedAsset) -> None:
 
 
 def summary(asset: ExportedAsset, config: AssetConfig) -> Tree:
-    """Return the content of asset.json: name, preset, statistics of the mesh, file sizes, SHA-256, findings, notes."""
+    """Return the content of asset.json.
+
+    It has the name, version of threedgen, preset, texture size, statistics of the mesh, sizes and SHA-256 of the files,
+    findings of the Khronos glTF validator, notes for the user, and durations in seconds.
+    """
     return {
         "name": asset.name,
         "version": __version__,

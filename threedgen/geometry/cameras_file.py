@@ -66,11 +66,14 @@ def write_cameras(path: Path, cameras: Cameras, files: list[str], prompts: list[
 def read_cameras(
     path: Path, key: str, poses: Poses = "c2w", size: tuple[int, int] | None = None, fov: float | None = None
 ) -> CamerasFile:
-    """Read a file of two or more cameras. Raises ConfigError with the config key `key` if the file is invalid.
+    """Read a JSON file of two or more cameras, in the format at the top of this module.
+
+    Raises ConfigError with the config key `key` if the file is invalid.
 
     Args:
         poses: kind of the matrices under the file's key `c2w`, camera-to-world ("c2w") or world-to-camera ("w2c").
-        size: (height, width) in pixels, used if the file has neither a size nor K. None: such a file is invalid.
+        size: (height, width) in pixels for a file without height, width and K. None: such a file is invalid. A file
+            with K, which is in pixels, must have both.
         fov: vertical field of view in degrees, used if the file has neither K nor fov. None: such a file is invalid.
     """
     text = read_text(path, key)

@@ -73,7 +73,11 @@ class _Reader(io.BufferedReader):
         self.seek(0)
 
     def check_effort(self, image: Image.Image) -> None:
-        """Raise ConfigError if the pixels of `image`, which was opened from this file, take very long to decode."""
+        """Raise ConfigError if `image`, which was opened from this file, is too large or very slow to decode.
+
+        Limits: `MAX_PIXELS` for all images, `MAX_SLOW_PIXELS` for those that PIL decodes in Python code, and
+        `MAX_SCANNED` for the number of pixels times the number of scans of a JPEG.
+        """
         pixels, position = image.width * image.height, self.tell()
         if pixels > MAX_PIXELS:
             raise self.refusal("is too large")

@@ -16,11 +16,11 @@ _HEADER = re.compile(r"\s*((?:ST|C|N)*)OFF(?![a-zA-Z])( +BINARY)?", re.IGNORECAS
 
 
 def read_off(data: bytes, colours: bool) -> Submesh:
-    """Read an OFF file from its bytes `data`.
+    """Read the mesh in the bytes `data` of an OFF file; polygons become triangles.
 
-    If `colours` is True, the colours of the vertices or, without these, of the faces are also read. In the file, they
-    are integers up to 255 or floats up to 1; the result has floats in [0, 1]. Raises ConfigError, IndexError or
-    ValueError if the file is damaged.
+    If `colours` is True, the colours of the vertices or, without these, of the faces are also read; without both, the
+    vertices are white. In the file, colours are integers up to 255 or floats up to 1; the result has floats in [0, 1].
+    Raises ConfigError, IndexError or ValueError if the file is damaged.
     """
     text = decode(check_text(data, MAX_WORDS)).encode("ascii", "replace").decode()  # so that only ASCII spaces separate
     text = re.sub(r"#[^\n]*", "", text.replace("\r", "\n"))

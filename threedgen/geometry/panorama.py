@@ -83,7 +83,8 @@ def render_from_views(
 
     The rendered views have intrinsics K (3, 3) and camera-to-world rotations R (V, 3, 3). The source views `faces` have
     intrinsics K_face (3, 3) and camera-to-world rotations R_face (N, 3, 3). All cameras have OpenCV axes. Each pixel is
-    sampled bilinearly from the source view whose viewing axis is nearest to the pixel's ray.
+    sampled bilinearly from the source view whose viewing axis is nearest to the pixel's ray. A ray outside this view
+    gets the value of the nearest border pixel.
     """
     R_face = R_face.double()
     grid = F.pad(pixel_grid(height, width), (0, 1), value=1.0)

@@ -56,11 +56,12 @@ A list property is an array (N, L), or N arrays if the lists differ in length.
 
 
 def read_ply(data: bytes, files: SideFiles, colours: bool) -> Submesh:
-    """Read the faces of a PLY file from its bytes `data`.
+    """Read the mesh in the bytes `data` of a PLY file; polygons become triangles.
 
-    If `colours` is True, the texture is also read with `files`; without a texture, the colours of the vertices or,
-    without these, of the faces. Raises ConfigError if the file has no faces. A damaged file can raise exceptions of any
-    class.
+    Normals and texture coordinates are read if the file has them. If `colours` is True, its texture is also read, with
+    `files`, the reader of the files that the PLY file names. Without a texture, the colours of the vertices or, without
+    these, of the faces are read; without both, the vertices are white. Raises ConfigError if the file has no faces. A
+    damaged file can raise exceptions of any class.
     """
     header, tables, dtypes = _parse(data)
     vertex, face = tables["vertex"], tables.get("face", {})
@@ -160,8 +161,9 @@ def _tables(header: bytes, body: memoryview) -> tuple[dict[str, Table], dict[str
 def _read(body: memoryview, start: int, count: int, properties: list[Property], order: str) -> tuple[Table, int]:
     """Read `count` rows of an element (table) of a binary PLY file, from the byte `start` on.
 
-    `properties` are the columns of the element, `order` is the byte order, "<" or ">". Return the rows (property name
-    -> values), and the position of the byte after them.
+    `properties` are the columns of the element, `order` is the byte order, "<" or ">". Return a dict from the name of a
+    property to its values in the N = `count` rows, and the position of the byte after them. The values are an array
+    (N,) or, for a list property, an array (N, L) or N arrays of different lengths.
     """
     if not count:
         return {}, start

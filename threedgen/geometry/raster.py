@@ -29,8 +29,8 @@ NEAR = 1e-2  # depth of the clipping plane of cameras, in world units; faces tha
 class Buffers:
     """Rasteriser output at the pixel centres of V views: face index, barycentric coordinates and depth z.
 
-    The arrays are `face` (V, H, W), -1 for background, `bary` (V, H, W, 3) and `z` (V, H, W) in world units, inf for
-    background. `rasterise_uv` returns them without the V axis.
+    The arrays are `face` (V, H, W), -1 for background, `bary` (V, H, W, 3), perspective-correct, and `z` (V, H, W), the
+    depth along the viewing axis in world units, inf for background. `rasterise_uv` returns them without the V axis.
     """
 
     face: Array  # (V, H, W) int32 face index, -1 for background

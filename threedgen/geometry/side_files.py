@@ -135,10 +135,11 @@ class SideFiles:
         )  # glTF ignores EXIF rotation and colour profiles
 
     def masked(self, base: Array | None, mask: Array) -> Array:
-        """Return the pixels `base` of a texture with another texture `mask`, of any size, as alpha: (H, W, 4) uint8.
+        """Return the colours of a texture `base`, with another texture `mask` as alpha: (H, W, 4) uint8.
 
-        Alpha is the alpha of `mask`, or the mean of its channels if it has no alpha. If `base` is None, these values
-        are also the red, green and blue channels. Raises ConfigError if all textures together have too many pixels.
+        Both are uint8 with 3 or 4 channels. H x W is the size of `base`, to which `mask` is resized. Alpha is the alpha
+        of `mask`, or the mean of its channels if it has no alpha. If `base` is None, these values are also the red,
+        green and blue channels. Raises ConfigError if all textures together have too many pixels.
         """
         key = id(base), id(mask)
         if key not in self._masked:

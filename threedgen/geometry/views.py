@@ -156,7 +156,7 @@ class Pixels:
 class Request:
     """Request for N novel views of a scene: N target cameras, and input views, a prompt, or both.
 
-    The frame numbers in the scene's file names identify the target views.
+    A sampler that reads existing images finds the N views by `numbers`, the frame numbers in the scene's file names.
     """
 
     scene: str  # name of the scene

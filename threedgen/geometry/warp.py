@@ -50,7 +50,8 @@ def homography(K_from: Tensor, R_from: Tensor, K_to: Tensor, R_to: Tensor) -> Te
 def apply_homography(H: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
     """Map pixels (..., N, 2), or world directions (..., N, 3), by a matrix H (..., 3, 3) to pixels of a target camera.
 
-    For pixels (x, y), H is a `homography`. For directions, H is K times the world-to-camera rotation of the target.
+    For pixels (x, y) of a source camera at the same position, `homography` computes H. For directions, H is the target
+    camera's K times its world-to-camera rotation.
 
     Returns pixels (..., N, 2), and a bool mask (..., N) that is True for points in front of the target camera.
     """
@@ -183,9 +184,9 @@ def key_frames(depth: Tensor, cameras: Cameras, min_overlap: float) -> list[int]
     """Return the indices of the key frames of a video of N frames, which MVDiffusion samples first (section 4.2).
 
     Frame 0 is the first key frame. The next one is the last frame before the overlap with the current key frame falls
-    below `min_overlap`, but at least the following frame. The overlap of two frames is the smaller of two fractions: of
-    the pixels of each frame, those that reproject into the image of the other frame. `depth` is (N, H, W) in world
-    units, 0 = unknown.
+    below `min_overlap`, but at least the following frame. If it does not fall below, there is no next one. The overlap
+    of two frames is the smaller of two fractions: of the pixels of each frame, those that reproject into the image of
+    the other frame. `depth` is (N, H, W) along the viewing axis in world units, 0 = unknown.
     """
     keys = [0]
     for number in range(2, len(depth)):

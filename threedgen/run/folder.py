@@ -66,9 +66,9 @@ def slug(text: str) -> str:
 
 
 def stored_config(folder: Path) -> Tree | None:
-    """Return the config.yaml of a run as plain data; None if the file does not exist.
+    """Return the config.yaml in a run folder as nested dicts; None if the file does not exist.
 
-    Raises ConfigError if the file cannot be read or is not the config of a run, so that it is not overwritten.
+    Raises ConfigError if the file cannot be read or contains no dict, as it may then be a file of the user.
     """
     path = folder / CONFIG
     if not os.path.lexists(path):
@@ -112,7 +112,8 @@ def differences(old: Tree, new: Tree, changeable: Iterable[str] = ()) -> list[st
 def how_to_make(path: str) -> str:
     """Return a note for the user: the command that writes the file `path`, and its requirements, such as a GPU.
 
-    Returns "" unless `path` is outputs/CONFIG/run, or is in this folder, and CONFIG comes with the project.
+    Such a note exists for outputs/CONFIG/run and the files in it, if CONFIG is a config that comes with the project:
+    this is the default folder of a run without prompt. For other paths, the result is "".
     """
     parts = Path(path).parts
     if parts[:1] != ROOT.parts or parts[2:3] != (NAME_WITHOUT_PROMPT,) or parts[1] not in shipped():
@@ -180,11 +181,13 @@ def _own_folder(config: BaseModel, config_name: str) -> Path:
 def choose_folder(config: BaseModel, config_name: str) -> tuple[Path, Tree | None]:
     """Choose, but do not create, the folder of a run: `config.out` if set, else a folder in outputs/CONFIG_NAME.
 
-    This folder is named after the prompt or mesh file, with -2, -3, ... if another run has the name. Returns the
-    folder, and the content of its config.yaml if it has a run with the same config, which is resumed; None for a new
-    run. A new run replaces a run with another config that has no results. Raises ConfigError if that run has results,
-    or if `config.out` contains files but no run. Keys that may change on resume are not compared: those in
-    `NEUTRAL_KEYS`, such as trainer.max_steps, and those in `config.changeable_on_resume`.
+    The latter is named after the prompt or mesh file ("run" without both). "-2", "-3", ... is appended if a folder has
+    results or an unreleased lock, unless its config differs at most in `NEUTRAL_KEYS` other than trainer.max_steps.
+
+    Returns the folder, and the content of its config.yaml if the run in it is to be resumed: its config then differs at
+    most in keys that may change on resume, those in `NEUTRAL_KEYS` and `config.changeable_on_resume`. For a new run,
+    which may replace a run without results, the second value is None. Raises ConfigError if `config.out` contains
+    results of another config, or files but no run.
     """
     out = getattr(config, "out", None)
     folder = _own_folder(config, config_name) if out is None else user_path(out, "out")

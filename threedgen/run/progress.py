@@ -58,8 +58,9 @@ class Speed:
     def left(self, total: int) -> list[str]:
         """Return a list with the time until step `total`, such as ["6 s left"]; [] at the end or while it is unknown.
 
-        It is known once the measured steps took 30 seconds (WINDOW), or are at least 2 and 3 % of `total` (MIN_SHARE).
-        The first step, which compiles kernels, counts only if it is at least 3 % of `total` and takes at least 30 s.
+        It is known when the measured steps took 30 seconds (WINDOW), or are at least two steps and at least 3 % of
+        `total` (MIN_SHARE). The steps that `mark` records first, in which kernels are compiled, are measured only if
+        they took at least 30 seconds and are at least 3 % of `total`.
         """
         if self._warm is None:
             return []

@@ -111,7 +111,10 @@ def attempt(work: Callable[[J], R], job: J, table: dict[str, dict[str, registry.
 
 
 class WorkerPool(Generic[J, R]):
-    """Pool of workers for jobs of type J with results of type R. `run` has the callbacks and exit codes of `run_jobs`.
+    """Pool of workers for jobs of type J with results of type R.
+
+    `run` calls `on_start(job)` before each attempt, and `on_done(job, result)` or `on_failed(job, message)` when a job
+    is done or its last attempt failed. It returns 0, or the exit code of a stop: 130 (Ctrl-C) or 143 (SIGTERM).
 
     Args:
         start: function that creates a worker, at first and to replace a dead one.

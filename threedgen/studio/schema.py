@@ -123,10 +123,9 @@ class Words(BaseModel):
     Attributes:
         words: all words of the prompt.
         notes: warnings for the user.
-        nouns: suggested nouns (names of objects) of the vocabulary: those that start with `typed`; if `typed` is "",
-            examples, or [] if the prompt already has a known noun.
-        typed: last word of the prompt if it is unknown and nouns start with it, so that a suggested noun can replace
-            it; otherwise "".
+        nouns: suggested nouns (names of objects) of the vocabulary. They start with the last word of the prompt if it
+            is unknown and such nouns exist. Otherwise they are examples, or [] if the prompt has a known noun.
+        typed: last word of the prompt if `nouns` start with it, so that one of them can replace it; otherwise "".
     """
 
     words: list[Word] = []

@@ -152,10 +152,10 @@ class Studio:
         raise HTTPException(404, "there is no such file")
 
     def store(self, name: str, data: bytes) -> Upload:
-        """Save the content `data` of an uploaded file. Return its new file name and its kind, "image" or "mesh".
+        """Save the content `data` of an uploaded file in `root`/uploads. Return its new file name and its kind.
 
-        The new name contains a hash of the content. The kind follows from the suffix of the original file name `name`.
-        Raises ConfigError for other suffixes and for empty files.
+        The new name contains a hash of the content. The kind, "image" or "mesh", follows from the suffix of the
+        original file name `name`. Raises ConfigError for other suffixes and for empty files.
         """
         suffix = Path(name).suffix.lower()
         kind = next((kind for kind, suffixes in SUFFIXES.items() if suffix in suffixes), None)

@@ -170,10 +170,10 @@ SINGLE = {F.group_norm, F.layer_norm, F.mse_loss}
 
 
 class Kernels(TorchFunctionMode):
-    """Context in which torch's functions on the meta device take as much memory as on a real device.
+    """Context in which torch's functions on the meta device create tensors of the same sizes as on a real device.
 
-    Like fused kernels, attention stores no attention weights. `half` is the dtype of autocast (float32: no autocast).
-    torch has no autocast for the meta device, so this class converts the arguments itself.
+    Their memory can then be measured. Attention stores no attention weights, like fused kernels. Arguments are
+    converted as by autocast to `half` (float32: no autocast), because torch has no autocast for the meta device.
     """
 
     def __init__(self, half: torch.dtype = torch.float32) -> None:

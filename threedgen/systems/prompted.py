@@ -60,7 +60,10 @@ class PromptedConfig(RunConfig):
         return prompt_reader(None).usual_height(self.prompt)
 
     def prompt_notes(self) -> list[str]:
-        """Return warnings about the objects in the prompt, and about unknown words in the negative prompt."""
+        """Return warnings if the prompt names several objects or parts, or the negative prompt has unknown words.
+
+        For a prior (diffusion model) that takes any text, there are none.
+        """
         vocabulary = self.vocabulary()
         unknown = vocabulary.unknown(getattr(self, "negative_prompt", "")) if vocabulary else []
         negative = [f"negative_prompt: {note}" for note in unknown_words_note(unknown)]

@@ -97,7 +97,7 @@ class RoomPathsConfig(WalksConfig):
 class ToyboxObjectsConfig(Config):
     """Data set of toybox objects, each in the six views that the model MV-Adapter generates, rendered on first use.
 
-    Options: number of objects, and how much they vary in what captions do not state.
+    Options: number of objects, and amount of random variation of attributes that captions do not state.
     """
 
     name: Literal["toybox"] = "toybox"

@@ -68,7 +68,8 @@ def fit(
 ) -> Status:
     """Train `module` up to config.trainer.max_steps, with checkpoints in `folder`/checkpoints.
 
-    If config.checkpoint.finish is True and there is a checkpoint to resume from, it is loaded and not trained further.
+    If config.checkpoint.finish is True and there is a checkpoint to resume from, `module` is only restored from it, so
+    that the caller can write its results. The status is then INTERRUPTED if steps are left.
 
     Args:
         module: module to train.
@@ -85,7 +86,7 @@ def fit(
 
     Raises:
         ConfigError: the checkpoint has another config, other weights or more steps than the run, or `folder` already
-            contains a run and `resume` is False.
+            has checkpoints and `resume` is False.
         DiskFull: the disk has no room for the checkpoints.
         KeyboardInterrupt: Ctrl-C was pressed a second time.
     """
@@ -230,7 +231,7 @@ def _run(trainer: pl.Trainer, module: pl.LightningModule, path: Path | None) -> 
 
 
 def deterministic(options: TrainerConfig) -> bool | Literal["warn"]:
-    """Return the option `deterministic` of a trainer, as `determinism` accepts it; on CUDA, "warn" becomes False.
+    """Return a trainer's option `deterministic`: True, False, or "warn" (only warnings), which becomes False on CUDA.
 
     On CUDA some additions of the hash grid's Triton kernels have no fixed order, so deterministic sums elsewhere would
     only cost time.

@@ -245,7 +245,7 @@ def run_task(
 ) -> int:
     """Run a task, print the path of its result on stdout, and return the exit code.
 
-    A resumed run that is already finished is not run again.
+    A resumed run that is already finished is not run again, unless `rerun_finished` is True.
 
     The exit code is 0 if results were written, else that of the final status, such as 130 after Ctrl-C.
 
@@ -256,8 +256,9 @@ def run_task(
         quiet: show neither weight files nor progress.
         result: file or folder in the run folder whose path is printed.
         files: names of result files. If a file that the run has written is missing, the run does not count as finished.
-        rerun_finished: True: call `work` with `task.resume` False even if the run is finished or resumed. For tasks
-            without checkpoints that keep the results of their slow parts in the run folder, such as evaluations.
+        rerun_finished: whether a resumed run calls `work` from the start, with `task.resume` False, even if it is
+            finished. For tasks such as evaluations, which have no checkpoints, but keep the results of their slow parts
+            in the run folder.
     """
     task = Task(config, resume, quiet, files)
     task.resume &= not rerun_finished

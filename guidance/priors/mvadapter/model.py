@@ -56,8 +56,8 @@ class MVAdapter(LatentDiffusion):
     Attributes:
         adapted: UNet with the adapter; None before `with_adapter`.
         base_schedule: noise schedule of the 2D model; with an adapter, `schedule` has a lower signal-to-noise ratio.
-        base_timesteps: (T,), for each of the T timesteps of `schedule` the timestep that the 2D model receives; None:
-            it receives the timestep of `schedule` unchanged.
+        base_timesteps: (T,), for each of the T timesteps of `schedule` the timestep of `base_schedule` with equal
+            signal-to-noise ratio, which the UNet receives; None: it receives the timestep of `schedule`.
         reference_image: image (h, w, 3) in [0, 1] that all guidance is conditioned on; None: text only.
         coarse_predictor: network that predicts latents from text and camera, from which samples start; None: they start
             from noise.
@@ -149,10 +149,11 @@ class MVAdapter(LatentDiffusion):
     def camera(self, c2w: Tensor) -> Tensor:
         """Convert camera-to-world poses (B, 4, 4), OpenGL axes, to the maps of rays that `predict` takes as `camera`.
 
-        The six channels (`ray_maps`) are the ray's direction and its moment or origin, mapped to [0, 1]. The projection
-        is that of the adapter's training: orthographic, with maps (B, 6, 1, 1) as all pixels have equal values, or
-        perspective, with maps (B, 6, H, W), H = W = `image_size`. Raises ConfigError if the adapter takes the geometry
-        of a mesh instead of rays.
+        The projection is that of the adapter's training. Perspective maps (B, 6, H, W), H = W = `image_size`, have the
+        unit direction d and the moment origin x d of each pixel's ray; the distance of the cameras from the origin is
+        that of the training, not that in `c2w`. Orthographic maps (B, 6, 1, 1) have the viewing direction and the
+        camera position scaled to length 1. Values are mapped from [-1, 1] to [0, 1] and clamped. Raises ConfigError if
+        the adapter takes the geometry of a mesh instead of rays.
         """
         if self.settings.control == "geometry":
             raise ConfigError("this adapter needs the geometry of a mesh; choose one with ray control", "adapter")

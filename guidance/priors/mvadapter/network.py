@@ -37,8 +37,9 @@ class AdapterSettings:
 
     Attributes:
         layout: tokens that a token attends to. "row": its image row in all views. "rowcol", for six views of a mesh:
-            tokens of front, right, back and left views attend to their row in these four views, tokens of front, back,
-            top and bottom views to their column in these four; front and back views get the mean of both.
+            within the group front, right, back, left, its row in all four views; within the group front (mirrored
+            left-right), back, top, bottom, its column in all four views. Front and back are in both groups and get the
+            mean of the two outputs.
         arrangement: whether the added attention is "parallel" to the self-attention or "serial", after it.
         control: input of the condition guider, "rays" of the cameras or "geometry" of a mesh.
         shift: factor by which the signal-to-noise ratio of the 2D model's noise schedule is divided.
@@ -162,9 +163,11 @@ class AdaptedUNet(nn.Module):
         return None if self.guider is None else self.guider(self.resize_maps(control, height, width))
 
     def resize_maps(self, control: Tensor, height: int, width: int) -> Tensor:
-        """Resize the guider's input for images of height x width pixels to the resolution (h, w) that the guider takes.
+        """Resize condition maps for images of height x width pixels to the size (h, w) that the guider takes.
 
-        `control` is (B, 6, height, width), which is averaged, or (B, 6, 1, 1), which is repeated. Returns (B, 6, h, w).
+        h = height / s and w = width / s with a fixed integer s, given by UNet and guider. `control` (B, 6, height,
+        width) is averaged over blocks of s x s pixels. If all pixels of an image have the same values, as the rays of
+        an orthographic camera, `control` is (B, 6, 1, 1) and is repeated. Returns (B, 6, h, w).
         """
         stride = self.size_multiple // self.guider.downscale_factor
         maps = control if control.shape[-2:] == (1, 1) else avg_pool2d(control, stride)
@@ -219,9 +222,10 @@ class AdaptedUNet(nn.Module):
 
     @torch.no_grad()
     def reference_features(self, latents: Tensor, text: Tensor) -> Features:
-        """Return the inputs (R, L', C) of the frozen UNet's self-attention layers at t = 0, by layer name.
+        """Return features of R reference images for `forward`: inputs of the UNet's self-attention layers at t = 0.
 
-        `latents` are clean latents of R reference images (R, C, h, w), `text` encoded prompts (R, L, D).
+        They are (R, L', C), with the L' tokens and C channels of a layer, by layer name. `latents` are the clean
+        latents of the images, (R, C, h, w), and `text` encoded prompts (R, L, D). The adapter is not applied.
         """
         features: dict[str, Tensor] = {}
         t = torch.zeros(len(latents), dtype=torch.long, device=latents.device)

@@ -30,7 +30,7 @@ FIRST_BLOCKS = re.compile(r"adapter\.body\.0\.resnets\.\d+\.block1\.bias")
 
 
 def save_adapter(path: Path, network: AdaptedUNet) -> None:
-    """Write the adapter of `network` to a file, in float16. Raises ConfigError if a value is not finite.
+    """Write the adapter of `network` to a safetensors file, in float16. Raises ConfigError if a value is not finite.
 
     The metadata are the training settings (`AdapterSettings`) and the number of features of the 2D model's text tokens.
     """
@@ -60,11 +60,11 @@ def convert_adapter(
 ) -> AdaptedUNet:
     """Add an adapter to `unet`, in place, and return both as one network.
 
-    The tensor names decide which attention branches and guiders the adapter has. Tensors whose names do not belong to
-    attention branches or guiders are ignored with a warning.
+    The tensor names, in the format at the top of this module, decide which attention branches (other views, reference
+    image) and condition guiders the adapter has. Tensors with other names are ignored with a warning.
 
     Args:
-        tensors: content of the adapter's file.
+        tensors: content of the adapter's file, name -> tensor.
         factor: image pixels per latent pixel along each axis.
         card: metadata of the file; None: empty.
         settings: attributes of `AdapterSettings`; values that are not None replace those of the metadata.

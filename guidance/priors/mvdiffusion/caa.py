@@ -46,10 +46,13 @@ def frequencies(count: int, encoding: Encoding) -> Tensor:
 class PositionalEncoding(nn.Module):
     """Positional encoding with `dim` channels: sines and cosines of a displacement or of a depth difference.
 
-    Displacements (x, y) (relation_dim 2) become [sin x, sin y, cos x, cos y], with dim / 4 frequencies each. Depth
-    differences (relation_dim 1) become [sin, cos] with the encoding "capped", with dim / 2 frequencies. The encoding
-    "reference", which the released weights need, mixes pairs a, b of depth differences that are neighbours in the list
-    of all keys of all tokens: the channels of a are [sin a, sin b], those of b [cos a, cos b].
+    Displacements (x, y) in tokens (relation_dim 2) become [sin x, sin y, cos x, cos y], with dim / 4 frequencies each.
+    Depth differences in metres (relation_dim 1) become [sin, cos], with dim / 2 frequencies. The frequencies of the
+    encoding "capped" are a geometric series from 1/4 to 64. Those of "reference", the encoding of the released weights,
+    are 1, 2, 4, ..., or powers of a smaller base if there are more than 80.
+
+    "reference" also mixes depth differences in pairs (a, b), which follow each other in the flattened input (T S,): a
+    has the channels [sin a, sin b], b has [cos a, cos b].
     """
 
     freq_bands: Tensor
@@ -162,8 +165,8 @@ class PanoramaBlock(nn.Module):
         Args:
             x: features (B F, d, h, w) of B scenes with F views each; each of the h w cells of a view is a token. The
                 result has the same shape.
-            keys: positions that the tokens of a view attend to, one `KeyPositions` per view: F for one scene, or M F
-                for M scenes, where M divides B. Scene i of the batch uses those of scene i mod M.
+            keys: positions that the tokens of a view attend to, one `KeyPositions` per view: F if all scenes have the
+                same, or M F for M scenes. Scene i of the batch then uses those of scene i mod M; M divides B.
             n_view: number F of views per scene.
         """
         maps, large = x.unflatten(0, (-1, len(keys))), sum(each.count for each in keys) * x[0].numel() > MAX_KEPT

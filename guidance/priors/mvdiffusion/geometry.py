@@ -28,11 +28,11 @@ class KeyPositions:
         views: (n,) int64, indices of the n other views in the scene, from 0.
         places: (n, T, P, 2), positions (x, y) in the feature maps of these views, in tokens; the first token is (0, 0).
         mask: (n, T, P), 1 where the token may use the position, else 0. Panoramas: the position is inside the image.
-            Views with depth: the depths at the token and at the position are known, and, unless the argument
-            `as_released` of `DepthGeometry` is True, the point is in front of the other camera.
+            Views with depth: the depths at the token and at the position are known, and the point is in front of the
+            other camera (not required by a `DepthGeometry` with `as_released`).
         relation: (n, T, P, r), input of the positional encoding. Panoramas: displacement (x, y) from the token to the
             position, mapped into the token's view, in tokens (r = 2). Views with depth: absolute difference between
-            the depths at the token and at the position, in metres (r = 1).
+            the point's depth and the depth map of the other view at the position, in metres (r = 1).
     """
 
     views: Tensor
@@ -89,7 +89,10 @@ class Geometry:
 
 
 class Scenes(Geometry):
-    """Tables of corresponding positions for several scenes in one batch, all with the same number of views."""
+    """Corresponding positions in several scenes of one batch, all with the same number of views.
+
+    `keys` returns one `KeyPositions` per view, scene after scene.
+    """
 
     def __init__(self, scenes: Sequence[Geometry]) -> None:
         super().__init__(scenes[0].n_view)
@@ -100,9 +103,10 @@ class Scenes(Geometry):
 
 
 class PanoramaGeometry(Geometry):
-    """Table of corresponding positions for views from one camera position (MVDiffusion, section 4.1).
+    """Corresponding positions in views from one camera position, by homographies (MVDiffusion, section 4.1).
 
-    A view attends to the previous and the next view, cyclic, as in the released weights.
+    A token attends to k x k positions around the point that it shows, in the previous and in the next view. The views
+    are cyclic, as in the released weights.
     """
 
     def __init__(self, K: Tensor, R: Tensor, size: tuple[int, int], k: int = 3) -> None:
@@ -141,10 +145,10 @@ class PanoramaGeometry(Geometry):
 
 
 class DepthGeometry(Geometry):
-    """Table of corresponding positions for posed views with known depth (MVDiffusion, section 4.2).
+    """Corresponding positions in posed views with known depth (MVDiffusion, section 4.2).
 
-    A token attends to one position in each view that overlaps with its own view by more than a minimum fraction, see
-    `overlap_neighbours`.
+    In each view that overlaps enough with its own view, a token attends to the position that shows its 3D point. If no
+    view does, the previous and the next view are used (`overlap_neighbours`).
     """
 
     def __init__(self, depth: Tensor, c2w: Tensor, K: Tensor, overlap: float = 0.3, as_released: bool = True) -> None:
@@ -156,11 +160,10 @@ class DepthGeometry(Geometry):
             c2w: camera-to-world poses (F, 4, 4), OpenCV axes.
             K: intrinsics in pixels of the depth maps, (3, 3) for all views or (F, 3, 3).
             overlap: fraction of common pixels above which two views attend to each other, see `overlap_neighbours`.
-            as_released: whether to compute as for the released weights. A token (cell of a feature map) attends to the
-                position in another view that shows its 3D point, and the positional encoding takes the difference of
-                two depths. One is read from the depth map of the other view at this position. The other is the depth of
-                the 3D point, in the token's camera if `as_released` is True, in the other camera if it is False. Points
-                behind the other camera are masked only if it is False.
+            as_released: whether to compute as for the released weights. The positional encoding takes the difference
+                between the depth of a token's 3D point and the depth map of the other view where it shows this point.
+                True: the depth of the point is that in the token's own camera, and points behind the other camera are
+                used too. False: it is the depth in the other camera, and points behind this camera are masked.
         """
         super().__init__(len(depth))
         self.depth, self.c2w, K = (t.detach().cpu().double() for t in (depth, c2w, K))

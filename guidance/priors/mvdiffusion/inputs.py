@@ -46,8 +46,8 @@ def unknown_channels(kind: Extra, like: Tensor) -> Tensor:
 def depth_channels(depth: Tensor, height: int, width: int) -> Tensor:
     """Convert depth (F, H, W) to inverse depth (F, 1, height, width), scaled to [-1, 1] in each image.
 
-    `height` and `width` are the size of the latents in latent pixels. Resizing is by nearest neighbour. Unknown depth
-    becomes -2.
+    `height` and `width` are the size of the latents in latent pixels. Resizing is by nearest neighbour. Unknown depth,
+    which is at most 0 or not finite, becomes -2.
     """
     known = (depth > 0) & depth.isfinite()
     inverse = torch.where(known, 1 / (depth.double() + 1e-6), 0.0)

@@ -64,9 +64,9 @@ class MVDiffusion(LatentDiffusion):
     def check_size(self, size: sampling.Size, keys: tuple[str, str]) -> None:
         """Raise ConfigError if the UNet cannot sample images of `size` (H, W) in pixels.
 
-        H and W must be multiples of `size_multiple`. For weights that encode depth differences in pairs (as the
-        released ones do), the smallest feature map must also have an even number of cells. `keys` are the config keys
-        of height and width, for the message.
+        H and W must be multiples of `size_multiple`. For depth weights with the positional encoding of the released
+        ones, the smallest feature map must also have an even number of cells (`check_pairs`). If sampling starts at
+        half the size, half the size must fit too. `keys` are the config keys of height and width, for the message.
         """
         sampling.check_image_size(size, self.size_multiple, self.draft, keys)
         if self.multiview is not None and self.multiview.kind == "depth" and self.multiview.encoding == "reference":
@@ -75,7 +75,8 @@ class MVDiffusion(LatentDiffusion):
     def check_pairs(self, size: sampling.Size, halved: bool, key: str) -> None:
         """Raise ConfigError if the UNet's smallest feature map has an odd number of cells for images of `size`.
 
-        MVDiffusion's positional encoding of depth differences takes the cells in pairs.
+        The positional encoding of the released depth weights combines the depth differences of two cells each, so their
+        number must be even.
 
         Args:
             size: image height and width in pixels.
@@ -121,15 +122,18 @@ class MVDiffusion(LatentDiffusion):
         return super().predict(torch.cat([x, unknown_channels(self.extra, x)], 1), t, text)
 
     def masked_extra(self, views: Tensor, given: Tensor) -> Tensor:
-        """Return the additional channels (F, 1 + C, h, w) of an inpainting UNet for images (F, H, W, 3) in [0, 1].
+        """Return the additional input channels (F, 1 + C, h, w) of an inpainting UNet: mask and masked-image latents.
 
-        `given` is bool, True for known views (F,) or known pixels (F, H, W).
+        The mask is 1 where unknown. `views` are images (F, H, W, 3) in [0, 1], whose unknown pixels become grey before
+        they are encoded; `given` is bool, True for known views (F,) or known pixels (F, H, W).
         """
         latents = self.encode_views(masked_images(views, given))
         return mask_channels(latents, given.to(latents.device))
 
     def geometry(self, at: Cameras, depth: Tensor | None = None) -> Geometry:
-        """Return the tables of corresponding positions between F views.
+        """Return the `Geometry` of F views: the positions in other views that show the same 3D point, for attention.
+
+        It finds them for each token (cell of a view's feature map), in the feature maps of the other views.
 
         Args:
             at: cameras of the views. Without depth they must share one position, as in a panorama.
@@ -188,10 +192,13 @@ class MVDiffusion(LatentDiffusion):
     def kept_latents(self, image_channels: Tensor | None, known_views: Tensor | None) -> tuple[Tensor, Tensor] | None:
         """Return a mask and clean latents of known images; with noise, they replace sampled latents in each step.
 
-        The mask is (F, 1, h, w), above 0 where latents are replaced; the latents are (F, C, h, w). If `hold` is True,
-        both come from `known_views` or, if this is None, from the `image_channels` of an inpainting UNet. If `hold` is
-        False, they come from `known_views` if `multiview` has no branch for known views. In all other cases, the result
-        is None, and nothing is replaced.
+        The mask is (F, 1, h, w), above 0 where latents are replaced; the latents are (F, C, h, w). Both come from
+        the first of these that is not None:
+
+        - `known_views`, if `hold` is True or `multiview` has no branch for known views;
+        - the `image_channels` of an inpainting UNet, if `hold` is True.
+
+        Otherwise the result is None, and nothing is replaced.
 
         Args:
             image_channels: additional UNet channels (F, E, h, w). For an inpainting UNet E = 1 + C: mask (1 where

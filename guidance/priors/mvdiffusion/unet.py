@@ -54,8 +54,8 @@ class MultiviewUNet(nn.Module):
 
         Args:
             kind: "panorama": views from one position; "depth": posed views with depth.
-            encoding: positional encoding, "reference" (that of the released weights) or "capped" (with frequencies from
-                1/4 to 64).
+            encoding: positional encoding of displacements (panorama) or depth differences (depth): "reference" (that of
+                the released weights) or "capped" (with frequencies from 1/4 to 64 radians per token or per metre).
             condition: whether to add a branch that encodes known views.
             convolution: for kind="depth", whether to add convolutions after each attention, as in the released weights.
         """

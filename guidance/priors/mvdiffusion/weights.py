@@ -36,11 +36,10 @@ TO_DEPTH, ATTENTION = ".attn1.transformer.", ".transformer."
 
 
 def save_blocks(path: Path, network: MultiviewUNet, own: Mapping[str, Tensor] | None = None) -> None:
-    """Write the correspondence-aware attention blocks and the UNet of `network` to a file, in float16.
+    """Write the weights of `network` to a safetensors file, in float16 (frequencies of encodings in float32).
 
     `own` are the tensors in which the UNet differs from the 2D model, as returned by `difference`: they are written
-    instead of the whole UNet. None: the whole UNet is written.
-    Raises ConfigError if a value is not finite.
+    instead of the whole UNet. None: the whole UNet is written. Raises ConfigError if a value is not finite in float16.
     """
     state = network.state_dict()
     if own is not None:

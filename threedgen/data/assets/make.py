@@ -42,8 +42,9 @@ logger = logging.getLogger(__name__)
 def read_asset(folder: Path, asset: Asset) -> ColouredMesh:
     """Read the mesh of an asset and scale it into a ball of radius 0.85 (`OBJECT_RADIUS`) at the origin.
 
-    The mesh is converted to z up and turned by `asset.turn`, after which its front should face +x. `folder` is the
-    folder of all assets. Raises ConfigError if the file is broken, empty or too large.
+    The mesh is converted to z up and turned about z by `asset.turn` degrees, counter-clockwise seen from above, after
+    which its front should face +x. `folder` is the folder of all assets. Raises ConfigError if the file is broken,
+    empty or too large.
     """
     path = folder / asset.file
     try:
@@ -248,8 +249,8 @@ def build_index(config: AssetsConfig, every: list[Job], folder: Path, left_out: 
         config: options of the rendering.
         every: jobs of the shards, which must all be finished. Shards without assets are omitted.
         folder: folder of the shards.
-        left_out: mesh file, or line of the captions file, that is in no job -> reason. The result also lists
-            the assets that could not be rendered.
+        left_out: maps mesh files ("chair.glb") and lines of the captions file ("captions.csv, line 3") that are in no
+            job to the reasons. The result also lists the assets that could not be rendered.
     """
     found = [read_finished(folder, job) or {} for job in every]
     left_out = left_out | {file: reason for shard in found for file, reason in shard["left_out"].items()}

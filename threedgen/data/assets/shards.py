@@ -188,8 +188,8 @@ SIDES, SIDE_PIXELS, COLUMNS, PER_PAGE = 4, 96, 3, 60
 def write_sheet(folder: Path, shards: Shards, max_count: int) -> None:
     """Write contact sheets sheet.png, sheet-2.png, ... to `folder`.
 
-    The sheets show at most `max_count` assets, which are evenly spaced in the list of all assets. Raises OSError if a
-    sheet cannot be written, and ConfigError if an image is missing or truncated.
+    They show four views, caption, file name and notes of at most `max_count` assets, evenly spaced in the list of all
+    assets. Raises OSError if a sheet cannot be written, and ConfigError if an image is missing or truncated.
     """
     count = min(max_count, len(shards))
     subset = [shards.entries[k * len(shards) // count] for k in range(count)]

@@ -40,11 +40,13 @@ class Match(NamedTuple):
 def check_convention(photos: PosedPhotos) -> list[str]:
     """Check with the images whether `photos.convention`, such as "c2w-opengl", is the right one for the poses.
 
-    The score of a convention is the fraction of matching pixels whose rays meet, as mean over pairs of photos. A score
-    of 0.3 (MIN_FIT) is good. With fewer than 3 (MIN_PAIRS) pairs that match, the score is `Focus.agreement`, and 0.7
-    (MIN_COSINE) is good. Return [] if `photos.convention` has a good score. Otherwise raise ConfigError if another
-    convention has a good score that is at least twice as high; else return a list with one remark for the user. Also
-    raise ConfigError if `photos.convention` mirrors the scene.
+    The score of a convention is the fraction of matching pixels whose rays meet, as mean over pairs of photos; from 0.3
+    (MIN_FIT) it is good. If fewer than 3 (MIN_PAIRS) pairs match, it is the median cosine between the viewing axis of a
+    camera and its direction to the point nearest to all axes; from 0.7 (MIN_COSINE) it is good.
+
+    Return [] if `photos.convention` has a good score. Raise ConfigError if it mirrors the scene, or if it has no good
+    score, but another convention has one that is at least twice as high. If no convention has such a score, return a
+    list with one remark for the user.
     """
     poses, declared = alternatives(photos.matrices), photos.convention
     matches, K = matching_pixels(photos), photos.cameras.K.double().numpy()
@@ -77,7 +79,9 @@ def matching_pixels(photos: PosedPhotos) -> list[Match]:
 
 
 def fraction_meeting(c2w: Array, K: Array, match: Match) -> float:
-    """Return the fraction of matching pixels whose two rays meet in front of both cameras, within 2 pixels (MAX_MISS).
+    """Return the fraction of matching pixels whose two rays meet in front of both cameras.
+
+    Rays meet if half of their shortest distance, seen from the nearer camera, is less than 2 pixels (MAX_MISS).
 
     `match` has the matching pixels of two of the N photos. `c2w` (N, 4, 4) are the camera-to-world poses of all photos
     with OpenGL axes, and `K` (N, 3, 3) their intrinsics, in the pixels of `match`.

@@ -78,13 +78,14 @@ class PosedFiles:
 def find_photo(folders: Sequence[Path], name: str, listings: Listings, tails: bool = False) -> Path | None:
     """Return the path of the photo `name` in the first of `folders` that has it; None if no folder has it.
 
-    A leading "/" and all ".." of `name` are dropped. The file may differ from `name` in case and suffix. Links in the
-    folders, which users make for large datasets, are followed.
+    `name` is a path relative to the folder; a leading "/" and all ".." are dropped. The file may differ from it in
+    upper and lower case and in the image suffix. Links in the folders, which users make for large datasets, are
+    followed.
 
     Args:
         listings: finder of files by their name in any case; it reads the file list of each folder only once.
-        tails: True if `name` may be a path on another computer: its leading folders are dropped, one after the other,
-            until a file is found. If `name` has "..", the folder above `folders[0]` is searched before all others.
+        tails: whether `name` may be a path on another computer. If so, its leading folders are dropped, one after the
+            other, until a file is found; and if it has "..", the folder above `folders[0]` is searched first.
     """
     parts = Path(name[-MAX_NAME:].replace("\\", "/")).parts
     folders = [folders[0] / "..", *folders] if tails and ".." in parts else folders
@@ -140,8 +141,8 @@ ROTATION_TOLERANCE = 1e-2
 class Focus(NamedTuple):
     """Point (3,) that is nearest to the viewing axes of N cameras, and how well the cameras look at this point.
 
-    `agreement` is the median cosine between a camera's viewing axis and its direction to the point. It is 0 if no point
-    is defined, because the axes are parallel or all cameras are at one position.
+    `agreement` is the median cosine between a camera's viewing axis and its direction to the point. If the axes are
+    parallel or all cameras are at one position, `agreement` is 0 and `point` has no meaning.
     """
 
     point: Array
@@ -193,7 +194,12 @@ def without_scale(matrices: Array, source: str) -> Array:
 
 
 def focus(c2w: Array) -> Focus:
-    """Find the point nearest to the viewing axes of cameras. `c2w` (N, 4, 4): camera-to-world poses, OpenGL axes."""
+    """Find the point nearest to the viewing axes of cameras. `c2w` (N, 4, 4): camera-to-world poses, OpenGL axes.
+
+    The result has this point (3,) and `agreement`, the median cosine between a camera's viewing axis and its direction
+    to the point. If the axes are parallel or all cameras are at one position, `agreement` is 0 and the point has no
+    meaning.
+    """
     position, axis = c2w[:, :3, 3], -c2w[:, :3, 2]
     projector = np.eye(3) - axis[:, :, None] * axis[:, None]
     point = np.linalg.lstsq(projector.sum(0), np.einsum("nij,nj->i", projector, position), rcond=1e-6)[0]

@@ -90,10 +90,11 @@ COLMAP_FOLDERS = (".", "0", "sparse/[0-9]*", "sparse", "colmap/sparse/[0-9]*", "
 
 
 def posed_source(path: Path) -> Path | None:
-    """Find the camera file at `path`: a transforms.json, or the folder of a COLMAP model; None if there is neither.
+    """Return the path of a JSON file with poses, or of the folder of a COLMAP model; None if `path` has neither.
 
-    `path` is a JSON file, or a folder that is searched for a transforms.json or transforms_train.json, then for models.
-    Of the models sparse/0, sparse/1, ..., the one with the largest file of images is returned.
+    `path` is such a JSON file, or a folder. A folder is searched for transforms.json, transforms_train.json and then a
+    COLMAP model (images.bin or images.txt), in the folder itself and in usual subfolders such as sparse/0. Of several
+    models sparse/0, sparse/1, ..., the one with the largest of these files is returned.
     """
     if path.is_file():
         return path if path.suffix.lower() == ".json" else None

@@ -198,13 +198,14 @@ def _check_spread(folder: Path, poses: Array) -> None:
 
 
 def read_intrinsics(folder: Path, names: Sequence[str], height: int, width: int) -> tuple[Array, bool]:
-    """Read the intrinsics of the N views in a scene folder. `names` are the file names of the views without suffix.
+    """Read the intrinsics of the N views in a scene folder, from intrinsics.txt or, per view, intrinsics/NAME.txt.
 
+    intrinsics.txt, if it exists, applies to all views. `names` are the N file names NAME of the views, without suffix.
     Raises ConfigError if a file is missing or invalid, or if K does not fit images of `height` x `width` pixels.
 
     Returns:
-        K (N, 3, 3) in pixels, and whether the pose files are world-to-camera instead of camera-to-world. The latter is
-        stated by a flag in the last line of intrinsics.txt; without the flag, the poses are camera-to-world.
+        K (N, 3, 3) in pixels, and a bool: True if the pose files are world-to-camera, False if camera-to-world. It is
+        True only if intrinsics.txt has the optional fifth line, with a flag other than 0.
     """
     path, per_view = folder / "intrinsics.txt", folder / "intrinsics"
     if path.is_file() or not per_view.is_dir():
@@ -237,10 +238,12 @@ def _archive(path: Path, rows: list[list[float]], height: int, width: int) -> tu
 def intrinsic_matrix(
     path: Path, rows: list[list[float]], height: int, width: int, forms: str = "should hold a 3x3 or 4x4 matrix"
 ) -> Array:
-    """Convert the numbers in the `rows` of an intrinsics file to K (3, 3), in pixels of images of `height` x `width`.
+    """Convert the numbers in the `rows` of an intrinsics file, in pixels, to K (3, 3), without scaling them.
 
-    Raises ConfigError unless there are 9 or 16 numbers that form K or a (4, 4) matrix that starts with K. Its message
-    has the file name `path` and the text `forms`, which states the supported forms of intrinsics.
+    The 9 or 16 numbers form K or a (4, 4) matrix that starts with K. Raises ConfigError for another count, for a matrix
+    that is not of the form of K, or if a focal length is at most 0.001 (`MIN_FOCAL`) of the longer side of an image;
+    `height` and `width`, in pixels, are used only for this. The message has the file name `path` and, for another
+    count, the text `forms`, which states the supported forms of intrinsics.
     """
     numbers = [x for row in rows for x in row]
     if len(numbers) not in (9, 16):

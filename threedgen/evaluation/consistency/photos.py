@@ -54,7 +54,9 @@ class FolderScene(NamedTuple):
 def open_scene(path: Path, config: FolderSamplerConfig | PosedScenesConfig) -> FolderScene:
     """Open the scene at `path` and check its files. Raises ConfigError if a file is missing or unusable.
 
-    `path` is a transforms.json, a folder of photos with poses, or a scene folder in the layout of the SRN archives.
+    `path` is a transforms.json, a folder of photos with poses, or a folder in the layout of the SRN archives (rgb/,
+    pose/, intrinsics.txt). `config` states the maximum size and the pose convention of photos (`size`, `poses`), and
+    the up axis of an SRN scene (`up`). The file numbers of an SRN scene may have gaps only for a FolderSamplerConfig.
     """
     if posed_source(path):
         return open_photo_scene(path, config.size or PHOTO_SIZE, config.poses)
@@ -64,12 +66,13 @@ def open_scene(path: Path, config: FolderSamplerConfig | PosedScenesConfig) -> F
 
 
 def open_photo_scene(path: Path, size: int, convention: PoseConvention | None) -> FolderScene:
-    """Open photos with poses, check the poses, and move the centre of the scene (`scene_centre`) to the origin.
+    """Open photos with poses, check the poses, and move the centre of the scene to the origin.
 
-    `size` is the maximum of the longer image side in pixels. `convention` is the convention of the poses, such as
-    "w2c-opencv" (world-to-camera, OpenCV axes); None: the convention of the file format. Raises ConfigError if a file
-    is unreadable, if there are fewer than 4 photos (`MIN_VIEWS`), or if the images show that the poses have another
-    convention (`check_convention`).
+    The centre is that of the scene cube in the camera file, if it has one, else the point nearest to the viewing axes,
+    if this exists (see `scene_centre`). `size` is the maximum of the longer image side in pixels. `convention` is that
+    of the poses, such as "w2c-opencv" (world-to-camera, OpenCV axes); None: that of the file format. Raises ConfigError
+    if a file is unreadable, if there are fewer than 4 photos (`MIN_VIEWS`), or if the images show that the poses have
+    another convention (`check_convention`).
     """
     photos = open_photos(path, size, convention)
     if len(photos) < MIN_VIEWS:
@@ -104,7 +107,8 @@ def scene_centre(photos: PosedPhotos) -> tuple[Array, float | None]:
         1. centre of the scene cube in the camera file (Instant-NGP)
         2. point nearest to all viewing axes; there is none if they are parallel, or if all cameras are at one position
         3. median of the points of the COLMAP model
-        4. point ahead of the cameras, as far away as their positions extend along the longest axis
+        4. mean camera position plus the mean of the unit viewing directions, times the longest side of the bounding box
+           of the camera positions
 
     With a scene cube, the radius is 1.3 times (`BOX_RADIUS`) half the side of the cube. Otherwise it covers 95 % of the
     COLMAP points, but is at most 4 times (`MAX_SURROUNDINGS`) the largest distance of a camera from the centre; without

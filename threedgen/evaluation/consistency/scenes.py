@@ -73,8 +73,10 @@ class Scene:
 
     @property
     def targets(self) -> list[int]:
-        """Indices of the views to sample, outward from the last condition view: first the later views, then the earlier
-        ones in reverse order."""
+        """Indices of the views to sample: those after the last condition view, then those before it in reverse order.
+
+        Without condition views, all views in order.
+        """
         start = self.condition[-1] if self.condition else -1
         outward = [*range(start + 1, len(self.cameras)), *reversed(range(max(start, 0)))]
         return [k for k in outward if k not in self.condition]
@@ -261,9 +263,10 @@ class MVAdapterSampler(GroupSampler):
 
 
 class FolderSampler:
-    """Sampler that reads existing views from a folder.
+    """Sampler that reads existing views of scenes from `config.path`.
 
-    The constructor checks all files and raises ConfigError if one of them is missing or unusable.
+    A scene is photos with poses (transforms.json or COLMAP model), or a folder in the layout of the SRN archives. The
+    constructor checks all files and raises ConfigError if one of them is missing or unusable.
     """
 
     needs_text, on_disk = False, True

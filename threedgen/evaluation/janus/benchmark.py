@@ -114,7 +114,7 @@ class Score(JanusRates[JanusScoreConfig, tuple[Path, str, str]]):
 
     Files directly in ASSETS (the folder of the option ``assets``) are of one method, named after this folder. The
     prompt of a file is its name without suffix, with spaces instead of "-" and "_", unless the config sets another one.
-    Each mesh is centred and scaled to fit into a ball. An item is (path of the file, method, prompt).
+    Each mesh is centred and scaled to fit into a ball. An item, the argument of `measure`, is (path, method, prompt).
     """
 
     def __init__(self, task: Task) -> None:

@@ -58,9 +58,10 @@ CLIP_BATCH = 16  # images that CLIP encodes at a time
 
 
 class ViewClassifier(Protocol):
-    """Classifier of the side of an object that an image shows; the registry kind is "view-classifier".
+    """Protocol of classifiers of the side of an object that an image shows.
 
-    Images are square views (V, S, S, 3) of one object, in [0, 1].
+    The registry builds them from configs (kind "view-classifier"). Images are square views (V, S, S, 3) of one object,
+    in [0, 1].
     """
 
     def sides(self, images: Tensor, prompt: str) -> Tensor:
@@ -152,8 +153,8 @@ class Meter:
     def classify(self, mesh: ColouredMesh, prompt: str, light: bool | None = None) -> Reading:
         """Render the views of an object that fits into the unit sphere, and classify the side that each view shows.
 
-        The world has z up, and an object should face +x. ``prompt`` names the object. ``light`` is whether to shade the
-        mesh as toybox objects are shaded; None: shade it only if it has neither vertex colours nor a texture.
+        The world has z up, and an object should face +x. ``prompt`` names the object. ``light`` is whether to light the
+        mesh, from the camera and from above; None: only if it has neither vertex colours nor a texture.
         """
         views = mesh.render(self.c2w, FOV, self.config.size, BACKGROUND, mesh.flat if light is None else light)
         return Reading(views, self.classifier.sides(torch.from_numpy(views), prompt).double().numpy())
@@ -199,9 +200,9 @@ class MeterErrors(Evaluation[MeteredConfig, tuple[str, ColouredMesh, int], Known
     The meter counts the fronts of an object: errors are missed second fronts and false alarms. The other Janus tasks
     run this evaluation too, to give the error rates next to their results.
 
-    An item is (prompt, mesh, number of fronts: 0, 1 or 2). Each object with one front is followed by the same object
-    with two fronts: the back half is replaced by a copy of the front half. Smooth noise of the strength ``truth.rough``
-    is added to the surfaces and colours of all meshes.
+    An item, the argument of `measure`, is (prompt, mesh, number of fronts: 0, 1 or 2). Each object with one front is
+    followed by the same object with two fronts: the back half is replaced by a copy of the front half. Objects without
+    a front are last. Smooth noise of the strength ``truth.rough`` is added to the surfaces and colours of all meshes.
     """
 
     stage = "ground truth"

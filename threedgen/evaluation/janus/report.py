@@ -213,9 +213,10 @@ def write_janus_report(
     left_out: dict[str, str],
     unknown_orientation: bool,
 ) -> None:
-    """Write report.html, report.md and report.json, and the summary file that marks the run as finished.
+    """Write report.html, report.md and report.json to the run folder, and summary.json, which marks it as finished.
 
     Args:
+        task: run of the task "janus-benchmark" or "janus-score".
         rows: metrics of the methods, one dict per method (`method_row`).
         results: results of all assets.
         rates: error rates of the Janus meter, or None if they were not measured.

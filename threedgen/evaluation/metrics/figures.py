@@ -83,9 +83,9 @@ def proportion(answers: Sequence[bool | None]) -> Proportion:
 def proportion_of_groups(groups: Iterable[Sequence[bool | None]]) -> Proportion:
     """Return the proportion of True answers over groups of dependent answers, such as one answer per view of an object.
 
-    Answers that are None are not counted. The 95 % interval is a bootstrap over groups. It is Wilson's interval if
-    every group has one answer, or if all answers are equal, so that a bootstrap has no spread; each group then counts
-    as one answer.
+    Answers that are None are not counted. The 95 % interval is a bootstrap over groups; for a single group with
+    different answers, it is (0, 1). If every group has one answer, it is Wilson's interval. If all answers are equal, a
+    bootstrap has no spread, and Wilson's interval is computed as if each group had one answer.
     """
     counted = [found for found in map(proportion, groups) if found.total]
     hits, total = sum(found.hits for found in counted), sum(found.total for found in counted)
@@ -242,8 +242,10 @@ def correct_sides(sides: Sequence[int] | NDArray[np.integer], azimuth: Floats) -
 def in_order(log_probability: Floats, azimuth: Floats) -> bool:
     """Return whether the views of an object show its four sides in the order of the cameras.
 
-    The views are divided into groups of four, 90 degrees apart. A group can show the four sides in 24 orders, and the
-    most probable order of each group must be the order of its cameras. Mirrored, rotated or swapped sides are wrong.
+    The views are divided into groups of four, 90 degrees apart. Of the 24 orders in which a group can show the four
+    sides, the one with the greatest sum of log-probabilities must be the order of its cameras. Mirrored, rotated or
+    swapped sides are wrong. For cameras within 15 degrees of the borders between sides, two orders are right: all
+    cameras see the side before the border, or all the side after it.
 
     Args:
         log_probability: log-probabilities (V, 4) of front, left, back and right in each view.

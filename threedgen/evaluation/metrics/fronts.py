@@ -86,10 +86,10 @@ def has_front(sides: Floats) -> float:
 def front_curve(sides: Floats) -> Floats:
     """Return the front probability (V,) in each of V evenly spaced views of a ring, given that the object has a front.
 
-    `sides` (V, 4) has the probabilities of front, left, back and right; what they lack to 1 is the probability that the
-    object has no front. Their sum, averaged over the views, is thus the probability p that it has one. `sides` is
-    smoothed over neighbouring views (`smooth`) and divided by p. The result is 0 in views where another side is then
-    more probable, and in all views if p is below 0.5.
+    `sides` (V, 4) has the probabilities of front, left, back and right in each view. Their sum, averaged over the
+    views, is the probability p that the object has a front. All four are smoothed over neighbouring views (`smooth`)
+    and divided by p. The result is 0 in views in which another side is more probable than the front, and in all views
+    if p is below 0.5.
     """
     if (probability := has_front(sides)) < 0.5:
         return np.zeros(len(sides))
@@ -121,9 +121,9 @@ def directions(sides: NDArray[np.integer], azimuth: Floats, unknown_orientation:
         sides: most probable side of each view (V,): 0 front, 1 left, 2 back, 3 right.
         azimuth: azimuths (V,) of the cameras, radians; 0 sees the front. Side k is correct within 60 degrees of the
             azimuth k * 90 degrees.
-        unknown_orientation: whether the orientation of the object is unknown. If so, the orientation with the most
-            correct views is assumed, out of V in steps of 2 pi / V. This favours objects with random sides, so do not
-            compare results with and without ``unknown_orientation``.
+        unknown_orientation: False: the object faces azimuth 0. True: of V orientations, 2 pi / V apart, the one with
+            the most correct views is assumed. This favours objects with random sides, so do not compare results with
+            and without ``unknown_orientation``.
     """
     azimuth = np.asarray(azimuth, float)
     turns = 2 * pi / len(azimuth) * np.arange(len(azimuth) if unknown_orientation else 1)
@@ -171,9 +171,9 @@ class ErrorRates:
         """Return the 95 % interval of the true Janus rate, which `corrected` estimates from the measured rate ``raw``.
 
         It is None if `corrected` returns None. The method is that of Lang and Reiczigel 2014 for a prevalence measured
-        by a test with errors. It includes the uncertainty of ``raw``, ``recall`` and ``false_alarms``. The number of
-        answers of each is `Proportion.sample_size`, which is lower for dependent answers, such as several seeds of a
-        prompt.
+        by a test with errors. It includes the uncertainty of ``raw``, ``recall`` and ``false_alarms``, each from its
+        effective number of independent answers (`Proportion.sample_size`). This number is usually lower than that of
+        all answers if some depend on each other, such as those for several seeds of a prompt.
         """
         rate = self.corrected(raw)
         if rate is None:

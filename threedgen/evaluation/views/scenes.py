@@ -45,9 +45,10 @@ MAX_MOVE = 1e-3
 class SceneSampler:
     """Sampler that uses the MVDiffusion model of a task, and writes the sampled views of scenes to the run folder.
 
-    ``scenes`` is a text that identifies the list of scenes; it is stored with the views. ``first`` is the first scene.
-    The constructor raises ConfigError if the model cannot sample the views of this scene, such as a panorama model for
-    a scene with depth. The attribute ``given`` is True if the model receives the true view 0 as an input.
+    ``scenes`` is a text that identifies the list of scenes. It is stored with the views; views with another text are
+    sampled again. ``first`` is the first scene. The constructor raises ConfigError if the model cannot sample the views
+    of this scene, such as a panorama model for a scene with depth. The attribute ``given`` is True if the model
+    receives the true view 0 as an input.
     """
 
     def __init__(self, task: Task, scenes: str, first: SceneViews) -> None:

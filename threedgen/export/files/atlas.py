@@ -33,6 +33,8 @@ of which some asset has a texture."""
 def write_set(folders: Mapping[str, Path], path: Path) -> list[str]:
     """Write the assets of several asset folders as one GLB to `path`, unless that file has exactly these assets.
 
+    Assets whose GLB is missing or was changed since the export (by its SHA-256 in asset.json) are left out.
+
     Args:
         folders: node name -> folder of an exported asset, with its GLB and asset.json.
 
@@ -41,7 +43,7 @@ def write_set(folders: Mapping[str, Path], path: Path) -> list[str]:
             findings of the Khronos validator.
 
     Raises:
-        ConfigError: if no folder has an unchanged asset, or if the assets are too many for an atlas.
+        ConfigError: if all assets are left out, or if they are too many for an atlas.
     """
     found, notes = dict[str, Path](), list[str]()
     for key, folder in folders.items():

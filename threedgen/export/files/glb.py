@@ -88,7 +88,8 @@ class _Buffer:
 def glb_bytes(mesh: Mesh, name: str = "mesh", gltf_extras: Tree | None = None) -> bytes:
     """Return the bytes of a GLB of `mesh` with vertex colours, without textures.
 
-    `name` is the name of the glTF mesh, node and material. `gltf_extras` is JSON data for the glTF `extras`.
+    `name` is the name of the glTF mesh, node and material. `gltf_extras` is JSON data for the `extras` of the glTF
+    asset and of the node.
     """
     colours = np.column_stack([to_linear(np.clip(mesh.colours, 0, 1)), np.ones(len(mesh.vertices))])
     buffer = _Buffer()
@@ -155,7 +156,7 @@ def plain_glb_bytes(parts: dict[str, tuple[Array, Array]], gltf_extras: Tree | N
     """Return the bytes of a GLB with one node per collider, without materials.
 
     `parts`: node name -> vertices (V, 3) and faces (F, 3) of a collider, in world axes; the GLB has glTF axes.
-    `gltf_extras`: JSON data for the `extras` of the file.
+    `gltf_extras`: JSON data for the `extras` of the glTF asset.
     """
     buffer = _Buffer()
     meshes = [_mesh(buffer, name, {"POSITION": buffer.positions(x)}, faces) for name, (x, faces) in parts.items()]
@@ -166,7 +167,7 @@ def splat_glb_bytes(splats: SplatArrays, name: str = "splats", gltf_extras: Tree
     """Return the bytes of a GLB with 3D Gaussians, in the extension KHR_gaussian_splatting without compression.
 
     Viewers without the extension show coloured points. `name` is the name of the glTF mesh and node. `gltf_extras` is
-    JSON data for the glTF `extras`.
+    JSON data for the `extras` of the glTF asset and of the node.
     """
     buffer, turned = _Buffer(), splats.rotated(GLTF_AXES)
     linear = np.column_stack([to_linear(np.clip(splats.colours, 0, 1)), splats.opacities])
@@ -215,8 +216,8 @@ def _pack(
     """Return the bytes of a GLB with one node for each glTF mesh object in `meshes`.
 
     `buffer` has the binary chunk. `more`: one dict of further keys per node; None: no further keys. `lists`: further
-    top-level lists of the glTF JSON by key, such as `materials`. `gltf_extras`: `extras` of the asset, and of each node
-    except in a GLB without `lists` (colliders).
+    top-level lists of the glTF JSON by key, such as `materials`. `gltf_extras`: JSON data for the `extras` of the
+    asset; with `lists`, each node gets the same `extras`. Colliders have no `lists`, and their nodes get none.
     """
     extras = gltf_extras or {}
     own = {"extras": extras} if lists else {}

@@ -39,16 +39,22 @@ class EmptyField(ConfigError):
 
 
 def depth_field(sigma: Array, cell: float, radius: float) -> tuple[Array, Tree]:
-    """Compute a scalar field whose level set is the object's surface. Raises EmptyField if no part is half opaque.
+    """Compute, from a density grid, a scalar field whose level set is the object's surface.
 
-    Takes the density grid sigma (R, R, R) per world unit, which is overwritten, and the grid spacing `cell` and the
-    scene's `radius` in world units. Sigma is blurred (less for a denser object), and a constant is subtracted to remove
-    haze.
+    The density is blurred (less for a denser object), and a constant is subtracted to remove haze. Raises EmptyField if
+    no part of the object is half opaque.
 
-    Returns the scalar field tau (R, R, R), larger inside the object, and a dict `info`. tau is the optical depth from
-    the grid's border to a point, the minimum over the six axis directions, after `clean`. The surface is the set tau =
-    info["level"]. "haze" is the subtracted density, "blur" the standard deviation of the blur in world units. The other
-    entries are the statistics of `clean`, such as "parts_kept".
+    Args:
+        sigma: densities (R, R, R) per world unit; may be overwritten.
+        cell: grid spacing in world units.
+        radius: radius of the scene in world units.
+
+    Returns:
+        Scalar field tau (R, R, R), larger inside the object, and a dict `info`. tau is the optical depth from the
+            grid's border to a point, the minimum over the six axis directions; small parts are removed and cavities
+            filled (`clean`). The surface is the set tau = info["level"]. "haze" is the subtracted density, "blur" the
+            standard deviation of the blur in world units. The other entries are statistics of `clean`: "parts_found",
+            "parts_kept", "volume_dropped" and "cavities_filled".
     """
     typical = typical_density(sigma)
     path = 1 / (typical * radius) if typical else 0.0  # free path of light, in scene radii

@@ -213,9 +213,9 @@ def _collapse_pass(points, uv, faces, corners, error, candidates, locked, first,
     """Collapse half-edges until at most `target` faces are left or all were tried; return how many collapsed.
 
     `faces`, `corners` and `error` change in place. `faces` (F, 3) index the vertices `points` (V, 3); removed faces
-    become -1. `corners` (F, 3) index `uv` (N, 2). `error` (V, 4, 4) has the matrices of `quadrics`; a collapse
-    adds the matrix of the removed vertex to that of the kept vertex. `candidates` (n, 2) are the half-edges to try, as
-    pairs (removed vertex, kept vertex), cheapest first. A half-edge is skipped if its collapse would violate the
+    become -1. `corners` (F, 3) index `uv` (N, 2). `error` (V, 4, 4) has the quadric error matrix of each vertex; a
+    collapse adds that of the removed vertex to that of the kept vertex. `candidates` (n, 2) are the half-edges to try,
+    as pairs (removed vertex, kept vertex), cheapest first. A half-edge is skipped if its collapse would violate the
     link condition, break a UV seam, or flip or distort a face, or if an earlier collapse of this pass changed a face at
     one of its ends. Vertices in the mask `locked` (V,) are not removed. The faces around vertex v are
     `around[first[v] : first[v + 1]]`, where `around` is (3 F,) and `first` is (V + 1,).

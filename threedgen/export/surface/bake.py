@@ -126,8 +126,8 @@ class Texels(NamedTuple):
 def texel_frames(low: TexturedMesh, buffers: Buffers) -> Texels:
     """Return surface points and tangent frames of the N texels that a face covers, interpolated from the vertices.
 
-    The texels are ordered row by row, starting at v = 1. `buffers` is the result of `rasterise_uv` for the UVs of
-    `low`.
+    The texels are ordered row by row, starting at v = 1. `buffers` has the face of each texel and the barycentric
+    weights of its corners, from `rasterise_uv`.
     """
     parts = (low.vertices, low.normals, low.tangents)
     points, normals, tangents = (interpolate(part, low.faces, buffers)[buffers.mask] for part in parts)

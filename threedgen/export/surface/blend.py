@@ -13,9 +13,10 @@ MIN_WEIGHT = 1e-5  # sum of weights below which a texel's colour is darkened in 
 class BlendOptions:
     """Rules that decide which images contribute to a texel, and with which weight.
 
-    `error` is the maximum depth difference between a texel and the surface that the camera sees there, `jump` the
-    smallest depth step that counts as a depth edge. For perspective cameras, both are fractions of the depth; for
-    orthographic cameras, they are in world units.
+    An image contributes if the texel is visible (less than `error` behind the surface that the camera sees there), not
+    too oblique (`cosine`) and opaque in the image (`opacity`). The weight is a power of the cosine. It is reduced near
+    depth edges (depth steps of at least `jump`) and, with `window`, towards the image borders. For perspective cameras,
+    `error` and `jump` are fractions of the depth; for orthographic cameras, they are in world units.
     """
 
     error: float = 0.02  # maximum depth difference between texel and visible surface
@@ -31,13 +32,15 @@ class BlendOptions:
     def valid(self, error: Array, cosine: Array, jump: Array, mask: Array | None = None) -> Array:
         """Return a bool mask (M,) of the texels that an image may colour.
 
-        All arguments are arrays (M,) with one value per texel. `error` and `jump` are fractions of the depth for
-        perspective cameras, and in world units for orthographic cameras.
+        `error` must be below the field of this name, `cosine` above it, `mask` above the field `opacity` and, if the
+        field `beside_edge` is 0, `jump` below the field of this name. All arguments are arrays (M,) with one value per
+        texel. `error` and `jump` are fractions of the depth for perspective cameras, and in world units for
+        orthographic cameras.
 
         Args:
             error: depth of the texel minus depth of the visible surface.
             cosine: cosine of the angle between surface normal and direction to the camera.
-            jump: largest step of the visible surface's depth near the texel.
+            jump: largest depth step near the texel, measured as the deviation of the depth map from a plane.
             mask: opacity of the image in [0, 1] at the texel; None: opaque.
         """
         visible = (error < self.error) & (cosine > self.cosine)

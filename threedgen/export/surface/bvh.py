@@ -18,10 +18,10 @@ SLACK = 1e-7  # tolerance of barycentric weights, so that no ray passes between 
 
 
 class Bvh(NamedTuple):
-    """Bounding volume hierarchy of a mesh: a box per node, and corners (P, 3, 3) and face indices of P triangles.
+    """Bounding volume hierarchy of a mesh: a box per node, and corners (P, 3, 3) and face indices (P,) of P triangles.
 
-    The triangles are in the order of the leaves. P is at least the number of faces, because the last triangle is
-    repeated until all leaves are equally full.
+    Node k of the binary tree has the children 2 k + 1 and 2 k + 2. Each leaf has the same number of consecutive
+    triangles. P is at least the number of faces, because the last face is repeated to fill the leaves.
     """
 
     bounds: Array  # (nodes, 6) float32, minimum corner and maximum corner of each node's box

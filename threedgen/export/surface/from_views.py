@@ -45,7 +45,10 @@ class ViewTexture(NamedTuple):
 
 
 class TexelGeometry(NamedTuple):
-    """N texels: positions (N, 3), and face normals and smooth normals (N, 3) on the side that cameras see."""
+    """Positions of N texels, and their normals: of the face, and interpolated from the vertices.
+
+    The normals point to the side of the face that more pixels of the images show.
+    """
 
     points: Array  # (N, 3), world units
     normals: Array  # (N, 3), unit face normals

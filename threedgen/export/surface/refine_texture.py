@@ -46,7 +46,10 @@ class Refined(NamedTuple):
 
 
 class PixelTargets(NamedTuple):
-    """P image pixels: texture coordinates (P, S, 2) of S samples, whose mean is the colour; target colours (P, 3)."""
+    """Target colours of P image pixels, and the texture coordinates (u, v) of S samples per pixel.
+
+    The colour of a pixel is the mean of the texture at its samples. UVs in [0, 1] cover the texture.
+    """
 
     uv: Array  # (P, S, 2) float32, v upwards
     target: Array  # (P, 3) target colours
@@ -196,7 +199,8 @@ def gradient(colours: Array, samples: PixelTargets, shape: tuple[int, ...]) -> A
 def footprint(samples: PixelTargets, shape: tuple[int, ...]) -> float:
     """Return the median width of an image pixel on the texture, in texels. The texture has the shape (H, W, ...).
 
-    The width is measured between the first two samples of a pixel. The result is 0 if pixels have only one sample.
+    The samples of a pixel are a square grid, row by row. The width is the distance between the first two samples times
+    the number of samples per row. The result is 0 if pixels have only one sample.
     """
     side = math.isqrt(samples.uv.shape[1])
     if side < 2:

@@ -243,9 +243,9 @@ class DreamBoothSystem(DenoisingSystem):
         write_png(sheet_path(folder, step), grid(enlarge_small(rows), 2 * N_VIEW, labels))
 
     def write(self, path: Path) -> None:
-        """Write the trained weights to a file: the embedding of the identifier, and the LoRA.
+        """Write the embedding of the identifier and the changes of the UNet to the safetensors file `path`.
 
-        Without a LoRA, the file has the changes of the UNet's weights instead.
+        The changes are the LoRA or, without a LoRA, the differences of the trained weights from the original ones.
         """
         card = {"identifier": self.config.identifier, "prompt": self.config.prompt, "base": self.base}
         if self.lora is not None:
@@ -260,7 +260,8 @@ class DreamBoothSystem(DenoisingSystem):
 def run_status(config: MVDreamBoothConfig, resume: Path | None = None, quiet: bool = False) -> Status:
     """Run a config without printing the path of the result, and return the final status of the run.
 
-    `resume` is the folder of the run to resume; None: a new run. `quiet`: print neither weight files nor progress.
+    `resume` is the folder of the run to resume; None: a new run. `quiet`: print neither the names of the weight files
+    that the run loads nor the progress.
     """
     return run_prepared(train, Task(config, resume, quiet, FILES))
 

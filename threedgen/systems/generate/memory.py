@@ -27,7 +27,8 @@ class MeasuredSystem(GenerateSystem):
     """LightningModule on the meta device, where tensors have shapes but no values, to measure the memory of a step.
 
     Without values, empty space is unknown. Therefore every ray has the maximum number of samples, `march.samples`.
-    MLPs take the memory of the Triton kernel if a run on `device` uses it, else that of torch's layers.
+    `device` is the device of the run: MLPs take the memory of the Triton kernel if it is used there, else that of
+    torch's layers.
     """
 
     def __init__(self, config: GenerateConfig, prior: MetaPrior, device: torch.device) -> None:
@@ -60,9 +61,10 @@ class MeasuredSystem(GenerateSystem):
         self.render(turntable(self.config.result.turntable, 1), self.max_steps, training=False)
 
     def choose_chunks(self, free: float) -> None:
-        """If the option `march.chunk` is "auto", compute the chunk size, and store it in `chunks.measured`.
+        """If the option `march.chunk` is "auto", compute the chunk sizes, and store them in `chunks.measured`.
 
-        The chunk size is the number of ray samples that a render processes at a time: as many as fit in `free` bytes.
+        A chunk size is the number of ray samples that a render processes at a time: as many as fit in `free` bytes.
+        Renders without normals and, if the object has normals, those with normals each have one.
         """
         scene = self.field, self.background, self.material, self.config.march
         for normals, kind in ((False, "without normals"), (True, "with normals")):

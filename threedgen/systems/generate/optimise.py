@@ -98,9 +98,10 @@ def optimise(
 def initialise_from(system: GenerateSystem, folder: Path) -> None:
     """Initialise the object from the run in `folder`, and the background if its tensors have equal shapes in both runs.
 
-    `folder` may also be a point cloud file for 3D Gaussians, which initialises the object only. With the option `edit`,
-    also set `system.old_prompt_embedding` to the embedding (1, L, D) of the prompt of the run in `folder`. Raises
-    ConfigError if the file cannot be read, or if the representation of that run cannot initialise the one of this run.
+    `folder` may also be a point cloud file for 3D Gaussians, which initialises the object only. With the option `edit`
+    (change the object of that run to fit a new prompt), also set `system.old_prompt_embedding` to the embedding
+    (1, L, D) of that run's prompt. Raises ConfigError if the file cannot be read, or if the representation of that run
+    cannot initialise the one of this run.
     """
     if folder.is_file():
         system.field.init_from_file(folder)

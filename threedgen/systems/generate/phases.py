@@ -76,16 +76,18 @@ class Fit:
         self.pixels = Pixels(Views(images, self.cameras), opacity)
 
     def losses(self, step: int, done: int, steps: int) -> StepResult:
-        """Return the loss of a step: error of the colours, and penalties on opacity and on differences of normals.
+        """Return the loss of a step: error of the colours, and penalties on opacity, depth spread and normals.
 
-        The penalties pull the opacity to 0 or 1, and to 0 far from the object, and make nearby normals similar. A step
-        uses `fit.rays` random pixels of all images; for rasterised objects (meshes and 3D Gaussians), random whole
-        images with about as many pixels, at least one image.
+        The penalties pull the opacity to 0 or 1, and to 0 far from the object, reduce the spread of the weights along a
+        ray (distortion loss; not for rasterised objects), and make nearby normals similar. A step uses `fit.rays`
+        random pixels of all images; for rasterised objects (meshes and 3D Gaussians), random whole images with about as
+        many pixels, at least one image.
 
         Args:
             step: step of the run; it seeds the random numbers.
-            done: number of steps of this fit before this step; it selects the values of the schedules.
-            steps: total number of steps of this fit.
+            done: number of steps of this fit before this step.
+            steps: total number of steps of this fit. The weights of two penalties change with `done` / `steps`: opacity
+                to 0 or 1, and distortion loss.
         """
         o, rng, device = self.scene.config.fit, self.scene.rng(step, "pixels"), self.scene.device
         opaque, distortion = (at(value, done, steps) for value in (OPAQUE_WEIGHT, o.distortion))
@@ -230,11 +232,12 @@ class Refinement:
     def resample(self, number: int, rng: torch.Generator, first: bool) -> None:
         """Render the object, resample the renders by img2img, and store them in `images`, the same on all devices.
 
-        The noise strength is at index `number` (of the round) in the option `refine.strengths`. `first` is True in
-        step 0 of the run, in a run that only refines. At that step a new object is untrained and not rendered: its
-        views are sampled from the prior's inputs, such as the prompt. With the option `edit`, the renders then still
-        show the old prompt: the coarse prediction (latents predicted without denoising) for the new prompt minus that
-        for the old prompt is added to their latents.
+        `number` is the number of the round, from 0; it selects the noise strength in the option `refine.strengths`.
+        `rng` generates the noise. `first` is True in step 0 of a run that only refines. A new object is untrained in
+        that step and not rendered: its views are sampled from the prior's inputs, such as the prompt. In a run that
+        edits the object of another run (option `edit`), the renders of that step still show the old prompt. A prior
+        with a coarse predictor therefore predicts latents, without denoising, for the new and for the old prompt, and
+        their difference (new minus old) is added to the latents of the renders.
         """
         scene, images = self.scene, []
         old_prompt_embedding = scene.old_prompt_embedding if first else None

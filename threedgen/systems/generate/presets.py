@@ -51,8 +51,9 @@ def with_preset(config: GenerateConfig, name: str) -> GenerateConfig:
 def memory_by_preset(config: GenerateConfig, device: torch.device, free: float) -> Iterator[tuple[str | None, float]]:
     """Yield pairs (preset name, bytes of memory that a run needs with this preset). None as the name: no preset.
 
-    The bytes are 10 % above the measured peak, for errors of the measurement, plus 1 GB for libraries on the GPU.
-    `free` is the number of bytes that are free before the run.
+    The bytes are the peak memory, measured on torch's meta device, plus 10 % for errors of the measurement and 1 GB for
+    libraries on the GPU. `free` is the number of bytes that are free before the run; if `march.chunk` is "auto", more
+    free memory can mean larger chunks of ray samples and a higher peak.
     """
     from .memory import memory  # takes seconds to import
 

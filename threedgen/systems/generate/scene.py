@@ -151,9 +151,9 @@ class Scene(System):
     def condition(self, rig: Rig, background: Tensor | None = None) -> Condition:
         """Return the condition of the prior (text, cameras, reference image) for the views of the cameras in `rig`.
 
-        `background` is the colour (R, 3) in [0, 1] behind the object at each of the R pixels of the rendered views. If
-        the prior has a reference image and adapts its background to the renders, as ImageDream does, the grey level
-        behind the object in this image is the mean of `background`, or 0.5 if `background` is None.
+        `background` is the colour (R, 3) in [0, 1] behind the object at each of the R pixels of the rendered views. It
+        is used only by priors that adapt the background of their reference image to the renders, such as ImageDream:
+        this background is grey, with the mean of `background` as its value, or 0.5 if `background` is None.
         """
         n_view, c2w = self.config.views_per_scene, to_device(rig.cameras.c2w, self.device)
         reference = self.reference

@@ -85,7 +85,8 @@ class GenerateSystem(Scene):
     def distillation_loss(self, step: int) -> StepResult:
         """Render views from random cameras, and return the weighted sum of distillation loss and regularisers.
 
-        Regularisers are losses of the render alone, without the prior, such as the sparsity of the opacity.
+        Regularisers are losses of the render alone, without the prior, such as the sparsity of the opacity. The result
+        also has the terms of the sum, without their weights, and further metrics, both by name for the log.
         """
         rig, weights = self.training_rig(step), self.loss_weights(step)
         normals = self.config.guidance_input == "normal" or weights["orientation"] > 0

@@ -69,12 +69,11 @@ def best_object_size(config: GenerateConfig, prior: Prior, cut: Tensor) -> float
     """Return the size of the object in the first view: its longer side as a fraction of the image side.
 
     The scale must fit the other views, in which a long object is larger than from the front. For each size from 0.4 to
-    0.85, the cut-out object is framed at this size, an object code (a vector of what the prompt leaves unspecified) is
-    computed from the image, and latents are predicted from this code without denoising (coarse prediction). The size
-    with the lowest relative error between predicted latents and latents of the image is chosen, with a penalty on sizes
-    far from 0.7. If the prior makes no coarse predictions, the size is 0.7.
-
-    `cut` is the cut-out object, RGBA (h, w, 4) in [0, 1].
+    0.85, the cut-out object `cut`, RGBA (h, w, 4) in [0, 1], is placed on grey at this size. From the latents of this
+    image an object code (a vector of what the prompt leaves unspecified) is computed, and from prompt and code the
+    coarse predictor predicts the latents again. The size with the lowest squared error is chosen. The error is
+    relative to that of an empty grey image, and sizes far from 0.7 get a penalty. Without a coarse predictor, the size
+    is 0.7.
     """
     size, count = prior.image_size, len(OBJECT_SIZES)
     c2w = view_cameras(config, 1, size).c2w[:1].expand(count, -1, -1)
@@ -178,7 +177,8 @@ def view_cameras(config: GenerateConfig, groups: int, size: int) -> Cameras:
     """Return the cameras of `groups` groups of `camera.n_view` views, with images of `size` x `size` pixels.
 
     The first group has the elevation and azimuths of the config section `preview`. Group k > 0 has evenly spaced
-    azimuths, turned by k / `groups` of their spacing, and an elevation within `camera.elevation_range`.
+    azimuths, turned by k / `groups` of their spacing, and the elevation at the fraction 0.618 k mod 1 of
+    `camera.elevation_range`.
     """
     p, table, n_view = config.preview, config.result.turntable, config.views_per_scene
     azimuths = torch.deg2rad(torch.tensor(p.azimuth)) if isinstance(p.azimuth, tuple) else None

@@ -289,9 +289,10 @@ def train(task: Task) -> Status:
 
 
 def build(config: TrainThreeDiMConfig) -> XUNet | LatentPairs:
-    """Return the model to train: a new or trained network on pixels, or the UNet of a prior on latents.
+    """Return the model to train, which `config.model` selects: a network on pixels, or a prior's UNet on latents.
 
-    Raises ConfigError if the weights to start from are missing or do not fit.
+    The weights are those of `config.model.start`; a network on pixels without this option is new. Raises ConfigError if
+    the weights are missing or do not fit.
     """
     if isinstance(config.model, PixelsConfig):
         if config.model.start is not None:

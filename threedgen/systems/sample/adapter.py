@@ -66,8 +66,9 @@ def sample_views(
 
     Args:
         cameras: V cameras of the views, with the image size H x W.
-        maps: (V, 6, H, W) in [0, 1], positions (channels 0-2) and normals (3-5) of a mesh in MV-Adapter's axes, as
-            `control_maps` returns them; None: the condition is the camera rays.
+        maps: (V, 6, H, W) in [0, 1] of a mesh in [-0.5, 0.5]^3: positions + 0.5 (channels 0-2) and (normals + 1) / 2
+            (3-5), in MV-Adapter's axes (y, -x, z), 0.5 beside the mesh (`control_maps`); None: the condition is the
+            camera rays.
         keys: names of the options for height and width, for error messages.
         sync: number of img2img rounds, and the function that makes the views consistent before each round.
 

@@ -45,9 +45,9 @@ class MeshFrame:
         scale: metres per unit of the file.
         centre: (3,) centre of an object in metres, before `zoom`; 0 for a scene.
         zoom: factor that scales an object to the size that the prior expects; 1 for a scene.
-        export_axes: axes (up, front) that `for_file` uses in place of `up` and `front` to transform a mesh back
-            for export. They are the usual axes of the file format, so that the exported file has the orientation of the
-            original file even if `up` and `front` are unusual. None: `up` and `front`.
+        export_axes: axes (up, front) that `for_file` uses in place of `up` and `front`; None: `up` and `front`. For
+            GLB, glTF and OBJ files they are ("+y", "+z"), the axes of exported files, so that an exported file has the
+            orientation of the original file even if `up` or `front` is unusual. Else they are `up` and its usual front.
     """
 
     up: str = "+z"

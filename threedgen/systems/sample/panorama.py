@@ -102,9 +102,10 @@ def sample(task: Task, rig: PanoramaConfig) -> None:
 
 
 def check_model(model: MVDiffusion, config: SampleConfig, rig: PanoramaConfig) -> None:
-    """Raise ConfigError if the weights are not for panoramas.
+    """Raise ConfigError if the weights of `model` do not fit the config.
 
-    Also raise it if the config has an image and the weights take none, or if the weights do not take the view size.
+    They must not be for views of known depth, must take an image if the config has one, and must support square views
+    of side `rig.size`, in pixels.
     """
     if model.extra == "depth" or (model.multiview is not None and model.multiview.kind != "panorama"):
         problem = "these weights are for views of known depth. Use those of mvdiffusion-pano-toybox or -sd21"
@@ -184,10 +185,11 @@ def write_known(folder: Path, views: Tensor, mask: Tensor) -> None:
 
 
 def write_panorama(folder: Path, views: Tensor, rig: PanoramaConfig, title: str) -> float:
-    """Stitch views (V, H, W, 3) in [0, 1]; write the panorama as an image, a video and an HTML page to look around.
+    """Stitch views (V, H, W, 3) in [0, 1] to a panorama; write it to `folder` as image, video and HTML page.
 
-    `rig` has the options of the cameras and of the video. `title` is the title of the page. Returns the vertical field
-    of view of the panorama in degrees.
+    The files are panorama.png (equirectangular), panorama.mp4 (one turn) and panorama.html, in which the user can look
+    around. `rig` has the options of the cameras and of the video. `title` is the title of the page. Returns the
+    vertical field of view of the panorama in degrees.
     """
     K = pano.intrinsics(radians(rig.fov), rig.size, rig.size)
     stitched, weights = pano.stitch(views.permute(0, 3, 1, 2), K, pano.ring(rig.views), rig.height, 2 * rig.height)

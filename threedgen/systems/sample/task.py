@@ -26,9 +26,10 @@ from .options import AnglesConfig, OrbitConfig, SampleConfig
 
 
 def sample_orbit(task: Task, rig: OrbitConfig) -> None:
-    """Sample views around an object with MVDream, or single images with Stable Diffusion, and write views.png.
+    """Sample views around an object, or single images if `rig.n_view` is 0, and write the contact sheet views.png.
 
-    `rig` has the number of views, their elevation and the azimuth of the first view.
+    `rig` has the number of views per object, their elevation and the azimuth of the first view. Views need a multi-view
+    prior such as MVDream; single images can also be sampled from a 2D model such as Stable Diffusion.
     """
     config: SampleConfig = task.config
     prior = task.load_prior(compact=True).compact()

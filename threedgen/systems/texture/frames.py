@@ -104,11 +104,12 @@ def read_frames(
 
 
 def path_frames(config: TextureConfig, rig: PathConfig, source: SourceMesh, frame: MeshFrame) -> Frames:
-    """Return the frames of a camera path through the mesh `source`, with rendered depth.
+    """Return every `rig.every`-th frame of a camera path through the mesh `source`, with rendered depth.
 
-    `frame` is the coordinate transform from the mesh file to the world. Raises ConfigError if the file of the path
-    cannot be read, if no path is found in the mesh, or if the poses in the file are obviously not of the kind
-    `rig.poses`: camera-to-world ("c2w") or world-to-camera ("w2c").
+    The path is in the file `rig.file`; "auto": a circle in the free space inside the mesh. `frame` is the coordinate
+    transform from the mesh file to the world. Raises ConfigError if the file cannot be read, if the mesh has no free
+    interior, or if the poses in the file are obviously not of the kind `rig.poses`: camera-to-world ("c2w") or
+    world-to-camera ("w2c").
     """
     cameras = auto_path(source, rig) if rig.file == AUTO else read_path(rig, frame)
     prompts, used = config.view_texts(len(cameras)), list(range(0, len(cameras), rig.every or 1))
@@ -126,7 +127,7 @@ def path_frames(config: TextureConfig, rig: PathConfig, source: SourceMesh, fram
 
 
 def read_path(rig: PathConfig, frame: MeshFrame) -> Cameras:
-    """Read the cameras in the file `rig.file`, and return them in world coordinates.
+    """Read the cameras in the JSON file `rig.file` (format: `geometry.cameras_file`); return them in world coordinates.
 
     The file has poses in coordinates of the mesh file, which `frame` transforms to the world. The intrinsics are scaled
     to the image height of `rig`. If the aspect ratios differ, the images are cropped or widened equally on the left and
@@ -185,9 +186,9 @@ def scannet_frames(config: TextureConfig, rig: PathConfig, folder: Path, notes: 
 def choose_keys(frames: Frames, min_overlap: float) -> list[int]:
     """Return the indices of the key frames, which are sampled first.
 
-    They are `frames.keys`. If this is None, they are selected so that consecutive key frames show the same surface in
-    at least the fraction `min_overlap` of their pixels, where the cameras are close enough for this. The first and the
-    last frame are always selected.
+    They are `frames.keys`. If this is None, they include the first and the last frame, and consecutive key frames
+    overlap by at least `min_overlap`, unless they are neighbouring frames. The overlap of two frames is the smaller of
+    two fractions: of the pixels of each frame, those that reproject into the image of the other frame.
     """
     if frames.keys is not None:
         return list(frames.keys)
@@ -198,9 +199,9 @@ def choose_keys(frames: Frames, min_overlap: float) -> list[int]:
 def check_overlap(frames: Frames, keys: Sequence[int], min_overlap: float, key: str) -> list[str]:
     """Return a list with one warning that names pairs of consecutive key frames with little overlap, or an empty list.
 
-    The overlap of two frames is the fraction of their pixels that show a surface which the other frame shows too.
-    `min_overlap` or less is little. `keys` are the indices of the key frames. Raises ConfigError if all pairs have
-    little overlap; `key` is the config key that the error names.
+    The overlap of two frames is the smaller of two fractions: of the pixels of each frame, those that reproject into
+    the image of the other frame. `min_overlap` or less is little. `keys` are the indices of the key frames. Raises
+    ConfigError if all pairs have little overlap; `key` is the config key that the error names.
     """
     found = [overlap(frames.depth, frames.cameras, *pair) for pair in zip(keys, keys[1:], strict=False)]
     apart = [n for n, share in enumerate(found) if share <= min_overlap]

@@ -92,9 +92,10 @@ class MeshViews(NamedTuple):
 def read_views(config: TextureConfig, rig: SidesConfig) -> MeshViews | PosedPhotos | None:
     """Read the images in the folder `config.views`. Return None if this option is not set.
 
-    The folder has six sides, which are read completely, or photos with a file of their poses. Of photos only this file
-    and the image headers are read; `place_photos` reads the pixels later. Photos whose longer side has more than
-    `rig.size` pixels are reduced to this size. Raises ConfigError if a file is missing or cannot be used.
+    Six images SIDE.png, such as front.png, are read completely and returned as MeshViews. Of photos with a file of
+    their poses, only this file and the image headers are read, and PosedPhotos are returned; `place_photos` reads the
+    pixels later. Photos whose longer side has more than `rig.size` pixels are reduced to this size. Raises ConfigError
+    if a file is missing or cannot be used.
     """
     if config.views is None:
         return None

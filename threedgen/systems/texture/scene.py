@@ -57,10 +57,11 @@ MAX_BACK = 0.25  # maximum fraction of back faces in a room; toy rooms have 0, o
 
 
 def texture_scene(task: Task, rig: PathConfig) -> None:
-    """Sample images along a camera path, project them onto the mesh of a scene if there is one, and write all results.
+    """Sample images along a camera path through a scene, project them onto its mesh, and write all results.
 
-    Without a mesh and without a ScanNet folder, a toy room is made from the prompt. Raises ConfigError if the mesh, the
-    cameras or the weights cannot be used, and Stopped after Ctrl-C.
+    If the config has a ScanNet folder (cameras and depth) but no mesh, the images are only sampled. If it has neither,
+    the mesh is that of a toy room made from the prompt. Raises ConfigError if the mesh, the cameras or the weights
+    cannot be used, and Stopped after Ctrl-C.
     """
     config: TextureConfig = task.config
     frame = MeshFrame.of(config, config.scale)
@@ -131,13 +132,13 @@ def object_warning(source: SourceMesh, cameras: Cameras) -> list[str]:
 def write_frames(
     folder: Path, frames: Frames, sampled: Sequence[int], keys: Sequence[int], images: Tensor, frame: MeshFrame
 ) -> None:
-    """Write cameras, depth, video and contact sheet of N sampled frames (camera views) to `folder`.
+    """Write cameras.json, depth/NAME.png, frames.mp4 and a contact sheet (sheet.png) of N sampled frames to `folder`.
 
-    Raises OSError if a file cannot be written.
+    A frame is a camera view with depth; NAME is its name. Raises OSError if a file cannot be written.
 
     Args:
         sampled: indices of the N sampled frames in `frames`.
-        keys: indices of the key frames, which the contact sheet labels.
+        keys: indices in `frames` of the key frames, which the contact sheet marks.
         images: (N, H, W, 3) in [0, 1], in the order of `sampled`.
         frame: coordinate transform from the mesh file, in whose coordinates the cameras are written, to the world.
     """
@@ -155,9 +156,10 @@ def write_frames(
 def texture_mesh(task: Task, mesh: TexturedMesh, frame: MeshFrame, cameras: Cameras, images: np.ndarray) -> Tree:
     """Project images (N, H, W, 3) in [0, 1] of N cameras onto a mesh. Write the textured mesh, and renders of it.
 
-    `frame` is the coordinate transform from the mesh file to the world. Returns metrics for summary.json: texels_seen
-    (fraction of the texels that an image shows), psnr_of_views and triangles (their number). psnr_of_views is the PSNR
-    in dB between texels and the image pixels that were blended to them; it is high if the images are consistent.
+    The run folder gets scene.glb, texture.png, and the renders walk/NN.png and walk.png. `frame` is the coordinate
+    transform from the mesh file, in whose coordinates scene.glb is written, to the world. Returns metrics for
+    summary.json: texels_seen (fraction of the texels that an image shows), triangles (their number), and psnr_of_views,
+    the PSNR in dB between texels and the image pixels that were blended to them; it is high if images are consistent.
     Raises OSError if a file cannot be written, and ConfigError if no image shows the mesh.
     """
     config: TextureConfig = task.config

@@ -93,8 +93,10 @@ def check_model(model: MVDiffusion, rig: PathConfig) -> None:
 def saved_images(folder: Path, frames: Frames, keys: Sequence[int], weights: Mapping[str, str]) -> dict[int, Array]:
     """Read the images that an interrupted run saved as folder/NAME.png: {frame index: uint8 image (H, W, 3)}.
 
-    folder/source.txt has a hash of the inputs: frames, indices `keys` of the key frames, and `weights` (checksums of
-    the model by config key). If the hash has changed, the folder is emptied.
+    NAME is the name of the frame in `frames.names`. Missing and damaged files, and images of another size, are left
+    out. Before that, a hash of the inputs is compared with folder/source.txt: of the frames, the indices `keys` of the
+    key frames, and `weights` (checksums of the model by config key). If it differs or the file is missing, the folder
+    is emptied. Each call writes the hash to source.txt.
     """
     source_file, digest = folder / "source.txt", hashlib.blake2b(digest_size=16)
     for tensor in (frames.depth, frames.cameras.c2w, frames.cameras.K):

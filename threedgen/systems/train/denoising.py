@@ -32,7 +32,8 @@ class Batch:
         t: (B,) int64 time steps in [0, T), T the number of time steps of the noise schedule.
         noise: (B, C, h, w) unit Gaussian noise.
         text: (B, L, D) encoded captions of L tokens.
-        condition: further keyword arguments of the network by name, such as "camera" (rays or maps of the views).
+        condition: further keyword arguments of the network by name, such as "camera" (camera vectors of the images, or
+            MV-Adapter's maps of camera rays or mesh geometry).
         weights: (B,) weight of the squared error of each image; None: all are 1.
     """
 
@@ -56,9 +57,10 @@ class DenoisingSystem(AveragedSystem):
     """Base class of the LightningModules that train parts of a latent diffusion model to denoise.
 
     A subclass defines `batch` and registers the modules that train. It may override `predict`, `save` and
-    `sample_sheet`. `model` is not a registered submodule, so checkpoints do not contain its frozen networks.
+    `sample_sheet`.
 
     Attributes:
+        model: the diffusion model. It is no registered submodule, so checkpoints do not contain its frozen networks.
         timestep_power: exponent p of the time steps T u^p, with u uniform in [0, 1); above 1 favours low noise.
         timestep_logit_normal: (mean, standard deviation) of a normal distribution of logit(t / T), used instead of
             T u^p; None: T u^p.

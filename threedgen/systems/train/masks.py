@@ -109,10 +109,10 @@ class MaskCache(LatentCache):
         return self.latents(chosen)[:, 0], self.extra(chosen), self.captions(chosen)
 
     def extra(self, chosen: Sequence[int] | Array) -> Tensor:
-        """Return further input channels (n, 1 + C, h, w) for n images: the mask, then the latents with a grey hole.
+        """Return the inputs (n, 1 + C, h, w) that an inpainting UNet takes beside the noisy latents of n images.
 
-        `chosen` are n image indices. The mask is 1 where a latent pixel is unknown. A latent pixel is known only if all
-        its image pixels are known.
+        `chosen` are the n image indices. Channel 0 is the mask, 1 where a latent pixel is unknown; the others are the
+        latents of the images with a grey hole. A latent pixel is known only if all its image pixels are known.
         """
         known = self.latents(chosen)[:, 1]
         holes = torch.from_numpy(np.stack([self.views.sample_hole(int(i), self.size) for i in chosen]))

@@ -197,10 +197,11 @@ def add_adapter(config: TrainMVAdapterConfig, model: MVAdapter) -> AdaptedUNet:
 
 
 def trained_adapter(config: TrainMVAdapterConfig, model: MVAdapter, settings: AdapterSettings) -> AdaptedUNet:
-    """Add the adapter in the file `config.adapter` to the model's UNet, and return the UNet with the adapter.
+    """Add the adapter in the file `config.adapter` to the model's UNet, and return the UNet with the trainable adapter.
 
-    Raises ConfigError if the adapter does not fit the UNet or the config. `settings` has the settings of the new
-    training, which replace those in the file.
+    `settings` of the new training, such as the kind of condition maps, replace those in the file. A second, fine guider
+    is added if the config asks for one and the file has none. Raises ConfigError if the adapter does not fit the UNet,
+    or if its attention branches or its guider's downscaling differ from those in the config.
     """
     file = locate("adapter", str(config.adapter))
     network = load_adapter(file, model.unet, model.factor, **asdict(settings))

@@ -58,10 +58,10 @@ class SceneData:
 
     Attributes:
         cache: latents of the views of each scene.
-        masks: latents of single views and of their known parts, with random regions masked out, for the first stage of
-            a model with a mask input; None for other models.
-        photos: latents of the first view of each scene and of its known part, with everything but a central rectangle
-            masked out, for the second stage of a model with a mask input; None for other models.
+        masks: for the first stage of a model with a mask input: latents of each view, and of the same view with a
+            random unknown region, which is grey; None for other models.
+        photos: for the second stage of such a model: latents of the first view of each scene, and of the same view with
+            grey around a central rectangle (or, in a quarter of the scenes, no grey); None for other models.
     """
 
     cache: SceneCache
@@ -80,9 +80,10 @@ class MVDiffusionSystem(DenoisingSystem):
     data: DataBySize
 
     def choose_image_size(self, step: int) -> tuple[float, SceneData]:
-        """Sample the image size of a step, full or half. Return the probability of this size, and its training data.
+        """Sample the image size of a step, full or half. Return its probability, and all training data of this size.
 
-        The probability is the fraction of all steps that have this size.
+        Callers multiply `step` by the probability to estimate how many earlier steps had this size. The number of
+        cached scenes from which they sample grows with the result.
         """
         return choose_by_share(self.data, self.numpy_rng(step, "size").random())
 
@@ -280,9 +281,10 @@ def train(task: Task) -> Status:
 
 
 def scene_data(task: Task, model: MVDiffusion, source: SceneSource) -> DataBySize:
-    """Return pairs (fraction of the steps, cached data of `source`) for full and possibly half image size.
+    """Return a pair (fraction of the steps, cached data of `source`) for each image size: full and possibly half.
 
-    Raises ConfigError if the model cannot take an image size.
+    The option `training.half` is the fraction of the steps that train at half size; if it is 0, the result has only the
+    full size. Raises ConfigError if the model cannot take an image size.
     """
     config: TrainMVDiffusionConfig = task.config
     half = config.training.half

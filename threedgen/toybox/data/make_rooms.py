@@ -80,9 +80,10 @@ def jobs(config: MakeToyRoomsConfig) -> Iterator[Job]:
 
 
 def write_panorama(folder: Path, config: MakeToyRoomsConfig, job: Job) -> None:
-    """Write six skybox images and eight captions (of views every 45 degrees) of a panorama to the empty ``folder``.
+    """Write a panorama to the empty ``folder``, in the layout of a scene of Matterport3D.
 
-    Raises OSError if a file cannot be written.
+    The files are six skybox images (JPEG) and eight captions, of views every 45 degrees. Raises OSError if a file
+    cannot be written.
     """
     source = RoomPanoramas(RoomPanoramasConfig(), config.seed, job.split)
     (folder / FACES).mkdir()

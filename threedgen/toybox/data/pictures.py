@@ -166,9 +166,9 @@ class ToyboxObjects(ObjectViews):
     def asset(self, index: int) -> Asset:
         """Return object ``index`` (z up, front +x), scaled for rendering.
 
-        With ``control`` "geometry", its bounding box is centred, and its longest side is 1, so that it fits into the
-        cube [-0.5, 0.5]^3. With "rays", all objects are scaled by the same factor, so that the largest fit into the
-        ball of radius 0.5, and small objects stay small.
+        If MV-Adapter's condition (attribute ``control``) is "geometry", the bounding box of the object is centred, and
+        its longest side is 1. If it is "rays", all objects are scaled by the same factor, so that the largest fit into
+        the ball of radius 0.5, and small objects stay small.
         """
         asset = self.box.asset(index)
         if self.control == "rays":

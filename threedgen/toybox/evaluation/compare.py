@@ -77,11 +77,11 @@ class Row(NamedTuple):
     Attributes:
         label: label of the variant.
         prompt: prompt of the object.
-        found: dict from "steps" (the end of the training) and, if the option `seconds` is set, "time" (after that
-            training time) to the measurements at this moment. They are a dict from the keys of `JUDGED`, such as
-            "noun", to whether the probe (classifier of toybox images) answers correctly, and from the keys of
-            `MEASURED`, such as "roughness", to numbers; None: undefined.
-        views: images (V, H, W, 3), uint8, of the object at these moments, with the keys of ``found``.
+        found: measurements of the object at the end of the training (key "steps") and, if the option `seconds` is set,
+            after that training time (key "time"). Each is a dict with the keys of `JUDGED`, such as "noun": whether the
+            object is right, by the probe (classifier of toybox images), such as its noun as in the prompt; and with the
+            keys of `MEASURED`, such as "roughness": numbers. None: undefined.
+        views: images (V, H, W, 3), uint8, of the object at the same moments, with the keys of ``found``.
     """
 
     label: str
@@ -205,11 +205,11 @@ object are judged by the probe. Differences are from the first variant, mean ove
     def summary(self, budget: str, rows: Sequence[Row]) -> Json:
         """Return the metrics of one variant, from the rows of its objects, as a dict from metric to dict.
 
-        Each inner dict has a 95 % interval ("low" and "high"). Those of the keys of `JUDGED`, such as "noun", also have
-        the "share" of right answers of the probe, "hits" and "total". The others have a "mean": "roughness" (here the
-        median), "disagreement" (colour difference between views), "step", "seconds" and, for two or more objects,
-        "fid". ``budget`` selects when the objects were measured: "steps" (at the end of the training) or "time" (after
-        a fixed training time).
+        Each inner dict has a 95 % interval ("low" and "high"). For the keys of `JUDGED`, such as "noun", it also has
+        "hits" (number of objects that are right, by the probe), "total" (number of judged objects) and "share" (hits /
+        total). For the others it has a "mean": "roughness" (here the median), "disagreement" (colour difference between
+        views), "step", "seconds" and, for two or more objects, "fid". ``budget`` selects when the objects were
+        measured: "steps" (at the end of the training) or "time" (after a fixed training time).
         """
         found = [row.found[budget] for row in rows]
         table: Json = {key: proportion([one.get(key) for one in found]).plain() for key in JUDGED}

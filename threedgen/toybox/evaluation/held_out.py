@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 class Case:
     """Test prompt: the specification of an object, which is usually held out of training.
 
-    ``index`` is one of the seeds of the random shape of ground-truth objects (`build_truth`). For a held-out
-    specification it is the number of the sample in the held-out split of `Toybox` that has this specification.
+    ``index`` is one of the seeds of the random shape of ground-truth objects (`build_truth`). If the specification is
+    held out, it is also the index of a sample with this specification in the held-out split of `Toybox`.
     """
 
     index: int
@@ -71,8 +71,9 @@ def held_out_cases(count: int, seed: int, spread: bool = False, nouns: Collectio
         nouns: allowed nouns; None: all.
 
     Raises:
-        ConfigError: ``count`` exceeds half of the number of such specifications without size words. With ``spread``,
-            each noun counts only as many specifications as the noun with the fewest.
+        ConfigError: ``count`` exceeds half of n. n is the number of held-out specifications of the allowed nouns,
+            without those that name a size, such as "small". With ``spread``, n is the number of nouns times the number
+            of such specifications of the noun that has the fewest.
     """
     pairs = {word: count for word, count in held_out_pairs().items() if nouns is None or word in nouns}
     most = len(COLOURS) * (len(pairs) * min(pairs.values(), default=0) if spread else sum(pairs.values())) // 2

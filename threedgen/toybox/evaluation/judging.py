@@ -150,7 +150,8 @@ def tally(verdicts: Sequence[Verdict]) -> dict[str, Proportion]:
     """Return the shares of correct answers over all verdicts, by attribute: keys of `FIGURES`, such as "noun".
 
     Attributes without any answer are left out. The 95 % interval of a share is Wilson's score interval. For answers
-    about single views, which depend on each other, it is usually a bootstrap over objects.
+    about single views, which depend on each other, it is a bootstrap over objects; if all answers are equal, so that
+    the bootstrap has no spread, it is Wilson's interval with one answer per object.
     """
     figures = {}
     for key in FIGURES:

@@ -93,8 +93,9 @@ def word_colours(asset: Asset, labels: Labels) -> dict[str, int]:
     """Return a dict from part or accessory to the index of its colour in ``labels.colours``, -1 if it is ambiguous.
 
     The dict has those parts and accessories of the object whose names are in ``labels.words``, also those whose colour
-    the caption does not name. Named colours are random, most others are the usual ones of the part. Trained only on
-    named colours, the probe could learn to answer the most unusual colour of an image for every part.
+    the caption does not name. These others mostly have the usual colour of the part, while colours in captions are
+    random. A probe trained on parts named in captions only could answer the most unusual colour of an image for every
+    part.
     """
     found = {asset.part: labels.colours.index(asset.part_colour)} if asset.part and asset.part_colour else {}
     for solid in asset.primitives:  # also words of other nouns, such as a dog's mouth
@@ -104,7 +105,7 @@ def word_colours(asset: Asset, labels: Labels) -> dict[str, int]:
 
 
 def image_truth(assets: Sequence[Asset], label: np.ndarray, azimuth: np.ndarray, labels: Labels) -> Truth:
-    """Return the ground-truth labels of N * V images: V adjacent views of each of the N ``assets``.
+    """Return the true noun, colours, visible parts and azimuth of each of N * V images: V adjacent views per asset.
 
     Args:
         label: (N * V, H, W), part of each pixel from the ray caster: k + 1 for asset.labels[k], 0 for the background.
@@ -140,8 +141,9 @@ def labelled(
 ) -> tuple[list[Asset], np.ndarray, Truth]:
     """Render V = ``n_view`` views of each of the N objects ``indices`` of ``box``, with ground-truth labels.
 
-    Return the N objects, images (N * V, size, size, 3) in [0, 1], and the labels of the images. The V views of an
-    object are consecutive. Their azimuths are evenly spaced, from a random first one.
+    Return the N objects, images (N * V, size, size, 3) in [0, 1], and the true noun, colours, visible parts and
+    azimuth of each image. The V views of an object are consecutive. Their azimuths are evenly spaced, from a random
+    first one.
     """
     assets = [box.asset(i) for i in indices]
     image, _, azimuth = box.render(assets, indices, size, n_view, with_gbuffer=True)

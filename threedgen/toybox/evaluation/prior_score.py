@@ -85,8 +85,10 @@ def measure_open_prompts(
 
     Returns:
         JSON with three entries, which have "measured" for the samples and "truth" for the renders:
-        "agreement": Lab distance of the mean colours of two views of an object. Further keys: "chance", the distance
-            of two different true objects; "below_15", the number of samples below 15; "nouns", the samples' distances.
+        "agreement": Lab distance between the mean foreground colours of two views of an object, averaged over all pairs
+            of views and all objects. Further keys: "chance", the mean distance between two different true objects;
+            "below_15", the number of sampled objects with a distance below 15; "nouns", dict from noun to the distance
+            of its sampled object.
         "accessories": shares of objects on which the probe finds an accessory, for prompts "with" and "without" it.
         "variety": means over nouns. "colour_entropy": entropy, in bits, of the colour names that the probe finds on
             samples of one prompt with different seeds. "shape_distance": 1 - IoU of the outlines of two such samples.
@@ -234,8 +236,10 @@ counts as right within 15 degrees of its quarter."""
 
         Return Markdown sections of the report, and the results as JSON with these keys:
             "view_use": errors of one view that is denoised together with the other views of its object, with views of
-                another object, and alone. Only for priors that can take a different timestep for each view.
-            "open": result of `measure_open_prompts`.
+                another object, and with almost pure noise in place of the other views (`measure_view_use`). Only for
+                priors that can take a different timestep for each view.
+            "open": for prompts without colours: consistency of the views' colours, shares of objects with the named
+                accessory, and variety between seeds (`measure_open_prompts`).
         A measurement that the config switches off, or that is impossible for a folder of existing views, is left out.
         """
         config, sections, figures = self.config, list[str](), Json()

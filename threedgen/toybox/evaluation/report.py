@@ -219,8 +219,10 @@ def judge_case(
         case: specification of the object, with its caption.
         views: images (V, H, W, 3) of the object, uint8 or floats in [0, 1].
         azimuth: azimuths (V,) of the cameras, radians, 0 at the front.
-        true_views: images (V, H, W, 3) of each of two or more ground-truth objects, from the same cameras.
-        calibration: number of ground-truth objects that are judged too, the first ones of ``true_views``.
+        true_views: images (V, H, W, 3) of each of two or more ground-truth objects, from the same cameras. The result
+            has those of the first two, to compute FID and KID.
+        calibration: number of ground-truth objects, the first ones of ``true_views``, that are judged too, to measure
+            the accuracy of the probe.
         vote: decide noun and colour by majority of the views. Otherwise the highest mean log-probability decides.
         failed: whether the run that generated the object failed. If so, all answers for ``views`` count as wrong.
     """
@@ -285,9 +287,10 @@ def write_judged(
     fidelity: Json | None = None,
     summary: Json | None = None,
 ) -> None:
-    """Write report.json, report.md, the contact sheet sheet.png, and the summary of the run.
+    """Write report.json, report.md, the contact sheet sheet.png and summary.json to the run folder of ``task``.
 
     Args:
+        probe: image classifier that judged the objects; its features are used for FID and KID.
         rows: judged objects.
         keys: attributes that the table of correct answers lists: keys of `FIGURES`, such as "noun".
         intro, notes: Markdown before and after the tables.
@@ -296,7 +299,7 @@ def write_judged(
         own: one dict for each of ``rows``, with further entries of this object in report.json; None: no further ones.
         fidelity: metrics for `fidelity_table` other than FID and KID; None: no others. FID and KID are computed here
             if there are two or more objects.
-        summary: further entries of the run's summary; None: no further entries.
+        summary: further entries of summary.json; None: no further entries.
     """
     captions, measured = [row.case.caption for row in rows], [row.verdict for row in rows]
     truth = [verdict for row in rows for verdict in row.truth]

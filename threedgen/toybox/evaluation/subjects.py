@@ -141,9 +141,10 @@ class Subjects(runner.Evaluation[EvaluateSubjectsConfig, int, Json]):
     ) -> list[tuple[Array, Array]]:
         """Sample V views of each prompt.
 
-        ``seeds`` has a pair of integers per prompt, which seeds cameras and noise: (subject number, index into
-        `ACCESSORIES_WORN`) for prompts of a subject, or (`Case.index`, -1) for held-out prompts. Return one pair per
-        prompt: views (V, S, S, 3), uint8, and azimuths (V,) of their cameras in radians, 0 at the front. V is 4.
+        ``seeds`` has a pair of integers per prompt, from which its cameras and noise are seeded, so that several priors
+        get the same ones: (subject number, index into `ACCESSORIES_WORN`) for a prompt of a subject, (number of the
+        prompt in the held-out split, -1) for a held-out prompt. Return one pair per prompt: views (V, S, S, 3), uint8,
+        and azimuths (V,) of their cameras in radians, 0 at the front. V is 4.
         """
         config = self.config
         rings = [self.ring(*pair) for pair in seeds]
@@ -164,8 +165,9 @@ class Subjects(runner.Evaluation[EvaluateSubjectsConfig, int, Json]):
     def measure_samples(self, subject: Subject, prior: Prior, name: str, identifier: str = "") -> Json:
         """Sample and measure views of a subject with each accessory of `ACCESSORIES_WORN`.
 
-        The views with accessory k are written to <name>-k.png. ``identifier`` is a word before the noun in the prompts,
-        such as "[v]"; "": no such word. Return JSON with three lists, which have one entry per accessory:
+        The views with accessory k are written to <name>-k.png in the folder of the subject. ``identifier`` is a word
+        before the noun in the prompts, such as "[v]"; "": no such word. Return JSON with three lists, which have one
+        entry per accessory:
             "identity": mean cosine similarity of the vectors (`ToyboxIdentity`) of sampled and of true views.
             "answers": dict from `KEYS`, such as "noun", to whether the probe's answer is right; None: not applicable.
             "scores": share of right answers.

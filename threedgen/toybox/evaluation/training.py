@@ -112,8 +112,10 @@ def train(kind: Callable[[Any], ClassifierSystem], task: Task) -> Status:
 def measure_accuracy(probe: Probe, count: int, seed: int) -> Json:
     """Measure the accuracy of a probe on four renders of each of ``count`` new objects.
 
-    The specifications of half of the objects are held out of the training of priors. Return JSON with the entries of
-    `verdict_figures` (shares of correct answers by attribute, such as "noun"), and ``count`` under "objects".
+    The specifications of half of the objects are held out of the training of priors. Return JSON with the share of
+    correct answers for each attribute, such as "noun", as a dict with "hits", "total", "share" and the 95 % limits
+    "low" and "high"; the median error of the camera azimuths in degrees ("azimuth_error_median", None if unknown); and
+    ``count`` under "objects".
     """
     verdicts = []
     splits: dict[Split, int] = {"train": count - count // 2, "held-out": count // 2}

@@ -73,9 +73,9 @@ def multiview_model(
 ) -> MVDream:
     """Build a multi-view prior from the networks of `base`, a 2D model (single images) or a multi-view prior.
 
-    A UNet without camera input gets one. Networks without additions are shared with `base`. Of the additions, only
-    `rotary` changes the output of the UNet before training: the weights for new input channels, and the last layers of
-    the camera embedding and of new attention, are zero.
+    A UNet without camera input gets one. The UNet is a copy if anything is added to it; the other networks are those of
+    `base`. Before training, only `rotary` changes the output of the UNet, because the weights of new input channels and
+    the last layers of the camera embedding and of new attention are zero.
 
     Args:
         coarse: network that predicts latents in one step, which become an input of the UNet; None: no predictor.
@@ -138,14 +138,15 @@ def widen(unet: Any, channels: Sequence[int], rng: torch.Generator) -> Any:
     weight of an old channel is split among its copies, at random (`rng`): the sum stays the same, but the gradients
     differ.
 
-    The output of the UNet changes slightly if neighbouring levels are widened by different factors, because group norms
-    over the concatenated features of two levels then group other channels: by 3 to 9 % in the toybox's 2D model with
-    noise as the input. It changes more if two levels become equally wide, because the residual block between them then
-    has no 1x1 convolution in its shortcut (`conv_shortcut` of diffusers), and the trained one is lost.
+    If neighbouring levels are widened by different factors, the output of the UNet changes slightly (by 3 to 9 % in the
+    toybox's 2D model with noise as the input), because group norms over the concatenated features of two levels then
+    group other channels. If two levels become equally wide, the output changes more: a residual block between levels
+    has a 1x1 convolution in its shortcut (`conv_shortcut` of diffusers) only if their widths differ, so the trained one
+    is lost.
 
     Raises:
         ConfigError: the number of levels differs, a new width is not a multiple of the old width of its level, or
-            neighbouring levels of the same old width, which have no such convolution, get different new widths.
+            neighbouring levels of one width get different new widths, which needs a convolution that was not trained.
     """
     old = list(unet.config["block_out_channels"])
     if list(channels) == old:

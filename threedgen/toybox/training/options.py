@@ -88,9 +88,10 @@ class PhotographsConfig(DiffusionConfig):
 class MultiviewDiffusionConfig(DiffusionConfig):
     """Options of the training of a multi-view prior's UNet on 2D and multi-view batches (MVDream, section 3).
 
-    A step trains on `batch` images: `fresh` new ones, and random ones from a growing pool. The pool has `first` images
-    at the first step, takes in the new images of each step, and ends at `pictures` images. In multi-view batches, an
-    object has `n_view` images, and these four numbers are rounded up to whole objects.
+    A step trains on `batch` images: `fresh` new ones, and random ones from the pool of earlier images. The pool has
+    `first` images at the first step. The new images of each step join it until it has `pictures` images; after that, no
+    image is new. 2D and multi-view batches have separate pools. In multi-view batches, an object has `n_view` images,
+    and `batch`, `fresh`, `first` and `pictures` are rounded up to whole objects.
     """
 
     n_view: int = Field(4, ge=2, le=16, description="views of an object that attend to each other")

@@ -103,11 +103,11 @@ class PriorSystem(DenoisingSystem):
     def entries(self, step: int, n_view: int, share: float) -> Array:
         """Sample the indices (n,) of the cache entries on which step ``step`` trains.
 
-        The options ``batch``, ``pictures``, ``first`` and ``fresh`` are numbers of images. An entry has ``n_view``
-        images, so here they are divided by ``n_view`` and rounded up; n is this ``batch``. ``share``, in [0, 1], is the
-        share of all steps that use this cache, so about s = ``step`` * ``share`` earlier steps have used it. ``fresh``
-        of the indices are new: ``first`` + s * ``fresh`` and those that follow. The others are random indices below
-        these. All are below ``pictures``.
+        ``share``, in [0, 1], is the share of all steps that use this cache, so s = ``step`` * ``share`` earlier steps
+        have used it. The first ``fresh`` of the n = ``batch`` indices are new: m = ``first`` + s * ``fresh``, m + 1 and
+        so on. The others are random indices below m. All indices are below ``pictures``, so that at the end fewer or
+        none are new. The four options count images; they are converted to entries of ``n_view`` images by division,
+        rounded up.
         """
         o, rng = self.options, self.numpy_rng(step, "pictures")
         numbers = (objects_of(number, n_view) for number in (o.batch, o.pictures, o.first, o.fresh))
@@ -157,8 +157,9 @@ class PriorSystem(DenoisingSystem):
     def sample_sheet(self) -> Sheet:
         """Sample images of `SHEET_PROMPTS` for the sample sheet, an image that shows the progress of the training.
 
-        A 2D model samples one image per prompt. A multi-view prior samples `n_view` views around the object, and only
-        for the first eight prompts, which are objects, not rooms.
+        Returns the images, four per row, each with its prompt as the label. A 2D model samples one image per prompt. A
+        multi-view prior samples `n_view` views around the object, and only for the first eight prompts, which are
+        objects, not rooms.
         """
         n_view, c2w = self.n_view, None
         prompts = SHEET_PROMPTS[:8] if n_view > 1 else SHEET_PROMPTS

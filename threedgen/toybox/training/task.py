@@ -113,8 +113,9 @@ def latent_cache(task: Task, name: str, source: ExampleSource, vae: AutoencoderK
 
 
 def train_networks(task: Task, source: ExampleSource) -> LatentDiffusion:
-    """Train autoencoder, decoder and text encoder on images of `source`, one after the other.
+    """Train a VAE, then its decoder again on noisy latents, then a text encoder on captions and images of `source`.
 
+    VAE and decoder are trained on other toybox renders; `source` only serves to standardise the latents of the VAE.
     Return a 2D model (generator of single images) with these networks and an untrained UNet. Networks that an earlier
     process of the run has finished are loaded.
     """
@@ -166,13 +167,21 @@ def train_prior(task: Task) -> Status:
 def train_coarse(task: Task, base: LatentDiffusion, o: CoarseConfig) -> CoarsePredictor:
     """Train the coarse predictor, its sampler of object codes and its view fusion, one after the other.
 
-    The coarse predictor computes latents in one step, which become an input of the UNet. `base` is the model whose VAE
-    and text encoder it uses, and `o` has the options of the training. Networks that an earlier process of the run has
-    finished are loaded. If `base` has a coarse predictor, it is trained further; `o.volume` adds feature volumes to it.
-    Return the predictor frozen, with the moving averages of its weights.
+    The coarse predictor computes latents in one step, which become an input of the UNet. Networks that an earlier
+    process of the run has finished are loaded.
 
-    Raises ConfigError if `base` has no coarse predictor, and `o` has 0 steps for the predictor or its sampler, or
-    if `o.volume` does not have one number for each of the sides 4, 8, ... up to that of the latents.
+    Args:
+        base: model whose VAE and text encoder are used. If it has a coarse predictor, this is trained further.
+        o: options of the training. `o.volume` are the channels of feature volumes to add to the predictor, one number
+            for each of the volumes with sides 4, 8, ... up to the side of the latents; None: add none.
+
+    Returns:
+        The frozen coarse predictor, which contains the sampler and, if there is one, the view fusion. Trained networks
+        have the moving averages of their weights.
+
+    Raises:
+        ConfigError: if `o.volume` has another length, or if `base` has no coarse predictor and `o` has 0 steps for the
+            predictor or its sampler.
     """
     for key in ("max_steps", "sampler_steps"):
         if base.coarse is None and not getattr(o, key):
@@ -190,7 +199,10 @@ def train_coarse(task: Task, base: LatentDiffusion, o: CoarseConfig) -> CoarsePr
         coarse.add_fusion(FUSION_CHANNELS)  # before the stages, so that a resumed run has the same first weights
 
     def coded(folder: str, variation: float) -> CodedObjects:
-        """Return training objects, cached in `folder`. `variation` is the factor on their random variation."""
+        """Return training objects, their encoded views cached in RUN/`folder`.
+
+        `variation` is the factor on the random variation of the objects.
+        """
         world = OpenToybox(seed, "train", variation=variation, scattered=SCATTERED)
         source = ViewRings(world, SOURCES + TARGETS)
         with writing(task.folder):

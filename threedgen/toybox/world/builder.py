@@ -124,9 +124,9 @@ class Builder:
 
     @staticmethod
     def shade(colour: Colour, factor: float) -> np.ndarray:
-        """Return an sRGB colour (3,), multiplied by ``factor`` if this is at most 1, which darkens it.
+        """Return an sRGB colour (3,) in [0, 1], darkened by a ``factor`` below 1 or lightened by one above 1.
 
-        A factor above 1 lightens it: it divides the distance to white.
+        A factor of at most 1 multiplies the colour; a factor above 1 divides its distance to white.
         """
         c = np.asarray(colour, float)
         return c * factor if factor <= 1 else 1 - (1 - c) / factor
@@ -156,7 +156,8 @@ class Builder:
         """Add a solid on the left (+y), placed by ``at`` and ``rotate``, and its mirror image on the right.
 
         The arguments are those of `add`: ``kind`` is the shape, ``size`` half the size along each local axis, scalar or
-        (3,), and ``param`` a relative radius of a FRUSTUM or TORUS. The docstring of the class explains the others.
+        (3,), and ``param`` the top radius of a FRUSTUM or the tube radius of a TORUS, in units of ``size``. The
+        docstring of the class explains the others.
         """
         (x, y, z), (ax, ay, az) = at, rotate
         for side in (-1, 1):

@@ -204,7 +204,8 @@ def held_out(spec: Spec) -> bool:
     """Return whether the object of a specification is held out of training.
 
     A hash selects about 1 in 16 of the combinations (noun, main colour, part or accessory). An object is held out if
-    its specification names one of the selected combinations. Without a main colour it is not held out.
+    its specification names one of the selected combinations. Without a main colour, or without a part or accessory, it
+    is not held out.
     """
     keys = [f"{spec.noun}/{spec.colour}/{word}".encode() for word, _ in spec.details if spec.colour]
     return any(hashlib.blake2b(key, digest_size=8).digest()[0] % 16 == 0 for key in keys)

@@ -208,8 +208,10 @@ def _cull_row(centre, reach, start, stop, m, slope, half_pixel, parallel, candid
 def _trace(kind, param, inverse, centre, reach, candidates, count, px, py, pz, dx, dy, dz):
     """Intersect the ray p + t d, |d| = 1, with the solids whose indices are ``candidates[:count]``.
 
-    Return five numbers of the nearest hit: index of the solid (-1 on a miss), distance t (inf on a miss), and unit
-    normal (x, y, z) in world space. The first five arguments are arrays of all solids, as `Asset.arrays` returns them.
+    The first five arguments are arrays of all solids: kind and shape parameter (see `Primitive`), matrix from world to
+    local axes, centre, and radius of a ball around the centre that contains the solid. Return five numbers of the
+    nearest hit: index of the solid (-1 on a miss), distance t (inf on a miss), and unit normal (x, y, z) in world
+    space.
     """
     best, hit = np.inf, -1
     bx, by, bz = 0.0, 0.0, 0.0

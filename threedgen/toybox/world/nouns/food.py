@@ -17,7 +17,7 @@ DOUGH = (0.85, 0.60, 0.30)
 def around(b: Builder, count: int, radius: float):
     """Yield ``count`` evenly spaced points (x, y) of a circle of radius ``radius`` around the z axis.
 
-    The angle of the first point is sampled from ``b``.
+    The angle of the first point is random, from the generator of the builder ``b``.
     """
     turn = b.between(0, 360)
     for k in range(count):
