@@ -105,7 +105,8 @@ class VolumeFeatures(nn.Module):
         """Return feature maps (B V, c, s, s) of V views of B objects, one tensor for each level, from coarse to fine.
 
         Each level has its channels c and side s. `features` (B, F) summarise text and object code, `text` (B, L, D) are
-        the tokens of both, `camera` (B, V, 16) camera vectors.
+        the tokens of both. `camera` (B, V, 16) are camera vectors: camera-to-world matrices, row by row, with
+        translations of length 1.
         """
         mixed, count = self.mix(features), camera.shape[1]
         x = self.project(self.volume(mixed, text), camera)
@@ -131,13 +132,14 @@ class VolumeFeatures(nn.Module):
         return self.to_feature(F.silu(self.volume_norm(x)))
 
     def project(self, volume: Tensor, camera: Tensor) -> Tensor:
-        """Render feature maps (B V, MAP_CHANNELS, h, h) of V views per object from feature volumes.
+        """Render feature maps (B V, MAP_CHANNELS, h, h) of V views per object from feature volumes; h is the `size`.
 
         Each pixel samples features and opacity at `DEPTHS` points of its ray. The features of a point are multiplied by
         `EMPTY` + `SOLID` * w, where w is opacity times transmittance as in NeRF. A linear layer maps the concatenated
         features of all points to the `MAP_CHANNELS` features of the pixel.
 
-        `volume` (B, C + 1, n, n, n) is the result of the method `volume`, `camera` (B, V, 16) camera vectors.
+        `volume` (B, C + 1, n, n, n) has C features and a logit of the opacity per cell, see the method `volume`.
+        `camera` (B, V, 16) are camera vectors as in `forward`.
         """
         B, V = camera.shape[:2]
         points = self.points(camera.flatten(0, 1)).flip(-1).unflatten(0, (B, V)).flatten(1, 2)  # as z, y, x
@@ -159,10 +161,11 @@ class VolumeFeatures(nn.Module):
     def points(self, camera: Tensor) -> Tensor:
         """Return the points (N, DEPTHS, h, h, 3) at which the rays of N cameras, vectors (N, 16), sample the volume.
 
-        The `DEPTHS` points of a ray, from near to far, have equal distances in depth and lie at most `RADIUS` before or
-        behind the plane through the origin that faces the camera. Each camera has the distance `DISTANCE` from the
-        origin and sees a square of side 2 `HALF_EXTENT` of this plane. These lengths are in world units; the returned
-        points (x, y, z) are scaled so that the volume is [-1, 1]^3.
+        Each latent pixel has one ray; h is the side of the latents. The `DEPTHS` points of a ray, from near to far,
+        have equal distances in depth and lie at most `RADIUS` before or behind the plane through the origin that faces
+        the camera. Each camera has the distance `DISTANCE` from the origin and sees a square of side 2 `HALF_EXTENT` of
+        this plane. These lengths are in world units; the returned points (x, y, z) are scaled so that the volume is
+        [-1, 1]^3.
         """
         pose = camera.float().unflatten(1, (4, 4))[:, :3, :3]
         right, up, back = (pose[:, None, None, None, :, k] for k in range(3))

@@ -20,7 +20,8 @@ class GraphedCalls:
     A graph is valid for fixed shapes, dtypes and devices of the tensor arguments and fixed values of the other
     arguments. If one of these differs in a call, the graph and its memory for all activations are freed. This call and
     the next run normally; the one after them captures a new graph. If a capture fails, the reason is logged, and all
-    later calls run normally. Everything else that the function uses, such as weights, must not change.
+    later calls run normally. Everything else that the function uses, such as weights, must not change, since a replay
+    may ignore the change.
     """
 
     def __init__(self) -> None:

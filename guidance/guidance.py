@@ -48,8 +48,8 @@ def predict_for_texts(
         texts: K text embeddings (n, L, D), where n divides B; each of the n serves B / n consecutive images.
         camera: encoded cameras of the B images, used with each of the K texts; None: no cameras.
         n_view: number of consecutive images that are views of one object.
-        kwargs: further keyword arguments of `denoise`, such as reference=features with one (K, ...) tensor per name,
-            for the K texts (result of `Condition.reference_kwargs`).
+        kwargs: further keyword arguments of `denoise`, such as those of `Condition.reference_kwargs`: the features of
+            `reference` are (K, ...), and row k serves the B images of text k.
 
     Returns:
         K noise predictions (B, C, h, w), float32.

@@ -72,7 +72,7 @@ class Matte(nn.Module):
         return F.pixel_shuffle(self.out(y).float(), 2)[:, 0]
 
     def save(self, path: Path) -> None:
-        """Write config and float16 tensors to the folder `path`, atomically; replace a saved model there.
+        """Write config.json and a safetensors file (float16) to the folder `path`, atomically; replace a saved model.
 
         Raises ConfigError if the folder contains other files than a saved model, or a weight overflows in float16.
         """

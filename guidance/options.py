@@ -36,7 +36,7 @@ MIN_OVERLAP = 0.3
 
 
 def embedded_as(name: str) -> AfterValidator:
-    """Return a pydantic validator that replaces the value "embedded" by `name`, weights that come with threedgen."""
+    """Return a pydantic validator that replaces the value "embedded" by `name`, the name of an embedded model."""
     return AfterValidator(lambda weights: name if weights == "embedded" else weights)
 
 
@@ -116,10 +116,10 @@ class PriorConfig(Config):
         return None if path is None or self.tokenizer is not None else read_vocabulary(path, self.subjects())
 
     def tokens_cut(self, prompt: str) -> str:
-        """Return the end of a prompt that exceeds the token limit; "" if all fits.
+        """Return the part of a prompt beyond the token limit, which the prior would ignore; "" if all fits.
 
-        The limit is that of the tokenizer, or `MAX_TOKENS` if this is smaller. The prior would ignore this end. The
-        result is also "" if the tokenizer is not on this machine.
+        The limit is that of the tokenizer, or `MAX_TOKENS` if this is smaller. The result is also "" if the tokenizer
+        is not on this machine.
         """
         with suppress(ConfigError):  # `check` reports missing files
             path = loading.local_path(self.weights) or hub.cached(*hub.hub_name(self.weights))

@@ -159,9 +159,11 @@ class Prior(Protocol):
     def cast_networks(self, lora: bool = False) -> None:
         """Cast the frozen weights to `dtype` on a GPU, where autocast would otherwise cast each weight at every call.
 
-        If `lora` is False, all layers of the UNet are cast, it runs without autocast, and as a CUDA graph unless
-        `cuda_graph` is False. `lora` is True if a LoRA is trained on the UNet: its normalisation layers then keep
-        float32, autocast stays on, and there is no CUDA graph.
+        `lora` is whether a LoRA is trained on the UNet:
+
+        - False: all layers of the UNet are cast. It runs without autocast and, unless `cuda_graph` is False, as a CUDA
+          graph.
+        - True: its normalisation layers keep float32. It runs with autocast and without a CUDA graph.
         """
         return
 
@@ -256,8 +258,9 @@ class Prior(Protocol):
         """Compute object codes from V known views of each of n objects; return `text` with the codes in its last row.
 
         `text` are embeddings (n, L, D); the result is a copy, or `text` unchanged if the prior has no object codes.
-        With `fit`, gradient descent adapts the encoded codes to the views (half a second for one view on a CPU).
-        `latents` are clean latents of the views (n, V, C, h, w), `c2w` their camera-to-world matrices (n, V, 4, 4).
+        `latents` are clean latents of the views (n, V, C, h, w), `c2w` their camera-to-world matrices (n, V, 4, 4). If
+        `fit` is True, Adam changes the encoded codes so that the coarse predictor reproduces the views better (half a
+        second for one view on a CPU).
         """
         return text
 

@@ -66,9 +66,9 @@ def before_steps(callback: Callable[[], None]) -> OnStep:
 def ddim_timesteps(steps: int, T: int = 1000) -> Tensor:
     """Return the ascending timesteps at which DDIM calls the network, (steps,) int64.
 
-    They are spread over the training timesteps 0..T-1: floor(i T / steps) + 1 for i = 0..steps-1, as in the ldm code
-    base if `steps` divides T. If `steps` equals T, they are 0..T-1. For sampling from noise, T is the number of all
-    training timesteps; for img2img, it is this number times the noise strength of the start, but at least `steps`.
+    They are evenly spaced: floor(i T / steps) + 1 for i = 0..steps-1 if `steps` < `T` (as in the ldm code base if
+    `steps` divides `T`), and 0..T-1 if `steps` = `T`. For sampling from noise, `T` is the number of training timesteps.
+    For img2img, it is this number times the noise strength of the start, but at least `steps`.
     """
     # With steps = T the offset of 1 would give t = T, which has no alpha_bar.
     return torch.arange(steps) * T // steps + (1 if steps < T else 0)
@@ -256,18 +256,22 @@ def sample_images(
 ) -> Tensor:
     """Sample images in one or several passes and return them, (count, H, W, 3) in [0, 1], on the CPU.
 
+    The first pass has half the size if the img2img strength `model.draft` is set and `init` is None, else full size.
+    Then `sync.rounds` img2img passes follow at full size. If this number is 0, one pass follows a first pass at half
+    the size, and none a first pass at full size. The strengths of n passes are s, s (n - 1) / n, ..., s / n; s is
+    `model.draft` after a first pass at half the size, else 0.3 (`REFINE_STRENGTH`).
+
     Args:
-        model: a latent prior. If its attribute `draft`, an img2img strength, is set and `init` is None, the first pass
-            has half the size, and an img2img pass with this strength follows at full size.
+        model: a latent prior.
         count: number of images.
         size: (H, W) in pixels.
         sample: function (size, noise (count, C, h, w), img2img start or None) -> clean latents, for one pass.
         generator: random generator of the noise of all passes, or one for each equal part of the images; None: torch's
             global generator.
-        sync: number of img2img rounds after the first pass, and the function that makes the images consistent; the
-            default has no rounds.
+        sync: number of img2img rounds, and the function that makes the images consistent before each round; the default
+            has no rounds.
         decode_batch: number of images that are decoded together.
-        init: img2img start of the first pass, which then has the full size; None: that pass starts from noise.
+        init: img2img start of the first pass; None: that pass starts from noise.
     """
 
     def decoded(size: Size, start: InitLatents | None = None) -> Tensor:

@@ -128,8 +128,9 @@ class ViewFusion(nn.Module):
     def messages(self, latents: Tensor, pairs: Tensor) -> Tensor:
         """Return features (B * V, channels, h, h) that each view gets from all views of its object, including itself.
 
-        A network computes scale and shift of the features of each source view from the features of the pair. The
-        results are averaged over the source views.
+        A convolution computes features of each source view from its noisy latents and their mirror image. For each
+        pair of views, an MLP on `pairs` computes scale and shift of these features. The results are averaged over the
+        source views and convolved once more.
 
         Args:
             latents: noisy latents (B * V, C, h, h).

@@ -167,8 +167,8 @@ def loss(options: ProtocolConfig, result: Render, colours: Tensor, span: float, 
         result: render of the rays.
         colours: target colours (R, 3) in [0, 1].
         span: `Bounds.span`, the length of the sampled part of a ray divided by the radius of the scene's ball.
-        orientation: weight of the orientation loss at this step. It is divided by `options.normals`, the fraction of
-            the step's rays that have normals.
+        orientation: weight of the orientation loss at this step. `fit` renders only the fraction `options.normals` of a
+            step's rays with normals, in separate calls, so the weight is divided by this fraction.
     """
     total = mse_loss(result.rgb, colours)
     if (distortion := losses.distortion(result, span)) is not None:

@@ -50,10 +50,12 @@ def place(origins: Tensor, directions: Tensor, spans: Tensor, options: MarchConf
 class EqualRays(Samples):
     """Samples on torch's meta device (shapes without values), the same number on each ray, to measure peak memory.
 
-    A render computes its n chunks of rays one after another, each in the same memory, so three parts suffice for the
-    measurement: the slices that `split` returns are the first chunk, the second one and all other rays. For the last
-    slice, `select_rays` returns only as many samples as one chunk has. Operators of the second chunk count n - 2 times
-    (`PeakMemory.times`), for all chunks between the first and the last.
+    A render computes its rays in n chunks, one after another, each in the same memory. To measure this, three chunks
+    suffice, so `split` returns at most three slices:
+    - the rays of the first chunk;
+    - the rays of the second chunk. Its kernel launches count n - 2 times (`PeakMemory.times`), for all chunks between
+      the first and the last;
+    - all other rays, in place of the last chunk. `select_rays` returns only as many samples for them as one chunk has.
 
     Attributes:
         chunks: numbers of samples per chunk, one for each call of `split` that divided the rays.

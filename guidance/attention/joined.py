@@ -68,9 +68,11 @@ class WorldRotary:
 
         The second index is 0 for heads that rotate by 3D positions, 1 for heads that rotate by 2D positions. An image
         has L = `tokens` tokens, a head D = `width` channels. A token has N = 6 (D // 16) angles in radians: each of its
-        3 (or 2) coordinates times each of N / 3 (or N / 2) frequencies. Angle k < N rotates the channels k and N + k.
-        Both hold its cosine; in the sines, channel k holds the negative sine and channel N + k the sine. The other
-        channels are not rotated: they have cosine 1 and sine 0.
+        3 (or 2) coordinates times each of N / 3 (or N / 2) frequencies between `LOWEST` and `HIGHEST`.
+
+        Angle k < N rotates the channels k and N + k. The cosines hold its cosine in both channels, the sines hold its
+        negative sine in channel k and its sine in channel N + k. The channels from 2 N on are not rotated: their cosine
+        is 1 and their sine 0.
         """
         side, count = round(tokens**0.5), 2 * (width // 16)  # even: as many angles from 2 dimensions as from 3
         u = HALF_EXTENT * torch.linspace(-1 + 1 / side, 1 - 1 / side, side, device=self.up.device)

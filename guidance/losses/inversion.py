@@ -20,10 +20,11 @@ from .sds import Distillation, NoisyLatents, reconstruction_direction
 
 
 def inversion_timesteps(start: Tensor, end: Tensor, interval: int) -> list[Tensor]:
-    """Return at least two ascending timesteps, each (1,) or (B,), from `start` to `end` in steps of `interval`.
+    """Return at least two ascending timesteps, from `start` to `end` in steps of `interval`.
 
-    `start` and `end` are timesteps, (1,) for all images or (B,); `interval` is a number of timesteps. The last step may
-    be shorter. An image that reaches its `end` before the other images stays there.
+    `start`, `end` and the results have the same shape: (1,), a timestep for all images, or (B,), one per image.
+    `interval` is a number of timesteps. The last step may be shorter. An image that reaches its `end` before the other
+    images stays there.
     """
     steps = max(1, ceil(int((end - start).max()) / interval))
     return [*(torch.minimum(start + k * interval, end) for k in range(steps)), end]

@@ -41,12 +41,14 @@ class JSD(SDS):
         return NoisyLatents(z, x, t, noise, eps, eps_cond)
 
     def joint_x0(self, x: Tensor, t: Tensor, denoise: Denoiser, condition: Condition, step: int) -> Tensor:
-        """Predict the clean latents (B, C, h, w) of all views together: x0_views in the consistency term C.
+        """Predict the clean latents (B, C, h, w) with guidance, for all views of an object together.
 
-        The guidance scale is the option `view_guidance_scale`. The option `recon_std_rescale` in [0, 1] moves the
-        standard deviation of the result towards that without guidance, see `rescale_std`. Both may depend on the
-        optimisation step `step`. `x` are noisy latents (B, C, h, w) at timesteps `t`, (1,) or (B,). `denoise` predicts
-        noise without guidance; `condition` has text, cameras and reference image of the views.
+        They are x0_views in the docstring of the class. `x` are noisy latents (B, C, h, w) at timesteps `t`, (1,) or
+        (B,). `denoise` predicts noise without guidance; `condition` has text, cameras and reference image of the views.
+
+        Two options are used, which may depend on the optimisation step `step`: `view_guidance_scale` is the guidance
+        scale, and `recon_std_rescale` in [0, 1] moves the standard deviation of the result towards that of the
+        prediction with the prompt but without guidance (1: equal, see `rescale_std`).
         """
         eps, eps_cond = predict(denoise, x, t, condition, self.value("view_guidance_scale", step))
         x0, x0_cond = (self.schedule.x0_from_eps(x, one, t) for one in (eps, eps_cond))

@@ -128,8 +128,9 @@ class Distillation(nn.Module):
     Parameters of the loss, if any, are trained together with the object.
 
     Attributes:
-        empty_text: embedding (1, L, D) of the empty prompt. The system that creates the loss sets it, if the loss
-            needs it (`options.empty_prompt`) and the run has a negative prompt; else it is None.
+        empty_text: embedding (1, L, D) of the empty prompt, for losses that use it (`options.empty_prompt`); set by the
+            system that creates the loss. None for other losses, and in runs without a negative prompt, where the
+            negative text is the empty prompt itself.
     """
 
     empty_text: Tensor | None

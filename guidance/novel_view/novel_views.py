@@ -105,9 +105,11 @@ def intrinsics(request: Request, height: int, width: int) -> Tensor:
 
 
 def save(model: XUNet | LatentPairs, folder: Path, cameras: CamerasConfig | None = None) -> None:
-    """Write a model (float16) and its training cameras (None: unknown) to a folder, atomically.
+    """Write a model, with weights in float16, and its training cameras (None: unknown) to a folder, atomically.
 
-    Raises ConfigError if the folder contains other files than a saved model, or a weight overflows in float16.
+    The new content of the folder is config.json, SHA256SUMS, and the weights: model.safetensors (X-UNet) or the
+    diffusers folder prior/ (LatentPairs). Raises ConfigError if the folder has files, but no config.json, or if a
+    weight overflows in float16.
     """
     metadata: dict[str, object] = {"_class_name": type(model).__name__, "cameras": cameras and cameras.model_dump()}
     with files.replaced_folder(folder, CONFIG) as part:

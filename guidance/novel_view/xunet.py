@@ -120,7 +120,8 @@ class UNet(nn.Module):
     def forward(self, h: Tensor, emb: list[Tensor]) -> Tensor:
         """Return a prediction (B F, 3, H, W) for each of the frames h (B F, C_in, H, W) of B scenes with F frames.
 
-        `emb` has one embedding (B F, E, h, w) per resolution level, from fine to coarse, see `Conditioning`.
+        `emb` is the result of `Conditioning`: an embedding (B F, E, H / 2^i, W / 2^i) per resolution level i = 0, 1,
+        ..., with E = `config.emb_channels`.
         """
         last = len(emb) - 1
         blocks: Any  # a ModuleList, which type checkers take for a bare module
@@ -215,7 +216,7 @@ class XUNet(nn.Module):
         return self(x, z, levels, c2w, K, has_condition).float()
 
     def encode_cameras(self, c2w: Tensor, K: Tensor, has_condition: Tensor | None) -> Tensor:
-        """Return the encoded ray of each pixel of both views, (B, 2, D, H, W).
+        """Return the encoded ray of each pixel of both views, D channels: (B, 2, D, H, W).
 
         It is the positional encoding (NeRF, eq. 4) of the ray's origin and direction in world space, from
         camera-to-world poses c2w (B, 2, 4, 4) with OpenGL axes and intrinsics K (B, 3, 3) in pixels of the images. It

@@ -459,9 +459,10 @@ class LatentDiffusion(Prior):
     def fuse_views(self, coarse: Tensor, x: Tensor, t: Tensor, camera: Tensor | None, n_view: int) -> Tensor:
         """Refine the coarse predictor's latents `coarse` (B, C, s, s), given noisy latents of all views; same shape.
 
-        `x` are the noisy latents (B, C, h, w) at timesteps `t`, (B,) or (), `camera` camera vectors (B, 16); `n_view`
-        consecutive images are views of one object. `coarse` is returned unchanged if the predictor has no network for
-        this (`ViewFusion`), if `camera` is None, or if `x` has another size than `coarse`.
+        `x` are the noisy latents (B, C, h, w) at timesteps `t`, (B,) or (); `n_view` consecutive images are views of
+        one object. `camera` (B, 16) are camera vectors: camera-to-world matrices with translations of length 1.
+        `coarse` is returned unchanged if the predictor has no network for this (`ViewFusion`), if `camera` is None, or
+        if `x` has another size than `coarse`.
         """
         fusion = None if self.coarse is None else self.coarse.fusion
         if fusion is None or camera is None or x.shape[-2:] != coarse.shape[-2:]:

@@ -129,7 +129,8 @@ class MVDreamPipeline(DiffusionPipeline):
         Args:
             prompt: one prompt, or a list of P prompts.
             negative_prompt: text of the unconditional branch, for all prompts.
-            n_view: number of views per prompt, equally spaced around the object; 0: one image from the 2D model.
+            n_view: number of views per prompt, equally spaced around the object; 0: one image per prompt, for which the
+                UNet gets no camera.
             elevation: elevation of all views in degrees, positive for views from above.
             azimuth: azimuth of the first view in degrees; 0 is the front. Azimuths grow counter-clockwise, seen from
                 above.

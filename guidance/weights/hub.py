@@ -45,7 +45,7 @@ def is_hub_id(name: str) -> bool:
 
 
 def hub_name(weights: str) -> tuple[str, str]:
-    """Return the hub repository of `weights`, and the name of a file in it that is cached if they are downloaded.
+    """Return the hub repository of `weights`, and the name of the file by which to check whether they are cached.
 
     `weights` is the file name of an original MVDream or ImageDream checkpoint, or a hub id "owner/name". The file is
     the checkpoint itself or, for a hub id, model_index.json.

@@ -163,8 +163,8 @@ def check_weight_file(name: str) -> None:
 def is_sdxl(weights: str) -> bool:
     """Return whether `weights` (name, path or hub id) belong to SDXL.
 
-    Local files, if there are any, decide: the networks or tensor names in them. Without local files, `weights` belong
-    to SDXL if their name contains "xl".
+    Local or cached weights do if the diffusers folder has the network text_encoder_2, or if a tensor's name in the
+    single file starts with "conditioner.". Without readable local files, they do if `weights` contains "xl".
     """
     with suppress(ConfigError):
         path = local_path(weights)
@@ -393,9 +393,10 @@ def novel_view_model(weights: str) -> Path:
 
 
 def subject_card(path: Path | str) -> dict[str, str]:
-    """Return the metadata of a file with the changes that DreamBooth made to a prior (`subject_weights`).
+    """Return the metadata of a safetensors file with the changes that DreamBooth made to a prior.
 
-    No tensor is read. Raises ConfigError if the file is missing or has another format.
+    They include "identifier" (word of the subject), "prompt", "kind" ("difference" or "lora") and "base" (checksum of
+    the weights before the changes). No tensor is read. Raises ConfigError if the file is missing or has another format.
     """
     source = "an mvdreambooth run leaves one behind, RUN/personalisation.safetensors"
     with errors_default_to_key("personalisation"), errors_name_key("personalisation"):

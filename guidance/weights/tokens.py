@@ -152,10 +152,12 @@ class PromptReader(Protocol):
         """Return warning sentences if a prompt names several objects, or several parts or accessories; else []."""
 
     def suggest(self, prompt: str) -> tuple[str, list[str]]:
-        """Suggest object classes for an unfinished prompt.
+        """Suggest object classes for an unfinished prompt. Return (word to complete or "", classes).
 
-        If the last word is not known and is the beginning of known object classes, returns this word and these classes.
-        Otherwise returns "" and, if the prompt already names a known class, [], else examples of object classes.
+        The first matching case applies:
+        - The last word is unknown, but known object classes start with it: the word and these classes.
+        - The prompt names a known object class: "" and [].
+        - All other prompts: "" and examples of known object classes.
         """
 
     def categories(self) -> dict[str, list[str]]:
@@ -166,10 +168,10 @@ class PromptReader(Protocol):
 
 
 def prompt_reader(vocabulary: Vocabulary | None) -> PromptReader:
-    """Build the prompt reader of the embedded prior, "toybox-prior".
+    """Build the prompt reader for a prior, with the object classes and synonyms of the toybox.
 
-    `vocabulary` is the closed vocabulary of the prior. With None (a prior that takes any text), prompts are neither
-    changed nor checked, but the reader still returns usual heights of objects.
+    `vocabulary` is the closed vocabulary of the prior; None: the prior takes any text. The reader then neither changes
+    nor checks prompts, but still returns usual heights of objects.
     """
     return registry.implementation("prompt-reader", "toybox")(vocabulary)
 

@@ -26,9 +26,10 @@ class SDF(EncodedField):
 
     The distance is f(x) = mlp(encoding(x)) + |x| - sphere, where the option `sphere` is the radius of the ball. The
     parameter `log_sharpness` is log s, where s is NeuS's sharpness: the surface is about 1/s thick. The buffer `cosine`
-    in [0, 1] is NeuS's cosine annealing ratio at the current step. With c the cosine between ray direction and normal,
-    the density uses the slope -df/dt = max(0, -c) at ratio 1, and max(0, 0.5 - 0.5 c) at ratio 0, so that surfaces
-    that face away from the camera also get density. The CPU generator `generator` initialises the parameters.
+    is NeuS's cosine annealing ratio r in [0, 1] at the current step. With c the cosine between ray direction and
+    outward normal, `along_ray` assumes the slope -df/dt = r max(0, -c) + (1 - r) max(0, 0.5 - 0.5 c). For r < 1,
+    surfaces that face away from the camera thus get density too. The CPU generator `generator` initialises the
+    parameters.
     """
 
     options: SDFConfig

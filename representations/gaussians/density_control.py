@@ -34,9 +34,12 @@ NOISE_OPACITY, NOISE_SHARPNESS = 0.005, 100.0
 def after_step(field: Gaussians, step: int, optimizer: Optimizer) -> None:
     """Change the Gaussians after training step `step`, in `field` and in the optimizer's state.
 
-    The option `densify` selects the kind of changes: "adaptive", "mcmc" or "none". Gaussians are added, removed and
-    relocated only every `interval` steps in the part of the run that `densify_range` gives. With "mcmc", noise is added
-    to the positions at every step. With "adaptive", opacities are reset every `reset_interval` steps in this part.
+    The option `densify` selects the changes. P is the part of the steps between the two fractions `densify_range`.
+
+    - "adaptive": clone, split and remove Gaussians every `interval` steps in P, and reset the opacities every
+      `reset_interval` steps in P.
+    - "mcmc": relocate Gaussians and add new ones every `interval` steps in P; add noise to the positions at every step.
+    - "none": no changes.
     """
     o, done, total = field.options, step + 1, field.max_steps
     if o.densify == "none" or total is None:

@@ -136,10 +136,16 @@ class Gaussians(Representation):
 
     @torch.no_grad()
     def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:
-        """Clamp standard deviations and direction-independent colours, and add, remove or move Gaussians.
+        """Clamp standard deviations and direction-independent colours, then change the set of Gaussians.
 
-        The gradient lengths of this step's image positions are added to `gradient_sum` first. With the option `densify`
-        = "adaptive", `density_control.after_step` clones or splits Gaussians whose mean gradient length is large.
+        The option `densify` selects the change. Periodic changes happen only in the part `densify_range` of the run.
+
+        - "adaptive": every `interval` steps, Gaussians whose image positions have large mean gradients are cloned or
+          split, and transparent ones are removed; every `reset_interval` steps, opacities are reset. For the mean,
+          each step adds the lengths of its gradients to `gradient_sum`.
+        - "mcmc": noise is added to the positions; every `interval` steps, transparent Gaussians are moved to the places
+          of opaque ones, and new ones are added there.
+        - "none": no change.
         """
         self.log_scales.clamp_(*self.size_limits)
         self.features[:, 0].clamp_(-MAX_FEATURE, MAX_FEATURE)

@@ -72,9 +72,10 @@ def ball(count: int, radius: float, rng: torch.Generator | None = None) -> Point
 def read_points(path: Path, max_count: int, radius: float) -> Points:
     """Read the points of a point cloud (PLY, XYZ), mesh (vertices) or Gaussian splatting file (PLY).
 
-    The y-down axes of a splatting file are turned to the z-up world, other coordinates are kept. If the file has more
-    than `max_count` points, a random subset of `max_count` points is returned. Raises ConfigError if the file cannot be
-    read or has no points, or if a point is not finite or farther than `radius` from the origin.
+    The y-down axes of a splatting file are turned to the z-up world, other coordinates are kept. Points without a
+    colour of their own, such as vertices of a textured mesh, become grey (0.5). If the file has more than `max_count`
+    points, a random subset of `max_count` points is returned. Raises ConfigError if the file cannot be read or has no
+    points, or if a point is not finite or farther than `radius` from the origin.
     """
     kind = path.suffix.lower()
     try:

@@ -188,10 +188,11 @@ def groups(
 ) -> list[tuple[slice, int | None]]:
     """Divide R rays into consecutive slices with at most `max_samples` samples each, to `march` one at a time.
 
-    Returns a list of (slice, number of its samples); the number is the argument `total` of `march`. The back end counts
-    the samples of all rays at once, for which the host waits once for the GPU. No count is made if the back end cannot
-    count, or if one slice is enough for R rays with `options.samples` samples each. Then each ray is assumed to have
-    this number of samples, and the numbers in the list are None. The other arguments are those of `march`.
+    Returns a list of (slice, number of its samples); the number is the argument `total` of `march`. The samples of all
+    rays are counted at once, for which the host waits once for the GPU. If the back end cannot count, or if R rays with
+    `options.samples` samples each fit into one slice, nothing is counted: the slices assume `options.samples` samples
+    per ray, and the numbers are None. A slice has at least one ray, even if that ray has more than `max_samples`. The
+    other arguments are those of `march`.
     """
     module, n_rays, each = backend(origins, options.backend), len(origins), max(1, max_samples // options.samples)
     if n_rays <= each or not hasattr(module, "counts"):
@@ -263,7 +264,12 @@ def composite(sigma: Tensor, values: Tensor, samples: Samples, name: str = "auto
     Args:
         sigma: (N,) densities >= 0 in 1 / world unit.
         values: (N, C) values to composite, for example colours.
+        samples: N samples, which are intervals of R rays, sorted by ray.
         name: name of the back end; "auto" selects the fastest one.
+
+    Returns:
+        Sums over the samples i of each ray: of w_i * value_i (R, C); of w_i (R, 1), the opacity; of w_i * distance_i
+        (R, 1), the depth, not divided by the opacity. And the weights w_i (N,) of all samples.
     """
     return backend(sigma, name).composite(sigma, values, samples)
 

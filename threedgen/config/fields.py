@@ -40,6 +40,9 @@ class Place(NamedTuple):
 def walk(model: type[BaseModel], tree: object = None, prefix: tuple[str, ...] = ()) -> Iterator[Place]:
     """Yield the fields of a config model: first its options, then each section, followed by the section's own fields.
 
+    A `Place` has the key of the field from the root of the config, its definition, the config model of a section (None
+    for an option) and the value.
+
     Args:
         model: config model.
         tree: values, as nested dicts or a config object; None: the defaults. The value `name` of a section selects the

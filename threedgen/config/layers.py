@@ -46,16 +46,16 @@ def load_layers(
 ) -> tuple[type[BaseModel], list[Layer]]:
     """Return the config model of a config, and its unchecked values as `Layer`s; later layers replace earlier values.
 
+    The key `name` of a section (nested config) such as `prior` selects a component, which has its own options. A layer
+    that changes the name therefore drops all options that earlier layers set in the section.
+
     The order of the layers is:
 
-    1. a layer with only the names, such as prior.name, of the components whose sections (nested configs) are in the
-       files or `values`: the names that result from these, or else the default names;
+    1. for each such section in the files or `values`, only its name: the one that they set, or else the default name.
+       A different name in `overrides` is therefore a change, even if the files set options of the default component
+       without its name;
     2. the file that the key `base` of the config file names, recursively, and then the config file itself;
     3. `values`, then `overrides`.
-
-    The `name` of a section selects a component, and each component has its own options. A layer that changes the name
-    therefore drops all options that earlier layers set in the section. Because of layer 1, a name in `overrides` does
-    this also if a file sets options of the default component without its name.
 
     A memory preset (file of options for a small GPU) comes directly before the layer whose key `preset` names it.
     Raises ConfigError if a file is missing or invalid, or if an override cannot be parsed.

@@ -102,7 +102,7 @@ class ColouredMesh:
         """Render images (V, H, W, 3), sRGB in [0, 1], from V perspective or orthographic cameras.
 
         `background` is a grey value in [0, 1]; None: the images are RGBA (V, H, W, 4) with straight alpha. `light` is
-        whether the colours are shaded by the formula in `render`; False: unlit colours.
+        whether the mesh is lit, from the camera and from above (formula in `render`); False: unlit colours.
         """
         fine, soup = at.with_size(at.height * SUPERSAMPLE, at.width * SUPERSAMPLE), self._soup()
         away = MAX_COORDINATE if at.projection.parallel else 0.0  # orthographic: eye far behind the camera

@@ -86,9 +86,9 @@ class EncodedCache(ABC):
     def prepare(self, indices: Sequence[int] | np.ndarray, rank: tuple[int, int] = (0, 1)) -> None:
         """Make and store the blocks that contain the entries `indices` (N,), except those that are stored already.
 
-        `rank` = (k, n) shares the work between n processes: process k of 0 ... n - 1 makes every n-th of these blocks,
-        starting with number k. A process that would make one block less than others makes another missing block in
-        advance, from the n - 1 blocks that follow the last one.
+        `rank` = (k, n) shares the missing blocks between n processes: process k of 0 ... n - 1 makes every n-th of
+        them, from number k on. If their count is not a multiple of n, some processes would have one block less: these
+        make other missing blocks in advance, one each, if there are any among the n - 1 blocks after the last of them.
         """
         lacking, (number, count) = self.cache.missing_blocks(indices), rank
         if lacking:

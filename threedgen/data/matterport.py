@@ -34,11 +34,11 @@ MAX_SUPERSAMPLE = 2
 
 
 class MatterportPanoramas:
-    """Source (`SceneSource`) of training examples: perspective views of a panorama, evenly spaced in yaw.
+    """Source (`SceneSource`) of training examples: perspective views of a panorama, evenly spaced in a full circle.
 
-    The yaw of the first view is 0 in the test split. For training, it is a random whole number of degrees that depends
-    on the seed and the index of the example. The constructor and `scene` raise ConfigError if a file is missing or
-    invalid.
+    The views are horizontal, and their yaw increases to the right. The yaw of the first view is 0 in the test split.
+    For training, it is a random whole number of degrees that depends on the seed and the index of the example. The
+    constructor and `scene` raise ConfigError if a file is missing or invalid.
     """
 
     def __init__(self, config: MatterportConfig, seed: int = 0, split: SceneSplit = "train") -> None:

@@ -84,8 +84,8 @@ def read(
         size: side of the returned images in pixels.
         fill: longer side of the subject's bounding box in the result, as fraction of the image side.
         opacity: function from the pixels (H, W, 3), float32 in [0, 1], of a photo to the mask (H, W) of its subject, in
-            [0, 1]. It is used for photos without transparent pixels. If the mask is 1 everywhere, no background was
-            found, and the photo is cropped to its middle square.
+            [0, 1]. If a photo has transparent pixels, its alpha channel is the mask instead. If the mask is 1
+            everywhere, no background was found, and the photo is cropped to its middle square.
     """
     return np.stack([_centre_subject(_load(path), path, size, fill, opacity) for path in files])
 

@@ -177,8 +177,10 @@ def walks(config: ScanNetConfig, split: SceneSplit) -> list[ScanNetWalk]:
 def build(config: ScanNetConfig, seed: int = 0, split: SceneSplit = "train") -> WalkScenes:
     """Build the source of the training examples of a split; an example has `config.views` views of one scene.
 
-    In the split "train" the examples are random. In the split "test" the key frames of a scene are divided into
-    examples, in order. Raises ConfigError if a file is missing or invalid, or if no scene has enough key frames.
+    In the split "train" an example is a random series of consecutive key frames or, with the probability
+    `config.between`, two key frames and random frames between them. In the split "test" the key frames of each scene
+    are divided into examples, in order; those left at the end are not used. Raises ConfigError if a file is missing or
+    invalid, or if no scene has enough key frames.
     """
     o, found = config, walks(config, split)
     description = f"{Path(o.path).expanduser().resolve()}, {split}, {o.height} x {o.width} px, {KEY_FRAMES}"

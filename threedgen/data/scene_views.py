@@ -50,7 +50,7 @@ class SceneSource(Protocol):
     def __len__(self) -> int: ...
 
     def describe(self) -> str:
-        """Return one line of text for the cache key. Sources with different entries return different texts."""
+        """Return one line of text, different for different entries. It is part of the key of cached latents."""
 
     def scene(self, index: int) -> SceneViews: ...
 
@@ -85,7 +85,7 @@ class WalkScenes:
     Args:
         walks: camera paths. Random entry i is from walk i % len(walks).
         n_view: number of views per entry.
-        description: one line of text for the cache key; it must differ for different walks.
+        description: one line of text, different for different walks. It is part of the key of cached latents.
         seed: seed of random entries; entry i depends only on the seed and i.
         between: probability that a random entry is an interpolation, in [0, 1].
         count: number of random entries; None: the number of walks. Not used with `entries`.

@@ -115,7 +115,8 @@ def write_report(
 def write_strips(path: Path, strips: Iterable[Array], labels: Sequence[str], columns: int = 1) -> None:
     """Write a PNG contact sheet with ``columns`` labelled cells per row. Without strips, no file is written.
 
-    Each strip is one cell: images (V, H, W, 3), uint8 or floats in [0, 1], side by side.
+    Each strip is one cell: images (V, H, W, 3), uint8 or floats in [0, 1], side by side. ``labels`` has one text per
+    strip, which is printed below it.
     """
     if cells := [grid(strip, len(strip)) for strip in strips]:
         write_png(path, grid(cells, columns, labels))

@@ -90,7 +90,8 @@ def to_palette(texture: Array, covered: Array, palette: str) -> Array:
 
     The colours of the covered texels are clustered into groups in Lab. Each group is shifted to the palette colour that
     is nearest to its mean (CIEDE2000). Differences of lightness stay: darker and lighter texels become shades and tints
-    of the palette colour. A colour between two groups gets a mixture of both shifts.
+    of the palette colour. A colour between two groups gets a mixture of both shifts. The other texels are shifted like
+    covered ones of equal colour.
 
     Args:
         texture: (H, W, 3) sRGB in [0, 1].

@@ -110,9 +110,10 @@ class DepthFusion:
     def density(self, x: Tensor) -> Tensor:
         """Return the density (N,), per world unit, at points x (N, 3) in world units; larger inside the object.
 
-        In each depth image, a point has a distance to the surface along the ray, positive in front of the surface. The
-        second largest of these distances is used: a point that two images show in front of the surface is outside,
-        while one image may be wrong (OUTLIERS). The density is a sigmoid that falls with this distance, truncated.
+        In each depth image, a point has a distance to the visible surface along the ray, positive in front of the
+        surface. Let d be the second largest of these distances, clamped to +-0.05 radii (TRUNCATION): a point is
+        outside if two images show it in front of the surface, since a single image may be wrong (OUTLIERS). The density
+        is proportional to a sigmoid of -d.
         """
         _, ahead = self._lookup(x)
         distance = ahead.clamp(-self.truncation, self.truncation).topk(OUTLIERS + 1, dim=0).values[-1]

@@ -72,9 +72,9 @@ def read_cameras(
 
     Args:
         poses: kind of the matrices under the file's key `c2w`, camera-to-world ("c2w") or world-to-camera ("w2c").
-        size: (height, width) in pixels for a file without height, width and K. None: such a file is invalid. A file
-            with K, which is in pixels, must have both.
-        fov: vertical field of view in degrees, used if the file has neither K nor fov. None: such a file is invalid.
+        size: (height, width) in pixels, used if the file has none of height, width and K. Otherwise, or if `size` is
+            None, the file must have height and width.
+        fov: vertical field of view in degrees, used if the file has neither K nor fov. None: the file must have one.
     """
     text = read_text(path, key)
     try:

@@ -182,7 +182,7 @@ class GltfFile:
         return np.ndarray((count, columns), dtype, data, 0, (stride, size))
 
     def accessor_array(self, index: int, rows: Array | None = None, normalise: bool = False) -> Array:
-        """Return the values (count, columns) of accessor `index`, or only the R values with the indices `rows` (R,).
+        """Return the values (count, columns) of accessor `index`; with `rows` (R,), only those rows: (R, columns).
 
         `columns` is the number of components of a value, such as 3 for positions. Integers are scaled to floats, signed
         ones in [-1, 1] and unsigned ones in [0, 1], if the accessor has the flag `normalized` or if `normalise` is

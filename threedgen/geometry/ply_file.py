@@ -58,10 +58,10 @@ A list property is an array (N, L), or N arrays if the lists differ in length.
 def read_ply(data: bytes, files: SideFiles, colours: bool) -> Submesh:
     """Read the mesh in the bytes `data` of a PLY file; polygons become triangles.
 
-    Normals and texture coordinates are read if the file has them. If `colours` is True, its texture is also read, with
-    `files`, the reader of the files that the PLY file names. Without a texture, the colours of the vertices or, without
-    these, of the faces are read; without both, the vertices are white. Raises ConfigError if the file has no faces. A
-    damaged file can raise exceptions of any class.
+    Normals and texture coordinates are read if the file has them. If `colours` is True, the result also has the first
+    of these that is available: texture, colours of the vertices, colours of the faces, white vertices. `files` reads
+    the image file that the PLY file names as its texture, which is ignored without texture coordinates. Raises
+    ConfigError if the file has no faces. A damaged file can raise exceptions of any class.
     """
     header, tables, dtypes = _parse(data)
     vertex, face = tables["vertex"], tables.get("face", {})

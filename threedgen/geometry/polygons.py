@@ -68,13 +68,13 @@ def polygon_mesh(
 ) -> Submesh:
     """Split P polygons into triangles; return the submesh `base` with these triangles.
 
-    With `uv`, a vertex is duplicated for each further texture coordinate; with `colours`, for each triangle.
+    With `uv`, a vertex is stored once per different texture coordinate; with `colours`, once per triangle.
 
     Args:
         base: submesh with vertices (V, 3) and their attributes, without triangles.
         polygons: (P, C) vertex indices, or P arrays (C,) of different lengths. Lines and points, C < 3, are ignored.
-        uv: (P, 2 C) texture coordinates of the corners, or P arrays (2 C,); None: use the vertices' texture
-            coordinates.
+        uv: (P, 2 C) texture coordinates u, v of corner after corner, or P arrays (2 C,); None: use the vertices'
+            texture coordinates.
         colours: (P, 3) sRGB colours of the polygons in [0, 1]; None: use the colours of the vertices. Ignored if `uv`
             is set.
     """

@@ -181,13 +181,21 @@ def _own_folder(config: BaseModel, config_name: str) -> Path:
 def choose_folder(config: BaseModel, config_name: str) -> tuple[Path, Tree | None]:
     """Choose, but do not create, the folder of a run: `config.out` if set, else a folder in outputs/CONFIG_NAME.
 
-    The latter is named after the prompt or mesh file ("run" without both). "-2", "-3", ... is appended if a folder has
-    results or an unreleased lock, unless its config differs at most in `NEUTRAL_KEYS` other than trainer.max_steps.
+    The latter is named after the prompt or mesh file ("run" without both), with "-2", "-3", ... appended until one of
+    these holds for the folder:
 
-    Returns the folder, and the content of its config.yaml if the run in it is to be resumed: its config then differs at
-    most in keys that may change on resume, those in `NEUTRAL_KEYS` and `config.changeable_on_resume`. For a new run,
-    which may replace a run without results, the second value is None. Raises ConfigError if `config.out` contains
-    results of another config, or files but no run.
+    - It has no results, and either no config.yaml or a lock that was released.
+    - Its config.yaml has the same trainer.max_steps as `config` and differs at most in `NEUTRAL_KEYS`.
+
+    The config.yaml in the chosen folder decides what follows:
+
+    - No file: the run is new. Raises ConfigError if `config.out` has other files.
+    - It differs from `config` at most in keys that may change on resume, those in `NEUTRAL_KEYS` (trainer.max_steps is
+      one) and in `config.changeable_on_resume`: the run in the folder is resumed.
+    - It differs in other keys: the run is new and replaces the one in the folder. Raises ConfigError if the folder has
+      results, which can only happen with `config.out`.
+
+    Returns the folder, and the content of its config.yaml if the run is resumed, None if it is new.
     """
     out = getattr(config, "out", None)
     folder = _own_folder(config, config_name) if out is None else user_path(out, "out")
@@ -201,11 +209,15 @@ def choose_folder(config: BaseModel, config_name: str) -> tuple[Path, Tree | Non
 
 
 def open_run(config: C, config_name: str) -> tuple[C, Path | None]:
-    """Choose (`choose_folder`), create and lock the folder of a run, and write its config.yaml.
+    """Create and lock the folder of a new or resumed run, and write its config.yaml.
 
-    `config_name` is the name of the original config, for the default folder and for line 1 of config.yaml. Returns
-    the config with `out` set to the folder, and the folder to resume from (None for a new run). Raises ConfigError if
-    the folder has other files or another run, cannot be written, or is used by another process.
+    The folder is `config.out` or, if this is None, a folder in outputs/CONFIG_NAME (see `choose_folder`). If it has a
+    run whose config differs from `config` only in keys that may change on resume, this run is resumed. Its config.yaml
+    is kept if the run already has more steps than trainer.max_steps.
+
+    `config_name` is the name of the original config, which is also written to line 1 of config.yaml. Returns the config
+    with `out` set to the folder, and the folder to resume from (None for a new run). Raises ConfigError if the folder
+    has files of no run or results of another run, cannot be written, or is used by another process.
     """
     folder, stored = choose_folder(config, config_name)
     return _prepare_folder(folder, config, config_name, stored), None if stored is None else folder

@@ -206,8 +206,8 @@ class _Saved:
 def graph_bytes(make: Callable[[], object]) -> int:
     """Return the bytes that autograd saves for the backward pass of `make()`, which is called once.
 
-    Memory that several tensors share counts once. Saved parameters are included; they cancel in the difference of the
-    results for two sizes of the input.
+    Memory that several tensors share counts once. Saved parameters are included; to leave them out, subtract the result
+    for a smaller input.
     """
     alive: WeakSet[_Saved] = WeakSet()
 

@@ -58,9 +58,10 @@ class Speed:
     def left(self, total: int) -> list[str]:
         """Return a list with the time until step `total`, such as ["6 s left"]; [] at the end or while it is unknown.
 
-        It is known when the measured steps took 30 seconds (WINDOW), or are at least two steps and at least 3 % of
-        `total` (MIN_SHARE). The steps that `mark` records first, in which kernels are compiled, are measured only if
-        they took at least 30 seconds and are at least 3 % of `total`.
+        The time is known once the measured steps took 30 seconds (WINDOW), or are at least two and at least 3 % of
+        `total` (MIN_SHARE). The first steps, between the first two calls of `mark` with different steps, are slower,
+        because kernels are compiled. They are measured only if they took at least 30 seconds and are at least 3 % of
+        `total`.
         """
         if self._warm is None:
             return []

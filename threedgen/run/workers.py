@@ -91,9 +91,13 @@ def attempt(work: Callable[[J], R], job: J, table: dict[str, dict[str, registry.
     It is copied into the registry of the worker first.
 
     Returns:
-        ("done", result of `work`), ("stopped", exit code) after Ctrl-C or SIGTERM, ("error", (message, "")) if memory
-        was too small, ("expected", exception) for any other ExpectedError or a disk error, or ("error", (message,
-        traceback)) for any other exception.
+        One of these pairs:
+
+        - ("done", result of `work`)
+        - ("stopped", exit code) after Ctrl-C or SIGTERM
+        - ("error", (message, "")) if there was not enough memory
+        - ("expected", exception) for any other ExpectedError or a disk error
+        - ("error", (message, traceback)) for any other exception
     """
     registry.TABLE.update(table)
     try:

@@ -123,9 +123,10 @@ class Words(BaseModel):
     Attributes:
         words: all words of the prompt.
         notes: warnings for the user.
-        nouns: suggested nouns (names of objects) of the vocabulary. They start with the last word of the prompt if it
-            is unknown and such nouns exist. Otherwise they are examples, or [] if the prompt has a known noun.
-        typed: last word of the prompt if `nouns` start with it, so that one of them can replace it; otherwise "".
+        nouns: suggested nouns (names of objects) of the vocabulary. If the last word of the prompt is an unknown word
+            such as "eleph", nouns that begin with these letters. If there are none, or if the word is known: [] if the
+            prompt has a known noun, else examples.
+        typed: last word of the prompt if `nouns` begin with it, so that one of them can replace it; otherwise "".
     """
 
     words: list[Word] = []
@@ -146,7 +147,8 @@ def vocabulary_of(config: Any) -> dict[str, list[str]]:
 def check_prompt(prompt: str, config: Any) -> Words:
     """Check a prompt against the vocabulary of the prior of a run config.
 
-    The fields of the result are empty if the prior takes any text. Raises ConfigError if the vocabulary is damaged.
+    The result has the words of the prompt, warnings and suggested nouns; all are empty if the prior takes any text.
+    Raises ConfigError if the vocabulary is damaged.
     """
     vocabulary = config.vocabulary() if isinstance(config, PromptedConfig) else None
     if vocabulary is None:

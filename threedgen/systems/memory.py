@@ -40,11 +40,12 @@ def branches(options: Any, image: bool = False) -> tuple[Branch, ...]:
 
 
 def geometry(views: int, size: Sequence[int], fov: float = pi / 2, depth: bool = False) -> Geometry:
-    """Return cameras for MVDiffusion, in which a pixel attends to pixels of other views that show the same place.
+    """Return cameras with which the memory of MVDiffusion is measured.
 
-    `depth` False: cameras of a panorama. True: cameras with equal poses and depth maps, so that each view attends to
-    all others, which takes most memory. `views` is the number of cameras, `size` (H, W) their image size in pixels,
-    `fov` their horizontal field of view in radians.
+    In MVDiffusion, a pixel attends to pixels of other views that show the same place. `depth` False: cameras of a
+    panorama. True: cameras with equal poses and depth maps; then each view attends to all others, the case with the
+    highest memory use. `views` is the number of cameras, `size` (H, W) their image size in pixels, `fov` their
+    horizontal field of view in radians.
     """
     height, width = size
     K = panorama.intrinsics(fov, height, width)
@@ -54,10 +55,10 @@ def geometry(views: int, size: Sequence[int], fov: float = pi / 2, depth: bool =
 
 
 def measure_sampling_task(config: Any, device: torch.device) -> PeakMemory | None:
-    """Return the peak memory of a run of the task "sample" or "texture"; None if a run of "texture" samples nothing.
+    """Return the peak memory (in bytes: `peak`) of a run of the task "sample" or "texture" with `config`.
 
-    It is the largest of loading the networks, a denoising step of all views, and decoding them.
-    `config` is the config of the run, and `device` its device, which decides the precision.
+    It is the largest of the peaks of loading the networks, of a denoising step of all views, and of decoding them.
+    Returns None if a run of "texture" samples nothing. `device` only decides the precision.
     """
     if config.prior is None:
         return None

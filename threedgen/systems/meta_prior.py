@@ -245,10 +245,12 @@ def measure(
 def measure_sampling(prior: MetaPrior, size: Sequence[int] | None = None, graphed: bool = False) -> PeakMemory:
     """Measure the peak memory of loading a prior, sampling its views and decoding them, whichever takes most.
 
-    The kernel launches of the result are those of one denoising step. `size` (H, W) is the size of a view in pixels;
-    None: the image size of the prior. `graphed`: the UNet runs as a CUDA graph where the prior does so (in half
-    precision on a GPU, unless its option `cuda_graph` is off). The memory of the graph then counts, but its launches
-    do not.
+    The kernel launches of the result are those of one denoising step.
+
+    Args:
+        size: (H, W) of a view in pixels; None: the image size of the prior.
+        graphed: whether to measure the UNet as a CUDA graph, if `prior.cuda_graph` is True (half precision on a GPU and
+            not switched off). The memory of the graph then counts, but the kernel launches of the UNet do not.
     """
     if graphed:
         prior.measure_graph_memory(2 * prior.views)

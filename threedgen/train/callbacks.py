@@ -101,8 +101,8 @@ class Logging(StepCallback):
 
     `module` is the trained module: its `terms` are the terms of the loss by name, its `metrics` further values of the
     last step by name. Rank 0 writes all values to metrics.jsonl and, at the end, metrics.csv in `folder`, and sends
-    them to Lightning's loggers.
-    Lightning's `self.log` is not used, because it takes 0.2 to 0.4 ms per call even if nothing is written.
+    them to Lightning's loggers. Lightning's `self.log` is not used, because it takes 0.2 to 0.4 ms per call even if
+    nothing is written.
     """
 
     def __init__(self, folder: Path, every: int) -> None:

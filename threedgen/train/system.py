@@ -38,7 +38,8 @@ class System(pl.LightningModule):
         weights: SHA-256 of the weight files that the run starts from, by config key; saved in checkpoints and compared
             on resume.
         terms: terms of the last loss by name; they are logged, and named in the error if one is not finite.
-        metrics: metrics of the last step by name; they are logged, and shown in the progress display on request.
+        metrics: newest values of metrics by name. All are logged; the progress display shows those that the argument
+            `metrics` of `train.loop.fit` names.
         track_progress: function (stage, total) -> context whose value is the `ProgressDisplay` of a long computation of
             `total` steps inside a training step.
         options: config section with the options of the optimizer; set by subclasses.
@@ -158,10 +159,10 @@ class System(pl.LightningModule):
         return self.scheduled(optimizer, *rates)
 
     def scheduled(self, optimizer: torch.optim.Optimizer, *rates: Scheduled) -> OptimizerLRSchedulerConfig:
-        """Add learning rate schedules to an optimizer; return the result of `configure_optimizers`.
+        """Add learning rate schedules to an optimizer. Return both as the dict that `configure_optimizers` returns.
 
         `rates` has one schedule for all parameter groups, or one for each. A schedule is a config value (a number or
-        {step: value}) or a function of the step. The learning rate is the schedule's value times the optimizer's `lr`.
+        {step: value}) or a function of the step. The learning rate is its value times the optimizer's `lr`, usually 1.
         """
         steps = [rate if callable(rate) else partial(at, rate, max_steps=self.max_steps) for rate in rates]
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, steps if len(steps) > 1 else steps[0])

@@ -161,7 +161,10 @@ class MVAdapter(LatentDiffusion):
 
     @property
     def settings(self) -> AdapterSettings:
-        """Training settings of the adapter, such as its condition input; without an adapter, those of released ones."""
+        """Training settings of the adapter, such as its condition input.
+
+        Without an adapter, these are the settings of MV-Adapter's released adapters for camera rays.
+        """
         return AdapterSettings() if self.adapted is None else self.adapted.settings
 
     @property
@@ -242,8 +245,9 @@ class MVAdapter(LatentDiffusion):
         """Sample the V views of an object by DDIM and return images (V, H, W, 3) in [0, 1], on the CPU.
 
         Args:
-            control: input of the condition guider, (V, 6, 1, 1) or (V, 6, H, W): maps of camera rays from `camera`, or
-                of a mesh from `inputs.geometry_maps`.
+            control: input of the condition guider: maps (V, 6, H, W) of the rays of perspective cameras (`camera`) or
+                of a mesh (`inputs.geometry_maps`), or (V, 6, 1, 1) for orthographic cameras without a mesh, whose rays
+                have the same values in all pixels of a view (`camera`).
             image: reference image (h, w, 3) in [0, 1], the object on grey, with sides divisible by `factor` (pixels per
                 latent pixel); None: text only.
             size: (H, W) of the images in pixels, divisible by `size_multiple`; None: `image_size` for both.

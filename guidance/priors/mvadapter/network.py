@@ -36,10 +36,12 @@ class AdapterSettings:
     The defaults are the settings of the released adapters that take camera rays.
 
     Attributes:
-        layout: tokens that a token attends to. "row": its image row in all views. "rowcol", for six views of a mesh:
-            within the group front, right, back, left, its row in all four views; within the group front (mirrored
-            left-right), back, top, bottom, its column in all four views. Front and back are in both groups and get the
-            mean of the two outputs.
+        layout: tokens that a token attends to. "row": those in its image row, in all views. "rowcol", for six views of
+            a mesh, has two groups of views. Front and back are in both, and the two outputs are averaged:
+
+            - Tokens of front, right, back and left attend to those in their image row, in these four views.
+            - Tokens of front, back, top and bottom attend to those in their image column, in these four views. The
+              front view is mirrored left-right for this, because the other three cameras have the azimuth of the back.
         arrangement: whether the added attention is "parallel" to the self-attention or "serial", after it.
         control: input of the condition guider, "rays" of the cameras or "geometry" of a mesh.
         shift: factor by which the signal-to-noise ratio of the 2D model's noise schedule is divided.
@@ -64,8 +66,9 @@ class AdapterSettings:
     def from_card(cls, card: Mapping[str, str], **overrides: object) -> "AdapterSettings":
         """Read the settings from the metadata `card` of an adapter's file.
 
-        Values in `overrides` that are not None replace those of the file. Missing settings have their defaults, but a
-        missing `layout` is "rowcol" for control="geometry". Raises ConfigError for an invalid value.
+        Values in `overrides` that are not None replace those of the file. A setting that is in neither gets its
+        default. The default of `layout` is "rowcol" if `control` is "geometry", else "row". Raises ConfigError for an
+        invalid value.
         """
         settings: dict[str, object] = {field.name: card[field.name] for field in fields(cls) if field.name in card}
         settings |= {name: value for name, value in overrides.items() if value is not None}

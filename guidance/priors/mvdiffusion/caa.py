@@ -49,7 +49,7 @@ class PositionalEncoding(nn.Module):
     Displacements (x, y) in tokens (relation_dim 2) become [sin x, sin y, cos x, cos y], with dim / 4 frequencies each.
     Depth differences in metres (relation_dim 1) become [sin, cos], with dim / 2 frequencies. The frequencies of the
     encoding "capped" are a geometric series from 1/4 to 64. Those of "reference", the encoding of the released weights,
-    are 1, 2, 4, ..., or powers of a smaller base if there are more than 80.
+    are 1, 2, 4, ..., or, if their number F exceeds 80, the powers 0 to F - 1 of 5000^(2.5 / F).
 
     "reference" also mixes depth differences in pairs (a, b), which follow each other in the flattened input (T S,): a
     has the channels [sin a, sin b], b has [cos a, cos b].
@@ -247,7 +247,7 @@ class ResidualConvolution(nn.Module):
 
 
 class DepthBlock(nn.Module):
-    """Attention between posed views with depth (`DepthAttention`), then two residual convolutions if `convolution`."""
+    """Attention between posed views with depth, then, if `convolution`, one residual block of two convolutions."""
 
     def __init__(self, dim: int, encoding: Encoding = "reference", convolution: bool = True) -> None:
         super().__init__()

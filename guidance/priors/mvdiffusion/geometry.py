@@ -32,7 +32,7 @@ class KeyPositions:
             other camera (not required by a `DepthGeometry` with `as_released`).
         relation: (n, T, P, r), input of the positional encoding. Panoramas: displacement (x, y) from the token to the
             position, mapped into the token's view, in tokens (r = 2). Views with depth: absolute difference between
-            the point's depth and the depth map of the other view at the position, in metres (r = 1).
+            the point's depth and the depth map of the other view at the position, in the unit of the poses (r = 1).
     """
 
     views: Tensor
@@ -160,10 +160,10 @@ class DepthGeometry(Geometry):
             c2w: camera-to-world poses (F, 4, 4), OpenCV axes.
             K: intrinsics in pixels of the depth maps, (3, 3) for all views or (F, 3, 3).
             overlap: fraction of common pixels above which two views attend to each other, see `overlap_neighbours`.
-            as_released: whether to compute as for the released weights. The positional encoding takes the difference
-                between the depth of a token's 3D point and the depth map of the other view where it shows this point.
-                True: the depth of the point is that in the token's own camera, and points behind the other camera are
-                used too. False: it is the depth in the other camera, and points behind this camera are masked.
+            as_released: which depth of a token's 3D point is compared with the depth map of the other view, for the
+                positional encoding. True: its depth in the token's own camera, as for the released weights; points
+                behind the other camera are used too. False: its depth in the other camera; points behind this camera
+                are masked.
         """
         super().__init__(len(depth))
         self.depth, self.c2w, K = (t.detach().cpu().double() for t in (depth, c2w, K))
@@ -202,7 +202,8 @@ def overlap_neighbours(overlap: Tensor, minimum: float = 0.3) -> list[list[int]]
     """Return for each of F views the list of indices of the views that it attends to.
 
     View i attends to the views j with overlap[i, j] > `minimum`; if there are none, to i - 1 and i + 1, if they exist.
-    `overlap` (F, F) holds the smaller of two fractions: pixels of view i that j shows, and pixels of j that i shows.
+    `overlap` (F, F) holds the smaller of two fractions: pixels of view i whose 3D points project into the image of
+    view j, and the reverse.
     """
     count = len(overlap)
     found = [[j for j in range(count) if j != i and overlap[i, j] > minimum] for i in range(count)]

@@ -118,7 +118,11 @@ class MVDiffusion(LatentDiffusion):
         return super().networks | ({} if self.multiview is None else {"multiview": self.multiview})
 
     def predict(self, x: Tensor, t: Tensor, text: Tensor, *_args: object, **_kwargs: object) -> Tensor:
-        """Return the UNet's output (B, C, h, w), noise or v, for B separate images without known depth or pixels."""
+        """Return the UNet's output (B, C, h, w), noise or v, for noisy latents `x` of B images, without other views.
+
+        The additional input channels of a depth or inpainting UNet mean "nothing is known". `t` are timesteps, (B,) or
+        (), and `text` embeddings (B, L, D). Further arguments are ignored.
+        """
         return super().predict(torch.cat([x, unknown_channels(self.extra, x)], 1), t, text)
 
     def masked_extra(self, views: Tensor, given: Tensor) -> Tensor:

@@ -54,9 +54,9 @@ def save_blocks(path: Path, network: MultiviewUNet, own: Mapping[str, Tensor] | 
 def load_blocks(network: MultiviewUNet, weights: Mapping[str, Tensor], unet: bool = False) -> None:
     """Copy correspondence-aware attention blocks from the state dict `weights` into `network`, in place.
 
-    If `unet` is True and `weights` has the whole UNet, the UNet's weights are also copied. If the blocks are of another
-    kind (panorama or depth) than those of `network`, only their attention layers are copied: no residual convolutions
-    of depth blocks, and no UNet. Raises ConfigError if tensors do not fit.
+    If `network` and `weights` have blocks of the same kind (panorama or depth), the whole blocks are copied, and with
+    `unet` also the UNet's weights, if `weights` has all of them. Otherwise only the transformers of the blocks are
+    copied, without the residual convolutions that depth blocks may have. Raises ConfigError if tensors do not fit.
     """
     named = {name.removeprefix(PREFIX): tensor for name, tensor in weights.items()}
     same_kind = any(TO_DEPTH in name for name in named) == (network.kind == "depth")
@@ -111,9 +111,10 @@ def with_difference(unet: UNet2DConditionModel, weights: Mapping[str, Tensor]) -
 def build_network(weights: Mapping[str, Tensor], unet: UNet2DConditionModel) -> MultiviewUNet:
     """Build a network from the state dict `weights` and the 2D model `unet`, which becomes a part of the network.
 
-    The tensors decide the kind of blocks, the positional encoding and whether there is a branch for known views. If
-    `weights` has the whole UNet, `unet` gets its weights. Raises ConfigError if tensors of the blocks are missing,
-    unknown or not finite.
+    The tensors in `weights` decide the kind of the attention blocks (panorama or depth), their positional encoding, and
+    whether the network has a branch that encodes known views. The weights of the whole UNet or of its first convolution
+    are copied into `unet` if `weights` has them; low-rank updates are ignored (see `with_difference`). Raises
+    ConfigError if tensors of the blocks are missing, unknown or not finite.
     """
     named = {name.removeprefix(PREFIX): tensor for name, tensor in weights.items()}
     ours = {name: tensor for name, tensor in named.items() if OURS.match(name)}
@@ -179,9 +180,9 @@ def difference(unet: UNet2DConditionModel, lora: LoRA | None) -> dict[str, Tenso
 
 
 def load_difference(unet: UNet2DConditionModel, lora: LoRA, tensors: Mapping[str, Tensor]) -> None:
-    """Copy changes, as returned by `difference`, into the first layer of `unet` and into `lora`, in place.
+    """Copy weights of the first convolution into `unet`, and low-rank updates of other layers into `lora`, in place.
 
-    Raises ConfigError if names or shapes of `tensors` do not fit.
+    `tensors` has both by name, as returned by `difference`. Raises ConfigError if names or shapes do not fit.
     """
     ours = difference(unet, lora)
     check_architecture(
@@ -195,9 +196,10 @@ def load_difference(unet: UNet2DConditionModel, lora: LoRA, tensors: Mapping[str
 
 
 def merge(unet: UNet2DConditionModel, tensors: Mapping[str, Tensor]) -> None:
-    """Add the low-rank changes in `tensors`, as returned by `difference`, to the weights of `unet`, in place.
+    """Add the low-rank updates in `tensors` to the weights of layers of `unet`, in place.
 
-    Raises ConfigError if the UNet has no layer of that name, or a layer of another shape.
+    The tensors "lora.LAYER.up" and "lora.LAYER.down" are the two factors of the update of LAYER; other tensors are
+    ignored. Raises ConfigError if the UNet has no LAYER, or if their shapes do not fit its weight.
     """
     for name in sorted({key.removeprefix(LORA).rpartition(".")[0] for key in tensors if key.startswith(LORA)}):
         up, down = (tensors.get(f"{LORA}{name}.{side}", torch.empty(0)) for side in ("up", "down"))

@@ -176,7 +176,10 @@ class AssetsConfig(WorkersConfig):
 
     @property
     def rendered(self) -> Path | None:
-        """Folder of shards if `data` is a finished run of make-asset-views; None if `data` is a folder of meshes."""
+        """Folder of shards if `data` is a finished run of make-asset-views or its folder of shards.
+
+        None for other folders, which should have meshes.
+        """
         folder = user_path(self.data, "data")
         return next((path for path in (folder, folder / SHARDS) if (path / INDEX).is_file()), None)
 

@@ -70,9 +70,9 @@ def checksum(path: Path) -> Tree:
 
 
 def is_complete(folder: Path, summary: Tree) -> bool:
-    """Return whether the tar file of a shard is in `folder` and has the size in bytes that its JSON file states.
+    """Return whether the tar file of a shard is in `folder` and has the stated size.
 
-    `summary` is the content of the JSON file.
+    `summary` is the content of the shard's JSON file, with the name ("file") and the size ("bytes") of the tar file.
     """
     try:
         path = named_file(folder, str(summary.get("file")))

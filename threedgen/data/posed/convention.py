@@ -40,13 +40,15 @@ class Match(NamedTuple):
 def check_convention(photos: PosedPhotos) -> list[str]:
     """Check with the images whether `photos.convention`, such as "c2w-opengl", is the right one for the poses.
 
-    The score of a convention is the fraction of matching pixels whose rays meet, as mean over pairs of photos; from 0.3
-    (MIN_FIT) it is good. If fewer than 3 (MIN_PAIRS) pairs match, it is the median cosine between the viewing axis of a
-    camera and its direction to the point nearest to all axes; from 0.7 (MIN_COSINE) it is good.
+    All conventions, also with y and z axes swapped, get a score: the fraction of matching pixels whose rays meet, as
+    mean over pairs of photos. It is good from 0.3 (MIN_FIT). If fewer than 3 (MIN_PAIRS) pairs match, the score is the
+    median cosine between the viewing axis of a camera and its direction to the point nearest to all axes. It is then
+    good from 0.7 (MIN_COSINE). The first case that applies counts:
 
-    Return [] if `photos.convention` has a good score. Raise ConfigError if it mirrors the scene, or if it has no good
-    score, but another convention has one that is at least twice as high. If no convention has such a score, return a
-    list with one remark for the user.
+    - `photos.convention` has a good score: return [].
+    - It would mirror the scene, or another convention has a good score that is at least twice as high: raise
+      ConfigError.
+    - Otherwise: return a list with one remark for the user, that no convention fits.
     """
     poses, declared = alternatives(photos.matrices), photos.convention
     matches, K = matching_pixels(photos), photos.cameras.K.double().numpy()

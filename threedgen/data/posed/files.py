@@ -84,8 +84,9 @@ def find_photo(folders: Sequence[Path], name: str, listings: Listings, tails: bo
 
     Args:
         listings: finder of files by their name in any case; it reads the file list of each folder only once.
-        tails: whether `name` may be a path on another computer. If so, its leading folders are dropped, one after the
-            other, until a file is found; and if it has "..", the folder above `folders[0]` is searched first.
+        tails: whether `name` may be a path on another computer. If True, its leading folders are dropped, one after
+            the other, until a file is found. For a `name` with "..", the parent of `folders[0]` is then searched too,
+            before the other folders.
     """
     parts = Path(name[-MAX_NAME:].replace("\\", "/")).parts
     folders = [folders[0] / "..", *folders] if tails and ".." in parts else folders
@@ -159,11 +160,12 @@ def to_c2w(matrices: Array, convention: PoseConvention) -> Array:
 
 
 def alternatives(matrices: Array) -> dict[str, Array]:
-    """Interpret pose matrices (N, 4, 4) in 16 ways: four conventions, each with four ways to swap the y and z axes.
+    """Convert pose matrices (N, 4, 4) of unknown convention to camera-to-world poses, OpenGL axes, in several ways.
 
-    Either no axes are swapped, or those of the world, of the camera, or of the positions only. Return a dict from the
-    name of a way, such as "w2c-opencv with y and z of the world swapped", to camera-to-world poses (N, 4, 4) with
-    OpenGL axes. Ways that would mirror the scene are left out.
+    The 16 ways are the four conventions (camera-to-world or world-to-camera, OpenGL or OpenCV axes), each with y and z
+    of the matrices unchanged or swapped: as rows ("of the world"), as columns ("of the camera"), or in the translation
+    only ("of the positions"). Those that give a pose with a reflection (negative determinant) are left out. Return a
+    dict from name, such as "w2c-opencv with y and z of the world swapped", to poses (N, 4, 4).
     """
     positions = np.concatenate([matrices[..., :3], (SWAP @ matrices)[..., 3:]], axis=-1)
     swapped = {

@@ -126,8 +126,8 @@ class PairCache:
             views: (B,), index of the view in each scene.
 
         Returns:
-            Images (B, H, W, 3), in [0, 1], or latents (B, C, h, w); camera-to-world poses (B, 4, 4), OpenGL axes; and
-            intrinsics K (B, 3, 3) in pixels of the images, also if the views are latents.
+            Images (B, H, W, 3) in [0, 1], or latents (B, C, h, w) if the cache has the argument `encode`;
+            camera-to-world poses (B, 4, 4), OpenGL axes; and intrinsics K (B, 3, 3), always in pixels of the images.
         """
         for index in self.cache.missing_blocks(scenes):
             self.fill(index)
@@ -140,9 +140,9 @@ class PairCache:
         """Sample two different random views of each of the B `scenes`: a condition and a target.
 
         Returns:
-            Conditions and targets, each as images (B, H, W, 3) or latents (B, C, h, w). Camera-to-world poses
-            (B, 2, 4, 4), OpenGL axes, with the condition at index 0 and the target at index 1. Intrinsics K (B, 3, 3)
-            of the conditions, in pixels of the images, also if the views are latents.
+            Conditions and targets, each as images (B, H, W, 3) in [0, 1], or as latents (B, C, h, w) if the cache has
+            the argument `encode`. Camera-to-world poses (B, 2, 4, 4), OpenGL axes, with the condition at index 0 and
+            the target at index 1. Intrinsics K (B, 3, 3) of the conditions, always in pixels of the images.
         """
         count = self.source.views
         first = rng.integers(0, count, len(scenes))

@@ -107,8 +107,8 @@ def scene_centre(photos: PosedPhotos) -> tuple[Array, float | None]:
         1. centre of the scene cube in the camera file (Instant-NGP)
         2. point nearest to all viewing axes; there is none if they are parallel, or if all cameras are at one position
         3. median of the points of the COLMAP model
-        4. mean camera position plus the mean of the unit viewing directions, times the longest side of the bounding box
-           of the camera positions
+        4. p + s d, with the mean camera position p, the mean d of the unit viewing directions, and the longest side s
+           of the bounding box of the camera positions
 
     With a scene cube, the radius is 1.3 times (`BOX_RADIUS`) half the side of the cube. Otherwise it covers 95 % of the
     COLMAP points, but is at most 4 times (`MAX_SURROUNDINGS`) the largest distance of a camera from the centre; without

@@ -186,9 +186,10 @@ within one protocol and settings. In brackets 95 % bootstrap intervals over the 
     def write_sheets(self, scores: Sequence[Json]) -> None:
         """Write the contact sheets views.png and sheet.png of the first 8 scenes (`SHEET_SCENES`).
 
-        views.png shows the views of each scene, sampled and original. A cell of sheet.png shows one held-out view
-        (the view with the median PSNR) of a scene and sampler, the render of the field, and the amplified difference.
-        ``scores`` has one dict of metrics per scene and sampler (`fits.score`).
+        views.png shows the views of each scene, sampled and original. A cell of sheet.png shows, for a scene and
+        sampler, the held-out view with the median PSNR, the render of the neural field that was fitted to the views
+        that are not held out, and the amplified difference. ``scores`` has one dict of metrics per scene and sampler
+        (`fits.score`).
         """
         labelled = [strip for scene in self.strips.values() for strip in scene]
         labels = [label for label, _ in labelled]
@@ -208,7 +209,9 @@ within one protocol and settings. In brackets 95 % bootstrap intervals over the 
 
 
 def feature_distances(features: FeatureNetwork, folder: Path, of: Mapping[str, Sequence[Json]]) -> dict[str, Json]:
-    """Compute FID and KID of each sampler, between its held-out views of all scenes and the renders of the fields.
+    """Compute FID and KID of each sampler, between its held-out views of all scenes and renders of neural fields.
+
+    The field of a scene was fitted to the sampler's views that are not held out.
 
     ``of`` maps the name of a sampler, or "original" (the original views), to one dict of metrics per scene. These dicts
     are from `fits.score`, which stored the images in ``folder``. Returns for each name a dict with "fid", "kid" (not

@@ -163,11 +163,11 @@ def method_row(
     """Compute the metrics of a method from the results of its assets. Shares include only assets with the state "seen".
 
     ``prompts`` are all prompts of the benchmark. ``rates`` are the error rates of the meter, or None if they were not
-    measured. ``refused`` is the reason why the method cannot run, or None if the method can run.
+    measured. ``refused`` is the reason why the method cannot run, for the key "reason", or None if it can run.
 
     Returns:
-        Dict with the keys below. Shares are dicts with "hits", "total", "share" (hits / total), "low" and "high" (95 %
-        interval over prompts); "corrected" has only the last three.
+        Dict with the key "method" and the keys below. Shares are dicts with "hits", "total", "share" (hits / total),
+        "low" and "high" (95 % interval over prompts); "corrected" has only the last three.
         "raw": Janus rate, the share of assets with two or more fronts among those with a front.
         "corrected": Janus rate corrected for the errors of the meter.
         "no_front": share of assets in which the meter finds no front.
@@ -176,7 +176,7 @@ def method_row(
         "states": number of assets in each state.
         "seconds": median duration of the runs, in seconds.
         "memory_mib": maximum peak memory of the runs, in MiB.
-        "reason": first error message, or "".
+        "reason": ``refused`` or else the first `Result.reason`; "" without any.
     """
     seen = [result for result in results if result.state == "seen"]
     by_prompt = defaultdict[str, list[Result]](list)  # results of a prompt are dependent

@@ -35,8 +35,9 @@ def fid(x: Array, y: Array) -> float:
 def kid(x: Array, y: Array, subsets: int = 100, size: int = 1000) -> float:
     """Return the KID: unbiased squared MMD with the kernel (x.y / D + 1)^3 (Binkowski et al. 2018, eq. 4).
 
-    The result is the mean over ``subsets`` random subsets of ``size`` features of x (N, D) and of y (M, D). The random
-    seed is fixed. The result may be negative, and is not multiplied by 1000, unlike in some papers.
+    The result is the mean over ``subsets`` random subsets of ``size`` features of x (N, D) and of y (M, D), where N and
+    M must be at least ``size``. The random seed is fixed. The result may be negative, and is not multiplied by 1000,
+    unlike in some papers.
     """
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):  # torchmetrics uses the global generator
         warnings.filterwarnings("ignore", message=".*Kernel Inception Distance.*")  # on memory; features are small

@@ -56,7 +56,8 @@ class Proportion:
     def sample_size(self) -> float:
         """Effective number of independent answers: the number for which Wilson's interval is as long as `interval`.
 
-        The result is at most `total`. It is usually smaller if the answers are dependent and `limits` is set.
+        The result is at most `total`. It is equal to `total` if `limits` is None, as `interval` then is Wilson's. It is
+        usually smaller if `limits` is set to another interval, such as a bootstrap interval of dependent answers.
         """
         if not self.total or self.interval is None:
             return 0.0
@@ -83,9 +84,11 @@ def proportion(answers: Sequence[bool | None]) -> Proportion:
 def proportion_of_groups(groups: Iterable[Sequence[bool | None]]) -> Proportion:
     """Return the proportion of True answers over groups of dependent answers, such as one answer per view of an object.
 
-    Answers that are None are not counted. The 95 % interval is a bootstrap over groups; for a single group with
-    different answers, it is (0, 1). If every group has one answer, it is Wilson's interval. If all answers are equal, a
-    bootstrap has no spread, and Wilson's interval is computed as if each group had one answer.
+    Answers that are None are not counted. The kind of the 95 % interval depends on the answers:
+
+    - Every group has one answer: Wilson's interval.
+    - All answers are equal: Wilson's interval as if each group had one answer, since a bootstrap would have no spread.
+    - Else: bootstrap over groups; (0, 1) for a single group.
     """
     counted = [found for found in map(proportion, groups) if found.total]
     hits, total = sum(found.hits for found in counted), sum(found.total for found in counted)
@@ -242,10 +245,10 @@ def correct_sides(sides: Sequence[int] | NDArray[np.integer], azimuth: Floats) -
 def in_order(log_probability: Floats, azimuth: Floats) -> bool:
     """Return whether the views of an object show its four sides in the order of the cameras.
 
-    The views are divided into groups of four, 90 degrees apart. Of the 24 orders in which a group can show the four
-    sides, the one with the greatest sum of log-probabilities must be the order of its cameras. Mirrored, rotated or
-    swapped sides are wrong. For cameras within 15 degrees of the borders between sides, two orders are right: all
-    cameras see the side before the border, or all the side after it.
+    The views are divided into groups of four, 90 degrees apart. In every group, the most probable of the 24 orders of
+    the four sides (greatest sum of log-probabilities) must be the order in which the cameras see them. Mirrored,
+    rotated or swapped sides are wrong. If the cameras of a group are within 15 degrees of borders between two sides,
+    the order with the sides beyond these borders is also right.
 
     Args:
         log_probability: log-probabilities (V, 4) of front, left, back and right in each view.

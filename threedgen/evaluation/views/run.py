@@ -270,7 +270,8 @@ def difference(measured: MeasuredViews, other: MeasuredViews, truth: MeasuredVie
     """Compute the differences of the metrics, ``measured`` minus ``other``, for the same scenes, with 95 % intervals.
 
     ``truth`` has the true views for FID and KID. The result maps the name of a metric, such as "psnr" or "fid", to its
-    difference, a dict with "mean", "low" and "high".
+    difference, a dict with "mean", "low" and "high". The dict of "psnr" also has "won", the number of scenes in which
+    the PSNR of ``measured`` is higher.
     """
     differences = stats.paired_differences(measured.figures, other.figures, measured.figures[0])
     found: stats.Json = {**means(differences)}

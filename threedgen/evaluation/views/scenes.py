@@ -62,8 +62,9 @@ class SceneSampler:
         self.weights = {ATTENTION: digest(networks), BASE: digest(base)}
 
     def __call__(self, kind: str, number: int, scene: SceneViews, on_step: Callable[[], None]) -> Tensor:
-        """Return the views (V, H, W, 3), uint8, of a scene: read from the run folder, or sampled if they are missing.
+        """Return the views (V, H, W, 3), uint8, of a scene: read from the run folder, or sampled and written to it.
 
+        They are sampled if the file is missing or was written with other scenes, captions, weights or options.
         ``kind`` is "attention" or "base" (no attention between views); both start from the same noise. ``number`` is
         the index of the scene. ``on_step`` is called before each sampling step and may raise an exception to stop.
         """
@@ -123,10 +124,11 @@ def size_of(scene: SceneViews) -> tuple[int, int]:
 
 
 class FolderScenes:
-    """List of existing scenes in a folder (a `SceneSource`): images, cameras, and depth maps if ``depth`` is True.
+    """List of the scenes in a folder (a `SceneSource`): images, cameras, and depth maps if ``depth`` is True.
 
-    The constructor raises ConfigError if a file is missing, or if the cameras of a scene without depth maps are not at
-    one position.
+    A scene is a cameras.json with images beside it, in the folder or in a subfolder; its depth maps are in depth/,
+    also beside it. The constructor raises ConfigError if a file is missing, or if ``depth`` is False and the cameras of
+    a scene are not at one position.
     """
 
     def __init__(self, folder: Path, depth: bool) -> None:

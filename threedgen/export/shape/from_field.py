@@ -91,9 +91,9 @@ def dense_surface(field: FieldView, resolution: int) -> tuple[Mesh, list[str]]:
 def half_light_depth(mesh: Mesh) -> float:
     """Return the depth below the surface that half of the light reaches, as a fraction of the mesh's longest side.
 
-    The depth is ln 2 / density, with the typical density of the object, in 1 / world unit, that `field_surface` found.
-    It is read from `mesh.info["haze"]`, which is 0.1 (`HAZE`) times this density. Without this entry (a field that has
-    a mesh), the result is 0. An object counts as translucent if the result is above 0.02 (`MAX_HALF_LIGHT_DEPTH`).
+    The depth in world units is ln 2 / density, for the typical density of the object. `field_surface` has stored 0.1
+    (`HAZE`) times this density in `mesh.info["haze"]`. Meshes of fields that have a mesh lack this entry: the result is
+    0. An object counts as translucent if the result is above 0.02 (`MAX_HALF_LIGHT_DEPTH`).
     """
     density = float(mesh.info.get("haze", 0.0)) / HAZE
     size = float(np.ptp(mesh.vertices, axis=0).max())
@@ -103,10 +103,11 @@ def half_light_depth(mesh: Mesh) -> float:
 def field_surface(field: FieldView, resolution: int) -> Mesh:
     """Extract the surface of a field inside the scene sphere as a closed mesh with vertex colours, in world units.
 
-    If the field has a mesh, the surface is that mesh without small connected pieces. Otherwise it is a level set of the
-    optical depth tau (`opacity.depth_field`) on a grid with `resolution` points per edge of the cube around the sphere.
-    tau is the minimum, over the six axis directions, of the density (less haze) integrated from the cube's border to a
-    point. Raises EmptyField for a field without a surface.
+    If the field has a mesh, the surface is that mesh without small connected pieces. Otherwise it is a smoothed level
+    set of the optical depth tau on a grid with `resolution` points per edge of the cube around the sphere. tau is the
+    minimum, over the six axis directions, of the density integrated from the cube's border to a point, after 0.1
+    (`HAZE`) times the typical density of the object was subtracted. The level is ln 2 / 2, but smaller for very low
+    and larger for very high densities (`opacity.depth_field`). Raises EmptyField for a field without a surface.
     """
     if field.mesh is not None:
         vertices, faces = field.mesh()

@@ -118,8 +118,13 @@ def collapse(
 ) -> tuple[Array, Array]:
     """Collapse edges until at most `target` triangles are left, or until no edge may collapse. Deterministic.
 
-    Edges with a small quadric error collapse first. A collapse must keep every edge at two faces, and may neither turn
-    a face's normal by more than 78 degrees (MIN_TURN_COSINE), nor make a sliver, nor flip a triangle in UV space.
+    Edges with a small quadric error collapse first. An edge collapses only if
+
+    - no other edge gets more than two faces (link condition),
+    - no face's normal turns by more than 78 degrees (MIN_TURN_COSINE),
+    - no face becomes a sliver (MIN_ASPECT),
+    - no UV seam breaks, and no triangle flips in UV space.
+
     Vertices on edges with one face (border of a hole) or more than two are not removed.
 
     Args:

@@ -32,9 +32,9 @@ class BlendOptions:
     def valid(self, error: Array, cosine: Array, jump: Array, mask: Array | None = None) -> Array:
         """Return a bool mask (M,) of the texels that an image may colour.
 
-        `error` must be below the field of this name, `cosine` above it, `mask` above the field `opacity` and, if the
-        field `beside_edge` is 0, `jump` below the field of this name. All arguments are arrays (M,) with one value per
-        texel. `error` and `jump` are fractions of the depth for perspective cameras, and in world units for
+        The conditions are error < self.error, cosine > self.cosine, mask > self.opacity and, only if pixels beside
+        depth edges are not used (`self.beside_edge` = 0), jump < self.jump. All arguments are arrays (M,) with one
+        value per texel. `error` and `jump` are fractions of the depth for perspective cameras, and in world units for
         orthographic cameras.
 
         Args:

@@ -47,7 +47,8 @@ class ViewTexture(NamedTuple):
 class TexelGeometry(NamedTuple):
     """Positions of N texels, and their normals: of the face, and interpolated from the vertices.
 
-    The normals point to the side of the face that more pixels of the images show.
+    The normals point to the side of the face that more pixels of the images show. If neither side is shown more, they
+    keep the direction that the order of the face's vertices gives them, and `two_sided` is True.
     """
 
     points: Array  # (N, 3), world units
@@ -116,7 +117,7 @@ def texel_geometry(mesh: TexturedMesh, buffers: Buffers, normals: Array, front_v
     negative `front_votes`, so that they point to the cameras.
 
     Args:
-        buffers: result of `rasterise_uv` for the UVs of `mesh`.
+        buffers: for each texel, the face that covers it and the barycentric coordinates in this face (`rasterise_uv`).
         normals: unit normals (F, 3) of the F faces, as the order of their vertices gives them.
         front_votes: (F,) from `render_depths`: number of pixels that show the front of a face minus number of pixels
             that show its back.

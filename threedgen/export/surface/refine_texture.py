@@ -36,7 +36,10 @@ ADAM_EPS = 1e-3  # epsilon of Adam. It makes texels with a small gradient change
 
 
 class Refined(NamedTuple):
-    """Result of the refinement: the texture, a mask of the texels that the renders show, the PSNR before and after."""
+    """Result of `refine_texture`: the refined texture, and the PSNR of renders to targets before and after.
+
+    The PSNR is over the pixels that `refine_texture` compares; `visible` is a mask of the texels that they show.
+    """
 
     texture: Array  # (H, W, 3) float32 in [0, 1]
     visible: Array  # (H, W) bool, texels that contribute to a compared pixel
@@ -48,7 +51,7 @@ class Refined(NamedTuple):
 class PixelTargets(NamedTuple):
     """Target colours of P image pixels, and the texture coordinates (u, v) of S samples per pixel.
 
-    The colour of a pixel is the mean of the texture at its samples. UVs in [0, 1] cover the texture.
+    The colour of a pixel is the mean of the texture at its samples. UVs in [0, 1] cover the texture, with v upwards.
     """
 
     uv: Array  # (P, S, 2) float32, v upwards

@@ -103,11 +103,12 @@ def _count_visible(
 def fill_unseen(
     texture: Array, mesh: TexturedMesh, elevations: tuple[float, float], radius: float = 1.0
 ) -> tuple[Array, float]:
-    """Recolour the texels that hardly any training camera sees with colours from their surroundings.
+    """Recolour the texels that hardly any training camera sees with colours of visible texels nearby on the surface.
 
     In such texels the colour of the field comes from its initialisation, not from training. A texel is visible if at
     least 20 % (MIN_SHARE) of the cameras of `visible_texels`, at the training elevations, see it; other texels are
-    recoloured. If no texel or every texel is visible, the texture is unchanged.
+    recoloured. Texels that no face covers get the colour of the nearest covered one. If no covered texel is visible, or
+    all are, the texture is unchanged.
 
     Args:
         texture: (H, W, 3) sRGB in [0, 1], with row 0 at v = 1.
@@ -116,7 +117,7 @@ def fill_unseen(
         radius: radius of the scene sphere in world units; the cameras are 3 radii away from the origin.
 
     Returns:
-        The new texture, and the fraction of covered texels that are not visible.
+        The new texture, and the fraction of texels that are not visible, among those that a face covers.
     """
     buffers = rasterise_uv(mesh.uv, mesh.faces, (texture.shape[0], texture.shape[1]))
     points, normals = (interpolate(part, mesh.faces, buffers)[buffers.mask] for part in (mesh.vertices, mesh.normals))

@@ -198,10 +198,11 @@ def write_record(folder: Path, state: str, **figures: object) -> None:
 
 
 def make(job: Job, root: Path, threads: int | None) -> str:
-    """Run the task of a job in the folder root/KEY, where KEY is `job.key`. Store and return the job's final state.
+    """Run the task of a job in the folder root/KEY, where KEY is `job.key`. Return the job's final state.
 
-    The state is "finished", "failed" (started, but made no object) or "refused" (could not start). `threads` is the
-    number of CPU threads. Raises Stopped after Ctrl-C or SIGTERM. Other errors are passed on: the caller can retry.
+    The state is "finished", "failed" (started, but made no object) or "refused" (could not start). It is also written
+    to job.json in the folder. `threads` is the number of CPU threads. Raises Stopped after Ctrl-C or SIGTERM. Other
+    errors are passed on: the caller can retry.
     """
     folder = root / job.key
     config = job.config.model_copy(update={"out": str(folder), "threads": threads})

@@ -91,7 +91,8 @@ def memory(
     Args:
         config: config of the run.
         device: device of the run; it decides the precision of the prior and the kernels of the MLPs.
-        free: free bytes before the run, for `march.chunk: auto`; None: bytes that are free on `device` now.
+        free: free bytes before the run, from which `march.chunk: auto` computes the number of ray samples that a render
+            processes at a time; None: bytes that are free on `device` now.
         launches: dict that receives the number of kernel launches of a training step, with the keys of the training
             phases in the result ("step at 64 px", "fit to views"). Launches in a CUDA graph and in the optimizer do not
             count. None: no launches are counted.

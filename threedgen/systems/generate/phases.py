@@ -230,14 +230,21 @@ class Refinement:
         return self.scene.get_buffer("refine_images")
 
     def resample(self, number: int, rng: torch.Generator, first: bool) -> None:
-        """Render the object, resample the renders by img2img, and store them in `images`, the same on all devices.
+        """Render the object, resample the renders by img2img, and store the result in `images`.
 
-        `number` is the number of the round, from 0; it selects the noise strength in the option `refine.strengths`.
-        `rng` generates the noise. `first` is True in step 0 of a run that only refines. A new object is untrained in
-        that step and not rendered: its views are sampled from the prior's inputs, such as the prompt. In a run that
-        edits the object of another run (option `edit`), the renders of that step still show the old prompt. A prior
-        with a coarse predictor therefore predicts latents, without denoising, for the new and for the old prompt, and
-        their difference (new minus old) is added to the latents of the renders.
+        In a distributed run, each process computes all images itself, with the same random numbers.
+
+        Args:
+            number: number of the round, from 0. It selects the noise strength in the option `refine.strengths`.
+            rng: generator of the noise.
+            first: True in step 0 of a run, which then only refines. The start of the samples depends on the object:
+
+                - New object: it is untrained and not rendered. Samples start from the latents of the coarse predictor,
+                  or from noise if the prior has none.
+                - Object of another run that this run edits (option `edit`): its renders still show the old prompt. If
+                  the prior has a coarse predictor, its latents for the new prompt minus those for the old prompt are
+                  added to the latents of the renders.
+                - Object of another run, without `edit`: the renders, as if `first` were False.
         """
         scene, images = self.scene, []
         old_prompt_embedding = scene.old_prompt_embedding if first else None

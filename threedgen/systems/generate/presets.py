@@ -22,10 +22,16 @@ RECORD = "preset.json"
 
 
 def choose_preset(config: GenerateConfig, device: torch.device, folder: Path) -> GenerateConfig:
-    """Return the config with the first memory preset that fits, if `preset` is "auto" and the run does not fit the GPU.
+    """Return the config with the first memory preset with which the run fits the free memory of the GPU.
 
-    In all other cases, or if no preset fits, return the config unchanged. The choice is stored in the run folder
-    `folder`, so a resumed run uses the same preset, also on another device.
+    A memory preset, such as "memory-24gb", is a set of options with which a run needs less memory. The config stays
+    unchanged in these cases:
+
+    - the option `preset` is not "auto"
+    - the run starts on another device than a CUDA GPU
+    - the run fits without a preset, or does not fit with any preset
+
+    The choice is stored in the run folder `folder`, so a resumed run uses the same preset, also on another device.
     """
     record = folder / RECORD
     if config.preset != "auto" or (device.type != "cuda" and not record.exists()):

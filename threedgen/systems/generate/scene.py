@@ -151,9 +151,9 @@ class Scene(System):
     def condition(self, rig: Rig, background: Tensor | None = None) -> Condition:
         """Return the condition of the prior (text, cameras, reference image) for the views of the cameras in `rig`.
 
-        `background` is the colour (R, 3) in [0, 1] behind the object at each of the R pixels of the rendered views. It
-        is used only by priors that adapt the background of their reference image to the renders, such as ImageDream:
-        this background is grey, with the mean of `background` as its value, or 0.5 if `background` is None.
+        `background` is the colour (R, 3) in [0, 1] behind the object at each of the R pixels of the rendered views.
+        Its mean is the grey level behind the object in the reference image; None: 0.5. Only priors that adapt their
+        reference image to the renders, such as ImageDream, use it.
         """
         n_view, c2w = self.config.views_per_scene, to_device(rig.cameras.c2w, self.device)
         reference = self.reference
@@ -206,7 +206,10 @@ class Scene(System):
         normals: bool = False,
         light: Tensor | None = None,
     ) -> Render:
-        """Render R rays by marching through the field: colours (R, 3), opacity (R, 1), depth (R, 1) and more.
+        """Render R rays by marching through the field.
+
+        The result has, among others, rgb (R, 3) in [0, 1], opacity (R, 1), and depth (R, 1), the sum of weight *
+        distance over the samples of a ray.
 
         Args:
             origins, directions: (R, 3) in world coordinates; directions have unit length.

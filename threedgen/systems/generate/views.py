@@ -69,11 +69,11 @@ def best_object_size(config: GenerateConfig, prior: Prior, cut: Tensor) -> float
     """Return the size of the object in the first view: its longer side as a fraction of the image side.
 
     The scale must fit the other views, in which a long object is larger than from the front. For each size from 0.4 to
-    0.85, the cut-out object `cut`, RGBA (h, w, 4) in [0, 1], is placed on grey at this size. From the latents of this
+    0.85, the cut-out object `cut`, RGBA (h, w, 4) in [0, 1], is placed on grey at this size. From the latents x of this
     image an object code (a vector of what the prompt leaves unspecified) is computed, and from prompt and code the
-    coarse predictor predicts the latents again. The size with the lowest squared error is chosen. The error is
-    relative to that of an empty grey image, and sizes far from 0.7 get a penalty. Without a coarse predictor, the size
-    is 0.7.
+    coarse predictor predicts the latents again: y. With the latents g of an empty grey image, the size with the lowest
+    log(|x - y|^2 / |x - g|^2) is chosen, after a penalty is added for sizes far from 0.7. Without a coarse predictor,
+    the size is 0.7.
     """
     size, count = prior.image_size, len(OBJECT_SIZES)
     c2w = view_cameras(config, 1, size).c2w[:1].expand(count, -1, -1)

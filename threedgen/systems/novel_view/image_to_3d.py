@@ -155,9 +155,9 @@ def cameras(config: ImageTo3DConfig, trained: CamerasConfig | None, height: int,
 def load_image(path: Path, height: int, width: int, opacity: Callable[[Array], Array] | None = None) -> Tensor:
     """Read an image and resize it to fit on a white canvas: (height, width, 3) in [0, 1].
 
-    For an image without transparency, `opacity` computes the opacity (H, W) of the object from the pixels (H, W, 3),
-    both in [0, 1], and the background becomes white. None: the whole image is used. Raises ConfigError if the file is
-    not a readable image.
+    Transparent parts become white. For an image without transparency, `opacity` computes the opacity (H, W) of the
+    object from the pixels (H, W, 3), both in [0, 1], and the background becomes white; None: the background stays.
+    Raises ConfigError if the file is not a readable image.
     """
     image = image_file.load_image(path, key="image").convert("RGBA")
     if opacity is not None and image.getchannel("A").getextrema() == (255, 255):

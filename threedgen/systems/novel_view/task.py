@@ -289,10 +289,10 @@ def train(task: Task) -> Status:
 
 
 def build(config: TrainThreeDiMConfig) -> XUNet | LatentPairs:
-    """Return the model to train, which `config.model` selects: a network on pixels, or a prior's UNet on latents.
+    """Return the model to train, which `config.model` selects: an X-UNet on pixels, or a prior's UNet on latents.
 
-    The weights are those of `config.model.start`; a network on pixels without this option is new. Raises ConfigError if
-    the weights are missing or do not fit.
+    The weights are loaded from `config.model.start`. If this is None, which only the X-UNet permits, they are random.
+    Raises ConfigError if the weights are missing or do not fit.
     """
     if isinstance(config.model, PixelsConfig):
         if config.model.start is not None:

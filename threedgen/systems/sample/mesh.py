@@ -45,9 +45,10 @@ class MeshFrame:
         scale: metres per unit of the file.
         centre: (3,) centre of an object in metres, before `zoom`; 0 for a scene.
         zoom: factor that scales an object to the size that the prior expects; 1 for a scene.
-        export_axes: axes (up, front) that `for_file` uses in place of `up` and `front`; None: `up` and `front`. For
-            GLB, glTF and OBJ files they are ("+y", "+z"), the axes of exported files, so that an exported file has the
-            orientation of the original file even if `up` or `front` is unusual. Else they are `up` and its usual front.
+        export_axes: axes (up, front) of the file that `for_file` maps to +z and +x; None: `up` and `front`. For GLB,
+            glTF and OBJ files, `of` sets ("+y", "+z"), the axes of exported files, so that an exported file has the
+            orientation of the original one even if `up` or `front` is unusual. For other formats, it sets `up` and the
+            front that is usual with this up axis.
     """
 
     up: str = "+z"
@@ -257,7 +258,8 @@ def six_sides(size: int) -> Cameras:
     """Return six orthographic cameras for images of size x size pixels, as in MV-Adapter.
 
     The cameras are at +x, +y, -x, -y, +z and -z of the world (z up), and see the sides front, right, back, left, top
-    and bottom. In the image of the top, the front of the object is at the upper edge.
+    and bottom. Right and left are those of a viewer who faces the front. In the image of the top, the front of the
+    object is at the upper edge.
     """
     return cameras_from_angles(GEOMETRY_VIEWS, size, size)
 

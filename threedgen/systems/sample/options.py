@@ -30,7 +30,7 @@ Angles = tuple[Annotated[float, Field(ge=-360, le=360)], Annotated[float, Field(
 
 
 def read_lines(value: object) -> object:
-    """Replace the name of a text file by a tuple of its lines; return other values unchanged.
+    """Read a text file: replace a string, its path, by a tuple of its lines. Return other values unchanged.
 
     Empty lines and comments (#) are left out. Raises ValueError if the file has no other lines or cannot be read.
     """

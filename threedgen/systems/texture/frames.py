@@ -104,12 +104,19 @@ def read_frames(
 
 
 def path_frames(config: TextureConfig, rig: PathConfig, source: SourceMesh, frame: MeshFrame) -> Frames:
-    """Return every `rig.every`-th frame of a camera path through the mesh `source`, with rendered depth.
+    """Return every `rig.every`-th view of a camera path through a mesh: camera, rendered depth, prompt and name.
 
-    The path is in the file `rig.file`; "auto": a circle in the free space inside the mesh. `frame` is the coordinate
-    transform from the mesh file to the world. Raises ConfigError if the file cannot be read, if the mesh has no free
-    interior, or if the poses in the file are obviously not of the kind `rig.poses`: camera-to-world ("c2w") or
-    world-to-camera ("w2c").
+    Args:
+        config: has the prompts: one for each camera of the path, or one for all.
+        rig: options of the path. The cameras are in the file `rig.file`; "auto": on a circle in the free space inside
+            the mesh.
+        source: the mesh in world coordinates, whose depth is rendered.
+        frame: coordinate transform from the mesh file to the world, applied to the poses in `rig.file`.
+
+    Raises:
+        ConfigError: the file cannot be read, the mesh has no free interior, the number of prompts is wrong, or the
+            poses in the file are obviously not of the kind `rig.poses`: camera-to-world ("c2w") or world-to-camera
+            ("w2c").
     """
     cameras = auto_path(source, rig) if rig.file == AUTO else read_path(rig, frame)
     prompts, used = config.view_texts(len(cameras)), list(range(0, len(cameras), rig.every or 1))

@@ -90,12 +90,14 @@ class MeshViews(NamedTuple):
 
 
 def read_views(config: TextureConfig, rig: SidesConfig) -> MeshViews | PosedPhotos | None:
-    """Read the images in the folder `config.views`. Return None if this option is not set.
+    """Read the images at the path `config.views`. Return None if this option is not set.
 
-    Six images SIDE.png, such as front.png, are read completely and returned as MeshViews. Of photos with a file of
-    their poses, only this file and the image headers are read, and PosedPhotos are returned; `place_photos` reads the
-    pixels later. Photos whose longer side has more than `rig.size` pixels are reduced to this size. Raises ConfigError
-    if a file is missing or cannot be used.
+    - If the path is or contains a file of photo poses (transforms.json or a COLMAP model, see `posed_source`), read
+      this file and the image headers, and return PosedPhotos. `place_photos` reads the pixels later. The photos are
+      reduced if their longer side has more than `rig.size` pixels.
+    - Otherwise read six images SIDE.png, such as front.png, completely, and return MeshViews.
+
+    Raises ConfigError if a file is missing or cannot be used.
     """
     if config.views is None:
         return None

@@ -134,7 +134,8 @@ def write_frames(
 ) -> None:
     """Write cameras.json, depth/NAME.png, frames.mp4 and a contact sheet (sheet.png) of N sampled frames to `folder`.
 
-    A frame is a camera view with depth; NAME is its name. Raises OSError if a file cannot be written.
+    A frame is a camera view with depth; NAME is its name. The depth maps are 16-bit PNG files in millimetres, 0 for
+    unknown depth. frames.mp4 shows `images`. Raises OSError if a file cannot be written.
 
     Args:
         sampled: indices of the N sampled frames in `frames`.

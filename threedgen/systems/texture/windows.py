@@ -94,9 +94,9 @@ def saved_images(folder: Path, frames: Frames, keys: Sequence[int], weights: Map
     """Read the images that an interrupted run saved as folder/NAME.png: {frame index: uint8 image (H, W, 3)}.
 
     NAME is the name of the frame in `frames.names`. Missing and damaged files, and images of another size, are left
-    out. Before that, a hash of the inputs is compared with folder/source.txt: of the frames, the indices `keys` of the
-    key frames, and `weights` (checksums of the model by config key). If it differs or the file is missing, the folder
-    is emptied. Each call writes the hash to source.txt.
+    out. Images of a run with other inputs are deleted first: folder/source.txt has a hash of the frames, the indices
+    `keys` of the key frames, and `weights` (checksums of the model by config key). If this file is missing or its hash
+    differs, the folder is emptied and the new hash written.
     """
     source_file, digest = folder / "source.txt", hashlib.blake2b(digest_size=16)
     for tensor in (frames.depth, frames.cameras.c2w, frames.cameras.K):

@@ -199,9 +199,12 @@ def add_adapter(config: TrainMVAdapterConfig, model: MVAdapter) -> AdaptedUNet:
 def trained_adapter(config: TrainMVAdapterConfig, model: MVAdapter, settings: AdapterSettings) -> AdaptedUNet:
     """Add the adapter in the file `config.adapter` to the model's UNet, and return the UNet with the trainable adapter.
 
-    `settings` of the new training, such as the kind of condition maps, replace those in the file. A second, fine guider
-    is added if the config asks for one and the file has none. Raises ConfigError if the adapter does not fit the UNet,
-    or if its attention branches or its guider's downscaling differ from those in the config.
+    `settings` of the new training, such as the kind of condition maps, replace those in the file. If the config has
+    `guider_fine` and the file has only the condition guider (encoder of condition maps for the UNet's feature maps), an
+    untrained fine guider is added, a second encoder whose output is added to that of the UNet's first layer.
+
+    Raises ConfigError if the adapter does not fit the UNet, or has other attention branches than the config. A value of
+    `guider_downscale` must be that of the adapter's condition guider, else ConfigError is raised too.
     """
     file = locate("adapter", str(config.adapter))
     network = load_adapter(file, model.unet, model.factor, **asdict(settings))

@@ -82,8 +82,8 @@ class MVDiffusionSystem(DenoisingSystem):
     def choose_image_size(self, step: int) -> tuple[float, SceneData]:
         """Sample the image size of a step, full or half. Return its probability, and all training data of this size.
 
-        Callers multiply `step` by the probability to estimate how many earlier steps had this size. The number of
-        cached scenes from which they sample grows with the result.
+        `step` times the probability estimates how many earlier steps had this size. From this number, callers compute
+        how many cached scenes the step can use (`available_entries`).
         """
         return choose_by_share(self.data, self.numpy_rng(step, "size").random())
 

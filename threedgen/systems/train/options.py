@@ -140,8 +140,8 @@ class TrainMVAdapterConfig(TrainConfig):
     def dropouts(self) -> tuple[float, float, float]:
         """Probabilities of three independent events that drop conditions of a training object.
 
-        The first event drops the text, the second the reference image, and the third both. Without the branch "ref",
-        the second and the third probability are 0.
+        The first event drops the text, the second the reference image, and the third both. Without attention to a
+        reference image ("ref" in `branches`), the second and the third probability are 0.
         """
         image = DROPPED if "ref" in self.branches else 0.0
         return self.training.no_text, image, image

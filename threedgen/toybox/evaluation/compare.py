@@ -77,10 +77,10 @@ class Row(NamedTuple):
     Attributes:
         label: label of the variant.
         prompt: prompt of the object.
-        found: measurements of the object at the end of the training (key "steps") and, if the option `seconds` is set,
-            after that training time (key "time"). Each is a dict with the keys of `JUDGED`, such as "noun": whether the
-            object is right, by the probe (classifier of toybox images), such as its noun as in the prompt; and with the
-            keys of `MEASURED`, such as "roughness": numbers. None: undefined.
+        found: measurements of the object at two moments of the training: "steps", its end, and, if the option `seconds`
+            is set, "time", after that training time. Each is a dict with the keys of `JUDGED` and `MEASURED`. Values of
+            `JUDGED` are bools, such as "noun": True if the object has the prompt's noun, by the probe (classifier of
+            toybox images). Values of `MEASURED`, such as "roughness", are numbers. An undefined value is None.
         views: images (V, H, W, 3), uint8, of the object at the same moments, with the keys of ``found``.
     """
 
@@ -205,11 +205,15 @@ object are judged by the probe. Differences are from the first variant, mean ove
     def summary(self, budget: str, rows: Sequence[Row]) -> Json:
         """Return the metrics of one variant, from the rows of its objects, as a dict from metric to dict.
 
-        Each inner dict has a 95 % interval ("low" and "high"). For the keys of `JUDGED`, such as "noun", it also has
-        "hits" (number of objects that are right, by the probe), "total" (number of judged objects) and "share" (hits /
-        total). For the others it has a "mean": "roughness" (here the median), "disagreement" (colour difference between
-        views), "step", "seconds" and, for two or more objects, "fid". ``budget`` selects when the objects were
-        measured: "steps" (at the end of the training) or "time" (after a fixed training time).
+        ``budget`` selects when the objects were measured: "steps" (at the end of the training) or "time" (after a fixed
+        training time). Each inner dict has a 95 % interval ("low" and "high") and, by metric:
+
+        - Keys of `JUDGED`, such as "noun": "hits" (number of objects that are right, by the probe), "total" (number of
+          judged objects) and "share" (hits / total).
+        - "disagreement" (colour difference between views), "step" and "seconds" (length of the training so far):
+          "mean", over the objects.
+        - "roughness": "mean", which here holds the median over the objects.
+        - "fid", only for two or more objects: "mean", which here holds the FID to ground-truth views of the prompts.
         """
         found = [row.found[budget] for row in rows]
         table: Json = {key: proportion([one.get(key) for one in found]).plain() for key in JUDGED}
@@ -223,9 +227,10 @@ object are judged by the probe. Differences are from the first variant, mean ove
         return table
 
     def true_objects(self) -> Json:
-        """Return the metrics of ground-truth objects of the prompts, with the keys of `summary`, for comparison.
+        """Return the metrics of ground-truth objects, one per prompt, for comparison: a dict like that of `summary`.
 
-        Such keys are "noun", "roughness" and "fid". "step" and "seconds" are left out: these objects are not trained.
+        "step" and "seconds" are left out: these objects are not trained. "fid" compares their views with those of other
+        ground-truth objects of the same prompts, the ones that `summary` uses.
         """
         pairs = list(self.truth.values())
         verdicts: list[Json] = [

@@ -124,10 +124,11 @@ def pairs(vectors: Tensor, subject: NDArray[np.integer], kind: NDArray[np.intege
 
 @torch.no_grad()
 def measure_roc(net: IdentityNet, count: int, alike: int, seed: int) -> dict[str, float]:
-    """Measure how well a network tells new subjects (unusual toybox objects) of a kind apart. Return the dict of `roc`.
+    """Measure how well a network tells new subjects (unusual toybox objects) of a kind apart.
 
     A kind is a group of ``alike`` subjects with the same noun. There are ``count`` kinds. If ``count`` exceeds the
-    number of nouns, several kinds share a noun. Only images of the same kind are compared.
+    number of nouns, several kinds share a noun. Each subject has 5 random views (ROC_IMAGES), and all pairs of images
+    of the same kind are compared. Returns "area", "threshold", "hits" and "alarms" of the ROC, as `roc` does.
     """
     rng, nouns = np.random.default_rng([seed, *b"measure"]), subject_nouns()
     vectors, subject, kind = [], [], []

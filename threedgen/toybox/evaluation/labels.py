@@ -92,10 +92,9 @@ def nearest_colour(value: np.ndarray) -> int:
 def word_colours(asset: Asset, labels: Labels) -> dict[str, int]:
     """Return a dict from part or accessory to the index of its colour in ``labels.colours``, -1 if it is ambiguous.
 
-    The dict has those parts and accessories of the object whose names are in ``labels.words``, also those whose colour
-    the caption does not name. These others mostly have the usual colour of the part, while colours in captions are
-    random. A probe trained on parts named in captions only could answer the most unusual colour of an image for every
-    part.
+    The dict has those parts and accessories of the object whose names are in ``labels.words``. Parts that the caption
+    does not name are included: they mostly have the part's usual colour, while colours in captions are random. A probe
+    trained on named parts only could answer the most unusual colour of the image, without locating the part.
     """
     found = {asset.part: labels.colours.index(asset.part_colour)} if asset.part and asset.part_colour else {}
     for solid in asset.primitives:  # also words of other nouns, such as a dog's mouth

@@ -171,12 +171,13 @@ def make(config: GenerateConfig) -> tuple[Array, float | None] | None:
     """Start or resume a generate run, which makes one 3D object. A finished run is not repeated.
 
     Return the turntable views (8, H, W, 3) of the object, and the duration of the run in seconds (None: unknown).
-    Return None if the run failed; a ConfigError or OutOfMemory of a run that has a checkpoint counts as a failure.
+    Return None if the run failed, for example because a loss was not finite. A ConfigError or OutOfMemory counts as a
+    failure if the run has a checkpoint; otherwise it is raised.
 
     Raises:
         Stopped: the run was interrupted.
-        ConfigError, OutOfMemory: errors of a run that has no checkpoint. ConfigError also if the file of the views is
-            missing or damaged.
+        ConfigError, OutOfMemory: the run has no checkpoint and raised this error. ConfigError also if the file of the
+            views is missing or damaged.
     """
     config, resume = runs.open_run(config, "objects")
     folder = Path(str(config.out))

@@ -52,9 +52,9 @@ def probe_file(weights: str, key: str, embedded: str = PROBE) -> Path:
 def load_task(key: str, task: str, name: str, overrides: Sequence[str], values: Tree) -> Any:
     """Load the config ``name`` (name or file) of the task ``task``, and override options. Return the config model.
 
-    ``overrides`` are "key=value" strings, ``values`` is a dict from config key, such as "trainer.max_steps", to value.
-    ``key`` is the option of the caller's config that has ``name`` as its value. Raises ConfigError for this option if
-    the config is of another task.
+    ``overrides`` are "key=value" strings, ``values`` is a dict from config key, such as "trainer.max_steps", to value;
+    ``overrides`` win if both have a key. ``key`` is the option of the caller's config that has ``name`` as its value.
+    Raises ConfigError for this option if the config is of another task.
     """
     if (found := task_of(name)) != task:
         raise ConfigError(f"should be a config of the task {task} (got {short(name)}, {found})", key)

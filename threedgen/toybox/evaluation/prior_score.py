@@ -84,14 +84,17 @@ def measure_open_prompts(
     Both have images (V, H, W, 3) in [0, 1] for each prompt, in the order of the groups in ``cases``.
 
     Returns:
-        JSON with three entries, which have "measured" for the samples and "truth" for the renders:
+        JSON with three entries. Each is a dict with the keys "measured" for the samples and "truth" for the renders,
+        whose values are, in
         "agreement": Lab distance between the mean foreground colours of two views of an object, averaged over all pairs
-            of views and all objects. Further keys: "chance", the mean distance between two different true objects;
-            "below_15", the number of sampled objects with a distance below 15; "nouns", dict from noun to the distance
-            of its sampled object.
-        "accessories": shares of objects on which the probe finds an accessory, for prompts "with" and "without" it.
-        "variety": means over nouns. "colour_entropy": entropy, in bits, of the colour names that the probe finds on
-            samples of one prompt with different seeds. "shape_distance": 1 - IoU of the outlines of two such samples.
+            of views and all objects. Further keys beside these two: "chance", the mean distance between two different
+            ground-truth objects; "below_15", the number of sampled objects with a distance below 15; "nouns", dict from
+            noun to the distance of its sampled object.
+        "accessories": dict with the keys "with" and "without": share of objects on which the probe finds the accessory,
+            for prompts with it and for the same prompts without it.
+        "variety": dict of means over nouns. "colour_entropy": entropy, in bits, of the colour names that the probe
+            finds on samples of one prompt with different seeds. "shape_distance": 1 - IoU of the outlines of two such
+            samples.
     """
     ends = np.cumsum([0, *map(len, cases.values())])
     parts = {name: slice(ends[k], ends[k + 1]) for k, name in enumerate(cases)}

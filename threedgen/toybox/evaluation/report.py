@@ -267,7 +267,8 @@ def label(verdict: Verdict) -> str:
     """Return the label of an object on the contact sheet: "ok", or the wrong attributes and what the probe found.
 
     For example, the label is "colour: red dog" if only the colour is wrong and the probe found a red dog. The
-    attributes are noun, colour, "bound" (part in its colour), "order" (of sides) and "one_front".
+    attributes are noun, colour, "bound" (part in its colour), "order" (the views show the sides in order) and
+    "one_front" (the object shows its front on one side only).
     """
     words, wrong = verdict.words, [key for key in SHEET_KEYS if verdict.answers.get(key) is False]
     found = ", ".join(filter(None, (f"{words['colour']} {words['noun']}", words.get("part"))))

@@ -103,20 +103,23 @@ class PriorSystem(DenoisingSystem):
     def entries(self, step: int, n_view: int, share: float) -> Array:
         """Sample the indices (n,) of the cache entries on which step ``step`` trains.
 
-        ``share``, in [0, 1], is the share of all steps that use this cache, so s = ``step`` * ``share`` earlier steps
-        have used it. The first ``fresh`` of the n = ``batch`` indices are new: m = ``first`` + s * ``fresh``, m + 1 and
-        so on. The others are random indices below m. All indices are below ``pictures``, so that at the end fewer or
-        none are new. The four options count images; they are converted to entries of ``n_view`` images by division,
-        rounded up.
+        An entry has ``n_view`` images. The training options ``batch``, ``pictures``, ``first`` and ``fresh``, divided
+        by ``n_view`` and rounded up, are numbers of entries: n per step, P in all, F before the first step, and f new
+        ones per step. ``share``, in [0, 1], is the share of all steps that use this cache, so s = ``step`` * ``share``
+        (rounded down) earlier steps have used it.
+
+        With m = F + s f, at most P, the first f indices are those of new entries: m, m + 1, ...; the others are random
+        indices below m. If fewer than f entries are left (P - m), further random indices replace the missing ones.
         """
         o, rng = self.options, self.numpy_rng(step, "pictures")
         numbers = (objects_of(number, n_view) for number in (o.batch, o.pictures, o.first, o.fresh))
         return sample_entries(rng, int(step * share), *numbers)
 
     def fill(self, cache: LatentCache, chosen: Array) -> None:
-        """Render and encode the entries `chosen` (indices (n,)) that `cache` lacks. Each process does a part of them.
+        """Render and encode the entries `chosen` (indices (n,)) that `cache` lacks, shared between several processes.
 
-        With one process this method does nothing, because the cache makes missing entries when they are read.
+        Each process makes a part of the entries and waits until all are made. With one process this method does
+        nothing, because the cache makes missing entries when they are read.
         """
         if self.process[1] > 1:
             self.trainer.strategy.barrier()  # so that all find the same entries missing

@@ -21,8 +21,8 @@ def headwear(b: Builder) -> bool:
 def face(b: Builder, at, head: float, eye: float = 0.16, spread: float = 0.42, height: float = 0.25) -> None:
     """Add two eyes to the front (+x) of a head with the centre ``at`` (3,) and radius ``head``. Set the anchor "eyes".
 
-    An anchor is a named place for accessories. ``eye`` is half the radius of an eye. ``spread`` and ``height`` are the
-    distances of an eye from the centre of the head, to the side and upwards. All three are relative to ``head``.
+    An anchor is a named place for accessories. In units of ``head``, the radius of an eye is 2 ``eye``, and ``spread``
+    and ``height`` are the distances of its centre from the centre of the head, to the side and upwards.
     """
     x, _, z = at
     b.pair((x + 0.76 * head, spread * head, z + height * head), eye * head * 2.0, WHITE, "eyes")
