@@ -319,6 +319,8 @@ def test_focus_and_alternatives_find_the_convention() -> None:
         assert np.allclose(alternatives(written)[name], c2w)
     mirrored = alternatives(c2w[:, [0, 2, 1, 3]])
     assert "c2w-opengl" not in mirrored and np.allclose(mirrored["c2w-opengl with y and z of the world swapped"], c2w)
+    inverse = alternatives(np.linalg.inv(c2w[:, [0, 2, 1, 3]]))  # the axes of the world were swapped before
+    assert np.allclose(inverse["w2c-opengl with y and z of the world swapped"], c2w)
 
 
 @pytest.mark.parametrize("binary", [True, False])

@@ -163,18 +163,21 @@ def alternatives(matrices: Array) -> dict[str, Array]:
     """Convert pose matrices (N, 4, 4) of unknown convention to camera-to-world poses, OpenGL axes, in several ways.
 
     The 16 ways are the four conventions (camera-to-world or world-to-camera, OpenGL or OpenCV axes), each with y and z
-    of the matrices unchanged or swapped: as rows ("of the world"), as columns ("of the camera"), or in the translation
-    only ("of the positions"). Those that give a pose with a reflection (negative determinant) are left out. Return a
-    dict from name, such as "w2c-opencv with y and z of the world swapped", to poses (N, 4, 4).
+    unchanged or swapped: those of the world, those of the camera, or those of the translation in the matrices. Ways
+    that give a pose with a reflection (negative determinant) are left out. Return a dict from name, such as
+    "w2c-opencv with y and z of the world swapped", to poses (N, 4, 4).
     """
-    positions = np.concatenate([matrices[..., :3], (SWAP @ matrices)[..., 3:]], axis=-1)
-    swapped = {
-        "": matrices,
-        " with y and z of the world swapped": SWAP @ matrices,
-        " with y and z of the camera swapped": matrices @ SWAP,
-        " with y and z of the positions swapped": positions,
-    }
-    found = {name + how: to_c2w(poses, name) for how, poses in swapped.items() for name in get_args(PoseConvention)}
+    translations = np.concatenate([matrices[..., :3], (SWAP @ matrices)[..., 3:]], axis=-1)
+    found = {}
+    for name in get_args(PoseConvention):
+        rows, columns = ("world", "camera") if name.startswith("c2w") else ("camera", "world")
+        swapped = {
+            "": matrices,
+            f" of the {rows} swapped": SWAP @ matrices,
+            f" of the {columns} swapped": matrices @ SWAP,
+        }
+        for how, poses in (swapped | {" of the translation swapped": translations}).items():
+            found[name + (how and f" with y and z{how}")] = to_c2w(poses, name)
     return {name: c2w for name, c2w in found.items() if (np.linalg.det(c2w[:, :3, :3]) > 0).all()}
 
 

@@ -313,3 +313,8 @@ class EvaluateSubjectsConfig(RunConfig):
         first, strength = self.preservation[0], self.strengths[0]
         further: list[tuple[str, float]] = [(first, other) for other in self.strengths[1:]]
         return [(first, strength), *further, *((other, strength) for other in self.preservation[1:])]
+
+    def check(self) -> None:
+        values = {"prompt": "a [v] dog", "identifier": "[v]", "photos": ["photos"]}
+        load_task("config", "mvdreambooth", self.config, self.overrides, values)
+        super().check()
