@@ -160,15 +160,20 @@ def fit(views: Views, bounds: Bounds, options: ProtocolConfig, seed: int, device
 def loss(options: ProtocolConfig, result: Render, colours: Tensor, span: float, orientation: float) -> Tensor:
     """Return the training loss of R rendered rays, a scalar: mean squared colour error plus weighted regularisers.
 
-    The regularisers are `distortion` (weight `DISTORTION_WEIGHT`), `sparsity` and `opaque` of `losses.py` (weights in
-    `options`), and the mean of `result.orientation` if the render has normals.
+    The regularisers (see `losses.py`), with the property of the render that each of them penalises:
+
+        distortion     spread of the density along a ray; weight `DISTORTION_WEIGHT`
+        sparsity       high opacity; weight `options.sparsity`
+        opaque         opacity between 0 and 1 (half-transparent rays); weight `options.opaque`
+        orientation    normals that face away from the camera; weight `orientation`; only for renders with normals
 
     Args:
         result: render of the rays.
         colours: target colours (R, 3) in [0, 1].
-        span: `Bounds.span`, the length of the sampled part of a ray divided by the radius of the scene's ball.
-        orientation: weight of the orientation loss at this step. `fit` renders only the fraction `options.normals` of a
-            step's rays with normals, in separate calls, so the weight is divided by this fraction.
+        span: `Bounds.span`, the unit of length of the distortion loss: the length of the sampled part of a ray, divided
+            by the radius of the scene's ball.
+        orientation: weight of the orientation loss, as in the config, for this step. This function divides it by
+            `options.normals`, because `fit` renders only this fraction of a step's rays with normals.
     """
     total = mse_loss(result.rgb, colours)
     if (distortion := losses.distortion(result, span)) is not None:

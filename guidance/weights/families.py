@@ -33,7 +33,12 @@ EPSILON_NAME = re.compile(r"v?2[-_.]?[01]?[-_]512|512[-_](base|inpainting|depth)
 
 
 class Traits(NamedTuple):
-    """Output of a checkpoint's UNet ("epsilon" or "v_prediction") and its image side in pixels; None: not known."""
+    """Prediction type and image size of a checkpoint, as far as its file declares them.
+
+    Attributes:
+        prediction: quantity that the UNet predicts, "epsilon" (noise) or "v_prediction" (velocity); None: not declared.
+        image_size: side in pixels of the square images of the model; None: not declared.
+    """
 
     prediction: Prediction | None
     image_size: int | None

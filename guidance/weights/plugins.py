@@ -52,10 +52,11 @@ def locate(key: Key, name: str) -> Path:
 
 
 def check(key: Key, name: str | None) -> None:
-    """Raise ConfigError if the weight file `name` is missing or unreadable; None: there is no file to check.
+    """Raise ConfigError if the weight file `name` is missing or unreadable. If `name` is None, do nothing.
 
-    `key` is the config key of the file, "blocks" (MVDiffusion) or "adapter" (MV-Adapter). A file on the hub,
-    "owner/name/FILE", that is not cached is not checked if the hub can be reached.
+    `key` is the config key of the file, "blocks" (MVDiffusion) or "adapter" (MV-Adapter). For a file on the hub,
+    "owner/name/FILE", only the local cache is checked. If the file is not cached, it counts as missing when the hub
+    cannot be reached, and as present otherwise, because `locate` can download it.
     """
     place = None if name is None else hub_place(name)
     if name is not None and (place is None or cached(*place) or how_to_make(name) or not reachable()):

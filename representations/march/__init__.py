@@ -163,15 +163,19 @@ def march(
     jitter: Tensor | None = None,
     total: int | None = None,
 ) -> "Samples":
-    """Place samples of length `step_size` on R rays, only in occupied cells.
+    """Divide R rays into intervals of length `step_size`, and return those with their midpoint in an occupied cell.
 
     Args:
         origins, directions: (R, 3) float32 each, in world units; directions have unit length.
         grid: (G, G, G) bool over [-radius, radius]^3, indexed [x, y, z], True for occupied cells. None: all cells are
             occupied.
         jitter: (R,) in [0, 1), shift of each ray's samples in steps. None: no shift.
-        total: number of samples of these rays, if `groups` has counted them; without it (None), the host waits until
-            the GPU has counted them.
+        total: number of samples on these rays, if the caller knows it from the function `groups`, which counts the
+            samples of many rays at once. None: they are counted here, and the host waits for the GPU.
+
+    Returns:
+        N samples inside the bounding volume, sorted by ray. Each is an interval: the index of its ray, and its start
+        and end as distances from the ray's origin in world units.
     """
     rays = origins.detach().contiguous(), directions.detach().contiguous()
     known = {} if total is None else {"total": total}

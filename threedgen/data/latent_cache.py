@@ -84,11 +84,13 @@ class EncodedCache(ABC):
         self.cache = BlockCache(folder, name, count, (), dtype, f"{description}\nVAE {digest(encoder)}\n", block)
 
     def prepare(self, indices: Sequence[int] | np.ndarray, rank: tuple[int, int] = (0, 1)) -> None:
-        """Make and store the blocks that contain the entries `indices` (N,), except those that are stored already.
+        """Make and store each block that has one or more of the entries `indices` (N,) and is not stored yet.
 
-        `rank` = (k, n) shares the missing blocks between n processes: process k of 0 ... n - 1 makes every n-th of
-        them, from number k on. If their count is not a multiple of n, some processes would have one block less: these
-        make other missing blocks in advance, one each, if there are any among the n - 1 blocks after the last of them.
+        A block is a fixed number of consecutive entries, which are encoded and stored together. `rank` = (k, n) shares
+        the work between n processes, numbered from 0: process k makes the blocks at the positions k, k + n, k + 2 n,
+        ... of the sorted list of missing blocks. If the length of this list is not a multiple of n, some processes
+        would be idle at the end. So the list is first filled up to a multiple of n with blocks that later calls will
+        probably need: the missing ones among the n - 1 blocks after its last block, if there are enough of them.
         """
         lacking, (number, count) = self.cache.missing_blocks(indices), rank
         if lacking:

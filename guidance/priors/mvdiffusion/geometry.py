@@ -152,7 +152,7 @@ class DepthGeometry(Geometry):
     """
 
     def __init__(self, depth: Tensor, c2w: Tensor, K: Tensor, overlap: float = 0.3, as_released: bool = True) -> None:
-        """Compute which of the F views overlap.
+        """Store the depth and the cameras of F views, and compute which views overlap.
 
         Args:
             depth: (F, H, W), depth along the viewing axis in the unit of the poses (metres for the released weights); 0
@@ -160,10 +160,11 @@ class DepthGeometry(Geometry):
             c2w: camera-to-world poses (F, 4, 4), OpenCV axes.
             K: intrinsics in pixels of the depth maps, (3, 3) for all views or (F, 3, 3).
             overlap: fraction of common pixels above which two views attend to each other, see `overlap_neighbours`.
-            as_released: which depth of a token's 3D point is compared with the depth map of the other view, for the
-                positional encoding. True: its depth in the token's own camera, as for the released weights; points
-                behind the other camera are used too. False: its depth in the other camera; points behind this camera
-                are masked.
+            as_released: False: exact geometry. The positional encoding is that of the difference between two depths in
+                the other camera: of the 3D point that the token shows, and of the depth map at this position. Points
+                behind the other camera are masked, and do not count as overlap. True: repeat two inaccuracies of the
+                code that trained the released weights. The depth of the point is that in the token's own camera, and
+                points behind the other camera are used like all others.
         """
         super().__init__(len(depth))
         self.depth, self.c2w, K = (t.detach().cpu().double() for t in (depth, c2w, K))

@@ -91,10 +91,14 @@ def is_whole(named: Mapping[str, Tensor]) -> bool:
 
 
 def with_difference(unet: UNet2DConditionModel, weights: Mapping[str, Tensor]) -> UNet2DConditionModel:
-    """Return a copy of `unet` with the changes in `weights`, a state dict of MVDiffusion weights.
+    """Return a copy of a 2D model, `unet`, with the input channels and low-rank updates of MVDiffusion weights.
 
-    The changes are additional input channels and low-rank updates of layers, see `difference`. If there are none,
-    `unet` itself is returned. Raises ConfigError if the blocks were trained on another 2D model.
+    `weights` is a state dict of MVDiffusion. The first convolution of the copy has as many input channels as the one in
+    `weights`, but not its values: the weights of the additional channels are zero, the others are those of `unet`
+    (`build_network` copies the trained values). The low-rank updates (LoRA) in `weights` are added to their layers.
+
+    `unet` itself is returned if `weights` has no first convolution, or has a whole UNet without additional channels.
+    Raises ConfigError if `weights` does not fit `unet`, because it was trained with another 2D model.
     """
     named = {name.removeprefix(PREFIX): tensor for name, tensor in weights.items()}
     first = named.get("unet." + FIRST[0])

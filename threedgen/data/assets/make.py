@@ -208,11 +208,21 @@ def skip_asset(job: Job, reason: str, folder: Path) -> None:
 
 
 def make_shard(job: Job, views: ViewsConfig, seed: int, folder: Path, data: Path, threads: int | None) -> None:
-    """Render one shard in a worker and write it to `folder`.
+    """Render the assets of one shard in a worker, and write the shard to two files in `folder`.
 
-    Assets that cannot be read or that `skip_asset` recorded are left out; the JSON file of the shard lists them. `data`
-    is the folder of the meshes. `threads` is the number of CPU threads; None: one per core. Raises DiskFull or
-    FileError if the shard cannot be written.
+    NAME.tar (NAME = `job.name`) has the views, captions and cameras of the rendered assets. NAME.json has the size and
+    SHA-256 of the tar file, the list of its assets, and the left-out assets with reasons. An asset is left out if its
+    mesh cannot be read, or if `skip_asset` has listed it in lost.json because earlier attempts at this job failed while
+    they rendered it. If its mesh file has changed since, it is tried again.
+
+    Args:
+        views: options of the cameras, the light and the image size.
+        seed: seed of the random cameras.
+        data: folder of the meshes.
+        threads: number of CPU threads; None: one per core.
+
+    Raises:
+        DiskFull, FileError: if the shard cannot be written.
     """
     set_threads(threads)
     left_out, entries, crashes = dict[str, str](), list[Tree](), read_json(folder / CRASHES)

@@ -155,7 +155,12 @@ def condition_and_targets(scene: SceneFiles, condition: int = CONDITION_VIEW) ->
 
 
 def read_pose(path: Path) -> Array:
-    """Read the 16 numbers of a pose file as a matrix (4, 4). Raises ConfigError if it is not a rigid transform."""
+    """Read a pose file: a rigid transform (4, 4), camera-to-world, OpenCV axes (x right, y down, z forward).
+
+    The file has the 16 numbers of the matrix, row by row; they are returned unchanged. In scenes whose intrinsics.txt
+    has the flag 1, the matrix is world-to-camera, and the caller inverts it. Raises ConfigError if the file has another
+    count of numbers, or if the matrix is not a rigid transform.
+    """
     numbers = [x for row in read_numbers(path) for x in row]
     if len(numbers) != 16:
         raise ConfigError(f"{path} should hold the 16 numbers of a pose (got {len(numbers)})")

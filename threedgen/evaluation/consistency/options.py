@@ -56,7 +56,8 @@ class MVAdapterSamplerConfig(Config):
 class FolderSamplerConfig(Config):
     """Existing views: photos with poses (transforms.json, COLMAP), or PATH/SCENE/{rgb,pose,intrinsics.txt}.
 
-    Options of the sampler "folder" (`scenes.FolderSampler`). PATH is the option ``path``.
+    Options of the sampler "folder" (`scenes.FolderSampler`). It samples nothing: it reads existing views, such as
+    photos or the samples of another program, so that the evaluation can score them. PATH is the option ``path``.
     """
 
     name: Literal["folder"] = Field("folder", description="posed photos, or images in the layout of the SRN archives")

@@ -31,8 +31,10 @@ if TYPE_CHECKING:
 class Case:
     """Test prompt: the specification of an object, which is usually held out of training.
 
-    ``index`` is one of the seeds of the random shape of ground-truth objects (`build_truth`). If the specification is
-    held out, it is also the index of a sample with this specification in the held-out split of `Toybox`.
+    ``index`` is a number that seeds the random variation of this case: together with the seed of the evaluation, it
+    determines the shape of the ground-truth objects (`build_truth`) and, in evaluations of priors, the noise of the
+    samples. In the cases of `held_out_cases`, it is also the index of a sample with this specification in the held-out
+    split of `Toybox`.
     """
 
     index: int

@@ -70,7 +70,10 @@ class ClassifierSystem(System):
         """
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
-        """Return the scalar loss of a step, and a dict from names of metrics, among them ``shown``, to their values."""
+        """Return the scalar loss of the training step with the number ``step``, and a dict from metric names to values.
+
+        The dict contains at least the metrics that the class attribute ``shown`` names for the progress line.
+        """
         raise NotImplementedError
 
     def finish(self, path: Path, about: Json) -> tuple[Json, str]:

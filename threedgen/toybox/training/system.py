@@ -101,15 +101,16 @@ class PriorSystem(DenoisingSystem):
         return numpy_generator(self.seed, step, purpose)
 
     def entries(self, step: int, n_view: int, share: float) -> Array:
-        """Sample the indices (n,) of the cache entries on which step ``step`` trains.
+        """Sample the indices (n,) of the cache entries for step ``step``: f new entries and random older ones.
 
-        An entry has ``n_view`` images. The training options ``batch``, ``pictures``, ``first`` and ``fresh``, divided
-        by ``n_view`` and rounded up, are numbers of entries: n per step, P in all, F before the first step, and f new
-        ones per step. ``share``, in [0, 1], is the share of all steps that use this cache, so s = ``step`` * ``share``
-        (rounded down) earlier steps have used it.
+        The pool of older entries has F entries at the first step, and grows by f entries per step to at most P. The
+        numbers n, f, F and P are the training options ``batch``, ``fresh``, ``first`` and ``pictures``, which count
+        images, divided by ``n_view``, the number of images per entry, and rounded up.
 
-        With m = F + s f, at most P, the first f indices are those of new entries: m, m + 1, ...; the others are random
-        indices below m. If fewer than f entries are left (P - m), further random indices replace the missing ones.
+        ``share``, in [0, 1], is the share of the steps that use this cache. So about s = ``step`` * ``share`` (rounded
+        down) earlier steps have used it, and the pool has m = min(P, F + s f) entries, with the indices 0 ... m - 1.
+        The result starts with the indices of the new entries, m ... m + f - 1, or only those below P. All others are
+        random indices of the pool.
         """
         o, rng = self.options, self.numpy_rng(step, "pictures")
         numbers = (objects_of(number, n_view) for number in (o.batch, o.pictures, o.first, o.fresh))
