@@ -93,9 +93,8 @@ def is_whole(named: Mapping[str, Tensor]) -> bool:
 def with_difference(unet: UNet2DConditionModel, weights: Mapping[str, Tensor]) -> UNet2DConditionModel:
     """Return a copy of a 2D model, `unet`, with the input channels and low-rank updates of MVDiffusion weights.
 
-    `weights` is a state dict of MVDiffusion. The first convolution of the copy has as many input channels as the one in
-    `weights`, but not its values: the weights of the additional channels are zero, the others are those of `unet`
-    (`build_network` copies the trained values). The low-rank updates (LoRA) in `weights` are added to their layers.
+    `weights` is a state dict of MVDiffusion. The copy has the first convolution of `weights`, which may have additional
+    input channels. The low-rank updates (LoRA) in `weights` are added to their layers.
 
     `unet` itself is returned if `weights` has no first convolution, or has a whole UNet without additional channels.
     Raises ConfigError if `weights` does not fit `unet`, because it was trained with another 2D model.
@@ -109,6 +108,7 @@ def with_difference(unet: UNet2DConditionModel, weights: Mapping[str, Tensor]) -
         raise ConfigError("the blocks were trained on another base; take the model of their training", "blocks")
     found = widened(unet, extra)
     merge(found, named)
+    found.load_state_dict({name: named["unet." + name] for name in FIRST if "unet." + name in named}, strict=False)
     return found
 
 

@@ -20,7 +20,7 @@ from threedgen.guidance.priors.mvdiffusion.inputs import (
 )
 from threedgen.guidance.priors.mvdiffusion.model import MVDiffusion
 from threedgen.guidance.priors.mvdiffusion.unet import MultiviewUNet
-from threedgen.guidance.priors.mvdiffusion.weights import difference, save_blocks, widened
+from threedgen.guidance.priors.mvdiffusion.weights import difference, save_blocks, widened, with_difference
 
 PROMPTS = ["a red dog", "a blue cat"] * 4
 
@@ -121,6 +121,8 @@ def test_blocks_file_stores_unet_as_difference(targets: tuple[str, ...], tmp_pat
         torch.testing.assert_close(loaded.multiview(x, t, text), network(x, t, text), atol=2e-2, rtol=0)
     assert loaded.extra == "depth" and loaded.multiview.has_condition
     assert sum("unet." in name for name in load_file(file)) == 2
+    reused = with_difference(tiny_model().unet, load_file(file))  # as a training that continues these blocks
+    assert torch.equal(reused.conv_in.weight, network.unet.conv_in.weight)
     assert all(torch.equal(model.unet.state_dict()[name], tensor) for name, tensor in before.items())
 
 
