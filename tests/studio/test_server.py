@@ -27,7 +27,7 @@ from threedgen.config import load
 from threedgen.export.options import AssetConfig
 from threedgen.run.interrupts import Interrupts
 from threedgen.studio import server, state
-from threedgen.studio.jobs import _start, make_job
+from threedgen.studio.jobs import LAST_NUMBER, _start, make_job
 from threedgen.studio.options import StudioConfig
 from threedgen.studio.state import plain_words
 from threedgen.systems.generate.options import GenerateConfig
@@ -259,6 +259,21 @@ def test_failed_jobs_report_their_error_and_the_next_one_runs(client: Client) ->
     client.until(["failed", "failed", "failed", "finished"])
     errors = [job["error"] for job in client.api("jobs")["jobs"]]
     assert errors[0] == FAILURE and "signal 9" in errors[1] and "null byte" in errors[2]
+
+
+def test_job_numbers_are_not_reused_after_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with studio(tmp_path, monkeypatch) as client:
+        assert [client.submit(prompt) for prompt in ("nul\0", "it fails")] == [1, 2]  # the first one has no run folder
+        client.until(["failed", "failed"])
+        client.api("jobs/2", method="DELETE")
+    with studio(tmp_path, monkeypatch) as client:
+        assert client.submit("a cat") == 3
+        assert client.ask("api/v1/jobs/1").status == 404 and client.api("jobs/3")["prompt"] == "a cat"
+        (client.root / LAST_NUMBER).write_bytes(b"\xff")  # damaged
+        assert client.submit("a dog") == 4
+        (client.root / LAST_NUMBER).unlink()
+        (client.root / LAST_NUMBER).mkdir()  # cannot be written
+        assert client.submit("an owl") == 5
 
 
 def test_events_report_each_change(client: Client) -> None:

@@ -59,11 +59,16 @@ def finished_run(folder: Path, prompt: str = "a blue dog") -> Path:
 
 @contextmanager
 def studio(folder: Path, monkeypatch: pytest.MonkeyPatch, config: StudioConfig | None = None) -> Iterator[Client]:
-    """An open studio with its runs in `folder`/runs; they are fakes unless a `config` makes real ones."""
+    """An open studio with its runs in `folder`/runs; they are fakes unless a `config` makes real ones.
+
+    Called again with the same folder, it is the studio after a restart.
+    """
     root = folder / "runs"
-    root.mkdir()
+    root.mkdir(exist_ok=True)
     if config is None:
-        source = finished_run(folder / "source")
+        source = folder / "source"
+        if not source.exists():
+            finished_run(source)
 
         def fake(config: StudioConfig, root: Path, prompt: str, seed: int, *more: object) -> Job:
             name = f"{prompt.replace(' ', '-')}-{seed}"

@@ -16,14 +16,13 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import count
 from pathlib import Path
 
 import threedgen
 from threedgen.config import load, plain, tree_hash
 from threedgen.config.errors import ConfigError, one_line
 from threedgen.export.options import AssetConfig
-from threedgen.run.disk import Tree
+from threedgen.run.disk import Tree, write_json
 from threedgen.run.folder import CHECKPOINTS, slug
 from threedgen.run.interrupts import WATCH_STDIN
 from threedgen.systems.batch.jobs import job as run_job
@@ -38,6 +37,7 @@ FINISHED, CANCELLED, FAILED = "finished", "cancelled", "failed"
 LIVE = (RUNNING, STOPPING, FINISHING)
 CONFIG_OF = {"mesh": "texture-toybox", "edit": "edit-toybox", "image": "threedim-toybox"}
 """Dict from the input of a run, a mesh to texture, an earlier run to edit or an image of an object, to its config."""
+LAST_NUMBER = ".last_job_number"  # file in the folder of the runs, with the number of the last job
 KILL_SECONDS = 1.5  # seconds that a cancelled run has to save a checkpoint before it is killed
 PROGRESS = re.compile(r"(?P<phase>[^:]+(?:: [^:]+)?): (?P<done>\d+)/(?P<total>\d+)(?:, (?P<details>.*))?")
 """Pattern of the progress lines that `run.progress.ProgressDisplay` prints, such as "train: 3/100, loss 0.1"."""
@@ -61,7 +61,7 @@ class Job:
     seed: int
     name: str  # path of the folder of the run, relative to the studio's folder of runs
     command: list[str]
-    number: int = 0  # identifies the job in requests
+    number: int = 0  # identifies the job in requests; not reused after a restart
     state: str = WAITING
     progress: Mapping[str, str] = field(default_factory=dict)  # groups of PROGRESS in the last progress line
     error: str = ""
@@ -152,7 +152,7 @@ class Queue:
         self.root = root
         self.runs_version = 0
         self._jobs: list[Job] = []
-        self._numbers = count(1)
+        self._last_number = 0
         self._process: subprocess.Popen[str] | None = None
         self._closed = False
         self._lock = threading.Lock()
@@ -174,10 +174,20 @@ class Queue:
         with self._lock:
             if any(other.name == job.name and other.state in (WAITING, *LIVE) for other in self._jobs):
                 raise ConfigError("is already running or waiting with this seed", "prompt", job.prompt)
-            job.number = next(self._numbers)
+            job.number = self._next_number()
             self._jobs = [*(other for other in self._jobs if other.name != job.name), job]
         if job.state == WAITING:
             self._worker.submit(self._work, job)
+
+    def _next_number(self) -> int:
+        # kept in a file: pages and scripts that stay open use the old numbers after a restart of the studio
+        path = self.root / LAST_NUMBER
+        with suppress(OSError, ValueError):
+            self._last_number = max(self._last_number, int(path.read_text("utf-8")))
+        self._last_number += 1
+        with suppress(OSError):  # a disk that cannot be written: the run reports it
+            write_json(path, self._last_number)
+        return self._last_number
 
     def cancel(self, job: Job) -> None:
         """Cancel a waiting job, or end a running one within two seconds. Ended jobs do not change.

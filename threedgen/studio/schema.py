@@ -50,7 +50,7 @@ class Progress(BaseModel):
 class JobInfo(BaseModel):
     """Job in the queue. `run` is the NAME of its run in requests such as GET /runs/NAME."""
 
-    number: int
+    number: int = Field(description="not reused for another job, even after a restart")
     prompt: str
     seed: int
     run: str
