@@ -110,7 +110,7 @@ def studio_samples(jobs: int) -> list[Sample]:
             body = json.dumps({"prompt": "a red dog", "seed": number}).encode()
             headers = {"Content-Type": "application/json"}
             urllib.request.urlopen(urllib.request.Request(f"{url}api/v1/jobs", body, headers)).close()
-            while queue.over <= number:
+            while queue.runs_version <= number:
                 time.sleep(0.01)
             start = time.process_time()
             urllib.request.urlopen(f"{url}api/v1/jobs").close()
