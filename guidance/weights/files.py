@@ -55,8 +55,16 @@ def write_sums(path: Path) -> None:
 
 
 def sums(files: Iterable[Path], path: Path) -> str:
-    """Return lines "SHA-256  NAME", one per file, as sha256sum prints them; names are relative to the folder `path`."""
-    return "".join(f"{sha256(file)}  {file.relative_to(path).as_posix()}\n" for file in files)
+    """Return lines "SHA-256  NAME", one per file, as sha256sum prints them; names are relative to the folder `path`.
+
+    The name of a file outside the folder is its own and that of its folder.
+    """
+
+    def name(file: Path) -> str:
+        inside = file.is_relative_to(path)
+        return file.relative_to(path).as_posix() if inside else f"{file.parent.name}/{file.name}"
+
+    return "".join(f"{sha256(file)}  {name(file)}\n" for file in files)
 
 
 def digest(path: Path, files: Iterable[Path]) -> str:

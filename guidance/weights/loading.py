@@ -25,8 +25,10 @@ PARTS: Parts = ("unet", "vae", "text_encoder")
 """Sub-folders with networks that a latent prior in diffusers format must have."""
 COARSE, SECOND, IMAGE_ENCODER = "coarse", "text_encoder_2", "image_encoder"
 """Other sub-folders: coarse predictor, SDXL's second text encoder, CLIP's image encoder of ImageDream."""
-EMBEDDED = ("toybox-base", "toybox-prior")
+EMBEDDED = BASE, PRIOR = "toybox-base", "toybox-prior"
 """Folders in weights/: the 2D model of toybox images, and the multi-view prior that was fine-tuned from it."""
+SHARED_PARTS = "vae", "text_encoder"
+"""Networks that are equal in both embedded models, so that only toybox-prior has their tensors."""
 MATTE, REMBG, GRABCUT = "toybox-matte", "rembg", "grabcut"
 NOVEL_VIEW = {"embedded": "threedim-toybox", "embedded-concat": "threedim-toybox-concat"}
 NOVEL_VIEW_CLASSES = ("XUNet", "LatentPairs")
@@ -274,7 +276,8 @@ def network_folders(path: Path, required_parts: Parts = PARTS) -> Parts:
 def tensor_files(part: Path) -> list[Path]:
     """Return the tensor files in the sub-folder `part` of a diffusers folder: one file, or the shards of an index file.
 
-    Raises ConfigError if there is none.
+    Those of some networks of the embedded toybox-base (`SHARED_PARTS`) are in toybox-prior. Raises ConfigError if there
+    is none.
     """
     for suffix in (".safetensors", ".fp16.safetensors", ".bin"):
         for stem in WEIGHT_NAMES:
@@ -288,6 +291,8 @@ def tensor_files(part: Path) -> list[Path]:
                 if not names or not all(isinstance(name, str) and re.fullmatch(r"[\w.-]+", name) for name in names):
                     raise ConfigError(f"{index} is damaged: its weight_map does not name files")
                 return [part / name for name in sorted(set(names))]
+    if part.name in SHARED_PARTS and part.parent.resolve() == (folder("weights") / BASE).resolve():
+        return tensor_files(embedded(PRIOR) / part.name)
     raise ConfigError(f"{part} has no weights: neither {WEIGHT_NAMES[0]}.safetensors nor model.safetensors")
 
 

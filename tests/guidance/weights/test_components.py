@@ -315,6 +315,16 @@ def test_embedded_models_load(name: str, kind: Any) -> None:
     assert embedded.unknown_words("zzgrblx")[0][0] == "zzgrblx"
 
 
+def test_embedded_models_share_vae_and_text_encoder() -> None:
+    weights = loading.folder("weights")
+    if not (weights / "toybox-base").is_dir():
+        pytest.skip("no toybox-base in this checkout")
+    for part in loading.SHARED_PARTS:
+        assert loading.tensor_files(weights / "toybox-base" / part)[0].parent == weights / "toybox-prior" / part
+    with refused(None, "vae"):
+        loading.tensor_files(weights / "other" / "vae")
+
+
 @pytest.mark.parametrize("schedule", [Schedule.scaled_linear(T=500), Schedule.linear(T=500).shifted(6.0)])
 def test_other_schedulers_keep_alpha_bar(schedule: Schedule) -> None:
     other: Any = DDPMScheduler.from_config(components.scheduler(schedule).config)
