@@ -97,6 +97,7 @@ class MultiviewDiffusionConfig(DiffusionConfig):
     n_view: int = Field(4, ge=2, le=16, description="views of an object that attend to each other")
     two_d: base.Share = Field(0.3, description="share of batches of single images without cameras")
     view_noise: base.ViewNoiseConfig = base.ViewNoiseConfig()
+    object_codes: base.Share = Field(0.0, description="share of objects whose coarse prediction has their object code")
 
 
 class CoarseConfig(Config):

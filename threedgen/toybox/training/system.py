@@ -63,6 +63,7 @@ class PriorSystem(DenoisingSystem):
 
     stage = "UNet"
     options: DiffusionConfig
+    object_codes = 0.0
 
     def __init__(
         self,
@@ -75,7 +76,7 @@ class PriorSystem(DenoisingSystem):
         self.timestep_power = self.options.timestep_power
         self.timestep_logit_normal = self.options.timestep_logit_normal
         if isinstance(self.options, MultiviewDiffusionConfig):
-            self.view_noise = self.options.view_noise
+            self.view_noise, self.object_codes = self.options.view_noise, self.options.object_codes
             if self.view_noise.companions:
                 prior.unet.register_to_config(**{SEPARATE_LEVELS: True})
         self.n_view = max((cache.source.n_view for _, cache in caches), default=1)
@@ -140,8 +141,24 @@ class PriorSystem(DenoisingSystem):
         camera = camera_vector(cache.c2w(chosen).flatten(0, 1)).to(self.device) if n_view > 1 else None
         with autocast_bf16(self.device):
             text = self.model.encode_prompt(captions)
+        if camera is not None and self.model.has_code:
+            text = self.with_codes(text, z, cache.c2w(chosen), self.rng(step, "codes"))
         text = text.repeat_interleave(n_view, 0)
         return Batch(z.flatten(0, 1), t, noise, text, {"camera": camera, "n_view": n_view})
+
+    def with_codes(self, text: Tensor, z: Tensor, c2w: Tensor, rng: torch.Generator) -> Tensor:
+        """Return text embeddings `text` (n, L, D), n objects with L tokens, whose last token is set to the object code.
+
+        An object code is a vector of what the caption leaves unspecified. A random share `object_codes` of the objects
+        get their code with noise, encoded from clean latents `z` (n, V, C, h, w) of V views and their camera-to-world
+        poses `c2w` (n, V, 4, 4), OpenGL axes. The code of the other objects is zero, which means unspecified.
+        """
+        coded = self.model.encode_code(text, z.to(self.device), c2w)
+        code = coded[:, -1:]
+        noise = torch.randn(code.shape, generator=rng).to(code)
+        known = torch.rand(len(code), 1, 1, generator=rng) < self.object_codes
+        code = (code + CODE_NOISE * noise) * known.to(code)
+        return torch.cat([coded[:, :-1], code], 1)
 
     def predict(self, x: Tensor, t: Tensor, batch: Batch) -> Tensor:
         with autocast_bf16(self.device):
