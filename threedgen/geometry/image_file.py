@@ -41,7 +41,7 @@ MIN_OPAQUE_ALPHA = 0.99  # an image is opaque if all alpha values are above this
 class _Reader(io.BufferedReader):
     """Reader of the raw bytes of an image file, for PIL.
 
-    It raises ConfigError after `MAX_READS` calls of `read`, because a file of so many parts takes very long to decode.
+    It raises ConfigError after `MAX_READS` calls of `read`, because a file with more parts takes very long to decode.
     `name` and `key` are the file name and the config key in errors.
     """
 

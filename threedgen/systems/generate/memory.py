@@ -63,7 +63,7 @@ class MeasuredSystem(GenerateSystem):
     def choose_chunks(self, free: float) -> None:
         """If the option `march.chunk` is "auto", compute the chunk sizes, and store them in `chunks.measured`.
 
-        A chunk size is the number of ray samples that a render processes at a time: as many as fit in `free` bytes.
+        A chunk size is the number of ray samples that a render processes at a time, the largest for `free` bytes.
         Renders without normals and, if the object has normals, those with normals each have one.
         """
         scene = self.field, self.background, self.material, self.config.march
