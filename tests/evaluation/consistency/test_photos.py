@@ -67,7 +67,7 @@ FLIPS = {
     "w2c-opengl": np.linalg.inv,
     "world": lambda m: SWAP @ m,
     "camera": lambda m: m @ SWAP,
-    "positions": lambda m: np.concatenate([m[..., :3], (SWAP @ m)[..., 3:]], -1),
+    "translation": lambda m: np.concatenate([m[..., :3], (SWAP @ m)[..., 3:]], -1),
 }
 
 
