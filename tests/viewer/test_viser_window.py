@@ -146,9 +146,10 @@ def test_foreign_requests_are_forbidden(window: ViserWindow, headers: dict[str, 
     assert window.cameras(20) == {}
 
 
-def test_port_in_use_is_avoided() -> None:
+@pytest.mark.parametrize("port", [0, 65_535])
+def test_port_in_use_is_avoided(port: int) -> None:
     with socket.socket() as other:
-        other.bind((HOST, 0))
+        other.bind((HOST, port))
         other.listen()
         port = other.getsockname()[1]
         window = ViserWindow(PROMPT, port, orbit(1, 0.25, 2.6, 0.7, 8, 8))

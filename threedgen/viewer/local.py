@@ -2,12 +2,22 @@
 
 import ipaddress
 import secrets
+import socket
 from collections.abc import Collection, Sequence
 from urllib.parse import urlsplit
 
 HOST = "127.0.0.1"
 LOCAL_NAMES = (HOST, "localhost", "::1")
 REFUSAL = "Access denied. Open the address that was printed in the terminal.\n"
+
+
+def free_port(port: int) -> int:
+    """Return `port` if a server on 127.0.0.1 can use it, else 0, which stands for any free port."""
+    try:
+        socket.create_server((HOST, port)).close()
+    except OSError:
+        return 0
+    return port
 
 
 def path_after_key(path: str, key: str, hosts: Sequence[str], origins: Sequence[str]) -> str | None:

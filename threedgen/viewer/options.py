@@ -43,7 +43,7 @@ class ViewConfig(Config):
     enabled: bool = Field(
         False, description="open the live view, same as the flag --view; needs pip install '.[viser]'"
     )
-    port: int = Field(8080, ge=0, le=65_535, description="port on 127.0.0.1, or the next free one; 0: any free port")
+    port: int = Field(8080, ge=0, le=65_535, description="port on 127.0.0.1; 0 or a port in use: any free port")
     size: int = Field(192, ge=16, le=1024, description="height of the rendered images, pixels")
     share: float = Field(0.2, gt=0, lt=1, description="maximum fraction of the run time spent on rendering, in (0, 1)")
 

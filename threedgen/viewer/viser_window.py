@@ -19,7 +19,7 @@ from threedgen.geometry.poses import opencv_axes
 from threedgen.run.arrays import Array
 from threedgen.run.text import visible
 
-from .local import HOST, REFUSAL, path_after_key
+from .local import HOST, REFUSAL, free_port, path_after_key
 
 MAX_ASPECT = 4.0  # maximum ratio of the longer to the shorter image side; longer windows stretch the image
 MIN_FOV, MAX_FOV = math.radians(1), math.radians(150)
@@ -36,7 +36,7 @@ class ViserWindow:
 
     A client is an open browser tab. Each has its own camera, at first `start` (a batch of one camera). The callback
     `LiveView` calls the methods of this class on the training thread; they do not block it. `stop_clicked`
-    becomes True when the user clicks the button. If `port` is in use, viser takes the next free one.
+    becomes True when the user clicks the button. If `port` is in use, any free port is taken.
     """
 
     stop_clicked = False
@@ -44,7 +44,7 @@ class ViserWindow:
     def __init__(self, prompt: str, port: int, start: Cameras) -> None:
         key = secrets.token_urlsafe(16)
         with redirect_stdout(io.StringIO()), _guarded(key):  # stdout is reserved for results, not for viser's banner
-            self._server = _LocalServer(HOST, port, label="threedgen", verbose=False)
+            self._server = _LocalServer(HOST, free_port(port), label="threedgen", verbose=False)
         self.url = f"http://{HOST}:{self._server.get_port()}/{key}/"
         server, gui = self._server, self._server.gui
         gui.configure_theme(show_logo=False, show_share_button=False)

@@ -118,6 +118,12 @@ class CoarseConfig(Config):
     )
     learning_rate: Scheduled = Field({"0%": 0.0, "1%": 2e-3, "40%": 2e-3, "100%": 2e-5})
 
+    @model_validator(mode="after")
+    def _check_volume(self) -> Self:
+        if self.volume is not None and not self.max_steps:
+            raise ValueError("volume goes with max_steps of at least 1: untrained feature volumes have no effect")
+        return self
+
 
 class TrainBaseConfig(base.TrainConfig):
     """Options of the training of the toybox's 2D model, from the autoencoder to the UNet.

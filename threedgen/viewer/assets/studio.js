@@ -251,7 +251,10 @@
 
   const events = new EventSource("api/v1/events");
   events.addEventListener("message", (event) => showJobs(JSON.parse(event.data)));
-  events.addEventListener("open", () => { part("gone").hidden = true; });
+  events.addEventListener("open", () => {
+    part("gone").hidden = true;
+    over = -1; // runs may have ended while there was no connection: the next event lists them again
+  });
   events.addEventListener("error", () => { part("gone").hidden = false; }); // the browser connects again
 
   // --- finished runs
