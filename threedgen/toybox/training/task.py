@@ -252,7 +252,7 @@ def train_own(task: Task) -> Status:
     shown = AssetViews(shards, held_out, seed, o.n_view) if held_out else None
 
     def cache(name: str, source: ExampleSource) -> LatentCache:
-        folder, count = task.folder / name, o.pictures // source.n_view
+        folder, count = task.folder / name, objects_of(o.pictures, source.n_view)
         return LatentCache(folder, source, prior.vae, prior.image_size, count, block=BLOCK, text=TEXT_BYTES)
 
     with writing(task.folder):
