@@ -32,12 +32,15 @@ TEXT_GUIDANCE = 1.5
 
 
 class CoarsePredictor(ModelMixin, ConfigMixin):
-    """Network that predicts the clean latents of an image from text, an optional camera and an optional object code.
+    """Network that predicts the clean latents of an image from a caption, an optional camera and optional object code.
 
-    The network runs once, without noise as input. Residual blocks and upsampling turn a coarse feature map, computed
-    from text, camera and code, into latents. With the argument `volume`, feature maps that are rendered for the camera
-    from a feature volume, computed from text and code, are added at each level. In most blocks, each position attends
-    to the text, so that "a red hat" colours the hat even if no training caption has a red hat.
+    An object code is a vector for what the caption leaves unspecified. `forward` maps text embeddings (B, L, D), camera
+    vectors (B, 16) and codes (B, D) to latents (B, C, h, h) in one pass, without noise as input.
+
+    Residual blocks and upsampling turn a coarse feature map, computed from text, camera and code, into latents. With
+    the argument `volume`, the network also computes a feature volume of the object from text and code. Renderings of
+    the volume for the camera are added to the feature maps of each level. In most blocks, each position attends to the
+    text, so that "a red hat" colours the hat even if no training caption has a red hat.
     """
 
     config_name: Any = "config.json"
@@ -61,20 +64,22 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
         """Build the network. Raises ValueError if `size` and the levels (`channels`, `blocks`, `volume`) do not fit.
 
         Args:
-            text_width: features D per token of the text embedding, and length of an object code.
+            text_width: features D per token of the text embedding, and length of an object code (a vector for what the
+                caption leaves unspecified).
             latent_channels, size: channels C and side h of the latents. `size` is a multiple of
                 2 ** (len(channels) - 1) and, with `volume`, equal to 4 * 2 ** (len(volume) - 1).
             queries: number of learned queries that attend to the text; their outputs summarise it.
             heads: attention heads.
-            width: hidden features of the MLP that combines text, camera and code; they also scale and shift the inputs
-                of the blocks.
+            width: length of the hidden vector of the MLP that combines text, camera and code. The vector also scales
+                and shifts the inputs of the blocks.
             channels, blocks: channels and number of residual blocks of each level, from coarse to fine. Each level has
                 twice the side of the level before.
-            starts_samples: whether the prior may start its samples from the prediction (img2img); only stored here.
-            fusion: hidden channels of the submodule `fusion`, a `ViewFusion` that corrects predictions by the noisy
-                latents of all views. `forward` does not call it. 0: none.
-            volume: channels of the volumes of `VolumeFeatures`, from coarse to fine. Its feature maps, rendered from
-                the finest volume, are added to those of each level. (): none.
+            starts_samples: whether a diffusion prior may start its samples from the prediction (img2img); only stored
+                here.
+            fusion: hidden channels of `ViewFusion`, an additional network that corrects the predictions for the views
+                of an object by their noisy latents. `forward` does not call it. 0: no such network.
+            volume: channels of the feature volumes (`VolumeFeatures`), from coarse to fine. Feature maps rendered from
+                the finest volume are added to those of each level. (): no volumes.
         """
         super().__init__()
         self.heads, self.base = heads, size // 2 ** (len(channels) - 1)
@@ -117,12 +122,16 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
         return VolumeFeatures(*sizes, tuple(channels), tuple(c["channels"]))
 
     def forward(self, text: Tensor, camera: Tensor | None, code: Tensor | None = None, n_view: int = 1) -> Tensor:
-        """Predict latents (B, C, h, h) from text embeddings (B, L, D), camera vectors (B, 16), object codes (B, D).
+        """Return predicted clean latents (B, C, h, h) of B images, in one pass.
 
-        `attention.joined.camera_vector` computes camera vectors. If `camera` is None, a trained embedding replaces it,
-        and the result is the mean over all cameras. Without a code, or with a zero code, the result is the mean over
-        all objects that fit the caption. `n_view` consecutive rows are views of one object and must have equal texts
-        and codes, because a predictor with feature volumes computes one volume for them.
+        Args:
+            text: text embeddings (B, L, D).
+            camera: camera vectors (B, 16), camera-to-world matrices with translations of length 1 (`camera_vector`).
+                None: the result is the mean over all cameras.
+            code: object codes (B, D), vectors for what the caption leaves unspecified. None or zeros: the result is the
+                mean over all objects that fit the caption.
+            n_view: number of consecutive images that are views of one object. They must have equal texts and codes,
+                because a predictor with feature volumes computes one volume for them.
         """
         code = text.new_zeros(len(text), text.shape[2]) if code is None else code
         tokens = self.code_tokens(code.unflatten(1, (TOKENS, -1))) + self.code_positions * code.any(1)[:, None, None]
@@ -145,19 +154,20 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
         return self.out(F.silu(x))
 
     def encode(self, latents: Tensor, camera: Tensor) -> Tensor:
-        """Return object codes (B, D) of B objects, each computed from V views.
+        """Return the object codes (B, D) of B objects: vectors for what a caption leaves unspecified.
 
-        `latents` are the clean latents of the views (B, V, C, h, h), `camera` their camera vectors (B, V, 16).
+        The code of an object is computed from V views. `latents` are the clean latents of the views (B, V, C, h, h),
+        `camera` their camera vectors (B, V, 16).
         """
         return self.encoder(latents, camera_harmonics(camera))
 
     def fit_code(self, code: Tensor, text: Tensor, latents: Tensor, camera: Tensor, steps: int = FIT_STEPS) -> Tensor:
-        """Return object codes (B, D) that fit known views of B objects better than the codes `code` (B, D) do.
+        """Optimise the object codes of B objects until predictions fit known views better; return the new codes (B, D).
 
         Adam lowers the squared error of the predictions for the known views, plus a penalty on the change of the code.
 
         Args:
-            code: object codes (B, D) from which the optimisation starts.
+            code: object codes (B, D) from which the optimisation starts: vectors for what a caption leaves unspecified.
             text: text embeddings (B, L, D), one caption per object.
             latents: clean latents (B, V, C, h, h) of V known views per object.
             camera: camera vectors (B, V, 16) of the known views.
@@ -178,19 +188,21 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
         return found.detach().to(code.dtype)
 
     def add_fusion(self, channels: int) -> None:
-        """Add an untrained `ViewFusion` with hidden width `channels`, which changes no prediction until it is trained.
+        """Add an untrained `ViewFusion`: a network that corrects predictions by the noisy latents of the views.
 
-        If the predictor has one already, nothing happens.
+        `channels` is its number of hidden channels. It changes no prediction until it is trained. If the predictor
+        already has such a network, nothing happens.
         """
         if self.fusion is None:
             self.fusion = ViewFusion(self.config["latent_channels"], self.config["size"], channels)
             self.register_to_config(fusion=channels)
 
     def add_volume(self, channels: Sequence[int]) -> None:
-        """Add untrained `VolumeFeatures`, which add zero to all feature maps until they are trained.
+        """Add untrained layers (`VolumeFeatures`) that render a feature volume of the object for the camera.
 
-        `channels` are those of its volumes, from coarse to fine. They replace volumes with other channels; if the
-        predictor has volumes with these channels already, nothing happens.
+        The rendered maps are added to the network's own feature maps; they are zero until the layers are trained.
+        `channels` are the channels of the volumes, from coarse to fine. Volumes with other channels are replaced; if
+        the predictor already has volumes with these channels, nothing happens.
         """
         if tuple(channels) != tuple(self.config["volume"]):
             self.volume = self._volume(channels)

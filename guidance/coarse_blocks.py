@@ -5,11 +5,11 @@ from torch import Tensor, nn
 
 
 class Block(nn.Module):
-    """Residual block of `CoarsePredictor`: cross-attention, then two convolutions with kernels of side 3.
+    """Residual block: cross-attention to a text, then two convolutions with kernels of side 3.
 
-    Each position of a feature map or volume attends to the tokens of text and object code. The input of the first
-    convolution is normalised, scaled and shifted (FiLM). Scale and shift are computed from a vector that depends on
-    text and code and, in blocks for feature maps, on the camera.
+    `forward` maps a feature map (B, C, h, w) or volume (B, C, n, n, n) to the same shape. Each position attends to the
+    tokens of the text. The input of the first convolution is normalised, then scaled and shifted (FiLM) by values
+    computed from a feature vector of the text and, for feature maps, the camera.
     """
 
     def __init__(
@@ -51,8 +51,9 @@ class Block(nn.Module):
     def forward(self, x: Tensor, text: Tensor, features: Tensor) -> Tensor:
         """Return the block's output for `x`, a feature map (B, C, h, w) or volume (B, C, n, n, n); same shape.
 
-        With cross-attention, each position of `x` attends to `text` (B, L, D), the tokens of text and object code.
-        Scale and shift are computed from the vectors `features` (B, width).
+        With cross-attention, each position of `x` attends to `text` (B, L, D), the tokens of the caption and of the
+        object code (a vector for what the caption leaves unspecified). Scale and shift are computed from the vectors
+        `features` (B, width).
         """
         if self.attend:
             query = self.query(self.norm_words(x).flatten(2).transpose(1, 2))

@@ -29,9 +29,11 @@ where w is its weight in volume rendering (opacity times transmittance)."""
 
 
 class VolumeFeatures(nn.Module):
-    """Network that makes a feature volume of an object from text and object code, and renders feature maps of views.
+    """Network that computes a feature volume of an object from text and object code, and renders feature maps of views.
 
-    The coarse predictor adds the maps to its own feature maps, on each level. They are zero before training.
+    An object code is a vector for what the text leaves unspecified. `forward` returns maps (B V, c, s, s) of V views of
+    B objects for each level of the coarse predictor (`CoarsePredictor`), which adds them to its own feature maps.
+    Before training, they are zero.
     """
 
     u: Tensor
@@ -120,9 +122,8 @@ class VolumeFeatures(nn.Module):
     def volume(self, mixed: Tensor, text: Tensor) -> Tensor:
         """Return feature volumes (B, C + 1, n, n, n) of B objects: C features, then a logit of the opacity.
 
-        The opacity is the sigmoid of this logit plus `OPACITY_BIAS`. The last three axes are x, y, z; n is the `size`
-        of the constructor. `mixed` (B, width) are hidden vectors computed from text and object code, `text` (B, L, D)
-        the tokens of both.
+        The opacity is sigmoid(logit + `OPACITY_BIAS`). The last three axes are x, y, z; n is the constructor's `size`.
+        `mixed` (B, width) are hidden vectors computed from text and object code, `text` (B, L, D) the tokens of both.
         """
         x = self.seed(mixed).unflatten(1, (-1, COARSEST, COARSEST, COARSEST))
         for k, (blocks, positions) in enumerate(zip(self.levels, self.positions, strict=True)):
@@ -132,14 +133,14 @@ class VolumeFeatures(nn.Module):
         return self.to_feature(F.silu(self.volume_norm(x)))
 
     def project(self, volume: Tensor, camera: Tensor) -> Tensor:
-        """Render feature maps (B V, MAP_CHANNELS, h, h) of V views per object from feature volumes; h is the `size`.
+        """Render feature maps (B V, 64, h, h) of V views per object from feature volumes; h: `size` of the constructor.
 
-        Each pixel samples features and opacity at `DEPTHS` points of its ray. The features of a point are multiplied by
-        `EMPTY` + `SOLID` * w, where w is opacity times transmittance as in NeRF. A linear layer maps the concatenated
-        features of all points to the `MAP_CHANNELS` features of the pixel.
+        Each pixel samples features and opacity at 12 points of its ray (`DEPTHS`). The features of a point are
+        multiplied by `EMPTY` + `SOLID` * w, where w is opacity times transmittance as in NeRF. A linear layer maps the
+        concatenated features of all points to the 64 features of the pixel (`MAP_CHANNELS`).
 
         `volume` (B, C + 1, n, n, n) has C features and a logit of the opacity per cell, see the method `volume`.
-        `camera` (B, V, 16) are camera vectors as in `forward`.
+        `camera` (B, V, 16) are camera vectors: camera-to-world matrices, row by row, with translations of length 1.
         """
         B, V = camera.shape[:2]
         points = self.points(camera.flatten(0, 1)).flip(-1).unflatten(0, (B, V)).flatten(1, 2)  # as z, y, x
@@ -151,10 +152,10 @@ class VolumeFeatures(nn.Module):
         return self.flatten((sampled[:, :-1] * (EMPTY + SOLID * weight)).flatten(1, 2))
 
     def position_weights(self) -> list[nn.Parameter]:
-        """Return the weights with separate values for each cell of a volume.
+        """Return the weights with separate values for each cell of a volume, for the argument `elementwise` of Muon.
 
-        These are the layer that computes the coarsest volume, and the position embeddings of all levels. They are no
-        matrices that Muon should orthogonalise; it updates them by AdamW (its argument `elementwise`).
+        These are the layer that computes the coarsest volume, and the position embeddings of all levels. The optimiser
+        Muon updates them by AdamW, because they are no matrices that it should orthogonalise.
         """
         return [self.seed[1].weight, *self.positions]
 

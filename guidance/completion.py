@@ -1,8 +1,8 @@
 """Completion of views: sample new views of an object from known ones.
 
 If the prior was trained with a separate noise level for each view (by the training config `train-toybox-views`), the
-new views attend to nearly noise-free known views. If the prior has object codes, the new views start from a coarse
-prediction for the code of the known views.
+new views attend to nearly noise-free known views. If the prior has object codes (vectors for what a prompt leaves
+unspecified), the new views start from a coarse prediction for the code of the known views.
 """
 
 from typing import Any, NamedTuple
@@ -48,8 +48,9 @@ def complete_views(
 
     Args:
         prior: a prior whose `completes_views` is True.
-        text: embeddings of the prompt and of the negative prompt, each (1, L, D). If the prior has object codes, the
-            last of the L rows is the code; if it is zero for the prompt, it is computed from the known views.
+        text: embeddings of the prompt and of the negative prompt, each (1, L, D). If the prior has object codes
+            (vectors for what a prompt leaves unspecified), the last of the L rows is the code. If it is zero for the
+            prompt, it is computed from the known views.
         views: known images (A, H, W, 3) in [0, 1], of any size.
         views_c2w: camera-to-world matrices (A, 4, 4) of the known views, OpenGL axes, world z up.
         c2w: camera-to-world matrices (V, 4, 4) of the new views, with the same axes.
@@ -76,11 +77,17 @@ def complete_views(
 
 
 def with_known_views(denoise: Denoiser, known: KnownViews, n_known: int) -> Denoiser:
-    """Return a denoiser of new views that puts the known views into the batch, so that the new views attend to them.
+    """Wrap a denoiser so that the views to denoise attend to known views of the same objects.
 
-    The returned function takes the new views only: its `n_view` is their number per object. It calls `denoise` with the
-    `n_known` known views of each object before its new views, and returns the noise predicted in the new views. If its
-    argument `camera` is None (an unconditional branch), it calls `denoise` without the known views.
+    Args:
+        denoise: function (`Denoiser`) that predicts the noise in a batch of views.
+        known: known views, almost without noise.
+        n_known: number of known views per object.
+
+    Returns:
+        A denoiser that takes the new views only; its `n_view` is their number per object. It calls `denoise` with the
+        known views of each object before its new views, and returns the noise in the new views. If its argument
+        `camera` is None (an unconditional branch), it calls `denoise` without the known views.
     """
 
     def call(x: Tensor, t: Tensor, text: Any, camera: Tensor | None, n_view: int, **kwargs: Any) -> Tensor:

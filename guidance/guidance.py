@@ -48,8 +48,8 @@ def predict_for_texts(
         texts: K text embeddings (n, L, D), where n divides B; each of the n serves B / n consecutive images.
         camera: encoded cameras of the B images, used with each of the K texts; None: no cameras.
         n_view: number of consecutive images that are views of one object.
-        kwargs: further keyword arguments of `denoise`, such as those of `Condition.reference_kwargs`: the features of
-            `reference` are (K, ...), and row k serves the B images of text k.
+        kwargs: further keyword arguments of `denoise`, such as `reference`: features (K, ...) of a reference image by
+            name, of which row k serves the B images of text k.
 
     Returns:
         K noise predictions (B, C, h, w), float32.
@@ -134,11 +134,11 @@ class Condition:
     single_view_uncond: bool = False
 
     def reference_kwargs(self, *used: bool) -> dict[str, Features]:
-        """Return the keyword arguments that pass the reference image to a denoiser for K predictions in one batch.
+        """Return the keyword arguments with which a denoiser gets the reference image, for K predictions in one batch.
 
         Args:
-            used: K flags, one per prediction; False: zeros replace the features of the image, as in the unconditional
-                branch.
+            used: K flags, one per prediction. True: the features of the reference image are used. False: zeros replace
+                them, as in the unconditional branch.
 
         Returns:
             {"reference": features by name, each (K, ...)}, or {} if the condition has no reference image.

@@ -38,10 +38,11 @@ def sinusoids(t: Tensor) -> Tensor:
 
 
 class ObjectEncoder(nn.Module):
-    """Transformer that computes an object code from clean latents of one or more views of the object.
+    """Transformer that computes object codes from clean latents of one or more views of each object.
 
-    `TOKENS` learned queries and the latent patches of all views attend to each other; each query gives a part of the
-    code.
+    An object code is a vector for what a caption leaves unspecified, such as colours and the exact shape. `forward`
+    maps latents (B, V, C, h, h) and camera features (B, V, F) of V views per object to codes (B, code_width). `TOKENS`
+    (8) learned queries and the latent patches of all views attend to each other; each query gives a part of the code.
     """
 
     def __init__(self, latent_channels: int, size: int, camera_features: int, code_width: int) -> None:
@@ -62,7 +63,8 @@ class ObjectEncoder(nn.Module):
     def forward(self, latents: Tensor, camera: Tensor) -> Tensor:
         """Return the object codes (B, code_width) of B objects, float32, with mean square 1.
 
-        `latents` are clean latents (B, V, C, h, h) of V views per object, `camera` their F camera features (B, V, F).
+        A code is a vector for what a caption leaves unspecified. `latents` are clean latents (B, V, C, h, h) of V views
+        per object, `camera` their F camera features (B, V, F) from `view_fusion.camera_harmonics`.
         """
         x = F.pixel_unshuffle(latents.flatten(0, 1), PATCH).flatten(2).transpose(1, 2)
         x = self.patches(x) + self.positions + self.camera(camera.flatten(0, 1))[:, None]
@@ -75,8 +77,10 @@ class ObjectEncoder(nn.Module):
 class CodeSampler(nn.Module):
     """Network that samples object codes for captions, by flow matching (Lipman et al. 2023, arXiv 2210.02747).
 
-    The path from noise e to an object code z is x_t = (1 - t) e + t z with t in [0, 1]; the network predicts z - e. The
-    `TOKENS` parts of the noisy code attend to each other and to the caption.
+    An object code z is a vector for what a caption leaves unspecified, such as colours and the exact shape. The path
+    from Gaussian noise e to z is x_t = (1 - t) e + t z with t in [0, 1]. `forward` predicts the velocity z - e from
+    x_t, t and the caption: the `TOKENS` (8) parts of x_t attend to each other and to the caption. `sample` integrates
+    the velocity from noise to a code.
     """
 
     def __init__(self, text_width: int, code_width: int) -> None:
@@ -91,13 +95,17 @@ class CodeSampler(nn.Module):
         self.out = nn.Linear(WIDTH, code_width // TOKENS)
 
     def encode_text(self, text: Tensor) -> Tensor:
-        """Let the L tokens of text embeddings (B, L, D) attend to each other; return features (B, L, WIDTH)."""
+        """Let the tokens of text embeddings (B, L, D) attend to each other; return (B, L, 192), input of `forward`."""
         return self.text(self.words(text))
 
     def forward(self, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
-        """Predict the velocity z - e (B, code_width), float32, at noisy codes `x` (B, code_width) and times `t` (B,).
+        """Predict the velocity z - e (B, code_width), float32, from Gaussian noise e to clean object codes z.
 
-        `text` are features (B, L, WIDTH) from `encode_text`. Times are in [0, 1]; 0 is noise.
+        Args:
+            x: noisy codes (1 - t) e + t z, (B, code_width). An object code is a vector for what a caption leaves
+                unspecified.
+            t: times (B,) in [0, 1]; 0: noise, 1: clean code.
+            text: features (B, L, 192) of the L tokens of each caption, from `encode_text`.
         """
         time = self.time(sinusoids(t))
         tokens = self.code(x.unflatten(1, (TOKENS, -1))) + self.positions + time[:, None]
@@ -105,12 +113,14 @@ class CodeSampler(nn.Module):
 
     @torch.no_grad()
     def sample(self, text: Tensor, empty: Tensor, noise: Tensor, similar_to: Tensor | None = None) -> Tensor:
-        """Sample object codes (B, code_width) for text embeddings (B, L, D) from Gaussian noise (B, code_width).
+        """Sample object codes (B, code_width), vectors for what a caption leaves unspecified, for B captions.
 
-        `empty` (1, L, D) is the embedding of the empty prompt, for classifier-free guidance with scale `GUIDANCE`.
-        If codes `similar_to` (B, code_width) are given, sampling starts from these with noise of strength
-        `EDIT_STRENGTH` (SDEdit, Meng et al. 2022), so the result is similar to `similar_to`; None: sampling starts from
-        noise.
+        Args:
+            text: embeddings (B, L, D) of the captions.
+            empty: embedding (1, L, D) of the empty prompt, for classifier-free guidance with scale `GUIDANCE` (2).
+            noise: Gaussian noise (B, code_width).
+            similar_to: codes (B, code_width) to which the results become similar: sampling starts from these with noise
+                of strength `EDIT_STRENGTH` (SDEdit, Meng et al. 2022). None: sampling starts from noise.
         """
         words, x, first = self.encode_text(torch.cat([text, empty.expand_as(text)])), noise, 0
         if similar_to is not None:

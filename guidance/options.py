@@ -36,7 +36,7 @@ MIN_OVERLAP = 0.3
 
 
 def embedded_as(name: str) -> AfterValidator:
-    """Return a pydantic validator that replaces the value "embedded" by `name`, the name of an embedded model."""
+    """Return a pydantic validator that replaces the value "embedded" by `name`, a model that comes with threedgen."""
     return AfterValidator(lambda weights: name if weights == "embedded" else weights)
 
 
@@ -55,7 +55,7 @@ MatteName = Annotated[
 
 
 class PriorConfig(Config):
-    """Options that all diffusion priors have, such as weights and precision; base class of the priors' configs.
+    """Base class of the options of diffusion priors: weights, tokenizer, precision, attention back end, image size.
 
     The class attribute `parts` holds the sub-folders that a diffusers folder with weights of this prior must have.
     """
@@ -187,7 +187,11 @@ class EmbeddingFile(Config):
 
 
 class LatentPriorConfig(PriorConfig):
-    """Config of a prior on VAE latents: adds LoRAs, textual inversions and sampling at half the size first."""
+    """Options of diffusion priors on VAE latents.
+
+    In addition to those of all priors: LoRAs, textual inversions, kind of the UNet's output, and sampling at half the
+    size first (`draft`).
+    """
 
     loras: Annotated[list[LoraFile], BeforeValidator(file_entries)] = Field(
         [], description="LoRAs that are fused into the weights: files, or {file: FILE, scale: 0.8}"
@@ -224,7 +228,7 @@ class LatentPriorConfig(PriorConfig):
 
 
 class ReferenceConfig(LatentPriorConfig):
-    """Config of a latent prior that may take a reference image, which shows the object to sample."""
+    """Options of latent priors that may take a reference image of the object: its file, and background removal."""
 
     image: str | None = Field(
         None, min_length=1, description="reference image, cut out (PNG with alpha) or on a plain background"
@@ -238,7 +242,11 @@ class ReferenceConfig(LatentPriorConfig):
 
 
 class MVDreamConfig(LatentPriorConfig):
-    """Config of MVDream: a prior that samples several views of an object together, each with its camera."""
+    """Options of the prior MVDream, which samples several views of an object together, each with its camera.
+
+    In addition to weights and sampling, they set a DreamBooth file, which adds a subject, and whether the unconditional
+    branch has attention between views.
+    """
 
     graphs_unet: ClassVar[bool] = True
 
@@ -283,7 +291,10 @@ class MVDreamConfig(LatentPriorConfig):
 
 
 class ImageDreamConfig(ReferenceConfig):
-    """Config of ImageDream: MVDream conditioned on an image of the object, which is its front view."""
+    """Options of the prior ImageDream: MVDream conditioned on an image of the object, which is its front view.
+
+    They set the image, the weights and whether the image is a further view or enters only as tokens.
+    """
 
     parts: ClassVar[tuple[str, ...]] = (*PARTS, IMAGE_ENCODER)
 
@@ -316,7 +327,7 @@ class ImageDreamConfig(ReferenceConfig):
 
 
 class StableDiffusionConfig(LatentPriorConfig):
-    """Config of a 2D latent diffusion prior: single images, no camera."""
+    """Options of a 2D latent diffusion prior, which samples single images without a camera, such as its weights."""
 
     graphs_unet: ClassVar[bool] = True
 
@@ -329,7 +340,10 @@ class StableDiffusionConfig(LatentPriorConfig):
 
 
 class MVDiffusionConfig(LatentPriorConfig):
-    """Config of MVDiffusion: a 2D model that samples views of a scene together, by attention between the views."""
+    """Options of the prior MVDiffusion: a 2D model that samples the views of a scene together.
+
+    They set the weights of the 2D model and of the added attention between views, and whether given views stay fixed.
+    """
 
     name: Literal["mvdiffusion"] = Field("mvdiffusion", description="correspondence-aware diffusion (arXiv 2307.01097)")
     weights: BaseWeights = Field(
@@ -359,7 +373,11 @@ class MVDiffusionConfig(LatentPriorConfig):
 
 
 class MVAdapterConfig(ReferenceConfig):
-    """Config of MV-Adapter: a frozen 2D model that samples several views of an object by added attention layers."""
+    """Options of the prior MV-Adapter: a frozen 2D model with added attention layers, which samples views of an object.
+
+    They set the 2D model, the adapter (file of the added layers), its camera or mesh input, and scales of its
+    attention.
+    """
 
     name: Literal["mvadapter"] = Field("mvadapter", description="multi-view adapter of a 2D model (arXiv 2412.03632)")
     weights: BaseWeights = Field(
@@ -431,7 +449,10 @@ class MVAdapterConfig(ReferenceConfig):
 
 
 class DeepFloydConfig(PriorConfig):
-    """Config of DeepFloyd IF's text-to-image model, without its super-resolution models: pixels, 64 x 64, no camera."""
+    """Options of the prior DeepFloyd IF, which samples images of 64 x 64 pixels without camera: weights and precision.
+
+    The super-resolution models of DeepFloyd IF are not used.
+    """
 
     parts: ClassVar[tuple[str, ...]] = ("unet", "text_encoder")
 

@@ -33,7 +33,9 @@ class Prior(Protocol):
     """Frozen diffusion model of images, which samples images and predicts noise for distillation losses.
 
     Latents are (B, C, h, w); for a prior on pixels they are images (B, 3, H, W) in [-1, 1]. In a batch, the views of
-    one object are consecutive.
+    one object are consecutive. A subclass implements `networks`, `latent_shape`, `to`, `encode_prompt`, `max_tokens`,
+    `text_shape`, `encode_images`, `decode_latents` and `network` (the UNet's output); priors with cameras also
+    `camera`.
 
     Attributes:
         unet: the denoising network.
@@ -144,9 +146,10 @@ class Prior(Protocol):
         return [] if (vocabulary := self.vocabulary) is None else vocabulary.unknown(prompt)
 
     def read_prompt(self, prompt: str) -> Reading:
-        """Rewrite a prompt in the words of a closed vocabulary; without such a vocabulary, keep it unchanged.
+        """Rewrite a prompt in the known words of a tokenizer with one token per word (a closed vocabulary).
 
-        The result `Reading` has the new `text` and the words that were replaced or left out.
+        The result `Reading` has the new `text` and the words that were replaced or left out. With any other tokenizer,
+        the text is unchanged.
         """
         return Reading(prompt) if (vocabulary := self.vocabulary) is None else vocabulary.read(prompt)
 
@@ -240,46 +243,51 @@ class Prior(Protocol):
     def sample_code(
         self, text: Tensor, generator: sampling.Generators = None, similar_to: Tensor | None = None
     ) -> Tensor:
-        """Sample an object code for each of n prompts; return a copy of `text` (n, L, D) with it in the last row.
+        """Sample object codes for n prompts; return a copy of `text` (n, L, D) with the codes in the last row.
 
-        The last row of `text`, zeros or an earlier code, is replaced. A code chooses what a prompt leaves unspecified,
-        once for all views. A prior without object codes returns `text` unchanged. `generator` is one random generator
-        or a list of n; None: torch's global generator. `similar_to` (n, L, D) are embeddings with codes of n other
-        objects, to which the sampled objects become similar; None: no such objects.
+        An object code is a vector that chooses what a prompt leaves unspecified, once for all views. It replaces the
+        last row of `text`, zeros or an earlier code. A prior without object codes returns `text` unchanged. `generator`
+        is one random generator or a list of n; None: torch's global generator. `similar_to` (n, L, D) are embeddings
+        with codes of n other objects, to which the sampled objects become similar; None: no such objects.
         """
         return text
 
     @property
     def has_code(self) -> bool:
-        """Whether this prior's text embeddings (L, D) have an object code as last row; a row of zeros means no code."""
+        """Whether this prior's text embeddings (L, D) have an object code as last row; a row of zeros means no code.
+
+        An object code is a vector for what the prompt leaves unspecified.
+        """
         return False
 
     def encode_code(self, text: Tensor, latents: Tensor, c2w: Tensor, fit: bool = False) -> Tensor:
         """Compute object codes from V known views of each of n objects; return `text` with the codes in its last row.
 
-        `text` are embeddings (n, L, D); the result is a copy, or `text` unchanged if the prior has no object codes.
-        `latents` are clean latents of the views (n, V, C, h, w), `c2w` their camera-to-world matrices (n, V, 4, 4). If
-        `fit` is True, Adam changes the encoded codes so that the coarse predictor reproduces the views better (half a
-        second for one view on a CPU).
+        An object code is a vector for what a prompt leaves unspecified. `text` are embeddings (n, L, D); the result is
+        a copy, or `text` unchanged if the prior has no object codes. `latents` are clean latents of the views
+        (n, V, C, h, w), `c2w` their camera-to-world matrices (n, V, 4, 4). If `fit` is True, Adam changes the encoded
+        codes so that the coarse predictor (see `coarse_latents`) reproduces the views better; this takes half a second
+        for one view on a CPU.
         """
         return text
 
     def coarse_latents(self, text: Tensor, c2w: Tensor | None, text_guidance: bool = True) -> Tensor | None:
-        """Predict latents (B, C, h, w) with the coarse predictor, in one pass: a start for samples.
+        """Predict latents (B, C, h, w) as a start for samples, in one pass of a network (the coarse predictor).
 
         `text` are embeddings (B, L, D), `c2w` camera-to-world matrices (B, 4, 4), OpenGL axes, world z up. With
-        `text_guidance`, a prediction with an object code gets classifier-free guidance by the empty prompt. Returns
-        None without a coarse predictor, without cameras (`c2w` None), or if the prior does not use its predictor for
-        these samples, such as MV-Adapter with a reference image.
+        `text_guidance`, a prediction with an object code (a vector for what the prompt leaves unspecified) gets
+        classifier-free guidance by the empty prompt. Returns None without a coarse predictor, without cameras (`c2w`
+        None), or if the prior does not use its predictor for these samples, such as MV-Adapter with a reference image.
         """
         return None
 
     def coarse_start(
         self, text: Tensor, c2w: Tensor | None, strength: float = COARSE_STRENGTH
     ) -> sampling.InitLatents | None:
-        """Return the result of `coarse_latents` as an img2img start with noise strength `strength` in (0, 1].
+        """Return latents (B, C, h, w) of the coarse predictor (see `coarse_latents`) as an img2img start of samples.
 
-        Returns None, which means a start from noise, if that result is None or `strength` is 1.
+        `text` are embeddings (B, L, D), `c2w` camera-to-world matrices (B, 4, 4), `strength` in (0, 1] is the noise
+        strength. Returns None, which means a start from noise, if `strength` is 1 or `coarse_latents` returns None.
         """
         coarse = self.coarse_latents(text, c2w) if strength < 1 else None
         return None if coarse is None else sampling.InitLatents(coarse, strength)
@@ -308,7 +316,8 @@ class Prior(Protocol):
             generator: one random generator, or one per prompt, so that the noise of a prompt does not depend on the
                 other prompts. A CPU generator gives the same noise on every device.
             on_step: progress callback (steps done, total steps).
-            init_strength: img2img strength in (0, 1] if the prior has a coarse predictor; 1: start from noise.
+            init_strength: noise strength in (0, 1] of samples that start by img2img from the prediction of the coarse
+                predictor (see `coarse_latents`); 1, or without such a predictor: they start from noise.
 
         Returns:
             Images (P V, s, s, 3) in [0, 1] on the CPU, s = `image_size`; the V views of a prompt are consecutive.
@@ -333,8 +342,9 @@ class Prior(Protocol):
     ) -> Tensor:
         """Sample V views of each of P encoded prompts by DDIM; return images (P V, s, s, 3) in [0, 1] on the CPU.
 
-        `text` holds the embeddings of the prompts (P, L, D), with object codes if the prior has them, and of the
-        negative prompt (1, L, D). The method `sample` explains the result and the other arguments.
+        `text` holds the embeddings of the prompts (P, L, D), with object codes (vectors for what a prompt leaves
+        unspecified) if the prior has them, and of the negative prompt (1, L, D). The method `sample` explains the
+        result and the other arguments.
         """
         n_view = 1 if c2w is None else c2w.shape[-3]
         poses = camera = None

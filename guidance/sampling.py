@@ -56,9 +56,9 @@ def no_callback(done: int, steps: int) -> None:
 
 
 def before_steps(callback: Callable[[], None]) -> OnStep:
-    """Wrap `callback`, a function without arguments, as a progress callback (steps done, total steps).
+    """Return a progress callback (steps done, total steps) that calls `callback()` before each step.
 
-    It is called before each step, and not after the last one.
+    Progress callbacks are also called after the last step; `callback` is not.
     """
     return lambda done, steps: callback() if done < steps else None
 
@@ -75,10 +75,10 @@ def ddim_timesteps(steps: int, T: int = 1000) -> Tensor:
 
 
 def ddim_alphas(schedule: Schedule, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-    """Return alpha_bar before and after the step at each of the ascending `timesteps`.
+    """Return alpha_bar, the signal's share of the variance, before and after the DDIM step at each of `timesteps`.
 
-    Both are (steps,) float64 on the CPU. The last step, at timesteps[0], ends at alpha_bar[0] as in Stable
-    Diffusion, instead of 1 (diffusers: set_alpha_to_one=False).
+    `timesteps` (steps,) ascend. Both results are (steps,) float64 on the CPU. The last step, at timesteps[0], ends at
+    alpha_bar[0] as in Stable Diffusion, instead of 1 (diffusers: set_alpha_to_one=False).
     """
     alpha_bar = schedule.alpha_bar.cpu().double()
     a = alpha_bar[timesteps]
@@ -257,12 +257,12 @@ def sample_images(
     """Sample images in one or several passes and return them, (count, H, W, 3) in [0, 1], on the CPU.
 
     The first pass has half the size if the img2img strength `model.draft` is set and `init` is None, else full size.
-    Then `sync.rounds` img2img passes follow at full size. If this number is 0, one pass follows a first pass at half
-    the size, and none a first pass at full size. The strengths of n passes are s, s (n - 1) / n, ..., s / n; s is
-    `model.draft` after a first pass at half the size, else 0.3 (`REFINE_STRENGTH`).
+    Then n img2img passes follow at full size. n is `sync.rounds`; if this is 0, n is 1 after a first pass at half the
+    size, else 0. The noise strengths of these passes are s, s (n - 1) / n, ..., s / n, where s is `model.draft` after a
+    first pass at half the size, else 0.3 (`REFINE_STRENGTH`).
 
     Args:
-        model: a latent prior.
+        model: a latent diffusion model (`LatentDiffusion`), whose VAE encodes and decodes the images.
         count: number of images.
         size: (H, W) in pixels.
         sample: function (size, noise (count, C, h, w), img2img start or None) -> clean latents, for one pass.

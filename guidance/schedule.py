@@ -33,7 +33,7 @@ class Schedule:
         betas: variance of the noise that each timestep adds, (T,) float32, in (0, 1).
         alpha_bar: cumulative product of 1 - betas, the signal's remaining share of the variance, (T,) float32.
         prediction: output of the network: "epsilon", the noise eps, or "v_prediction",
-            v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0.
+            v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0, where x_0 is the clean image or latent.
     """
 
     betas: Tensor
@@ -42,7 +42,10 @@ class Schedule:
 
     @classmethod
     def from_betas(cls, betas: Tensor, prediction: Prediction = "epsilon") -> "Schedule":
-        """Build a schedule from `betas` (T,). Raises ValueError unless betas are in (0, 1) and alpha_bar > 1e-12."""
+        """Build a schedule from `betas` (T,), the variance of the noise that each timestep adds.
+
+        Raises ValueError unless all betas are in (0, 1) and the product of all 1 - beta is above 1e-12.
+        """
         betas = betas.double()  # a float32 product of 1000 factors is off by 1e-5
         alpha_bar = torch.cumprod(1 - betas, 0)
         if betas.ndim != 1 or not ((betas > 0) & (betas < 1) & (alpha_bar > MIN_ALPHA_BAR)).all() or not len(betas):
@@ -138,9 +141,10 @@ class Schedule:
         return Schedule(self.betas.to(device), self.alpha_bar.to(device), self.prediction)
 
     def alpha_sigma(self, t: Timesteps, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Return sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t), shaped to be multiplied with `like` (B, ...).
+        """Return sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t), the factors of signal and noise at timestep `t`.
 
-        Their shape is (B, 1, ...), or (1, 1, ...) if `t` is one timestep for all images.
+        They can be multiplied with `like` (B, ...): their shape is (B, 1, ...), or (1, 1, ...) if `t` is one timestep
+        for all images.
         """
         alpha_bar = self.alpha_bar.to(like.device)  # no copy if the schedule is on this device already
         index = t.to(like.device) if isinstance(t, Tensor) else t

@@ -23,7 +23,8 @@ VIEWS = 4
 class ModulatedBlock(nn.Module):
     """Residual block: group norm, scale and shift per channel, then two 3 x 3 convolutions, each after a SiLU.
 
-    A linear layer computes scale and shift from features (B, WIDTH) of the view's camera and noise level.
+    Input: feature maps (N, channels, h, w) of N views, and features (N, WIDTH = 256) of each view's camera and noise
+    level, from which a linear layer computes scale and shift. Output: feature maps of the same shape.
     """
 
     def __init__(self, channels: int) -> None:
@@ -43,8 +44,9 @@ class ModulatedBlock(nn.Module):
 class RowLayer(nn.Module):
     """Residual MLP over each row of a square feature map; it mixes all positions and channels of the row.
 
-    It can move features that come from other views to their position in this view, because cameras at one elevation
-    see a 3D point in about the same row.
+    Input: feature maps (N, channels, side, side) of N views, and features (N, WIDTH = 256) of each view's camera and
+    noise level, which scale the channels. Output: feature maps of the same shape. The layer can move features of other
+    views to their position in this view, because cameras at one elevation see a 3D point in about the same row.
     """
 
     def __init__(self, channels: int, side: int) -> None:
@@ -62,10 +64,11 @@ class RowLayer(nn.Module):
 
 
 class ViewFusion(nn.Module):
-    """Network that predicts clean latents of all views of an object from coarse predictions and noisy latents.
+    """Network that improves predictions of the clean latents of an object's views by the noisy latents of all views.
 
-    First each view gets features from all views (`messages`). Then a small UNet, the same for every view, predicts a
-    correction that is added to the coarse prediction. Before training, the correction is zero.
+    Another network made the input predictions, called coarse, without the noisy latents. First each view gets features
+    from all views (`messages`). Then a small UNet, the same for every view, predicts a correction, which is added to
+    the coarse prediction. Before training, the correction is zero.
     """
 
     def __init__(self, latent_channels: int, size: int, channels: int) -> None:
@@ -107,8 +110,8 @@ class ViewFusion(nn.Module):
         Args:
             x: noisy latents a z + s e (B, V, C, h, h): clean latents z times a factor a, Gaussian noise e times s.
             level: noise levels (B, V), 2 / pi arctan(s / a); 0: clean latents, 1: noise.
-            camera: camera vectors (B, V, 16).
-            coarse: predictions (B, V, C, h, h) of the clean latents from caption, camera and object code.
+            camera: camera vectors (B, V, 16), row-major camera-to-world matrices with translations of length 1.
+            coarse: predictions (B, V, C, h, h) of the clean latents, to be improved.
         """
         x = x.to(coarse.dtype)  # float32, or the dtype of autocast; x may have that of a UNet with half weights
         noise = sinusoids(level.flatten()).unflatten(0, level.shape).to(x.dtype)
@@ -145,7 +148,7 @@ class ViewFusion(nn.Module):
 
 
 def azimuth_harmonics(azimuth: Tensor) -> Tensor:
-    """Return all cos(k a), then all sin(k a), (..., 2 HARMONICS), k = 1..HARMONICS, for azimuths a (...) in radians."""
+    """Return cos(k a) for k = 1..HARMONICS, then sin(k a), of azimuths a (...) in radians: (..., 2 HARMONICS)."""
     turns = azimuth[..., None] * torch.arange(1, HARMONICS + 1, device=azimuth.device)
     return torch.cat([turns.cos(), turns.sin()], -1)
 
@@ -154,18 +157,18 @@ def camera_harmonics(camera: Tensor) -> Tensor:
     """Return features (..., 2 HARMONICS + 2) of camera vectors (..., 16): azimuth harmonics, height z and z^2.
 
     A camera vector is a row-major camera-to-world matrix with a translation (x, y, z) of length 1, in a world with z
-    up. The azimuth is atan2(y, x), so it is 0 on the +x axis.
+    up. The azimuth harmonics are cos(k a), then sin(k a), for k = 1..HARMONICS and the azimuth a = atan2(y, x).
     """
     x, y, z = camera[..., 3], camera[..., 7], camera[..., 11:12]
     return torch.cat([azimuth_harmonics(torch.atan2(y, x)), z, z**2], -1)
 
 
 def view_features(camera: Tensor, noise: Tensor) -> Tensor:
-    """Return features (B, V, F) of V views per object, from their camera vectors (B, V, 16) and noise levels.
+    """Return features (B, V, F) of the cameras and noise levels of B objects with V views each.
 
-    `noise` (B, V, N) has the noise level of each view, encoded by `sinusoids` as N values. The features of a view are
-    its `camera_harmonics` (2 HARMONICS + 2 values), its N values in `noise`, and the mean of these over the V views of
-    the object, so F = 2 HARMONICS + 2 + 2 N.
+    `camera` (B, V, 16) has camera-to-world matrices, row-major. `noise` (B, V, N) has the noise level of each view,
+    encoded as N values. The features of a view are 2 HARMONICS + 2 values of its camera (`camera_harmonics`), its N
+    values in `noise`, and the mean of `noise` over the V views, so F = 2 HARMONICS + 2 + 2 N.
     """
     return torch.cat([camera_harmonics(camera), noise, noise.mean(1, keepdim=True).expand_as(noise)], -1)
 
@@ -173,9 +176,9 @@ def view_features(camera: Tensor, noise: Tensor) -> Tensor:
 def pair_features(camera: Tensor, noise: Tensor) -> Tensor:
     """Return features (B, V, V, F) of all pairs of views: view i (second axis) gets messages from view j (third axis).
 
-    The features are harmonics of the azimuth difference, azimuth i minus azimuth j, the heights z of both cameras and
-    their difference, whether i = j, and both noise levels. `camera` (B, V, 16) are camera vectors, `noise` (B, V, N)
-    noise levels encoded by `sinusoids`, so F = 2 HARMONICS + 4 + 2 N.
+    The features are cosines and sines of multiples of azimuth i minus azimuth j, the heights z of both cameras and
+    their difference, whether i = j, and both noise levels. `camera` (B, V, 16) has camera-to-world matrices, row-major,
+    `noise` (B, V, N) noise levels encoded as N values, so F = 2 HARMONICS + 4 + 2 N.
     """
     V = camera.shape[1]
     x, y, z = camera[..., 3], camera[..., 7], camera[..., 11]

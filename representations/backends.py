@@ -74,7 +74,7 @@ def _supports(name: str, device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def requires_deterministic() -> bool:
-    """Return True if torch raises an error for nondeterministic algorithms (`trainer.deterministic=true`)."""
+    """Return whether torch raises errors for nondeterministic algorithms (config option `trainer.deterministic`)."""
     enabled = torch.are_deterministic_algorithms_enabled()
     return enabled and not torch.is_deterministic_algorithms_warn_only_enabled()
 

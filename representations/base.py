@@ -87,7 +87,10 @@ Regulariser = Callable[[Render], Tensor]
 
 
 class Representation(nn.Module):
-    """Base class of all representations. A representation is the trained 3D object, as a field or a mesh.
+    """Base class of all representations. A representation is the trained 3D object, as a field, mesh or Gaussians.
+
+    A subclass whose rays are marched implements `forward`, `density` and `with_normal`; a rasterised one implements
+    `render`. The other methods have defaults.
 
     Attributes:
         rasterised: True if `render` returns whole images, False if rays are marched through the field.
@@ -136,8 +139,9 @@ class Representation(nn.Module):
         return {}
 
     def resize(self, state: Mapping[str, Tensor]) -> None:
-        """Resize the tensors in `variable_shapes` to their shapes in the state dict `state`, before `load_state_dict`.
+        """Resize tensors to their shapes in the state dict `state`, as a preparation of `load_state_dict`.
 
+        These are the parameters and buffers named in `variable_shapes`, whose first dimension changes during training.
         Resized tensors are filled with 0. Tensors that `state` lacks keep their shape.
         """
         for name in self.variable_shapes:
@@ -159,16 +163,17 @@ class Representation(nn.Module):
         self.load_state_dict(other.state_dict())
 
     def init_from_functions(self, density: Field, colour: Field) -> None:
-        """Initialise the representation from functions of world points (N, 3): density (N,), sRGB (N, 3) in [0, 1].
+        """Initialise the representation from two functions of world points (N, 3).
 
-        This default raises ConfigError, for representations that do not support it.
+        `density` returns densities (N,), `colour` sRGB colours (N, 3) in [0, 1]. This default raises ConfigError;
+        subclasses that support such a start override it.
         """
         raise ConfigError(f"{type(self).__name__} cannot start from 3D Gaussians. Set field.name=dmtet", "start")
 
     def init_from_file(self, path: Path) -> None:
         """Initialise the representation from the points of a point cloud file.
 
-        This default raises ConfigError, for representations that do not consist of points.
+        This default raises ConfigError; subclasses that support such a start override it.
         """
         raise ConfigError(f"{type(self).__name__} cannot start from a point cloud. Set field.name=gaussians", "start")
 

@@ -73,11 +73,11 @@ class Bounds(NamedTuple):
 
 
 class SceneField:
-    """Field of one scene, together with the background, occupancy grid and ray marching options of its renders.
+    """Instant-NGP field of one scene, with the background, occupancy grid and ray marching options of its renders.
 
-    `options` are the options of the fit. The parameters are initialised from `seed`; `fit` trains them. The background
-    is uniform and has the colour `colour` (3,) in [0, 1]. `bounds` is the extent of the scene. Renders are computed on
-    `device`.
+    The parameters are initialised from `seed`; the function `fit` trains them. `options` are the options of this
+    training. The background has the uniform colour `colour` (3,) in [0, 1]. `bounds` is the extent of the scene.
+    Renders are computed on `device`.
     """
 
     def __init__(self, options: ProtocolConfig, bounds: Bounds, colour: Tensor, seed: int, device: str = "cpu") -> None:
@@ -126,13 +126,13 @@ class SceneField:
 
 
 def fit(views: Views, bounds: Bounds, options: ProtocolConfig, seed: int, device: str = "cpu") -> SceneField:
-    """Fit a field to views of one scene. Equal seeds give equal fields.
+    """Train an Instant-NGP field on views of one scene and return it. Equal seeds give equal fields.
 
     The rays and colours of all pixels stay in memory: 36 bytes per pixel.
 
     Args:
         bounds: bounds of the scene, from all its cameras (`Bounds.from_cameras`), also those of held-out views.
-        options: options of the fit. The autograd graph holds at most `options.chunk` rays at a time.
+        options: options of the training. The autograd graph holds at most `options.chunk` rays at a time.
         device: "cpu", "cuda", or "auto" for a GPU if one is available.
     """
     keep_freed_memory()

@@ -21,7 +21,7 @@ _BACKEND = "kernel implementation; auto: numba on a CPU, triton (if installed) o
 class HashGridConfig(Config):
     """Multi-resolution hash grid (Mueller et al. 2022, "Instant NGP") with the formulas of tiny-cuda-nn.
 
-    Options of the encoding "hashgrid".
+    Options of the encoding "hashgrid": number and resolutions of levels, features and entries of a level, kernels.
     """
 
     name: Literal["hashgrid"] = "hashgrid"
@@ -78,7 +78,10 @@ Encoding = Annotated[Any, registry.Component("encoding", default="hashgrid")]
 
 
 class EncodedFieldConfig(FieldConfig):
-    """Base class of the configs of fields that are made of a position encoding and small MLPs."""
+    """Base class of the configs of fields that are made of a position encoding and small MLPs.
+
+    Options: half the side of the field's cube, position encoding, size of the MLPs, number of output features.
+    """
 
     radius: float = Field(1.0, gt=0, le=100, description="half the side of the field's cube, world units")
     encoding: Encoding = Field({}, description="position encoding")
@@ -97,7 +100,7 @@ class EncodedFieldConfig(FieldConfig):
 class NGPConfig(EncodedFieldConfig):
     """Instant-NGP field: an encoding, a small MLP for density and one for features (colours before shading).
 
-    Options of the representation "ngp".
+    Options of the representation "ngp": size of the MLPs, the density's activation, and the initial blob of density.
     """
 
     name: Literal["ngp"] = "ngp"
@@ -116,7 +119,7 @@ class NGPConfig(EncodedFieldConfig):
 class SDFConfig(EncodedFieldConfig):
     """Signed distance field rendered with NeuS's opacity (Wang et al. 2021): a surface, no semi-transparent density.
 
-    Options of the representation "sdf".
+    Options of the representation "sdf": radius of the initial ball, initial sharpness, and how normals are computed.
     """
 
     losses: ClassVar[dict[str, str]] = {"eikonal": "weight of the eikonal loss: the distance's gradient has length 1"}
@@ -141,7 +144,7 @@ class SDFConfig(EncodedFieldConfig):
 class DMTetConfig(FieldConfig):
     """DMTet mesh: distances on a tetrahedral grid, coloured by a field (Shen et al. 2021; second stage of Magic3D).
 
-    Options of the representation "dmtet".
+    Options of the representation "dmtet": grid resolution, initial surface, and `paint`, the field that gives colours.
     """
 
     losses: ClassVar[dict[str, str]] = {
@@ -172,7 +175,7 @@ class DMTetConfig(FieldConfig):
 class GaussiansConfig(FieldConfig):
     """Anisotropic 3D Gaussians (Kerbl et al. 2023, "3D Gaussian Splatting"); their number changes in training.
 
-    Options of the representation "gaussians".
+    Options of the representation "gaussians": initial number and opacity, densification, learning rates, kernels.
     """
 
     has_normals: ClassVar[bool] = False
@@ -251,7 +254,7 @@ Channel = Annotated[float, Field(ge=0, le=1)]
 class SolidBackgroundConfig(Config):
     """Background of one colour, fixed or random per training batch.
 
-    Options of the background "solid".
+    Options of the background "solid": the colour, and the kind and range of random colours.
     """
 
     name: Literal["solid"] = "solid"
@@ -268,7 +271,7 @@ class SolidBackgroundConfig(Config):
 class NeuralBackgroundConfig(Config):
     """Neural environment map: a small MLP from ray direction to colour.
 
-    Options of the background "neural".
+    Options of the background "neural": probability that a training batch has one random colour instead.
     """
 
     name: Literal["neural"] = "neural"
@@ -318,7 +321,7 @@ class MaterialConfig(Config):
 class DiffuseMaterialConfig(MaterialConfig):
     """Albedo lit by a point light and an ambient light (Poole et al. 2022, "DreamFusion", section 3.1).
 
-    Options of the material "diffuse".
+    Options of the material "diffuse": which training steps are lit, and the intensities of the lights.
     """
 
     name: Literal["diffuse"] = "diffuse"
@@ -357,7 +360,7 @@ class ProtocolConfig(Config):
 class PaperProtocolConfig(ProtocolConfig):
     """Protocol of the 3DiM paper: every pixel of every training view in each of 1000 steps. For GPUs.
 
-    Options of the fit of a NeRF to views of a scene (`ProtocolConfig`), as in the paper.
+    Options, with the paper's values, of a NeRF that is fitted to views of a scene to score their 3D consistency.
     """
 
     name: Literal["paper"] = "paper"
@@ -366,8 +369,8 @@ class PaperProtocolConfig(ProtocolConfig):
 class SubsampledProtocolConfig(ProtocolConfig):
     """Cheaper protocol: random pixels and a smaller hash grid.
 
-    Options of the fit of a NeRF to views of a scene (`ProtocolConfig`). It takes less time than the protocol "paper"
-    (`PaperProtocolConfig`), but the scores of the two protocols are not comparable.
+    Options of a NeRF that is fitted to views of a scene to score their 3D consistency. It takes less time than the
+    protocol "paper" (`PaperProtocolConfig`), but the scores of the two protocols are not comparable.
     """
 
     name: Literal["subsampled"] = "subsampled"

@@ -35,15 +35,20 @@ ALBEDO = Shading()
 
 
 class Material:
-    """Unlit material: the colour is the sigmoid of the features (MVDream's default). Base class of all materials."""
+    """Unlit material: the colour is the sigmoid of the features (MVDream's default). Base class of all materials.
+
+    A call of a material maps features of N points to colours (N, 3). Subclasses override `__call__`, and
+    `sample_shading`, which chooses the shading mode of a render.
+    """
 
     def __init__(self, options: Config | None = None) -> None:
         self.options = options
 
     def sample_shading(self, step: int = 0, training: bool = False, generator: Generator | None = None) -> Shading:
-        """Return the shading of one render at optimisation step `step`. This base class always returns the unlit one.
+        """Return the shading mode and light intensities of one render at optimisation step `step`.
 
-        Subclasses may choose a random shading in training, with the CPU generator `generator`.
+        This base class always returns the unlit mode. Subclasses may choose a random one in training, with the CPU
+        generator `generator`.
         """
         return ALBEDO
 
@@ -55,13 +60,14 @@ class Material:
         light: Tensor | None = None,
         shading: Shading = ALBEDO,
     ) -> Tensor:
-        """Return colours (N, 3) in [0, 1].
+        """Return the colours (N, 3) in [0, 1] of N points. This base class uses only `features`.
 
         Args:
             features: (N, F) raw features of the points; F = 3 for RGB.
             normal, position: (N, 3) unit normals in world coordinates and world positions of the points; needed by lit
                 modes only.
             light: (N, 3) or (3,) world positions of the lights; needed by lit modes only.
+            shading: shading mode and light intensities.
         """
         return torch.sigmoid(features)
 
@@ -69,8 +75,8 @@ class Material:
 class DiffuseMaterial(Material):
     """Lambertian material (DreamFusion). Some training steps are lit, so that the albedo cannot imitate the shape.
 
-    The brightness is diffuse * max(0, n . l) + ambient, with the unit normal n and the unit direction l to the point
-    light, which does not get weaker with distance.
+    The brightness is diffuse * max(0, n . l) + ambient: diffuse and ambient are the light intensities, n is the unit
+    normal, and l the unit direction to the point light, which does not get weaker with distance.
     """
 
     options: DiffuseMaterialConfig
@@ -79,12 +85,14 @@ class DiffuseMaterial(Material):
         super().__init__(options or DiffuseMaterialConfig())
 
     def sample_shading(self, step: int = 0, training: bool = False, generator: Generator | None = None) -> Shading:
-        """Choose and return the shading of one render: unlit albedo, lit colours, or lit without colours.
+        """Return the shading of one render: "albedo" (unlit), "diffuse" (lit), or "textureless" (lit, without colours).
 
-        Before step `ambient_only_steps`, all renders are unlit. Later, a training render is lit with the probability
-        `diffuse_probability`; a lit one has no surface colours with the probability `textureless_probability`. These
-        choices use the CPU generator `generator`. An evaluation render from that step on is not random: it is lit, with
-        colours, if the option `diffuse` is above 0.
+        Before step `ambient_only_steps`, all renders are unlit. From that step on:
+
+        - A training render is lit with the probability `diffuse_probability`. A lit one is "textureless" with the
+          probability `textureless_probability`, else "diffuse". With `soft_shading`, its light intensities are random.
+          The CPU generator `generator` determines these choices.
+        - An evaluation render is not random: "diffuse" if the option `diffuse` is above 0, else unlit.
         """
         options = self.options
         if not training:

@@ -56,7 +56,7 @@ def generate(prompt: str, config: str = "mvdream-toybox", quiet: bool = False, *
 
     Args:
         prompt: text description of the object.
-        config: config file, or name of a shipped config of the task generate.
+        config: config file of the task generate, or name of such a config that comes with the package.
         quiet: show no progress.
         values: other values of config options, such as `seed=3`, `out="penguin"`, `trainer={"max_steps": 100}` or
             `**{"trainer.max_steps": 100}`.

@@ -61,7 +61,10 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parse(words: list[str]) -> Command:
-    """Parse the arguments `words` of the command line. Raises ConfigError if they are unknown or contradictory."""
+    """Parse the arguments `words` of the command line into flags and overrides of config options.
+
+    Raises ConfigError if an argument is unknown, or if flags contradict each other.
+    """
     parser, names = _Parser(add_help=False, allow_abbrev=False), [flag.split()[0] for flag in help.FLAGS]
     for flag, name in zip(help.FLAGS, names, strict=True):
         _, _, value = flag.partition(" ")
@@ -105,9 +108,10 @@ def _override(word: str) -> str:
 
 
 def load_plugins(command: Command) -> None:
-    """Import the plug-ins of the flag --plugin, and the plug-ins that the config of --config lists under `plugins`.
+    """Import the plug-ins (the user's Python modules) of a command.
 
-    A config.yaml in a run folder may come from someone else: its plug-ins are skipped with a warning.
+    They are those of the flag --plugin, and those that the config of the flag --config lists under `plugins`. A
+    config.yaml in a run folder may come from someone else: its plug-ins are skipped with a warning.
     """
     if plugins.FLAG in command.flags:
         plugins.load(command.flags[plugins.FLAG])

@@ -88,10 +88,10 @@ def optimizer_of(field: Representation) -> torch.optim.Optimizer:
 
 
 def train(field: Representation, optimizer: torch.optim.Optimizer, steps: range, max_steps: int, radius: float) -> None:
-    """Train a representation so that its renders by the fixed ring of cameras `CAMERAS` match random colours.
+    """Train a representation so that its renders from the test cameras match random colours.
 
-    `steps` are the indices of the training steps, in a run of `max_steps` steps. `radius` is half the side of the
-    representation's cube, in world units.
+    The test cameras have 2 views of 16 x 16 pixels. `steps` are the indices of the training steps, in a run of
+    `max_steps` steps. `radius` is half the side of the representation's cube, in world units.
     """
     target = torch.rand(N_VIEW * SIZE * SIZE, 3, generator=seeded(7))
     for step in steps:
@@ -104,10 +104,10 @@ def train(field: Representation, optimizer: torch.optim.Optimizer, steps: range,
 
 
 def render_views(field: Representation, radius: float, generator: torch.Generator) -> Render:
-    """Render all N_VIEW * SIZE * SIZE pixels of the fixed ring of cameras `CAMERAS` in training mode.
+    """Render a representation from the test cameras, 2 views of 16 x 16 pixels, in training mode.
 
-    `generator` is the CPU generator of the random numbers of the render. `radius` is half the side of the
-    representation's cube, in world units.
+    The result has one row for each of the 512 pixels, such as `rgb` (512, 3). `generator` is the CPU generator of the
+    random numbers of the render. `radius` is half the side of the representation's cube, in world units.
     """
     background, material = SolidBackground(), Material()
     if field.rasterised:
@@ -249,9 +249,9 @@ def tiny_text_encoder(vocab: int = 40, **config: Any) -> CLIPTextModel:
 
 
 def word_tokenizer(words: list[str] | None = None) -> PreTrainedTokenizerFast:
-    """Build a tokenizer with the whole words in `words` (None: `WORDS`) and four special tokens as vocabulary.
+    """Build a tokenizer whose vocabulary is whole words and four special tokens: padding, unknown word, start and end.
 
-    The special tokens are padding, unknown word, start and end.
+    `words` are the words; None: those of the prompts of the tests, such as "red" and "dog".
     """
     special = ["<pad>", "<unk>", "<start>", "<end>"]
     vocab = {word: i for i, word in enumerate(special + (words or WORDS))}

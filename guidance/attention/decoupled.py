@@ -33,12 +33,14 @@ left-right, attend to each other along columns."""
 
 
 class DecoupledAttnProcessor(nn.Module):
-    """Attention processor that adds the outputs of new attention branches to the output of the original processor.
+    """Attention processor of diffusers: the layer's original processor plus trainable attention branches (MV-Adapter).
+
+    Its output (B, L, C) is the output of the original processor plus the scaled output of each branch.
 
     Attributes:
-        base: original processor of the layer, whose output is the first summand.
-        name: key of the layer in `unet.attn_processors` and in dicts of features of reference images:
-            "PATH.attn1.processor" (self-attention) or "PATH.attn2.processor" (cross-attention).
+        base: original processor of the layer.
+        name: key of the layer in `unet.attn_processors`, "PATH.attn1.processor" (self-attention) or
+            "PATH.attn2.processor" (cross-attention). Features of reference images are dicts with the same keys.
         branches: "mv" (attention to all views of the object), "ref" (to a reference image), both or none. Layers of
             cross-attention have none.
     """
@@ -218,7 +220,7 @@ def decouple(
 
 
 def branch_processors(unet: UNet2DConditionModel) -> dict[str, DecoupledAttnProcessor]:
-    """Return the attention processors of a UNet that have new branches: "PATH.attn1.processor" -> processor."""
+    """Return the attention processors with branches that `decouple` added: "PATH.attn1.processor" -> processor."""
     return {
         name: processor
         for name, processor in unet.attn_processors.items()

@@ -41,19 +41,21 @@ LOWEST, HIGHEST = 1.0, 25.0
 class WorldRotary:
     """Rotary position embedding (Su et al. 2021, arXiv 2104.09864) for self-attention over the views of an object.
 
+    An object of this class holds the cameras of a batch; a call rotates queries or keys and returns the same shape. The
+    rotations make attention depend on the offset between the positions of query and key.
+
     The first, third, ... head of a layer rotates by 3D positions. The position of a token is the point, in world axes,
     where the ray of its pixel meets the plane through the world origin (the object's centre) that faces the camera. A
     pixel and its mirror image in the opposite view have the same point. The other heads rotate by the 2D position in
     the image, so that a token can attend to the same pixel of the other views; for a solid of revolution, that pixel
-    looks the same in all of them. The rotations make attention depend on the offset between the positions of query and
-    key.
+    looks the same in all of them.
     """
 
     def __init__(self, camera: Tensor | None, batch: int, device: torch.device) -> None:
         """Store the unit vectors "right" and "up", each (B, 3) in world axes, of B = `batch` cameras.
 
-        `camera` holds camera vectors (B, 16): row-major 4 x 4 camera-to-world matrices, see `camera_vector`. None: all
-        cameras are on the +x axis (front view), and `device` is the device of the vectors; else it is not used.
+        `camera` holds camera vectors (B, 16): row-major 4 x 4 camera-to-world matrices. If it is None, all cameras are
+        on the +x axis (front view), and the vectors are created on `device`, which is not used otherwise.
         """
         if camera is None:
             front = torch.eye(3, device=device).roll(1, 0)  # no copy from the host: a CUDA graph would refuse it
@@ -64,11 +66,11 @@ class WorldRotary:
         self.tables: dict[tuple[int, int, int, int, torch.dtype], tuple[Tensor, Tensor]] = {}
 
     def table(self, tokens: int, width: int) -> tuple[Tensor, Tensor]:
-        """Return cosines and sines of the rotation angles, each (B, 2, L, D); `__call__` selects them for each head.
+        """Return cosines and sines of the rotation angles of the B stored cameras, each (B, 2, L, D).
 
-        The second index is 0 for heads that rotate by 3D positions, 1 for heads that rotate by 2D positions. An image
-        has L = `tokens` tokens, a head D = `width` channels. A token has N = 6 (D // 16) angles in radians: each of its
-        3 (or 2) coordinates times each of N / 3 (or N / 2) frequencies between `LOWEST` and `HIGHEST`.
+        An image has L = `tokens` tokens, a head D = `width` channels. The second index is 0 for heads that rotate by 3D
+        positions, 1 for heads that rotate by 2D positions. A token has N = 6 (D // 16) angles in radians: each of its 3
+        (or 2) coordinates times each of N / 3 (or N / 2) frequencies from 1 to 25 (`LOWEST`, `HIGHEST`).
 
         Angle k < N rotates the channels k and N + k. The cosines hold its cosine in both channels, the sines hold its
         negative sine in channel k and its sine in channel N + k. The channels from 2 N on are not rotated: their cosine
@@ -254,9 +256,10 @@ def trains_on_cpu(tokens: Tensor) -> bool:
 
 
 class CameraEmbedding(TimestepEmbedding):
-    """MLP of two linear layers (diffusers) from camera vectors (B, 16) to a vector that is added to the time embedding.
+    """MLP of two linear layers (diffusers) from camera vectors (B, 16) to vectors (B, E), added to the time embedding.
 
-    For an input (B, 0), meaning no camera, it returns zeros (B, 1), which add nothing.
+    E is the width of the time embedding. An input (B, 0) means no camera; the output then is zeros (B, 1), which add
+    nothing.
     """
 
     def forward(self, sample: Tensor, condition: Tensor | None = None) -> Tensor:

@@ -11,13 +11,14 @@ from .sds import SDS, NoisyLatents
 
 
 class CSD(SDS):
-    """SDS without its generative part: the gradient is w(t) (s - 1) (eps_c - eps_u) / B, with guidance scale s.
+    """Classifier score distillation: the part of the SDS gradient that comes from classifier-free guidance.
 
-    It is the gradient with respect to the latents. w(t) is 1 - alpha_bar_t, or 1 with the option `weighting` "uniform".
-    B is the number of images; eps_c and eps_u are the noise predictions with and without the prompt. The gradient of
-    SDS is w(t) (eps_c - noise + (s - 1) (eps_c - eps_u)) / B. Its last part is the score of an implicit classifier
-    p(text | x) (Yu et al. 2023, section 3). With a negative prompt, eps_u is a mixture (section 4): negative_weight
-    eps_negative + (1 - negative_weight) eps_empty, with the option `negative_weight`. Otherwise it is eps_empty.
+    The gradient with respect to the latents of B images is w(t) (s - 1) (eps_c - eps_u) / B with guidance scale s.
+    eps_c and eps_u are the noise predictions with and without the prompt; w(t) is 1 - alpha_bar_t, or 1 with the option
+    `weighting` "uniform". SDS has the gradient w(t) (eps_c - noise + (s - 1) (eps_c - eps_u)) / B.
+
+    With a negative prompt, eps_u is a mixture (Yu et al. 2023, section 4): m eps_negative + (1 - m) eps_empty, where m
+    is the option `negative_weight` and eps_empty the prediction for the empty prompt. Otherwise, eps_u is eps_empty.
     """
 
     def predictions(

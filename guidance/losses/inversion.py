@@ -78,11 +78,14 @@ def unconditional(denoise: Denoiser, condition: Condition) -> Predict:
 class ISM(Distillation):
     """Interval score matching (Liang et al. 2023, "LucidDreamer", arXiv 2311.11284, section 4.1).
 
-    With s = t - `interval`, the latents get random noise at timestep s - `inversion_steps` * `inversion_interval` (at
-    least 0). From there, DDIM inversion without text reaches x_s in steps of `inversion_interval`, then x_t in one
-    step. The gradient of the loss L_ISM is w(t) (eps(x_t, t, text) - eps(x_s, s)) / B for B images, with noise
-    predictions eps: the first with guidance, the second without text. As in the released code,
-    w(t) = sqrt((1 - alpha_bar_t) / alpha_bar_t).
+    At timestep t, with s = t - `interval`:
+
+    1. Random noise moves the clean latents to timestep s - `inversion_steps` * `inversion_interval` (at least 0).
+    2. DDIM inversion without text reaches timestep s in steps of `inversion_interval`, then t in one step. The results
+       are the noisy latents x_s and x_t.
+    3. The gradient with respect to the clean latents of B images is w(t) (eps_t - eps_s) / B. eps_t is the noise
+       predicted for x_t with guidance, eps_s that for x_s without text. As in the authors' code,
+       w(t) = sqrt((1 - alpha_bar_t) / alpha_bar_t).
     """
 
     def predictions(
@@ -107,8 +110,9 @@ class SDI(Distillation):
     1. DDIM inversion, with text and a negative guidance scale, moves the clean latents z to a random timestep u in
        [t, t + interval), where `interval` is the length of an inversion step in timesteps. The result is
        sqrt(alpha_bar_u) z + sqrt(1 - alpha_bar_u) kappa, which defines the noise kappa.
-    2. x_t = sqrt(alpha_bar_t) z + sqrt(1 - alpha_bar_t) kappa.
-    3. The gradient is (z - x0) / B for B images; x0 are the clean latents predicted from x_t with guidance.
+    2. This noise gives the noisy latents x_t = sqrt(alpha_bar_t) z + sqrt(1 - alpha_bar_t) kappa.
+    3. The gradient with respect to z is (z - x0) / B for B images; x0 are the clean latents predicted from x_t with
+       guidance.
 
     t decreases during the run.
     """

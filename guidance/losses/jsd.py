@@ -10,17 +10,20 @@ from .sds import SDS, NoisyLatents, rescale_std
 
 
 class JSD(SDS):
-    """Joint score distillation (Jiang et al. 2024): SDS of single views with a term C for their consistency.
+    """Joint score distillation (Jiang et al. 2024): SDS of single views, with a term that makes the views consistent.
 
-    SDS raises the probability of each view; here the product of these probabilities is multiplied by exp(C), with
-    C = -view_weight |x0_single - x0_views|^2 / (2 V) for V views (C_MVS in the paper). x0_views are the clean latents
-    that the prior predicts with guidance for all views together, x0_single those that it predicts for each view without
-    camera and with the negative or empty prompt.
+    The gradient with respect to the latents of B images, V views per object, is w(t) (eps + c - noise) / B:
 
-    The gradient is w(t) (eps - sigma_t dC / dx_t - noise) / B for B images. eps is the noise predicted with guidance
-    for each view without camera, sigma_t = sqrt(1 - alpha_bar_t), and w(t) the weight of `sds_direction`. As in the
-    released code, x0_views and the noise prediction of x0_single are constants in dC / dx_t, which thus is
-    -view_weight (x0_single - x0_views) / (V sqrt(alpha_bar_t)).
+    - w(t) is 1 - alpha_bar_t, or 1 with the option `weighting` "uniform".
+    - eps is the noise predicted with guidance for each view alone, without camera.
+    - c = view_weight (x0_single - x0_views) sqrt((1 - alpha_bar_t) / alpha_bar_t) / V.
+    - x0_views are the clean latents predicted with guidance for all views together, x0_single those predicted for each
+      view alone, without camera and with the negative or empty prompt.
+
+    SDS raises the probability of each view. Here the product of these probabilities is multiplied by exp(C) with
+    C = -view_weight |x0_single - x0_views|^2 / (2 V) (C_MVS in the paper), and c is -sqrt(1 - alpha_bar_t) dC / dx_t
+    for noisy latents x_t. As in the authors' code, x0_views and the noise prediction of x0_single are constants in
+    dC / dx_t.
     """
 
     def predictions(
@@ -43,8 +46,8 @@ class JSD(SDS):
     def joint_x0(self, x: Tensor, t: Tensor, denoise: Denoiser, condition: Condition, step: int) -> Tensor:
         """Predict the clean latents (B, C, h, w) with guidance, for all views of an object together.
 
-        They are x0_views in the docstring of the class. `x` are noisy latents (B, C, h, w) at timesteps `t`, (1,) or
-        (B,). `denoise` predicts noise without guidance; `condition` has text, cameras and reference image of the views.
+        `x` are noisy latents (B, C, h, w) at timesteps `t`, (1,) or (B,). `denoise` predicts noise without guidance;
+        `condition` has text, cameras and reference image of the views.
 
         Two options are used, which may depend on the optimisation step `step`: `view_guidance_scale` is the guidance
         scale, and `recon_std_rescale` in [0, 1] moves the standard deviation of the result towards that of the

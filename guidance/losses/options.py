@@ -33,7 +33,7 @@ class ViewPromptsConfig(Config):
 
 
 class DistillationConfig(Config):
-    """Options that all distillation losses have.
+    """Options that all distillation losses have: guidance scale and range of the sampled timesteps.
 
     Class attributes:
         needs_views: whether the loss needs several views of an object in each step, and a multi-view prior.
@@ -53,7 +53,10 @@ class DistillationConfig(Config):
 
 
 class VSDConfig(DistillationConfig):
-    """Options of variational score distillation (ProlificDreamer, arXiv 2305.16213)."""
+    """Options of the loss VSD (variational score distillation, ProlificDreamer, arXiv 2305.16213).
+
+    They set guidance, timesteps and the rank of the LoRA that is trained on the renders.
+    """
 
     name: Literal["vsd"] = Field("vsd", description="against a LoRA of the prior trained on the renders")
     guidance_scale: Scheduled = Field(7.5, ge=0, description=GUIDANCE)
@@ -65,7 +68,7 @@ class VSDConfig(DistillationConfig):
 
 
 class WeightedConfig(DistillationConfig):
-    """Options of losses whose factor w(t) of the gradient at timestep t can be chosen."""
+    """Options of losses whose factor w(t) of the gradient at timestep t can be chosen: 1 - alpha_bar_t, or 1."""
 
     weighting: Literal["one_minus_alpha_bar", "uniform"] = Field(
         "one_minus_alpha_bar", description="w(t): 1 - alpha_bar_t, or 1"
@@ -73,13 +76,17 @@ class WeightedConfig(DistillationConfig):
 
 
 class SDSConfig(WeightedConfig):
-    """Options of score distillation sampling (DreamFusion, arXiv 2209.14988)."""
+    """Options of the loss SDS (score distillation sampling, DreamFusion, arXiv 2209.14988), such as the weight w(t)."""
 
     name: Literal["sds"] = Field("sds", description="score distillation, d loss / d z = w(t) (eps - noise)")
 
 
 class ReconstructionConfig(DistillationConfig):
-    """Options of score distillation as reconstruction of the predicted image (MVDream, arXiv 2308.16512)."""
+    """Options of the loss that compares latents with their predicted clean version (MVDream, arXiv 2308.16512).
+
+    In addition to guidance and timesteps, `recon_std_rescale` moves the contrast of the prediction towards that without
+    guidance.
+    """
 
     name: Literal["reconstruction"] = Field("reconstruction", description="distance to the predicted image")
     recon_std_rescale: Scheduled = Field(
@@ -88,7 +95,7 @@ class ReconstructionConfig(DistillationConfig):
 
 
 class ISMConfig(DistillationConfig):
-    """Options of interval score matching (LucidDreamer, arXiv 2311.11284)."""
+    """Options of interval score matching (ISM, LucidDreamer, arXiv 2311.11284), a loss with steps of DDIM inversion."""
 
     name: Literal["ism"] = Field("ism", description="between two timesteps of a DDIM inversion")
     guidance_scale: Scheduled = Field(7.5, ge=0, description=GUIDANCE)
@@ -100,7 +107,10 @@ class ISMConfig(DistillationConfig):
 
 
 class CSDConfig(WeightedConfig):
-    """Options of classifier score distillation (arXiv 2310.19415)."""
+    """Options of the loss CSD (classifier score distillation, arXiv 2310.19415).
+
+    In addition to guidance, timesteps and weight, they set the share of a negative prompt in the unconditional noise.
+    """
 
     empty_prompt: ClassVar[bool] = True
     name: Literal["csd"] = Field("csd", description="guidance part of SDS alone, against a negative prompt")
@@ -115,7 +125,7 @@ class CSDConfig(WeightedConfig):
 
 
 class SDIConfig(DistillationConfig):
-    """Options of score distillation via inversion (arXiv 2405.15891)."""
+    """Options of the loss SDI (score distillation via inversion, arXiv 2405.15891), such as its inversion steps."""
 
     name: Literal["sdi"] = Field("sdi", description="distance to the predicted image, noise from DDIM inversion")
     guidance_scale: Scheduled = Field(8.5, ge=0, description=GUIDANCE)
@@ -129,7 +139,10 @@ class SDIConfig(DistillationConfig):
 
 
 class JSDConfig(WeightedConfig):
-    """Options of joint score distillation (JointDreamer, arXiv 2407.12291)."""
+    """Options of the loss JSD (joint score distillation, JointDreamer, arXiv 2407.12291).
+
+    In addition to guidance, timesteps and weight, they set how strongly the multi-view prediction couples the views.
+    """
 
     needs_views: ClassVar[bool] = True
     name: Literal["jsd"] = Field("jsd", description="SDS of single views, coupled by the multi-view prediction")

@@ -54,7 +54,8 @@ class NoisyLatents(NamedTuple):
         x: `z` with added noise, (B, C, h, w).
         t: timesteps, (1,) for all images or (B,).
         eps_ref: noise that the loss subtracts from `eps`, (B, C, h, w); in SDS the added noise.
-        eps, eps_cond: noise predicted with and without classifier-free guidance, (B, C, h, w).
+        eps: noise predicted with classifier-free guidance, (B, C, h, w).
+        eps_cond: noise predicted with the prompt, without guidance, (B, C, h, w).
     """
 
     z: Tensor
@@ -123,14 +124,17 @@ def gradient_loss(latents: Tensor, direction: Tensor, t: Tensor) -> tuple[Tensor
 
 
 class Distillation(nn.Module):
-    """Base class of distillation losses: it samples timestep and noise, and calls the prior to predict the noise.
+    """Base class of distillation losses on the latents of B rendered views.
 
-    Parameters of the loss, if any, are trained together with the object.
+    A call (`forward`) samples timesteps and noise, adds the noise to the latents, lets the prior predict it
+    (`predictions`), and returns a scalar loss with the gradient that `direction` defines. Every subclass implements
+    `direction`: it takes the noisy latents and noise predictions (`NoisyLatents`), the condition and the optimisation
+    step, and returns B times the gradient with respect to the clean latents, (B, C, h, w). A subclass may also override
+    `predictions`, and `make_parameters` for parameters that are trained together with the object.
 
     Attributes:
-        empty_text: embedding (1, L, D) of the empty prompt, for losses that use it (`options.empty_prompt`); set by the
-            system that creates the loss. None for other losses, and in runs without a negative prompt, where the
-            negative text is the empty prompt itself.
+        empty_text: embedding (1, L, D) of the empty prompt, set by the caller if the loss uses it
+            (`options.empty_prompt`) and the run has a negative prompt; else None.
     """
 
     empty_text: Tensor | None
@@ -159,7 +163,7 @@ class Distillation(nn.Module):
         self.make_parameters(prior, generator)
 
     def make_parameters(self, prior: Prior | None, generator: torch.Generator | None) -> None:
-        """Create the trainable parameters of the loss, here none. A loss with parameters overrides this method.
+        """Create the trainable parameters of the loss, here none. A subclass with parameters overrides this method.
 
         The parameters extend the UNet of `prior`; `generator` samples their initial values.
         """
@@ -191,20 +195,22 @@ class Distillation(nn.Module):
     def predictions(
         self, z: Tensor, t: Tensor, noise: Tensor, denoise: Denoiser, condition: Condition, step: int, rng: Generator
     ) -> NoisyLatents:
-        """Add `noise` to clean latents `z`, both (B, C, h, w), and predict the noise with and without guidance.
+        """Add `noise` to clean latents `z`, both (B, C, h, w), predict the noise, and return all as `NoisyLatents`.
 
-        `forward` calls this method without gradients; some losses override it. `t` are timesteps, (1,) or (B,).
-        `denoise` predicts noise without guidance; `condition` has text, cameras and reference image of the views. `rng`
-        is the random generator of the optimisation step `step`.
+        The noise is predicted with the prompt, with and without guidance. Some losses override this method; `forward`
+        calls it without gradients. `t` are timesteps, (1,) or (B,). `denoise` predicts noise without guidance;
+        `condition` has text, cameras and reference image of the views. `rng` is the random generator of the
+        optimisation step `step`.
         """
         x = self.schedule.add_noise(z, noise, t)
         return NoisyLatents(z, x, t, noise, *predict(denoise, x, t, condition, self.value("guidance_scale", step)))
 
     def direction(self, latents: NoisyLatents, condition: Condition, step: int) -> Tensor:
-        """Return the gradient of the loss with respect to the clean latents, times B: (B, C, h, w).
+        """Return the gradient of the loss with respect to the B clean latents, times B: (B, C, h, w).
 
-        Each loss implements this method. `forward` calls it without gradients; `latents` are the result of
-        `predictions`.
+        Each subclass implements this method; `forward` calls it without gradients. `latents` are the result of
+        `predictions`: clean and noisy latents, timesteps and predicted noise. `condition` has text and cameras of the
+        views; `step` is the optimisation step.
         """
         raise NotImplementedError
 
@@ -236,9 +242,10 @@ class Distillation(nn.Module):
 
 
 class SDS(Distillation):
-    """Score distillation sampling: the gradient is w(t) (eps - noise) / B for B images.
+    """Score distillation sampling: the gradient with respect to the latents of B images is w(t) (eps - noise) / B.
 
-    eps is the guided prediction of the added noise, w(t) the weight of `sds_direction`.
+    noise is the noise added to the latents, eps its prediction with guidance. w(t) is 1 - alpha_bar_t, or 1 with the
+    option `weighting` "uniform".
     """
 
     def direction(self, latents: NoisyLatents, condition: Condition, step: int) -> Tensor:
@@ -246,9 +253,10 @@ class SDS(Distillation):
 
 
 class Reconstruction(Distillation):
-    """Loss 0.5 |z - x0|^2 / B for latents z of B images; the predicted clean latents x0 have no gradient.
+    """Loss 0.5 |z - x0|^2 / B for the latents z of B images (MVDream, section 3.2).
 
-    See `reconstruction_direction`.
+    x0 are the clean latents that the prior predicts with guidance from z with added noise; they have no gradient. The
+    option `recon_std_rescale` in [0, 1] moves their standard deviation towards that of the prediction without guidance.
     """
 
     def direction(self, latents: NoisyLatents, condition: Condition, step: int) -> Tensor:

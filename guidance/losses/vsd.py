@@ -24,11 +24,10 @@ POSE_DROPOUT = 0.1
 
 
 class VSD(Distillation):
-    """Loss of variational score distillation.
+    """Loss of variational score distillation (VSD), with a LoRA that is trained on the renders at the same time.
 
-    Its gradient with respect to the latents of B renders is (1 - alpha_bar_t) (eps_prior - eps_lora) / B. eps_prior is
-    the noise that the frozen prior predicts with guidance, eps_lora the noise that its UNet predicts with a LoRA, which
-    is trained on the renders.
+    The gradient with respect to the latents of B renders is (1 - alpha_bar_t) (eps_prior - eps_lora) / B. eps_prior is
+    the noise that the frozen prior predicts with guidance, eps_lora the noise that its UNet predicts with the LoRA.
     """
 
     def make_parameters(self, prior: Prior | None, generator: torch.Generator | None) -> None:

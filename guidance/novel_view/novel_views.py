@@ -31,13 +31,13 @@ INTRINSICS_TOLERANCE = 1e-3  # largest difference, in image heights, between int
 
 
 class ThreeDiMSampler:
-    """Sampler of novel views with a 3DiM model.
+    """Sampler of novel views with a 3DiM model, a diffusion model that denoises a view of a scene, given another view.
+
+    A call takes requests (`Request`), each with input views, T target cameras and a seed. For each request it returns
+    the T target views as a tensor (T, H, W, 3) in [0, 1] on the CPU. H and W are the model's image size.
 
     The target views of a scene are sampled one after the other. By default each denoising step is conditioned on a
     random one of the input views and the views sampled before.
-
-    A call takes requests, each with input views, target cameras and a seed. For each request it returns the T target
-    views as a tensor (T, H, W, 3) in [0, 1] on the CPU. H and W are the model's image size.
     """
 
     needs_text, needs_condition, on_disk = False, True, False
@@ -63,8 +63,8 @@ class ThreeDiMSampler:
     def sample(self, requests: Sequence[Request]) -> Tensor:
         """Sample the T target views of each of S requests; return (S, T, H, W, 3) in [0, 1] on the CPU.
 
-        H and W are the model's image size, to which the input views are resized. All requests must have the same number
-        of input views and the same number T of target views.
+        A request has input views, T target cameras and a seed. All requests must have the same number of input views
+        and the same T. H and W are the model's image size, to which the input views are resized.
         """
         height, width = self.model.image_size
         images = torch.stack([resize(condition_views(r).images, height, width) for r in requests]).to(self.device)
@@ -93,9 +93,10 @@ def condition_views(request: Request) -> Views:
 
 
 def intrinsics(request: Request, height: int, width: int) -> Tensor:
-    """Return the camera intrinsics K (3, 3) of a request, in pixels of views resized to `height` x `width` pixels.
+    """Return the camera intrinsics K (3, 3) shared by all views of a request, resized to `height` x `width` pixels.
 
-    Raises ConfigError if the input and target views of the request have different intrinsics.
+    K is in pixels of the resized views. Raises ConfigError if the input and target views of the request have different
+    intrinsics.
     """
     both = condition_views(request).cameras.with_size(height, width).K, request.target.with_size(height, width).K
     every = torch.cat(both)
@@ -122,10 +123,11 @@ def save(model: XUNet | LatentPairs, folder: Path, cameras: CamerasConfig | None
 
 
 def load(weights: str) -> tuple[XUNet | LatentPairs, CamerasConfig | None]:
-    """Load a frozen model to the CPU; return the model and its training cameras (None if unknown).
+    """Load a frozen novel-view model to the CPU; return the model and its training cameras (None if unknown).
 
-    `weights` is the folder of a model, or the name of an X-UNet that comes with threedgen: "embedded", or its baseline
-    without attention between frames, "embedded-concat". Raises ConfigError if files are missing or damaged.
+    `weights` is the folder of a model, or the name of one that comes with threedgen: "embedded" (an X-UNet, whose input
+    and output views attend to each other) or "embedded-concat" (its baseline, which takes the input view as additional
+    channels). Raises ConfigError if files are missing or damaged.
     """
     path = novel_view_model(weights)
     files.check_sums(path)

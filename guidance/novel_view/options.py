@@ -23,7 +23,10 @@ class CamerasConfig(Config):
 
 
 class SamplingConfig(Config):
-    """Options of sampling new views of a scene one after the other with a 3DiM model (3DiM, sections 2.2 and 7.3)."""
+    """Options of sampling new views of a scene with a 3DiM model, a diffusion model of a view given another view.
+
+    They set the choice of the given view, the denoising steps and the guidance scale (3DiM, sections 2.2 and 7.3).
+    """
 
     strategy: Literal["stochastic", "first", "last"] = Field(
         "stochastic", description="condition of each denoising step: a random view, the first, or one of the newest"
@@ -36,7 +39,10 @@ class SamplingConfig(Config):
 
 
 class ThreeDiMSamplerConfig(SamplingConfig):
-    """Options of the novel-view sampler that uses a trained 3DiM model (diffusion of a view, given another view)."""
+    """Options of the novel-view sampler that uses a trained 3DiM model, a diffusion model of a view given another view.
+
+    They set the weights, their precision and compilation, and the options of `SamplingConfig`.
+    """
 
     name: Literal["threedim"] = Field("threedim", description="novel views from a given view (3DiM)")
     weights: str = Field(
@@ -58,9 +64,10 @@ class ThreeDiMSamplerConfig(SamplingConfig):
 
 
 class XUNetConfig(Config):
-    """Options of an X-UNet, the network of 3DiM (supplementary section 6).
+    """Options of an X-UNet, the network of 3DiM that predicts a view of a scene from another view.
 
-    The defaults are the paper's, with 471 M parameters.
+    They set image size, layers, camera encoding and kind of output. The defaults are the paper's (supplementary section
+    6), with 471 M parameters.
     """
 
     architecture: Literal["xunet", "concat"] = Field(

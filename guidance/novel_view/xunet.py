@@ -1,8 +1,8 @@
 """Novel-view models: X-UNet (3DiM, section 2.3) on images, and the UNet of an MVDream prior on latents.
 
 An X-UNet processes two frames with shared weights, frame 0 the clean condition view and frame 1 the noisy target view;
-the frames attend to each other. The output is the prediction for the target. The baseline architecture="concat" takes
-the condition as additional input channels, without attention between frames.
+the frames attend to each other. It predicts the noise, v or the clean image of the target. The baseline
+architecture="concat" takes the condition as additional input channels, without attention between frames.
 """
 
 from typing import Any
@@ -23,11 +23,16 @@ CHANNELS = 3
 
 
 class Conditioning(nn.Module):
-    """Network that embeds noise levels and camera rays, as one feature map per resolution level of the UNet.
+    """Network that embeds noise level and camera rays of each frame (view of a scene), for each level of a UNet.
 
-    `config` gives image size, levels and the number `emb_channels` of channels of the maps. `frames` is the number of
-    frames per scene, each with a noise level: 2 (one per view), or 1 for architecture="concat", where the encoded rays
-    of both views are concatenated as channels. `encoding` is the number of channels of the encoded rays of a frame.
+    `forward` takes the log-SNR (B, F) and the encoded ray of each pixel (B, F, D, H, W), for B scenes with F frames
+    each. It returns one embedding (B F, E, H / 2^i, W / 2^i) per resolution level i = 0, 1, ... of the UNet.
+
+    Args:
+        config: options of the network: image size (H, W), levels and E (`emb_channels`).
+        frames: F. 2: condition and target view. 1, for architecture="concat": the encoded rays of both views are
+            channels of one frame, which has the noise level of the target.
+        encoding: D, number of channels of the encoded rays of a frame.
     """
 
     def __init__(self, config: XUNetConfig, frames: int, encoding: int) -> None:
@@ -43,9 +48,9 @@ class Conditioning(nn.Module):
     def forward(self, logsnr: Tensor, encoded: Tensor) -> list[Tensor]:
         """Return one embedding (B F, E, H / 2^i, W / 2^i) per resolution level i = 0, 1, ... of B scenes with F frames.
 
-        E is `config.emb_channels`. `logsnr` (B, F) is the log-SNR of each frame; `encoded` (B, F, D, H, W), with D =
-        `encoding`, has the encoded ray of each pixel. The SiLU at the start of each FiLM layer is already applied to
-        the result.
+        E is `config.emb_channels`. `logsnr` (B, F) is the log-SNR of each frame (view); `encoded` (B, F, D, H, W), with
+        D = `encoding`, is the positional encoding of the camera ray of each pixel. A SiLU is already applied to the
+        result, so FiLM layers use it as it is.
         """
         noise = self.logsnr(noise_level_encoding(logsnr, self.config.emb_channels)).flatten(0, 1)
         encoded = encoded + self.pos_emb
@@ -67,9 +72,11 @@ def same_padding(stride: int) -> tuple[int, int, int, int]:
 
 
 class UNet(nn.Module):
-    """UNet of residual and attention blocks; the embeddings of `Conditioning` scale and shift the residual blocks.
+    """UNet of residual and attention blocks for the frames (views) of B scenes, F frames per scene.
 
-    Pixels attend to their own frame and, with `cross`, then to the other frame of the scene.
+    `forward` maps frames (B F, C_in, H, W) to predictions (B F, 3, H, W). Embeddings of noise level and camera rays
+    (`Conditioning`) scale and shift the residual blocks. In attention blocks, each pixel attends to all pixels of its
+    own frame and, with `cross` and F = 2, then to those of the scene's other frame.
     """
 
     def __init__(self, config: XUNetConfig, channels_in: int, cross: bool) -> None:
@@ -120,8 +127,8 @@ class UNet(nn.Module):
     def forward(self, h: Tensor, emb: list[Tensor]) -> Tensor:
         """Return a prediction (B F, 3, H, W) for each of the frames h (B F, C_in, H, W) of B scenes with F frames.
 
-        `emb` is the result of `Conditioning`: an embedding (B F, E, H / 2^i, W / 2^i) per resolution level i = 0, 1,
-        ..., with E = `config.emb_channels`.
+        `emb` is the result of `Conditioning`: an embedding of noise level and camera rays, (B F, E, H / 2^i, W / 2^i),
+        per resolution level i = 0, 1, ..., with E = `config.emb_channels`.
         """
         last = len(emb) - 1
         blocks: Any  # a ModuleList, which type checkers take for a bare module
@@ -145,10 +152,12 @@ class UNet(nn.Module):
 
 
 class XUNet(nn.Module):
-    """Novel-view model on images (a `sampler.ViewModel`): the X-UNet of 3DiM, or the baseline architecture="concat".
+    """Diffusion model of a view of a scene, given another view: the X-UNet of 3DiM, or the baseline "concat".
 
-    The baseline takes both views as the channels of one frame, without attention between views. The output of an
-    untrained network is zero.
+    The inputs are the clean condition view and the noisy target view, both images (B, 3, H, W) in [-1, 1], with their
+    log-SNR and cameras. The output is a prediction for the target view, (B, 3, H, W); for an untrained network, it is
+    zero. In the X-UNet, both views are processed with shared weights and attend to each other. The baseline
+    (architecture="concat") takes both views as channels of one frame.
 
     Attributes:
         clip: largest absolute value of clean views, to which predictions are clamped.
@@ -181,10 +190,10 @@ class XUNet(nn.Module):
     def forward(
         self, x: Tensor, z: Tensor, logsnr: Tensor, c2w: Tensor, K: Tensor, has_condition: Tensor | None = None
     ) -> Tensor:
-        """Return the network's output for the target view, (B, 3, H, W).
+        """Return the prediction for the target view, (B, 3, H, W): noise, v or clean view (attribute `prediction`).
 
         Args:
-            x, z: condition view and noisy target view (B, 3, H, W), images in [-1, 1].
+            x, z: clean condition view and noisy target view (B, 3, H, W), images in [-1, 1].
             logsnr: log-SNR of condition and target (B, 2).
             c2w: camera-to-world poses (B, 2, 4, 4) of condition and target, OpenGL axes.
             K: intrinsics (B, 3, 3) in pixels of the images, shared by both views.
@@ -200,27 +209,27 @@ class XUNet(nn.Module):
         return out.unflatten(0, (len(x), self.frames))[:, -1]
 
     def predict(self, x: Tensor, z: Tensor, logsnr: Tensor, c2w: Tensor, K: Tensor, has_condition: Tensor) -> Tensor:
-        """Return the network's output for the target view, (B, 3, H, W) float32, of the kind `prediction`.
+        """Return the prediction for the target view, (B, 3, H, W) float32: noise, v or clean view, see `prediction`.
 
         Args:
-            x: clean condition view (B, 3, H, W).
+            x: clean condition view (B, 3, H, W), an image in [-1, 1].
             z: noisy target view (B, 3, H, W).
             logsnr: log-SNR of the target view (B,).
             c2w: camera-to-world poses (B, 2, 4, 4), OpenGL axes; index 0 is the condition view, index 1 the target
                 view.
             K: intrinsics (B, 3, 3) in pixels of images of size `image_size`, shared by both views.
-            has_condition: (B,) bool; False: the prediction is unconditional, and `x` is noise.
+            has_condition: (B,) bool; False: the prediction is unconditional, and `x` should be noise.
         """
         # a dropped condition, which is noise, has the log-SNR of noise
         levels = torch.stack([torch.where(has_condition, LOGSNR_MAX, LOGSNR_MIN).to(logsnr), logsnr], dim=1)
         return self(x, z, levels, c2w, K, has_condition).float()
 
     def encode_cameras(self, c2w: Tensor, K: Tensor, has_condition: Tensor | None) -> Tensor:
-        """Return the encoded ray of each pixel of both views, D channels: (B, 2, D, H, W).
+        """Return the positional encoding of the camera ray of each pixel of both views, D channels: (B, 2, D, H, W).
 
-        It is the positional encoding (NeRF, eq. 4) of the ray's origin and direction in world space, from
-        camera-to-world poses c2w (B, 2, 4, 4) with OpenGL axes and intrinsics K (B, 3, 3) in pixels of the images. It
-        is zero for both views of the scenes where the bool tensor `has_condition` (B,) is False; None: for no scene.
+        A ray's origin and direction in world space are encoded (NeRF, eq. 4). They follow from camera-to-world poses
+        c2w (B, 2, 4, 4) with OpenGL axes and intrinsics K (B, 3, 3) in pixels of the images. The result is zero for
+        both views of the scenes where the bool tensor `has_condition` (B,) is False; None: for no scene.
         """
         c = self.config
         encoded = encode_rays(*pixel_rays(c2w, K[:, None], *c.size), c.origin_degrees, c.direction_degrees)
@@ -230,14 +239,18 @@ class XUNet(nn.Module):
 
 
 class LatentPairs(nn.Module):
-    """Novel-view model on latents (a `sampler.ViewModel`), which uses the UNet of an MVDream prior for two views.
+    """Diffusion model of the latents of a view, given another view: the UNet of an MVDream prior on pairs of views.
 
-    The views attend to each other: the clean condition at timestep 0, and the noisy target. The prompt is empty. In
-    unconditional predictions, noise at the last timestep replaces the condition, and zeros replace the camera vectors
-    of both views. Intrinsics are ignored, because the prior takes camera directions only. If the UNet has input
+    `predict` takes the clean condition view, at timestep 0, and the noisy target view, both latents (B, C, h, w), with
+    their cameras; it returns the UNet's prediction for the target, noise or v. The two views attend to each other. The
+    prompt is empty.
+
+    In unconditional predictions, noise at the last timestep replaces the condition, and zeros replace the camera
+    vectors of both views. Intrinsics are ignored, because the prior takes camera directions only. If the UNet has input
     channels for latents of a coarse predictor, these are zero. Only the UNet is trainable.
 
-    Attributes and methods are those of `XUNet`, with latents (N, C, h, w) instead of images in [-1, 1].
+    The attributes and the methods `encode_images`, `decode_images` and `predict` are those of `XUNet`, with latents
+    (N, C, h, w) instead of images in [-1, 1]. `clip` is None: latents have no bound.
     """
 
     clip = None  # latents have no bound

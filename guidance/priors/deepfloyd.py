@@ -25,7 +25,7 @@ CHANNELS = 3
 
 
 def build(options: DeepFloydConfig, device: torch.device | str = "cpu") -> "DeepFloyd":
-    """Build the prior from its config section. Raises ConfigError if its files are missing or damaged."""
+    """Build the prior from its options, on a device. Raises ConfigError if its files are missing or damaged."""
     o = options
     path = loading.locate(o.weights, o.parts)
     if not path.is_dir():

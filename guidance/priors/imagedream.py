@@ -30,7 +30,7 @@ FEATURES, LATENTS = "features", "latents"
 
 
 def build(options: ImageDreamConfig, device: torch.device | str = "cpu") -> "ImageDream":
-    """Build the prior from its config section. Raises ConfigError if image or weights are missing or damaged."""
+    """Build the prior from its options, on a device. Raises ConfigError if image or weights are missing or damaged."""
     cut = reference_foreground(options)
     if cut is None:
         raise ConfigError("is missing. Give an image of the object, image=car.png", "image")

@@ -33,7 +33,7 @@ CHECK_SIZE = 8
 
 
 def build(options: StableDiffusionConfig, device: torch.device | str = "cpu") -> "LatentDiffusion":
-    """Build the prior of single images from its config section. The camera branch of a multi-view UNet is not used.
+    """Build the prior of single images from its options. The camera branch of a multi-view UNet is not used.
 
     Raises ConfigError if files are missing or damaged.
     """
@@ -41,7 +41,7 @@ def build(options: StableDiffusionConfig, device: torch.device | str = "cpu") ->
 
 
 def load_prior(kind: type[P], options: LatentPriorConfig, device: torch.device | str) -> P:
-    """Build a prior of class `kind` from its config section, on a device, without LoRAs and textual inversions.
+    """Build a prior of class `kind` from its options, on a device, without their LoRAs and textual inversions.
 
     Raises ConfigError if files are missing or damaged, or an option does not fit the weights or the device.
     """
@@ -56,7 +56,7 @@ def load_prior(kind: type[P], options: LatentPriorConfig, device: torch.device |
 
 
 def with_additions(prior: P, options: LatentPriorConfig) -> P:
-    """Add the LoRAs and textual inversions of a config section to `prior`, in place, and return `prior`."""
+    """Add the LoRAs and textual inversions named in `options` to `prior`, in place, and return `prior`."""
     if options.loras or options.embeddings:
         from threedgen.guidance.weights import additions  # takes time to import
 
@@ -142,12 +142,13 @@ class LatentDiffusion(Prior):
         prediction: Prediction | None = None,
         compact: bool = False,
     ) -> Self:
-        """Load frozen networks without executing code from the files, and run each network once.
+        """Load frozen networks without executing code from the files, run each network once, and return the prior.
 
         Raises ConfigError if files are missing or damaged, or the networks do not work together.
 
         Args:
-            weights: name of embedded weights, diffusers folder, single-file checkpoint, or hub id "owner/name".
+            weights: name of a model that comes with threedgen ("toybox-prior" or "toybox-base"), diffusers folder,
+                single-file checkpoint, or hub id "owner/name".
             dtype: precision of the computation, "fp32", "bf16", "fp16" or "auto" (bf16 if the device supports it, else
                 fp32).
             tokenizer: folder or hub id; None: the tokenizer of the weights, or CLIP's for a single file.
@@ -284,7 +285,7 @@ class LatentDiffusion(Prior):
 
     @property
     def predictor(self) -> CoarsePredictor | None:
-        """Network that predicts latents from text and camera; samples may start from them. None: start from noise."""
+        """Network that predicts latents from text and camera, from which samples may start. None: start from noise."""
         return self.coarse
 
     @property
@@ -355,9 +356,10 @@ class LatentDiffusion(Prior):
     def prompt_variants(self, prompts: list[str]) -> list[list[str]]:
         """Return the texts to encode for n prompts: one or two lists of n texts.
 
-        The first list has the prompts. In the second list, for the coarse predictor, added words such as that of a
-        DreamBooth subject are removed, because the predictor was not trained on these words. A prior without coarse
-        predictor or without added words has the first list only.
+        The first list has the prompts. The second list is for the coarse predictor (a network that predicts latents in
+        one pass, as input of the UNet): added words such as that of a DreamBooth subject are removed, because the
+        predictor was not trained on these words. A prior without coarse predictor or without added words has the first
+        list only.
         """
         added = tokens.added_words(self.tokenizer)
         usual = [[remove_words(prompt, added) for prompt in prompts]]
@@ -459,10 +461,11 @@ class LatentDiffusion(Prior):
     def fuse_views(self, coarse: Tensor, x: Tensor, t: Tensor, camera: Tensor | None, n_view: int) -> Tensor:
         """Refine the coarse predictor's latents `coarse` (B, C, s, s), given noisy latents of all views; same shape.
 
-        `x` are the noisy latents (B, C, h, w) at timesteps `t`, (B,) or (); `n_view` consecutive images are views of
-        one object. `camera` (B, 16) are camera vectors: camera-to-world matrices with translations of length 1.
-        `coarse` is returned unchanged if the predictor has no network for this (`ViewFusion`), if `camera` is None, or
-        if `x` has another size than `coarse`.
+        The coarse predictor predicts the latents of each view from text and camera. `x` are the noisy latents
+        (B, C, h, w) at timesteps `t`, (B,) or (); `n_view` consecutive images are views of one object. `camera` (B, 16)
+        are camera vectors: camera-to-world matrices with translations of length 1. `coarse` is returned unchanged if
+        the predictor has no network for this (`ViewFusion`), if `camera` is None, or if `x` has another size than
+        `coarse`.
         """
         fusion = None if self.coarse is None else self.coarse.fusion
         if fusion is None or camera is None or x.shape[-2:] != coarse.shape[-2:]:

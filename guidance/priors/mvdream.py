@@ -14,7 +14,7 @@ from .latent_diffusion import LatentDiffusion, load_prior, with_additions
 
 
 def build(options: MVDreamConfig, device: torch.device | str = "cpu") -> "MVDream":
-    """Build the prior from its config section. Raises ConfigError if its files are missing or damaged."""
+    """Build the prior (diffusion model) from its config section. Raises ConfigError if files are missing or damaged."""
     prior = with_additions(load_prior(MVDream, options, device), options)
     if options.personalisation is not None:
         subject_weights.apply(prior, Path(options.personalisation).expanduser(), options.personalisation_strength)
@@ -40,10 +40,11 @@ class MVDream(LatentDiffusion):
 
     @property
     def uses_coarse_predictor(self) -> bool:
-        """Whether samples use object codes and start from the latents that the coarse predictor predicts.
+        """Whether sampling uses the coarse predictor, a network that predicts clean latents from text and camera.
 
-        False without a coarse predictor, and if it was not trained on the objects of the prompts: for priors trained on
-        the user's assets, and for priors with words added by DreamBooth or textual inversion.
+        Samples then start from its prediction. A random vector, the object code, decides what the prompt leaves open.
+        False: the prior has no coarse predictor, or this predictor does not know the objects of the prompts (priors
+        trained on the user's assets, or with words added by DreamBooth or textual inversion).
         """
         added = self.identifiers or self.embedded_words
         return self.coarse is not None and bool(self.coarse.config["starts_samples"]) and not added

@@ -33,8 +33,8 @@ from .mvdream import MVDream
 class MVDreamPipeline(DiffusionPipeline):
     """Diffusers pipeline that samples several views of one object from text by DDIM (MVDream, arXiv 2308.16512).
 
-    It has the components of a Stable Diffusion pipeline and, optionally, a coarse predictor. The scheduler only
-    provides the noise schedule.
+    It has the components of a Stable Diffusion pipeline and, optionally, `coarse`: a network that predicts latents from
+    text and camera, which the UNet takes as further input. The scheduler only provides the noise schedule.
     """
 
     unet: UNet2DConditionModel
@@ -74,7 +74,7 @@ class MVDreamPipeline(DiffusionPipeline):
 
     @classmethod
     def from_prior(cls, prior: LatentDiffusion) -> "MVDreamPipeline":
-        """Return a pipeline that shares the networks of `prior`."""
+        """Return a pipeline that shares the networks of `prior`, a loaded diffusion model such as `MVDream`."""
         scheduler = components.scheduler(prior.schedule)
         found = cls(prior.unet, prior.vae, prior.text_encoder, prior.tokenizer, scheduler, prior.coarse)
         found.precision, found.image_size, found.graph = prior.precision, prior.image_size, prior.graph
@@ -82,8 +82,9 @@ class MVDreamPipeline(DiffusionPipeline):
 
     @classmethod
     def from_single_file(cls, weights: str, tokenizer: str | None = None) -> "MVDreamPipeline":
-        """Load float32 networks from a checkpoint file, a diffusers folder, a hub id or the name of embedded weights.
+        """Return a pipeline with float32 networks, loaded from `weights`.
 
+        `weights` is a checkpoint file, a diffusers folder, a hub id, or "toybox-prior" (comes with threedgen).
         `tokenizer` is a folder or hub id; None: the tokenizer of the weights, or CLIP's for a single file. Raises
         ConfigError if files are missing or damaged.
         """
@@ -91,7 +92,7 @@ class MVDreamPipeline(DiffusionPipeline):
 
     @property
     def prior(self) -> MVDream:
-        """A new `MVDream` prior that shares the networks of this pipeline."""
+        """A new `MVDream`, the diffusion model class of threedgen, that shares the networks of this pipeline."""
         names = {dtype: name for name, dtype in DTYPES.items()}
         prior = MVDream(
             self.unet,

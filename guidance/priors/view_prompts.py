@@ -36,19 +36,19 @@ def prompts(prompt: str, negative: str, options: ViewPromptsConfig) -> list[str]
 
 
 def view_text(text: Tensor, rig: Rig, options: ViewPromptsConfig) -> Condition:
-    """Return the text condition of the B cameras in `rig`: embeddings of prompts and negative prompts.
+    """Return the text embeddings that condition the images of the B cameras in `rig`: prompts and negative prompts.
 
-    `text` are embeddings of the texts from `prompts`: (2, L, D), or (6, L, D) if `options.enabled`. The negative prompt
-    is (1, L, D). The prompt depends on the options:
+    `text` has embeddings of the texts that `prompts` returns: (2, L, D), or (6, L, D) if `options.enabled`. In the
+    result, the negative prompt is (1, L, D), and the prompt depends on the options:
 
     - `enabled` is False: one prompt for all cameras, (1, L, D).
     - `enabled` is True: for each camera the prompt with its direction, (B, L, D).
     - `perp_neg` is True too: for each camera the overhead prompt if it is overhead, else an interpolation by azimuth
       between the prompts front and side (front half), or side and back (back half), (B, L, D).
 
-    For Perp-Neg, the result also has two negative prompts per camera: embeddings (2, B, L, D) of front and side in the
-    front half, of side and front in the back half, and the weights (2, B) with which guidance subtracts their noise, 0
-    for cameras overhead.
+    For Perp-Neg, the result also has two negative prompts per camera, embeddings (2, B, L, D): front and side in the
+    front half, side and front in the back half. Their weights (2, B), with which guidance subtracts their noise, are 0
+    for overhead cameras.
     """
     if not options.enabled:
         return Condition((text[:1], text[1:2]))

@@ -110,7 +110,7 @@ def networks_of(prior: LatentDiffusion) -> Any:
 
 
 def peft_options(path: Path, metadata: Mapping[str, str]) -> files.Json:
-    """Return the options of a LoRA that peft wrote, with keys such as "unet.lora_alpha"; {} for other LoRAs.
+    """Return the options of a LoRA that peft wrote, such as {"unet.lora_alpha": 8}; {} for other LoRAs.
 
     `path` is the LoRA's file, `metadata` its metadata. If the file is named adapter_model.* and its folder contains
     adapter_config.json, the options come from adapter_config.json, else from `metadata`.
@@ -123,9 +123,9 @@ def peft_options(path: Path, metadata: Mapping[str, str]) -> files.Json:
 
 
 def to_peft_tensors(pipe: Any, tensors: Tensors, options: files.Json) -> dict[str, Tensor]:
-    """Return the tensors of a LoRA with peft's names; its matrices B are multiplied with alpha / rank (`lora_factor`).
+    """Return the tensors of a LoRA by peft's names, such as "unet.LAYER.lora_A.weight".
 
-    The names start with that of the network, such as "unet.LAYER.lora_A.weight".
+    The matrices lora_B are multiplied with the LoRA's alpha / rank (`lora_factor`).
 
     Args:
         pipe: UNet and text encoders of the prior, result of `networks_of`. Tensors for other networks are dropped, with

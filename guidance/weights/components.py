@@ -123,7 +123,8 @@ def load(
     """Load the frozen networks of a prior on the CPU. Raises ConfigError if a file is missing, damaged or unsuitable.
 
     Args:
-        weights: name of embedded weights (they come with threedgen), folder, single-file checkpoint or hub id.
+        weights: name of weights that come with threedgen ("toybox-base" or "toybox-prior"), folder, single-file
+            checkpoint or hub id.
         tokenizer: folder or hub id; None: the tokenizer of the weights, or CLIP's for a single file.
         camera: whether to raise ConfigError if the UNet lacks MVDream's camera branch.
         prediction: output of the UNet, "epsilon" or "v_prediction"; None: as the weights declare, else "epsilon" with a
@@ -156,7 +157,7 @@ def load(
 def load_folder(
     path: Path, tokenizer: str | None = None, required_parts: tuple[str, ...] = PARTS, half: torch.dtype | None = None
 ) -> Components:
-    """Load the networks of the diffusers folder `path`.
+    """Load networks, tokenizers and noise schedule of the diffusers folder `path`.
 
     `tokenizer` is a folder or hub id; None: the tokenizer in `path`. `required_parts` are the sub-folder names of the
     required networks. `half` is the dtype of the linear and convolution layers of the UNet; None: float32.
@@ -192,7 +193,7 @@ def read_schedule(path: Path) -> Schedule:
 def load_file(
     path: Path, tokenizer: str | None = None, prediction: Prediction | None = None, half: torch.dtype | None = None
 ) -> Components:
-    """Load a single-file checkpoint of the ldm code base.
+    """Load networks, tokenizers and noise schedule from a single-file checkpoint of the latent-diffusion code base.
 
     `tokenizer` is a folder or hub id; None: CLIP's tokenizer. `prediction` is the output of the UNet, "epsilon" or
     "v_prediction"; None: as the file declares, else "epsilon" with a warning. `half` is the dtype of the linear and
@@ -222,10 +223,10 @@ def load_file(
 
 
 def read_network(path: Path, part: str, half: torch.dtype | None = None) -> Any:
-    """Load the network in the sub-folder `part`, such as "unet", of the diffusers folder `path`.
+    """Load the frozen network in the sub-folder `part`, such as "unet", of the diffusers folder `path`.
 
-    A UNet may have the tensor names of the ldm code base. `half` is the dtype of the network's linear and convolution
-    layers; None: float32.
+    A UNet may have the tensor names of the latent-diffusion code base. `half` is the dtype of the network's linear and
+    convolution layers; None: float32.
     """
     config, tensors = read_part(path / part)
     if "input_blocks.0.0.weight" in tensors:

@@ -45,9 +45,10 @@ class Traits(NamedTuple):
 
 
 def check_family(path: Path, names: Iterable[str]) -> None:
-    """Raise ConfigError unless `names`, the tensor names in the file `path`, belong to a supported latent prior.
+    """Raise ConfigError unless `names`, the tensor names in the file `path`, belong to a supported diffusion model.
 
-    The message names the kind of weights found, such as a LoRA.
+    Supported are Stable Diffusion 1.x, 2.x and XL, MVDream and ImageDream. The message names the kind of weights found,
+    such as a LoRA.
     """
     names = list(names)
     unet = any(name.startswith(UNET) for name in names)

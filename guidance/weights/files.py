@@ -57,7 +57,7 @@ def write_sums(path: Path) -> None:
 def sums(files: Iterable[Path], path: Path) -> str:
     """Return lines "SHA-256  NAME", one per file, as sha256sum prints them; names are relative to the folder `path`.
 
-    The name of a file outside the folder is its own and that of its folder.
+    A file outside of the folder `path` gets the name "FOLDER/FILE", where FOLDER is its own folder.
     """
 
     def name(file: Path) -> str:
@@ -182,7 +182,7 @@ def _strings(path: Path) -> list[str]:
 def read_card(path: Path, form: str) -> dict[str, str]:
     """Return the metadata of a safetensors file written by threedgen, without reading tensors.
 
-    `form` is the expected metadata entry "format". For files with another format or none, the result is {}.
+    `form` is the expected value of the metadata key "format". For files with another value or none, the result is {}.
     """
     card = read_header(path)[1]
     return card if card.get("format") == form else {}
@@ -235,10 +235,10 @@ def replaced_folder(folder: Path, label: str) -> Iterator[Path]:
     """Replace the folder `folder` as a whole: yield a temporary folder to write into, which on exit becomes `folder`.
 
     On exit, SHA256SUMS is also written. `label` is the name of a file that every saved model of this kind has, such as
-    "model_index.json". Raises ConfigError if `folder` has files, but not this one: it is then a folder of another kind,
-    and stays unchanged.
+    "model_index.json". Raises ConfigError, and changes nothing, if `folder` has files but none with this name: it is
+    then a folder of another kind.
     """
-    if folder.exists() and any(folder.iterdir()) and not (folder / label).is_file():
+    if folder.exists() and not (folder / label).is_file() and (folder.is_file() or any(folder.iterdir())):
         raise ConfigError(f"{folder} holds something else than a saved model: choose another folder")
     with atomic_folder(folder) as part:
         yield part

@@ -45,7 +45,7 @@ def is_hub_id(name: str) -> bool:
 
 
 def hub_name(weights: str) -> tuple[str, str]:
-    """Return the hub repository of `weights`, and the name of the file by which to check whether they are cached.
+    """Return (hub repository, file name); `weights` count as cached if this file is in the local cache.
 
     `weights` is the file name of an original MVDream or ImageDream checkpoint, or a hub id "owner/name". The file is
     the checkpoint itself or, for a hub id, model_index.json.
@@ -86,8 +86,8 @@ def reachable() -> bool:
 def absent(weights: str, why: str = "the hub cannot be reached") -> ConfigError:
     """Return the error for missing `weights` (hub id or path), whose message explains how to download them.
 
-    `why` is the reason in the message: "... is neither a file or folder here nor in the hub's cache, and {why}". For
-    repositories that were removed from the hub (`MIRRORS`), the message names a copy, if any, instead of the reason.
+    `why` completes the message "... is neither a file or folder here nor in the hub's cache, and {why}". For
+    repositories that were removed from the hub (`MIRRORS`), the message instead names a copy, if one is known.
     """
     if weights in MIRRORS:
         mirror = MIRRORS[weights]

@@ -93,9 +93,9 @@ class SingleFile(NamedTuple):
 def convert_file(path: Path, prediction: Prediction | None = None) -> SingleFile:
     """Read and convert a checkpoint of MVDream, ImageDream, SDXL, Stable Diffusion 1 or 2 (also inpainting and depth).
 
-    `prediction` is the output of the UNet, "epsilon" or "v_prediction"; None: unknown. If the file does not declare the
-    image side of Stable Diffusion 2, it follows from the output (v_prediction: 768 pixels, epsilon: 512). Raises
-    ConfigError for another model.
+    `prediction` is what the UNet predicts, "epsilon" or "v_prediction"; None: as the file declares. It only decides the
+    image side of a Stable Diffusion 2 model whose file declares no side: 768 pixels for "v_prediction", else 512.
+    Raises ConfigError for another model.
     """
     tensors, metadata = read_tensors(path), read_header(path)[1]
     check_family(path, tensors)
@@ -256,10 +256,10 @@ def vae_config(tensors: Tensors) -> Json:
 
 
 def convert_open_clip(tensors: Tensors, projection: bool = False) -> Converted:
-    """Convert OpenCLIP's text encoder to transformers' CLIPTextModel.
+    """Convert OpenCLIP's text encoder to a text model of transformers.
 
-    The last block is left out, as in Stable Diffusion 2. If `projection` is True, the text encoder is the second one of
-    SDXL: all blocks are kept, and the result is for CLIPTextModelWithProjection.
+    If `projection` is False, the result is for CLIPTextModel, without the last block, as in Stable Diffusion 2. If
+    `projection` is True, as for SDXL's second text encoder, it is for CLIPTextModelWithProjection, with all blocks.
     """
     layers = count(tensors, r"transformer\.resblocks\.(\d+)\.") - (not projection)
     if layers < 1:
@@ -319,9 +319,10 @@ def short_names(tensors: Tensors) -> dict[str, Tensor]:
 
 
 def clip_config(tensors: Tensors, layers: int, activation: str) -> Json:
-    """Return the arguments of CLIPTextConfig: one head per 64 channels; start and end token are the last two tokens.
+    """Return the arguments of transformers' CLIPTextConfig for a text encoder, inferred from its `tensors`.
 
-    `layers` is the number of layers, `activation` the function in their MLPs, such as "gelu".
+    It gets one head per 64 channels; start and end token are the last two tokens. `layers` is the number of layers,
+    `activation` the function in their MLPs, such as "gelu".
     """
     vocab, width = (size(tensors, "embeddings.token_embedding.weight", i) for i in (0, 1))
     return {

@@ -49,7 +49,8 @@ def check(weights: str, tokenizer: str | None = None, required_parts: Parts = PA
     For a hub id that is not cached, only model_index.json is downloaded.
 
     Args:
-        weights: name of embedded weights or of an original checkpoint, path or hub id, see `locate`.
+        weights: name of weights that come with threedgen ("toybox-base" or "toybox-prior"), path, file name of an
+            original MVDream or ImageDream checkpoint, or hub id.
         tokenizer: folder or hub id; None: the tokenizer of the weights, or CLIP's for a single file.
         required_parts: names of the sub-folders, such as "unet", that a diffusers folder must have.
     """
@@ -75,8 +76,9 @@ def locate(weights: str, required_parts: Parts = PARTS) -> Path:
     """Return the local folder or file of `weights`; download it into the hub's cache if needed.
 
     Args:
-        weights: name of embedded weights ("toybox-base" or "toybox-prior"), a folder in diffusers format, a single-file
-            checkpoint, the file name of an original MVDream or ImageDream checkpoint, or a hub id "owner/name".
+        weights: name of weights that come with threedgen ("toybox-base" or "toybox-prior"), a folder in diffusers
+            format, a single-file checkpoint, the file name of an original MVDream or ImageDream checkpoint, or a hub id
+            "owner/name".
         required_parts: names of the sub-folders, such as "unet", that a diffusers folder must have.
     """
     if (path := local_path(weights)) is not None:
@@ -85,10 +87,12 @@ def locate(weights: str, required_parts: Parts = PARTS) -> Path:
 
 
 def local_path(weights: str) -> Path | None:
-    """Return the local folder or file of `weights`, the name of embedded weights or an existing path.
+    """Return the local folder or file of `weights`; None if they have to come from the hub or its cache.
 
-    Returns None for a hub id or the name of an original MVDream or ImageDream checkpoint that is no existing path, even
-    if these weights are in the hub's cache. Raises ConfigError for any other name.
+    - "toybox-base" or "toybox-prior", which come with threedgen: their folder.
+    - An existing path: this path.
+    - A hub id, or the file name of an original MVDream or ImageDream checkpoint: None.
+    - Otherwise: ConfigError.
     """
     if weights in EMBEDDED:
         return embedded(weights)
@@ -104,9 +108,10 @@ def local_path(weights: str) -> Path | None:
 
 
 def embedded(name: str, key: str = "weights") -> Path:
-    """Return the path of the embedded weights `name`. Raises ConfigError for the config key `key` if it is missing.
+    """Return the path of the weights `name` that come with threedgen, such as "toybox-prior".
 
-    The package threedgen contains the weights of the default config. Its optional extra "weights" installs the others.
+    The package contains those of the default config; its optional extra "weights" installs the others. Raises
+    ConfigError for the config key `key` if they are missing.
     """
     path = folder("weights") / name
     if not path.exists():
@@ -152,10 +157,10 @@ def weight_file(name: str) -> Path:
 
 
 def check_weight_file(name: str) -> None:
-    """Raise ConfigError if the file `name` of additional weights is missing; download nothing.
+    """Raise ConfigError if the file `name` of additional weights, such as a LoRA, is missing; download nothing.
 
-    A file on the hub, "owner/name/FILE", that is not cached is missing if the hub cannot be reached; else it is
-    assumed to exist.
+    `name` is a path, or "owner/name/FILE" on the hub. If a file on the hub is not cached, it counts as missing when the
+    hub cannot be reached, and as present otherwise.
     """
     place = hub_place(name)
     if place is None or hub.cached(*place) is not None or not hub.reachable():
@@ -166,7 +171,7 @@ def is_sdxl(weights: str) -> bool:
     """Return whether `weights` (name, path or hub id) belong to SDXL.
 
     Local or cached weights do if the diffusers folder has the network text_encoder_2, or if a tensor's name in the
-    single file starts with "conditioner.". Without readable local files, they do if `weights` contains "xl".
+    single file starts with "conditioner.". Without readable local files, the result is whether `weights` contains "xl".
     """
     with suppress(ConfigError):
         path = local_path(weights)
@@ -191,8 +196,7 @@ def embedding_word(path: Path) -> str:
 class Identity(NamedTuple):
     """Path, size in bytes and SHA-256 of weights, for the log of a run.
 
-    For a diffusers folder, the size is the sum over its tensor files, and one SHA-256 covers all of them
-    (`files.digest`).
+    For a diffusers folder, the size is the sum over its tensor files, and one SHA-256 covers all of them.
     """
 
     path: Path
@@ -231,10 +235,10 @@ def is_missing_original(weights: str) -> bool:
 
 
 def describe(weights: str, required_parts: Parts = PARTS) -> str:
-    """Return "PATH (SIZE, SHA-256 DIGEST)" of `weights`, which are downloaded if needed.
+    """Return the text "PATH (SIZE, SHA-256 DIGEST)" about `weights` (name, path or hub id), downloaded if needed.
 
-    `weights` is a name, path or hub id; `required_parts` are the required sub-folders of a diffusers folder. An
-    original MVDream or ImageDream checkpoint is not downloaded; if it is missing, the text has the download command.
+    `required_parts` are the required sub-folders of a diffusers folder. An original MVDream or ImageDream checkpoint is
+    not downloaded; if it is missing, the text has the download command.
     """
     if is_missing_original(weights):
         return f"{weights}, not on this machine yet; `hf download {hub.ORIGINALS[weights]} {weights}` fetches it"
@@ -244,8 +248,8 @@ def describe(weights: str, required_parts: Parts = PARTS) -> str:
 def check_folder(path: Path, required_parts: Parts = PARTS) -> Path:
     """Return `path`. Raises ConfigError if it is no diffusers folder with the networks `required_parts`.
 
-    The folder must have a scheduler, a tokenizer, and config and tensor files of the required networks and of those
-    optional networks that it has (see `network_folders`). No tensors are read.
+    The folder must have a scheduler, a tokenizer, and config and tensor files of the required networks and of the
+    optional networks that it has, such as "text_encoder_2". No tensors are read.
     """
     if IMAGE_ENCODER in required_parts and not (path / IMAGE_ENCODER).is_dir():
         problem = f"{path} has no folder {IMAGE_ENCODER!r}, so it holds no weights of ImageDream"
@@ -263,8 +267,8 @@ def check_folder(path: Path, required_parts: Parts = PARTS) -> Path:
 def network_folders(path: Path, required_parts: Parts = PARTS) -> Parts:
     """Return the sub-folders of a diffusers folder that have tensors: `required_parts` and optional ones.
 
-    The optional ones are "coarse" (coarse predictor), if it exists, and "text_encoder_2" (SDXL's second text encoder),
-    if it exists or model_index.json names it.
+    The optional ones are "coarse" (predicts latents from text and camera in one pass), if it exists, and
+    "text_encoder_2" (SDXL's second text encoder), if it exists or model_index.json names it.
     """
     index = path / "model_index.json"
     second = (read_json(index) if index.is_file() else {}).get(SECOND)
@@ -276,8 +280,8 @@ def network_folders(path: Path, required_parts: Parts = PARTS) -> Parts:
 def tensor_files(part: Path) -> list[Path]:
     """Return the tensor files in the sub-folder `part` of a diffusers folder: one file, or the shards of an index file.
 
-    Those of some networks of the embedded toybox-base (`SHARED_PARTS`) are in toybox-prior. Raises ConfigError if there
-    is none.
+    Of the models that come with threedgen, toybox-base has its VAE and text encoder in the folder of toybox-prior, so
+    the files are from there. Raises ConfigError if there are no tensor files.
     """
     for suffix in (".safetensors", ".fp16.safetensors", ".bin"):
         for stem in WEIGHT_NAMES:
@@ -357,8 +361,8 @@ def check_matte(remover: str) -> None:
 def check_image(path: Path, matte: str | None) -> None:
     """Raise ConfigError if an image cannot be read or its object cannot be cut out.
 
-    `matte` is the background remover, "rembg", "grabcut" or a matte network, which must be available. None: the image
-    must have a transparent or plain background.
+    `matte` is the background remover, which must be available: "rembg", "grabcut", or the name or folder of a network
+    that predicts opacity, such as "toybox-matte". None: the image must have a transparent or plain background.
     """
     from threedgen.geometry.image_file import load_image, read_foreground  # NumPy, which --help does without
 

@@ -25,10 +25,10 @@ SOURCES: dict[Key, str] = {
 
 
 def choices_help(key: Key, others: str) -> str:
-    """Return a comma-separated list for a help text: names of embedded weights for a config key, then `others`.
+    """Return a comma-separated list for a help text: weight files that come with threedgen, then `others`.
 
-    `key` is "blocks" (MVDiffusion) or "adapter" (MV-Adapter). `others` is text that describes the other values of the
-    key, such as "a released adapter".
+    `key` is the config key of the files, "blocks" (MVDiffusion) or "adapter" (MV-Adapter). `others` is text that
+    describes the other values of the key, such as "a released adapter".
     """
     return ", ".join([*FILES[key], others])
 
@@ -36,8 +36,8 @@ def choices_help(key: Key, others: str) -> str:
 def locate(key: Key, name: str) -> Path:
     """Return the path of a weight file. Raises ConfigError for the config key `key` if it is missing.
 
-    `key` is "blocks" (MVDiffusion) or "adapter" (MV-Adapter). `name` is the name of embedded weights for this key, a
-    path, or "owner/name/FILE" on the hub, which is downloaded.
+    `key` is "blocks" (MVDiffusion) or "adapter" (MV-Adapter). `name` is the name of a file that comes with threedgen,
+    such as "toybox-panorama", a path, or "owner/name/FILE" on the hub, which is downloaded.
     """
     file = FILES[key].get(name)
     found = existing_path(name) if file is None else embedded(f"{file}.safetensors", key)

@@ -50,9 +50,9 @@ def checksum(unet: nn.Module, text_encoder: nn.Module) -> str:
 
 
 def content_sum(tensors: Mapping[str, Tensor], card: Mapping[str, str]) -> str:
-    """Return the SHA-256 of the tensors of a file and of its metadata `card`, without the keys "format" and "sum".
+    """Return the SHA-256 of the tensors of a safetensors file and of its metadata `card`, as a check sum.
 
-    The check sum is needed because safetensors does not detect changed bytes.
+    `card` has no keys "format" and "sum". The check sum is needed because safetensors does not detect changed bytes.
     """
     digest = hashlib.sha256(repr(sorted(card.items())).encode())
     for name, value in sorted(tensors.items()):
@@ -62,7 +62,7 @@ def content_sum(tensors: Mapping[str, Tensor], card: Mapping[str, str]) -> str:
 
 
 def check_identifier(tokenizer: PreTrainedTokenizerBase, identifier: str) -> None:
-    """Raise ConfigError if `identifier` is not exactly one word, or is in the tokenizer's vocabulary."""
+    """Raise ConfigError if `identifier`, a new word such as "[v]", is not one word or is in the vocabulary already."""
     if len(identifier.split()) != 1:
         raise ConfigError("should be one word, such as [v]", "identifier", identifier)
     pieces = tokenizer.tokenize(identifier)
@@ -102,16 +102,16 @@ def token_embedding(text_encoder: Any) -> nn.Embedding:
 
 
 def difference(tuned: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return tuned minus base weights of a UNet, bfloat16, for changed parameters only.
+    """Return the changes of a UNet's weights by fine-tuning: tuned minus base, bfloat16, for changed parameters only.
 
-    The arguments are state dicts. The result has the names of the file format, "unet.NAME".
+    The arguments are state dicts. The keys of the result are "unet.NAME", where NAME is that in the state dicts.
     """
     moved = {name: tuned[name].detach().cpu() - base[name].cpu() for name in base}
     return {f"unet.{name}": value.bfloat16().contiguous() for name, value in moved.items() if value.any()}
 
 
 def low_rank(layers: Iterable[str], down: Iterable[Tensor], up: Iterable[Tensor]) -> dict[str, Tensor]:
-    """Return LoRA matrices, float32, by their names in a file of subject weights.
+    """Return LoRA matrices of a UNet, float32, by their names in the file that DreamBooth training saves.
 
     The names are "unet.LAYER.weight.lora_A" for `down` and "unet.LAYER.weight.lora_B" for `up`.
 
@@ -127,11 +127,11 @@ def low_rank(layers: Iterable[str], down: Iterable[Tensor], up: Iterable[Tensor]
 
 
 def write(path: Path, changes: Mapping[str, Tensor], row: Tensor, card: Mapping[str, str]) -> None:
-    """Write a safetensors file of subject weights, atomically, with a check sum of its content.
+    """Write a safetensors file with the changes that DreamBooth made to a prior, atomically and with a check sum.
 
     Args:
         changes: changes of the UNet, from `difference` or `low_rank`.
-        row: embedding (D,) of the identifier.
+        row: embedding (D,) of the identifier, the new word for the subject.
         card: metadata with the keys kind ("difference" or "lora"), identifier, prompt, scale (factor of the product of
             two LoRA matrices) and base (the `checksum` of the base weights).
     """
@@ -140,10 +140,10 @@ def write(path: Path, changes: Mapping[str, Tensor], row: Tensor, card: Mapping[
 
 
 def apply(prior: LatentDiffusion, path: Path, strength: float = 1.0) -> None:
-    """Apply a file of subject weights to `prior`, in place: add the changes of the UNet and the word of the subject.
+    """Apply the file that DreamBooth training on one subject saved to `prior`, in place.
 
-    `strength` multiplies the changes. Raises ConfigError and changes nothing if the file is damaged or was tuned from
-    other weights.
+    The saved changes, times `strength`, are added to the weights of the UNet, and the subject's new word is added to
+    the vocabulary. Raises ConfigError and changes nothing if the file is damaged or was trained from other weights.
     """
     card = loading.subject_card(path)
     base = checksum(prior.unet, prior.text_encoder)

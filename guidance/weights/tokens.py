@@ -100,8 +100,8 @@ class Vocabulary:
 
     Attributes:
         known: all words of the tokenizer except special tokens; includes words that were added after its training.
-        added: words of subjects and textual inversions, such as an identifier: first those added to the tokenizer after
-            its training, then those of the constructor's argument `added`, which need not be in the tokenizer.
+        added: words for new objects, such as "[v]", from DreamBooth or textual inversion: first those added to the
+            tokenizer after its training, then those of the argument `added`, which need not be in the tokenizer.
     """
 
     def __init__(self, backend: Tokenizer, added: Iterable[str] = ()) -> None:
@@ -131,9 +131,11 @@ class Vocabulary:
 
 
 class PromptReader(Protocol):
-    """Interface of an object that rewrites and checks prompts for a prior with a closed vocabulary.
+    """Interface of an object that rewrites and checks prompts for a prior that knows only a fixed set of words.
 
-    "Known" words are `Vocabulary.known`; each is one token. `prompt_reader` builds such an object.
+    `prompt_reader` returns such an object. Its methods: `read` rewrites a prompt in known words, `similar` finds known
+    words like a given one, `check` raises an error for a prompt without known object, `notes` returns warnings,
+    `suggest` completes a prompt, `categories` lists the known words, `usual_height` returns the height of an object.
     """
 
     def read(self, prompt: str) -> Reading:
@@ -146,7 +148,10 @@ class PromptReader(Protocol):
         """Return up to three known words similar to a word, most similar first."""
 
     def check(self, prompt: str) -> None:
-        """Raise ConfigError, with suggestions in the message, if the prompt names no object that the prior knows."""
+        """Raise ConfigError, with suggestions in the message, if the prompt names no object that the prior knows.
+
+        Words that DreamBooth or textual inversion added count as objects.
+        """
 
     def notes(self, prompt: str) -> list[str]:
         """Return warning sentences if a prompt names several objects, or several parts or accessories; else []."""
@@ -161,17 +166,21 @@ class PromptReader(Protocol):
         """
 
     def categories(self) -> dict[str, list[str]]:
-        """Return known words by category: object classes ("animals", ...), "colours", "sizes" and "accessories"."""
+        """Return the known words by category: object classes under "animals", "vehicles", ..., then other words.
+
+        The other categories are "colours", "sizes" and "accessories".
+        """
 
     def usual_height(self, prompt: str) -> tuple[str, float] | None:
-        """Return the object of a prompt, such as "a dog", and its usual height in metres; None if it is unknown."""
+        """Return the first object that a prompt names and its usual height in metres, ("a dog", 0.5), or None."""
 
 
 def prompt_reader(vocabulary: Vocabulary | None) -> PromptReader:
-    """Build the prompt reader for a prior, with the object classes and synonyms of the toybox.
+    """Return an object that rewrites and checks the prompts of a prior in the words that the prior knows.
 
-    `vocabulary` is the closed vocabulary of the prior; None: the prior takes any text. The reader then neither changes
-    nor checks prompts, but still returns usual heights of objects.
+    Its object classes are those of the toybox, the procedural world of the training images. `vocabulary` is the closed
+    vocabulary of the prior; None: the prior takes any text. Then prompts are not changed or checked, but usual heights
+    of objects are still returned.
     """
     return registry.implementation("prompt-reader", "toybox")(vocabulary)
 
@@ -179,7 +188,7 @@ def prompt_reader(vocabulary: Vocabulary | None) -> PromptReader:
 def closed_vocabulary(backend: Tokenizer | None, added: Iterable[str] = ()) -> Vocabulary | None:
     """Return the vocabulary of a tokenizer with one token per word; None for any other tokenizer.
 
-    `added` are further words that prompts may contain, such as the identifier of a subject (`Vocabulary.added`).
+    `added` are further words that prompts may contain, such as the new word "[v]" for a subject of DreamBooth.
     """
     if backend is None or type(backend.model).__name__ != "WordLevel":
         return None
@@ -189,8 +198,8 @@ def closed_vocabulary(backend: Tokenizer | None, added: Iterable[str] = ()) -> V
 def read_vocabulary(folder: Path, added: Iterable[str] = ()) -> Vocabulary | None:
     """Read the closed vocabulary of a diffusers folder; None if it has no tokenizer with one token per word.
 
-    `added` are further words that prompts may contain, see `Vocabulary.added`. Raises ConfigError if the tokenizer's
-    file is damaged.
+    `added` are further words that prompts may contain, such as the new word "[v]" for a subject of DreamBooth. Raises
+    ConfigError if the tokenizer's file is damaged.
     """
     path = folder / VOCABULARY_FILE
     if not path.is_file() or path.stat().st_size > MAX_VOCABULARY_BYTES:

@@ -58,10 +58,10 @@ class SolidBackground(nn.Module):
 
 
 class NeuralBackground(nn.Module):
-    """Neural environment map: an MLP with a sigmoid output, applied to the spherical harmonics of the ray direction.
+    """Neural environment map: an MLP from the spherical harmonics of ray directions (..., 3) to colours (..., 3).
 
-    In training, with probability `random_probability`, all rays of a call get one random colour instead, so that the
-    background cannot imitate the object. The gradients of the parameters are then zero, not None.
+    In training, with the probability of the option `random_probability`, all rays of a call get one random colour
+    instead, so that the background cannot imitate the object. The gradients of the parameters are then zero, not None.
     """
 
     def __init__(self, options: NeuralBackgroundConfig | None = None, generator: torch.Generator | None = None) -> None:

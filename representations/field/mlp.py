@@ -23,7 +23,7 @@ class MLP(nn.Module):
     """MLP without biases: `hidden_layers` layers of `width` units with ReLU, then a linear layer to `n_out` outputs.
 
     It computes in float32, even under autocast. Initial weights are uniform in +-1/sqrt(fan_in), sampled with the CPU
-    generator `generator`. `backend` is the configured back end of the hash grid, such as "auto" or "torch".
+    generator `generator`. `backend` is the name of a kernel implementation, such as "auto", "torch" or "triton".
 
     The attribute `fusable` is True if the MLP has one hidden layer, and at most 64 inputs, 64 hidden units and 16
     outputs. A fusable MLP is computed by one kernel if `backend` is "triton", or "auto" selects Triton; all others are
@@ -78,10 +78,11 @@ class _Context(torch.autograd.function.FunctionCtx):
 
 
 class Fused(Function):
-    """Autograd function relu(x @ hidden.T) @ output.T (N, O) of x (N, I) and the weights hidden (H, I), output (O, H).
+    """Autograd function of an MLP with one hidden layer, computed by kernels: relu(x @ hidden.T) @ output.T.
 
-    The kernels do not store the hidden values (N, H): the backward kernel computes them again. With create_graph=True,
-    the backward pass uses differentiable torch functions instead of this kernel.
+    It maps N rows of I inputs, x (N, I), to (N, O), with the weights hidden (H, I) and output (O, H). The backward
+    kernel computes the hidden values (N, H) again. With create_graph=True, the backward pass uses differentiable torch
+    functions instead of this kernel.
     """
 
     @staticmethod

@@ -119,10 +119,10 @@ def _processors(device: torch.device) -> int:
 
 
 def compile_time_arguments(w: Tensor, v: Tensor) -> dict[str, int | str]:
-    """Return the compile-time arguments of the forward and the backward kernel, for weights w (H, I) and v (O, H).
+    """Return the compile-time arguments of the Triton kernels of an MLP, for its weights w (H, I) and v (O, H).
 
     "INPUTS" is I, "HIDDEN" is H, "OUTPUTS" is O. The same names with the prefix "PADDED_" are these sizes, rounded up
-    to powers of two of at least 16. "SIZE" is the number of rows of x per block, and "PRECISION" is tl.dot's
+    to powers of two of at least 16. "SIZE" is the number of input rows per block, and "PRECISION" is tl.dot's
     `input_precision`.
     """
     sizes = {"INPUTS": w.shape[1], "HIDDEN": w.shape[0], "OUTPUTS": v.shape[0]}

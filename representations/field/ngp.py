@@ -47,9 +47,9 @@ def central_differences(f: Callable[[Tensor], Tensor], x: Tensor, eps: float, ra
 def finite_difference_normal(density: Callable[[Tensor], Tensor], x: Tensor, eps: float, radius: float) -> Tensor:
     """Return outward unit normals (N, 3) at world points x (N, 3): the negative density gradient, normalised.
 
-    The gradient is computed by central differences of the function `density` from points (M, 3) to densities (M,), with
-    the step `eps` in world units. Their points are clamped to the cube [-radius, radius]^3. Where the gradient is
-    shorter than 1e-12, the normal is shorter than 1. Where the gradient is 0, the normal is 0.
+    The gradient is computed by central differences of `density`, a function from points (M, 3) to densities (M,), at
+    neighbours of x. These are `eps` world units away, and clamped to the cube [-radius, radius]^3. Where the gradient
+    is shorter than 1e-12, the normal is shorter than 1. Where the gradient is 0, the normal is 0.
     """
     return -F.normalize(central_differences(density, x, eps, radius), dim=-1)
 
@@ -57,8 +57,10 @@ def finite_difference_normal(density: Callable[[Tensor], Tensor], x: Tensor, eps
 class EncodedField(Representation):
     """Base class of fields in the cube [-radius, radius]^3 whose MLPs take a position encoding as input.
 
-    The CPU generator `generator` initialises the parameters. The option `levels`, a number or a schedule, limits
-    how many levels of the hash grid are active, coarsest first; the features of the others are 0.
+    A subclass adds its MLPs and implements `forward`, `density` and `with_normal`; `_encode(x)` returns the encoding
+    (N, encoding.output_dim) of points (N, 3). The CPU generator `generator` initialises the parameters. The option
+    `levels`, a number or a schedule, limits how many levels of the hash grid are active, coarsest first; the features
+    of the others are 0.
     """
 
     options: EncodedFieldConfig

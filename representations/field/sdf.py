@@ -24,12 +24,13 @@ EPS = 1e-5  # lower bound of denominators
 class SDF(EncodedField):
     """Signed distance field: distances and features of points in [-radius, radius]^3, initialised as a ball.
 
-    The distance is f(x) = mlp(encoding(x)) + |x| - sphere, where the option `sphere` is the radius of the ball. The
-    parameter `log_sharpness` is log s, where s is NeuS's sharpness: the surface is about 1/s thick. The buffer `cosine`
-    is NeuS's cosine annealing ratio r in [0, 1] at the current step. With c the cosine between ray direction and
-    outward normal, `along_ray` assumes the slope -df/dt = r max(0, -c) + (1 - r) max(0, 0.5 - 0.5 c). For r < 1,
-    surfaces that face away from the camera thus get density too. The CPU generator `generator` initialises the
-    parameters.
+    The distance is f(x) = mlp(encoding(x)) + |x| - sphere, where the option `sphere` is the radius of the ball. The CPU
+    generator `generator` initialises the parameters.
+
+    The parameter `log_sharpness` is log s, where s is NeuS's sharpness: the surface is about 1/s thick. The buffer
+    `cosine` is NeuS's cosine annealing ratio r in [0, 1] at the current step. `along_ray` assumes the slope of f on a
+    ray as -df/dt = r max(0, -c) + (1 - r) max(0, 0.5 - 0.5 c), where t is the distance on the ray and c the cosine
+    between ray direction and outward normal. For r < 1, surfaces that face away from the camera thus get density too.
     """
 
     options: SDFConfig
@@ -53,7 +54,7 @@ class SDF(EncodedField):
 
     @property
     def sharpness(self) -> Tensor:
-        """Sharpness s, a scalar in 1 / world unit, at most 1e6."""
+        """NeuS's sharpness s, a scalar in 1 / world unit, at most 1e6: the surface is about 1 / s thick."""
         return self.log_sharpness.exp().clamp(max=1e6)
 
     def distance(self, x: Tensor, encoded: Tensor | None = None) -> Tensor:
@@ -98,7 +99,7 @@ class SDF(EncodedField):
         return -torch.log1p(-opacity) / lengths.clamp(min=EPS), self.feature_mlp(encoded), normal, gradient_norm
 
     def opacity(self, distance: Tensor, change: Tensor) -> Tensor:
-        """Return NeuS's opacities (N,) in [0, 1) of ray intervals.
+        """Return NeuS's opacities (N,) in [0, 1) of N ray intervals.
 
         `distance` (N,) is the signed distance at the midpoint of an interval. `change` (N,) is the signed distance at
         its end minus the signed distance at its start.

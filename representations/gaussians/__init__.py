@@ -34,7 +34,7 @@ class ProjectedSplats(NamedTuple):
         means: (V, N, 2) centres (x, y) in pixels; the first pixel centre is (0.5, 0.5).
         conics: (V, N, 3) entries (0, 0), (0, 1) and (1, 1) of the inverse covariances, 1 / square pixel.
         opacities: (V, N) in [0, 1].
-        values: (V, N, CHANNELS) values to composite: RGB, distance to the camera, squared distance.
+        values: (V, N, CHANNELS = 5) values to composite: RGB, distance to the camera, squared distance.
         depths: (V, N) depth along the viewing axis, world units.
         extents: (V, N, 2) half width and half height, in pixels, of the box in which alpha is at least 1 / 255;
             0 for invisible Gaussians.
@@ -51,9 +51,9 @@ class ProjectedSplats(NamedTuple):
 def composite(splats: ProjectedSplats, height: int, width: int, backend: str = "auto") -> Tensor:
     """Composite splats (projected Gaussians) front to back into V images of height x width pixels.
 
-    Returns (V, height, width, CHANNELS + 1): for each pixel the sums, over the splats, of compositing weight * value
-    for the values RGB, distance to the camera and squared distance, then the opacity. `backend` is the name of the back
-    end (kernel implementation); "auto" selects the fastest one.
+    Returns (V, height, width, 6): for each pixel the sums, over the splats, of compositing weight * value for the five
+    values RGB, distance to the camera and squared distance, then the opacity. `backend` is the name of the back end
+    (kernel implementation); "auto" selects the fastest one.
     """
     module = load(MODULES, backend, splats.means.device, splats.means.dtype)
     image: Tensor = module.composite(splats, height, width)
@@ -61,9 +61,9 @@ def composite(splats: ProjectedSplats, height: int, width: int, backend: str = "
 
 
 def rotation_rows(quaternions: Tensor) -> list[list[Tensor]]:
-    """Return rotation matrices from quaternions (N, 4), real part first, as three rows of three entries (N,).
+    """Return the rotation matrices of N quaternions as three rows of three entries: result[i][j] is a tensor (N,).
 
-    The quaternions are normalised.
+    `quaternions` (N, 4) have the real part first and any length above 0.
     """
     w, x, y, z = normalize(quaternions, dim=-1).unbind(-1)
     return [
@@ -90,7 +90,7 @@ def project(
             0.
         scales: (N, 3) standard deviations along the axes of the Gaussians in world units.
         opacities: (N,) in [0, 1].
-        values: (V, N, CHANNELS) values to composite: RGB, distance to the camera, squared distance.
+        values: (V, N, CHANNELS = 5) values to composite: RGB, distance to the camera, squared distance.
         dilation: variance in square pixels that is added to the projected Gaussians along both image axes.
     """
     # entry by entry: products of many small matrices take ten times as long

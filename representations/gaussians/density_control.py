@@ -32,13 +32,14 @@ NOISE_OPACITY, NOISE_SHARPNESS = 0.005, 100.0
 
 
 def after_step(field: Gaussians, step: int, optimizer: Optimizer) -> None:
-    """Change the Gaussians after training step `step`, in `field` and in the optimizer's state.
+    """Change number and places of the Gaussians after training step `step`, in `field` and in the optimizer's state.
 
-    The option `densify` selects the changes. P is the part of the steps between the two fractions `densify_range`.
+    The option `densify` selects the changes. They happen between two fractions of all steps, `densify_range`, except
+    for the noise of "mcmc", which is added at every step.
 
-    - "adaptive": clone, split and remove Gaussians every `interval` steps in P, and reset the opacities every
-      `reset_interval` steps in P.
-    - "mcmc": relocate Gaussians and add new ones every `interval` steps in P; add noise to the positions at every step.
+    - "adaptive": clone, split and remove Gaussians every `interval` steps, and reset the opacities every
+      `reset_interval` steps.
+    - "mcmc": relocate Gaussians and add new ones every `interval` steps; add noise to the positions.
     - "none": no changes.
     """
     o, done, total = field.options, step + 1, field.max_steps
@@ -96,9 +97,9 @@ def _divide(field: Gaussians, optimizer: Optimizer, rng: torch.Generator) -> Non
 
 
 def reset_opacity(field: Gaussians, optimizer: Optimizer) -> None:
-    """Reduce all opacities to at most twice the option `min_opacity`, and reset their optimizer state.
+    """Reduce all opacities to at most twice the option `min_opacity`, and set their optimizer state to zero.
 
-    Gaussians whose opacity then falls below `min_opacity` can be removed later.
+    Gaussians that training does not make opaque again fall below `min_opacity` and are removed later.
     """
     limit = torch.tensor(2 * field.options.min_opacity).logit().item()
     no_rows = torch.zeros(0, dtype=torch.long, device=field.means.device)
@@ -130,8 +131,8 @@ def _relocate(field: Gaussians, optimizer: Optimizer, rng: torch.Generator) -> N
 def split_equally(opacity: Tensor, copies: Tensor) -> tuple[Tensor, Tensor]:
     """Return opacity and size of n equal Gaussians at one place that together look most like one given Gaussian.
 
-    It keeps the render nearly unchanged when Gaussians are moved onto another one or added at its place. Equation 9 of
-    the MCMC paper (Kheradmand et al. 2024), with the inner sums of binomial coefficients in closed form.
+    When Gaussians are moved onto another one or added at its place, these values keep the render nearly unchanged:
+    equation 9 of the MCMC paper (Kheradmand et al. 2024), with the inner sums of binomial coefficients in closed form.
 
     Args:
         opacity: (N,) opacities of the N given Gaussians, in (0, 1).

@@ -115,15 +115,15 @@ class Gaussians(Representation):
     # --- training
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """Return one group for each parameter. Their learning rates are the options `lr_*` of this representation."""
+        """Return one group per parameter tensor. Learning rates are the options `lr_means`, `lr_scales` and so on."""
         keys = ("lr_means", "lr_scales", "lr_quaternions", "lr_opacities", "lr_colours")
         named = zip(PARAMETERS, keys, strict=True)
         return [ParameterGroup(key.removeprefix("lr_"), [getattr(self, name)], key) for name, key in named]
 
     def regularisers(self) -> dict[str, Regulariser]:
-        """Return the losses `gaussian_opacity` and `gaussian_scale` (Kheradmand et al. 2024, section 3.5).
+        """Return two losses by name, as functions from a render to a scalar (Kheradmand et al. 2024, section 3.5).
 
-        These losses are the mean opacity, and the mean standard deviation in world units.
+        "gaussian_opacity" is the mean opacity, "gaussian_scale" the mean standard deviation in world units.
         """
         return {
             "gaussian_opacity": lambda render: self.opacity_logits.sigmoid().mean(),

@@ -29,7 +29,8 @@ Modules whose `encode` has no autograd also have `scatter` and `position_gradien
 def position_gradient(encoding: nn.Module, x: Tensor, grad: Tensor) -> Tensor:
     """Return the gradient (N, 3) of sum(grad * encoding(x)) with respect to points x (N, 3) in [0, 1]^3.
 
-    `grad` is (N, output_dim). In grad mode the result is differentiable in `grad` and in the encoding's parameters.
+    `grad` has the shape of encoding(x), one row of features per point. In grad mode the result is differentiable in
+    `grad` and in the encoding's parameters.
     """
     if isinstance(encoding, HashGrid) and has_kernels(module := encoding.backend()):
         x = x.detach().to(encoding.table.dtype)
@@ -41,12 +42,14 @@ def position_gradient(encoding: nn.Module, x: Tensor, grad: Tensor) -> Tensor:
 
 
 class HashGrid(nn.Module):
-    """Multi-resolution hash grid with L levels; the parameter `table` (entries, F) has F features per entry.
+    """Multi-resolution hash grid (Instant NGP), a position encoding of L levels with F features each.
 
-    The features (N, L*F) are ordered by level: l0f0, l0f1, l1f0, ... Points outside [0, 1]^3 are clamped. The output is
-    differentiable twice. The table is initialised to U(-1e-4, 1e-4) with the CPU generator `generator`; None: torch's
-    global generator. An encoding in a plug-in needs the constructor arguments `options` and `generator`, the
-    method `forward`, and the attribute `output_dim`, the number of features.
+    `forward` maps points (N, 3) in [0, 1]^3 to features (N, L*F), ordered by level: l0f0, l0f1, l1f0, ... Points
+    outside are clamped. The features are differentiable twice.
+
+    `options` has the number and size of the levels. The CPU generator `generator` initialises the parameter `table`
+    (entries, F) to U(-1e-4, 1e-4); None: torch's global generator. An encoding in a plug-in needs the same constructor
+    arguments, the method `forward`, and the attribute `output_dim`, the number of features.
     """
 
     def __init__(self, options: HashGridConfig | None = None, generator: torch.Generator | None = None) -> None:
@@ -58,10 +61,10 @@ class HashGrid(nn.Module):
         self.table = nn.Parameter((2 * table - 1) * 1e-4)
 
     def backend(self) -> ModuleType:
-        """Return the module of the back end for the device and dtype of the table.
+        """Return the module with the kernels (such as numba or Triton) for the device and dtype of the table.
 
-        Raises ConfigError if the configured back end is not installed, cannot be imported, or does not support this
-        device and dtype.
+        Raises ConfigError if the kernels that the options select are not installed, cannot be imported, or do not
+        support this device and dtype.
         """
         name = self.options.backend
         if name == "auto" and self.table.is_cuda and requires_deterministic():
@@ -69,7 +72,7 @@ class HashGrid(nn.Module):
         return load(MODULES, name, self.table.device, self.table.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return features (N, L*F) of points x (N, 3) in [0, 1]^3."""
+        """Return features (N, L*F) of points x (N, 3) in [0, 1]^3, for L levels with F features each."""
         return encode(x.to(self.table.dtype), self.table, self.levels, self.backend())
 
 
@@ -83,10 +86,10 @@ def has_kernels(module: ModuleType) -> bool:
 
 
 def encode(x: Tensor, table: Tensor, levels: Levels, module: ModuleType) -> Tensor:
-    """Return features (N, L*F) of points x (N, 3), computed by the back end `module`.
+    """Return hash grid features (N, L*F) of points x (N, 3) in [0, 1]^3, for L levels with F features each.
 
-    Points are in [0, 1]^3. `levels` has the resolution and the first table entry of each of the L levels. The features
-    are differentiable twice in x and in the table (entries, F), with F features per entry.
+    `table` (entries, F) has the features of all levels, `levels` the resolution and the first table entry of each
+    level. `module` is the module with the kernels. The features are differentiable twice in x and in the table.
     """
     return Encode.apply(x, table, levels, module) if has_kernels(module) else module.encode(x, table, levels)
 
@@ -98,9 +101,9 @@ class _Context(FunctionCtx):
 
 
 class Encode(Function):
-    """Autograd function (x (N, 3), table (entries, F)) -> features (N, L*F).
+    """Autograd function of a hash grid: points x (N, 3), table (entries, F) -> features (N, L*F).
 
-    Its backward pass computes the gradient of x only if it is needed.
+    The grid has L levels with F features each. The backward pass computes the gradient of x only if it is needed.
     """
 
     @staticmethod
@@ -118,7 +121,11 @@ class Encode(Function):
 
 
 class TableGradient(Function):
-    """Autograd function (x (N, 3), gradient of the features (N, L*F)) -> gradient of the table (entries, F)."""
+    """Autograd function that returns the gradient of a hash grid's table (entries, F), given that of the features.
+
+    Its inputs are points x (N, 3) and the gradient (N, L*F) of a loss with respect to the features, for L levels with F
+    features each.
+    """
 
     @staticmethod
     def forward(ctx: _Context, x: Tensor, grad: Tensor, levels: Levels, kernels: ModuleType) -> Tensor:
@@ -135,9 +142,10 @@ class TableGradient(Function):
 
 
 class PositionGradient(Function):
-    """Autograd function (x (N, 3), table (entries, F), gradient of the features (N, L*F)) -> gradient of x (N, 3).
+    """Autograd function that returns the gradient of points x (N, 3), given that of their hash grid features.
 
-    The result can be differentiated once more.
+    Its inputs are x, the table (entries, F), and the gradient (N, L*F) of a loss with respect to the features, for L
+    levels with F features each. The result can be differentiated once more.
     """
 
     @staticmethod

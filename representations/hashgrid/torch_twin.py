@@ -74,11 +74,14 @@ def grid_levels(n_levels: int, log2_hashmap_size: int, base_resolution: int, per
 
 
 def encode(x: Tensor, table: Tensor, levels: Levels) -> Tensor:
-    """Return the features (N, L*F) of N points in L levels, ordered by level and differentiable any number of times.
+    """Return hash grid features (N, L*F) of N points, for L levels with F features each, ordered by level.
+
+    The features are differentiable any number of times.
 
     Args:
         x: (N, 3) points in [0, 1]^3. Points outside are clamped, and NaN counts as 0.
         table: (entries, F) features of all levels.
+        levels: scale, resolution and first table entry of each level.
     """
     inside, number, features = torch.nan_to_num(x).clamp(0, 1), torch.arange(8, device=x.device), []
     offsets = torch.stack([number & 1, number >> 1 & 1, number >> 2], dim=-1)  # of the corners in x, y and z

@@ -62,7 +62,11 @@ class Samples:
         return 0.5 * (self.t_start + self.t_end)
 
     def intervals(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return t_start (N,), t_end (N,), start (R,) and count (R,) as contiguous tensors, for the kernels."""
+        """Return t_start (N,), t_end (N,), start (R,) and count (R,) of N samples on R rays, as contiguous tensors.
+
+        Sample n is the interval t_start[n] to t_end[n] along its ray, in world units. Ray r has count[r] consecutive
+        samples, the first of which is sample start[r].
+        """
         return self.t_start.contiguous(), self.t_end.contiguous(), self.start.contiguous(), self.count.contiguous()
 
     @torch.no_grad()
@@ -77,7 +81,7 @@ class Samples:
         return points.add_(origins.index_select(0, self.ray_index))
 
     def sum(self, values: Tensor) -> Tensor:
-        """Return the sums (R,) or (R, C) of values (N,) or (N, C) over each ray, differentiable in the values."""
+        """Sum values (N,) or (N, C) of N samples over each of R rays: (R,) or (R, C), differentiable in the values."""
         total = values.new_zeros((self.n_rays, *values.shape[1:]))
         return total.index_add(0, self.ray_index, values)
 
@@ -192,11 +196,13 @@ def groups(
 ) -> list[tuple[slice, int | None]]:
     """Divide R rays into consecutive slices with at most `max_samples` samples each, to `march` one at a time.
 
-    Returns a list of (slice, number of its samples); the number is the argument `total` of `march`. The samples of all
-    rays are counted at once, for which the host waits once for the GPU. If the back end cannot count, or if R rays with
-    `options.samples` samples each fit into one slice, nothing is counted: the slices assume `options.samples` samples
-    per ray, and the numbers are None. A slice has at least one ray, even if that ray has more than `max_samples`. The
-    other arguments are those of `march`.
+    Returns a list of (slice of rays, number of samples on them); the number is the argument `total` of `march`. A slice
+    has at least one ray, even if that ray has more than `max_samples` samples. The other arguments are those of
+    `march`.
+
+    The samples of all rays are counted at once, so that the host waits for the GPU only once. If the back end cannot
+    count, or if R rays with `options.samples` samples each fit into one slice, nothing is counted: the slices assume
+    `options.samples` samples per ray, and the numbers are None.
     """
     module, n_rays, each = backend(origins, options.backend), len(origins), max(1, max_samples // options.samples)
     if n_rays <= each or not hasattr(module, "counts"):
@@ -269,11 +275,15 @@ def composite(sigma: Tensor, values: Tensor, samples: Samples, name: str = "auto
         sigma: (N,) densities >= 0 in 1 / world unit.
         values: (N, C) values to composite, for example colours.
         samples: N samples, which are intervals of R rays, sorted by ray.
-        name: name of the back end; "auto" selects the fastest one.
+        name: name of the back end: "torch", "numba", "triton", "nerfacc", or "auto" for the fastest one.
 
     Returns:
-        Sums over the samples i of each ray: of w_i * value_i (R, C); of w_i (R, 1), the opacity; of w_i * distance_i
-        (R, 1), the depth, not divided by the opacity. And the weights w_i (N,) of all samples.
+        `Composite` with the sums over the samples i of each ray, and the weights:
+
+        - values (R, C): sum of w_i * value_i;
+        - opacity (R, 1): sum of w_i;
+        - depth (R, 1): sum of w_i * distance_i, not divided by the opacity;
+        - weights (N,): w_i of all samples.
     """
     return backend(sigma, name).composite(sigma, values, samples)
 
@@ -291,7 +301,8 @@ def visible(sigma: Tensor, samples: Samples, alpha_threshold: float, early_stop:
 def backend(like: Tensor, name: str = "auto") -> ModuleType:
     """Return the module of the back end `name` (kernel implementation; "auto": the fastest) for the device of `like`.
 
-    Raises ConfigError if the back end is not installed, cannot be imported, or does not support the device.
+    `like` is any tensor on that device. Raises ConfigError if the back end is not installed, cannot be imported, or
+    does not support the device.
     """
     return load(MODULES, name, like.device)
 

@@ -116,7 +116,8 @@ class DMTet(Representation):
     """Mesh that is the zero level set of distances on a tetrahedral grid of V points, coloured by a field.
 
     The parameter `distance` (V,) is negative inside, in arbitrary units. The tanh of the parameter `deformation` (V, 3)
-    is the offset of a grid point, in half cells. The CPU generator `generator` initialises the field.
+    is the offset of a grid point, in half cells. The field `paint` gives the features of surface points, from which a
+    material computes colours. The CPU generator `generator` initialises this field.
     """
 
     rasterised = True
@@ -140,7 +141,7 @@ class DMTet(Representation):
         self.deformation = nn.Parameter(torch.zeros_like(points))
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """Return the optimizer's groups: those of the colour field, and "geometry" (distances and offsets)."""
+        """Return the optimizer's parameter groups: those of the colour field and "geometry" (distances and offsets)."""
         encoding, *others = self.paint.parameter_groups()
         return [encoding, ParameterGroup("geometry", [self.distance, self.deformation], "geometry"), *others]
 
@@ -148,7 +149,10 @@ class DMTet(Representation):
         self.paint.before_step(step, max_steps)
 
     def regularisers(self) -> dict[str, Regulariser]:
-        """Return the losses `normal_consistency` and `laplacian`, which smooth the surface; 0 for an empty mesh."""
+        """Return {name: function from a render to a scalar loss} for "normal_consistency" and "laplacian".
+
+        Both losses smooth the surface. They are 0 for an empty mesh.
+        """
 
         def of_surface(loss: Callable[[Tensor, Tensor], Tensor]) -> Regulariser:
             return lambda render: render.opacity.sum() * 0 if render.surface is None else loss(*render.surface)
@@ -162,12 +166,12 @@ class DMTet(Representation):
         return self.paint.density(x)
 
     def grid(self) -> Tensor:
-        """Return the deformed grid points (V, 3) in world units."""
+        """Return the grid points (V, 3) in world units, moved by their trained offsets."""
         half = (self.high - self.low) / 2
         return (self.low + self.high) / 2 + half * (self.points + self.deformation.tanh() / self.options.resolution)
 
     def surface(self) -> tuple[Tensor, Tensor]:
-        """Return vertices (N, 3) in world units, differentiable in distances and offsets, and faces (F, 3) int64."""
+        """Return vertices (N, 3) in world units, differentiable in the mesh's parameters, and faces (F, 3) int64."""
         border = (self.points.abs() > 1 - 1e-6).any(dim=-1)  # counts as outside, so that the surface is closed
         distance = torch.where(border, self.distance.abs() + 1e-6, self.distance)
         return marching_tetrahedra(self.grid(), distance, self.tets)
@@ -244,10 +248,10 @@ class DMTet(Representation):
 
     @torch.no_grad()
     def init_from_functions(self, density: Field, colour: Field) -> None:
-        """Initialise shape and colours from functions of world points (N, 3): density (N,), sRGB (N, 3) in [0, 1].
+        """Initialise shape and colours from two functions of world points (N, 3).
 
-        The surface is where the density is half of its maximum on the grid. Raises ConfigError if the density is 0
-        everywhere.
+        `density` returns densities (N,), `colour` sRGB colours (N, 3) in [0, 1]. The surface is where the density is
+        half of its maximum on the grid. Raises ConfigError if the density is 0 everywhere.
         """
         peak = self._values(density).max()
         if not peak > 0:

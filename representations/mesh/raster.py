@@ -42,7 +42,8 @@ class SurfacePoints(NamedTuple):
 def surface_points(vertices: Tensor, faces: Tensor, cameras: Cameras) -> SurfacePoints:
     """Compute the surface points of a mesh that B perspective cameras see, one for each pixel on the mesh.
 
-    A pixel is on the mesh if its centre shows the mesh. `vertices` are (N, 3) in world units, `faces` (F, 3) int64.
+    A pixel is on the mesh if its centre shows the mesh. The result has pixel index, position, normal, ray direction and
+    depth of each point. `vertices` are (N, 3) in world units, `faces` (F, 3) int64.
     """
     device = vertices.device
     if device.type == "cuda" and installed("nvdiffrast"):
@@ -73,7 +74,7 @@ def surface_points(vertices: Tensor, faces: Tensor, cameras: Cameras) -> Surface
 
 @torch.no_grad()
 def visible_faces_on_gpu(vertices: Tensor, faces: Tensor, cameras: Cameras) -> Tensor:
-    """Find the nearest face at each pixel centre with nvdiffrast: (B, H, W) int64, -1 for the background.
+    """Return the index of the nearest face at each pixel centre, by nvdiffrast: (B, H, W) int64, -1 for the background.
 
     `vertices` are (N, 3) in world units, `faces` (F, 3) int64; the B cameras are perspective.
     """

@@ -80,7 +80,7 @@ def render(
 
 
 class _Rays(NamedTuple):
-    """R rays: origins and directions (R, 3), jitter (R,) in steps or None, light positions (R, 3) or None."""
+    """R rays: origins and directions (R, 3), shift of samples (R,) in steps or None, light positions (R, 3) or None."""
 
     origins: Tensor
     directions: Tensor

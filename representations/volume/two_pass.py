@@ -24,12 +24,13 @@ def two_pass(compute: Compute, parts: Sequence[slice], parameters: Iterable[Tens
     """Compute `compute(part)` for all parts and return the outputs, each concatenated over the parts along its rows.
 
     The forward pass keeps no autograd graph. The backward pass recomputes each part, so only the graph of one part is
-    in memory at a time. It raises RuntimeError if a parameter has changed since the forward pass, or with create_graph.
+    in memory at a time. The outputs can be differentiated only once. The backward pass raises RuntimeError if a
+    parameter has changed since the forward pass, or if it is called with create_graph=True.
 
     Args:
         compute: deterministic map from a slice of rays to outputs, each a tensor with one row per ray or None.
         parts: slices that cover all rays in order.
-        parameters: the only tensors that get gradients. The outputs can be differentiated only once.
+        parameters: the only tensors that get gradients.
     """
     return _TwoPass.apply(compute, parts, *parameters)
 

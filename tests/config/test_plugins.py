@@ -141,9 +141,15 @@ def test_changed_compares_the_record_with_the_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "values"), [("plugins: [none.py]", ("plugins", "none.py")), ("plugins: none.py", ("plugins", "'none.py'"))]
 )
-def test_missing_file_is_refused(text: str, values: tuple[str, ...]) -> None:
-    with refused("--plugin", "mine.py"):
-        plugins.load("mine.py")
+def test_missing_file_is_refused(
+    text: str, values: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder `space` is a namespace package: it can be imported, but has no code."""
+    (tmp_path / "space").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("mine.py", "space", ""):
+        with refused("--plugin", name):
+            plugins.load(name)
     assert cli.main(["--plugin", "mine.py", "--list"]) == 2
     Path("mine.yaml").write_text(f"base: mvdream-toybox\n{text}\n")
     with refused(None, *values):

@@ -38,6 +38,7 @@ def folder(tmp_path: Path) -> Path:
     box.apply_translation((5, 0, 0)).export(tmp_path / "a_red-box.glb")
     for number in range(4):
         trimesh.creation.icosphere(radius=3.0).export(tmp_path / "balls" / f"{number}.obj")
+    (tmp_path / "._a_red-box.glb").write_bytes(b"notes of macOS")
     return tmp_path
 
 

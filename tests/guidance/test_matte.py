@@ -59,6 +59,8 @@ def test_matte_refuses_wrong_sizes_and_damaged_folders(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-40])
     with refused(None, file):
         Matte.load(str(folder))
+    with refused(None, file):
+        Matte(16, (4, 6)).save(file)
 
 
 def render_on_grey(assets: list, count: int, grey: float) -> tuple[torch.Tensor, torch.Tensor]:

@@ -175,13 +175,15 @@ MAX_SUGGESTIONS = 4
 def nearest_keys(key: str, paths: Iterable[str]) -> list[str]:
     """Return the known config keys in `paths` that the user may mean by the unknown `key`, likeliest first.
 
-    Keys are dotted: "trainer.max_steps" has the section "trainer" and the last part "max_steps".
+    Keys are dotted: "trainer.max_steps" has the section "trainer" and the last part "max_steps". The result is, in this
+    order of preference:
 
-    1. Candidates are the known keys that end with a synonym of the last part of `key` (`ALIASES`: "learning_rate" for
-       "lr") or with this part itself. If sections of candidates have names similar to the section of `key`, only the
-       candidates of the most similar section remain. At most 4 (MAX_SUGGESTIONS) are returned.
-    2. Without candidates, the result is the known key most similar to `key`; if no key is similar, the one whose last
-       part is most similar to that of `key`; if there is none, [].
+    1. the keys that end with a synonym of the last part of `key` ("learning_rate" for "lr", see `ALIASES`) or with this
+       part itself, at most 4 (MAX_SUGGESTIONS). If some are in sections with a name similar to the section of `key`,
+       only those in the most similar section;
+    2. the key most similar to `key`;
+    3. the key whose last part is most similar to that of `key`;
+    4. [], if no key is similar.
     """
     paths = list(paths)
     section, _, last = key.rpartition(".")

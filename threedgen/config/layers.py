@@ -46,19 +46,17 @@ def load_layers(
 ) -> tuple[type[BaseModel], list[Layer]]:
     """Return the config model of a config, and its unchecked values as `Layer`s; later layers replace earlier values.
 
-    The key `name` of a section (nested config) such as `prior` selects a component, which has its own options. A layer
-    that changes the name therefore drops all options that earlier layers set in the section.
-
     The order of the layers is:
 
-    1. for each such section in the files or `values`, only its name: the one that they set, or else the default name.
-       A different name in `overrides` is therefore a change, even if the files set options of the default component
-       without its name;
+    1. the names of the components: for each section (nested config), such as `prior`, whose key `name` selects a
+       component, the name that the files or `values` set, or else the default name;
     2. the file that the key `base` of the config file names, recursively, and then the config file itself;
     3. `values`, then `overrides`.
 
-    A memory preset (file of options for a small GPU) comes directly before the layer whose key `preset` names it.
-    Raises ConfigError if a file is missing or invalid, or if an override cannot be parsed.
+    A layer that changes the `name` of a section drops all options that earlier layers set in the section, because
+    another component has other options. A memory preset (file of options for a small GPU) comes directly before the
+    layer whose key `preset` names it. Raises ConfigError if a file is missing or invalid, or if an override cannot be
+    parsed.
 
     Args:
         name_or_path: config file, or name of a config that comes with the project.
@@ -203,7 +201,8 @@ def preset_layers(tree: Mapping[str, Any]) -> list[Layer]:
     """Return a list with the `Layer` of the memory preset that `tree["preset"]` names; [] if it names no preset.
 
     A memory preset is a file of options for a GPU with little memory, such as configs/presets/memory-8gb.yaml. `tree`
-    is a config as a nested dict. Its values replace those of the preset, so the caller puts the preset's layer first.
+    is a config as a nested dict. The values in `tree` win over those of the preset, so the caller puts the preset's
+    layer first.
     """
     name = tree.get("preset")
     if not isinstance(name, str) or not re.fullmatch(r"memory-\w+", name):

@@ -37,8 +37,10 @@ def load(names: str) -> None:
         if name.endswith(".py"):
             load_file(Path(name))
         else:
-            module = importlib.import_module(name)
-            _record(name, Path(str(module.__file__)))
+            module = importlib.import_module(name) if name else None
+            if module is None or module.__file__ is None:
+                raise ConfigError("should be a .py file or the name of an installed module", FLAG, name)
+            _record(name, Path(module.__file__))
 
 
 def load_file(path: Path, key: str = FLAG) -> None:
@@ -89,7 +91,7 @@ def changed(recorded: object) -> list[str]:
     """Return the paths of imported plug-ins whose SHA-256 differs from the recorded one; a resumed run warns of them.
 
     `recorded` is {file: {"sha256": hash, ...}}, which the earlier process wrote to the run's summary.json. Plug-ins
-    that it does not contain are left out. If it is no dict, the result is [].
+    without a recorded hash are left out. If `recorded` is no dict, the result is [].
     """
     before = recorded if isinstance(recorded, dict) else {}
     pairs = [(before.get(str(plugin.path)), plugin) for plugin in LOADED.values()]

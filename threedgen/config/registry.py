@@ -17,7 +17,7 @@ from threedgen.config.errors import ConfigError, did_you_mean, nearest
 
 @dataclass(frozen=True)
 class Entry:
-    """Component in the registry, as two import paths "module:attribute".
+    """Component (class or function that a config selects by name), as two import paths "module:attribute".
 
     Attributes:
         implementation: path of the component's class or function.
@@ -174,17 +174,18 @@ for _line in _ENTRIES.splitlines():
 
 
 def names(kind: str) -> list[str]:
-    """Return the names of all components of a kind, in the order of registration.
+    """Return the names of all components of a kind, such as "prior", in the order of registration.
 
-    Raises KeyError for an unknown kind.
+    A component is a class or function that a config selects by name. Raises KeyError for an unknown kind.
     """
     return list(TABLE[kind])
 
 
 def entry(kind: str, name: object) -> Entry:
-    """Return the registry entry of a component.
+    """Return the registry entry of a component: the import paths of its class or function and of its config model.
 
-    Raises ConfigError, with a similar name as suggestion, if the name is unknown, and KeyError for an unknown kind.
+    An example is the kind "prior" and the name "mvdream". Raises ConfigError, with a similar name as suggestion, if the
+    name is unknown, and KeyError for an unknown kind.
     """
     if not isinstance(name, str) or name not in TABLE[kind]:
         raise ConfigError(_unknown(kind, name), kind, name)
@@ -192,20 +193,26 @@ def entry(kind: str, name: object) -> Entry:
 
 
 def config_model(kind: str, name: object) -> type[BaseModel]:
-    """Import and return the config model of a component. Raises ConfigError if the name is unknown.
+    """Import and return the config model of a component, such as that of the kind "prior" with the name "mvdream".
 
-    Modules of config models do not import torch.
+    Raises ConfigError if the name is unknown. Modules of config models do not import torch.
     """
     return _load(entry(kind, name).config)
 
 
 def implementation(kind: str, name: str) -> Any:
-    """Import and return the class or function of a component. Raises ConfigError if the name is unknown."""
+    """Import and return the class or function of a component, such as the kind "prior" with the name "mvdream".
+
+    Raises ConfigError if the name is unknown.
+    """
     return _load(entry(kind, name).implementation)
 
 
 def build(kind: str, config: Any, *args: Any, **kwargs: Any) -> Any:
-    """Create the component that `config.name` selects: call its implementation with (config, *args, **kwargs)."""
+    """Create the component that `config.name` selects: call its class or function with (config, *args, **kwargs).
+
+    `kind` is the kind of component in the registry, such as "prior".
+    """
     return implementation(kind, config.name)(config, *args, **kwargs)
 
 
@@ -229,7 +236,7 @@ The type is Any, not dict, to satisfy mypy.
 
 @dataclass(frozen=True)
 class Component:
-    """Annotation of a config field that is a section. The key `name` of the section selects a registered component.
+    """Annotation of a config field that is a section (nested config). Its key `name` selects a registered component.
 
     Used as `prior: Annotated[Any, Component("prior", default="mvdream")] = Field({}, description="...")`. The value of
     the field is an instance of the component's config model, which must have a field `name`.

@@ -68,7 +68,10 @@ class MultiviewCameraConfig(Config):
 
 
 class OrbitCameraConfig(Config):
-    """Options of a ring of cameras for validation images and turntables."""
+    """Options of a ring of cameras for validation images and turntables.
+
+    They are the number of images, elevation, distance and field of view of the cameras, and the image size.
+    """
 
     n_view: int = Field(120, ge=1, le=10_000, description="images per turn")
     elevation: float = Field(15.0, ge=-90, le=90, description="degrees above the horizon")
@@ -114,7 +117,11 @@ class TrainerConfig(Config):
 
 
 class CheckpointConfig(Config):
-    """Options of the checkpoints of a run."""
+    """Options of the checkpoints of a run.
+
+    They are the time between checkpoints, the time after which one is kept, and whether the run only writes its
+    results.
+    """
 
     seconds: float = Field(30.0, ge=0, description="seconds between two checkpoints")
     keep: float | None = Field(None, gt=0, description="seconds of training after which one is kept as kept.ckpt")
@@ -124,7 +131,8 @@ class CheckpointConfig(Config):
 class LoggerConfig(Config):
     """Additional log beside metrics.csv and metrics.jsonl: none, TensorBoard in RUN/tensorboard, or Weights & Biases.
 
-    Options of this logger. Weights & Biases needs the command `wandb login` first.
+    The option `name` selects it: "csv" (none), "tensorboard" or "wandb". Weights & Biases needs the command
+    `wandb login` first.
     """
 
     name: str = Field(description="logger")

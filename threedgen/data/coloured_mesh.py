@@ -85,15 +85,15 @@ class ColouredMesh:
         return replace(self, parts=tuple(replace(part, corners=transform(part.corners)) for part in self.parts))
 
     def render(self, c2w: Array, fov: float, size: int, background: float = 0.5, light: bool = False) -> Array:
-        """Render square images (V, size, size, 3), sRGB in [0, 1], from perspective cameras.
+        """Render square images (V, size, size, 3), sRGB in [0, 1], from V perspective cameras.
 
         Args:
             c2w: (V, 4, 4), camera-to-world, OpenGL axes.
             fov: vertical field of view of all cameras, radians.
             size: image side, pixels.
             background: grey value in [0, 1].
-            light: multiply colours by 0.5 + 0.2 n_z + 0.3 n . v, as in the toybox. n is the unit normal that faces the
-                camera, n_z its upward component, and v the unit vector to the camera. False: unlit colours.
+            light: multiply colours by 0.5 + 0.2 n_z + 0.3 n . v, where n is the unit normal that faces the camera, n_z
+                its upward component, and v the unit vector to the camera. False: unlit colours.
         """
         projection = Projection.perspective(torch.full((len(c2w),), fov, dtype=torch.float64), size, size)
         return self.render_views(Cameras(torch.from_numpy(c2w), projection, size, size), background, light)
@@ -102,7 +102,7 @@ class ColouredMesh:
         """Render images (V, H, W, 3), sRGB in [0, 1], from V perspective or orthographic cameras.
 
         `background` is a grey value in [0, 1]; None: the images are RGBA (V, H, W, 4) with straight alpha. `light` is
-        whether the mesh is lit, from the camera and from above (formula in `render`); False: unlit colours.
+        whether the mesh is lit, from the camera and from above; False: unlit colours.
         """
         fine, soup = at.with_size(at.height * SUPERSAMPLE, at.width * SUPERSAMPLE), self._soup()
         away = MAX_COORDINATE if at.projection.parallel else 0.0  # orthographic: eye far behind the camera

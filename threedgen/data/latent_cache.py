@@ -47,24 +47,30 @@ class Captioned(NamedTuple):
 
 
 class ExampleSource(Protocol):
-    """Endless list of training examples. Equal indices always give equal examples.
+    """Interface of an endless list of training examples. Equal indices always give equal examples.
 
-    An example has one caption and `n_view` square images.
+    An example has one caption and `n_view` square images. A source has two methods: `describe` returns a text that
+    identifies the images, and `render_examples` returns images, captions and camera poses of a range of examples.
     """
 
     n_view: int
 
     def describe(self) -> str:
-        """Return one line of text for the cache key. Sources with different images return different texts."""
+        """Return one line of text that is part of the key of cached examples.
+
+        Sources with different images return different texts.
+        """
 
     def render_examples(self, indices: range, size: int) -> Captioned:
-        """Render the examples with the indices `indices`, as images of `size` x `size` pixels."""
+        """Return images of `size` x `size` pixels, captions and camera poses of the examples `indices`."""
 
 
 class EncodedCache(ABC):
     """Base class of disk caches of latents and cameras. The first use of an entry makes and stores its whole block.
 
-    An entry has V views; the latents of a view are (C, h, w).
+    An entry is a training example with V views; the latents of a view are (C, h, w). A block is a fixed number of
+    consecutive entries. A subclass implements fill(block), which makes and stores the entries of one block, given its
+    number. `latents` and `c2w` return the latents and the camera poses of entries.
 
     Args:
         folder: folder of the cache files.
@@ -87,10 +93,10 @@ class EncodedCache(ABC):
         """Make and store each block that has one or more of the entries `indices` (N,) and is not stored yet.
 
         A block is a fixed number of consecutive entries, which are encoded and stored together. `rank` = (k, n) shares
-        the work between n processes, numbered from 0: process k makes the blocks at the positions k, k + n, k + 2 n,
-        ... of the sorted list of missing blocks. If the length of this list is not a multiple of n, some processes
-        would be idle at the end. So the list is first filled up to a multiple of n with blocks that later calls will
-        probably need: the missing ones among the n - 1 blocks after its last block, if there are enough of them.
+        the work between n processes: process k, counted from 0, makes every n-th block of the sorted list of missing
+        blocks, from position k on. If the length of the list is not a multiple of n, some processes would be idle at
+        the end. So the list is first filled up to a multiple of n with blocks that later calls will probably need: the
+        missing ones among the n - 1 blocks after its last block, if there are enough of them.
         """
         lacking, (number, count) = self.cache.missing_blocks(indices), rank
         if lacking:
@@ -102,17 +108,17 @@ class EncodedCache(ABC):
 
     @abstractmethod
     def fill(self, block: int) -> None:
-        """Make and store all entries of the block with number `block`."""
+        """Make and store all entries of block number `block`. A block is a fixed number of consecutive entries."""
 
     def latents(self, indices: Sequence[int] | np.ndarray) -> Tensor:
-        """Return the latents (N, V, C, h, w), float32, of the entries `indices` (N,).
+        """Return the latents (N, V, C, h, w), float32, of the entries `indices` (N,), which have V views each.
 
-        They are multiplied by the VAE's `scaling_factor`.
+        The latents (C, h, w) of a view are multiplied by the VAE's `scaling_factor`.
         """
         return torch.from_numpy(self._read(indices, "z")).float()
 
     def c2w(self, indices: Sequence[int] | np.ndarray) -> Tensor:
-        """Return the camera-to-world poses (N, V, 4, 4), OpenGL axes, of the entries `indices` (N,)."""
+        """Return the camera-to-world poses (N, V, 4, 4), OpenGL axes, of all V views of the entries `indices` (N,)."""
         return torch.from_numpy(self._read(indices, "c2w"))
 
     def _read(self, indices: Sequence[int] | np.ndarray, field: str) -> np.ndarray:
@@ -123,13 +129,16 @@ class EncodedCache(ABC):
 class LatentCache(EncodedCache):
     """Disk cache of the latents, captions and cameras of the first `count` examples of a source.
 
+    The methods `latents`, `captions` and `c2w` return the data of the examples with given indices. The first use of an
+    example makes and stores all examples of its block.
+
     Args:
         folder: folder of the cache files.
         source: training examples to cache, each with V views.
         vae: diffusers AutoencoderKL that encodes the images.
         size: side of the rendered images in pixels.
         count: number of examples to cache, the first ones of the source.
-        block: number of entries per block.
+        block: number of consecutive examples that are encoded and stored together.
         text: number of bytes stored per caption; longer captions are truncated.
     """
 
@@ -167,6 +176,8 @@ class LatentCache(EncodedCache):
 class SceneCache(EncodedCache):
     """Disk cache of the latents, captions, cameras and depth of scenes. Depth is stored in float16 (2 mm steps at 4 m).
 
+    The methods `latents`, `captions`, `cameras` and `depth` return the data of scenes with given indices.
+
     Args:
         folder: folder of the cache files.
         source: scenes to cache, each with V views of H x W pixels.
@@ -197,19 +208,25 @@ class SceneCache(EncodedCache):
         super().__init__(folder, "scenes", description, vae, self.count, np.dtype(fields), SCENE_BLOCK)
 
     def captions(self, indices: Sequence[int] | np.ndarray) -> list[tuple[str, ...]]:
-        """Return, for each of the scenes `indices` (N,), a tuple of its V captions."""
+        """Return the captions of the scenes `indices` (N,): for each scene, a tuple with one caption per view."""
         return [tuple(unpack(text) for text in texts) for texts in self._read(indices, "text")]
 
     def depth(self, indices: Sequence[int] | np.ndarray) -> Tensor:
-        """Return the depth (N, V, H, W) of scenes `indices` (N,): metres along the viewing axis, 0 where unknown."""
+        """Return the depth (N, V, H, W) of V views of scenes `indices` (N,): metres on the viewing axis, 0: unknown."""
         return torch.from_numpy(self._read(indices, "depth")).float()
 
     def condition_mask(self, indices: Sequence[int] | np.ndarray) -> Tensor:
-        """Return a bool mask (N, V) for the scenes `indices` (N,): True for views that are inputs of the network."""
+        """Return a bool mask (N, V) for the V views of the scenes `indices` (N,).
+
+        It is True for the views that are given to the network as inputs, and False for those that it generates.
+        """
         return torch.from_numpy(self._read(indices, "given"))
 
     def cameras(self, index: int) -> Cameras:
-        """Return the V cameras of the scene `index`, in pixels of the full images (H x W), even if `half` is set."""
+        """Return the cameras of all views of the scene `index`.
+
+        Their pixels are those of the full images, even if the cache encodes the images at half their size.
+        """
         (K,), c2w = self._read([index], "K"), self.c2w([index])[0]
         return Cameras(c2w, Projection(torch.from_numpy(K)), *self.size)
 
@@ -256,11 +273,11 @@ def available_entries(step: int, count: int, first: int, fresh: int) -> int:
 
 
 def sample_entries(rng: np.random.Generator, step: int, batch: int, count: int, first: int, fresh: int) -> np.ndarray:
-    """Sample the entry indices (batch,) of a training step.
+    """Sample the entry indices (batch,) of training step `step`, for a disk cache with `count` entries.
 
-    At step s, let n be `first` + s * `fresh`, at most `count` (`available_entries`). The result starts with the entries
-    n ... n + `fresh` - 1 (those below `count`), which no earlier step used. The other indices are uniformly random in
-    0 ... n - 1.
+    Let n = min(count, first + step * fresh) be the number of entries that exist before the step: `first` before step 0,
+    and `fresh` new ones per step. The result starts with the new entries n ... n + `fresh` - 1 (those below `count`).
+    The other indices are uniformly random in 0 ... n - 1.
     """
     available = available_entries(step, count, first, fresh)
     indices = rng.integers(0, available, batch)

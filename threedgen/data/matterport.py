@@ -36,9 +36,10 @@ MAX_SUPERSAMPLE = 2
 class MatterportPanoramas:
     """Source (`SceneSource`) of training examples: perspective views of a panorama, evenly spaced in a full circle.
 
-    The views are horizontal, and their yaw increases to the right. The yaw of the first view is 0 in the test split.
-    For training, it is a random whole number of degrees that depends on the seed and the index of the example. The
-    constructor and `scene` raise ConfigError if a file is missing or invalid.
+    `scene` returns the images, cameras and captions of one example. The views are horizontal, and their yaw increases
+    to the right. The yaw of the first view is 0 in the test split. For training, it is a random whole number of degrees
+    that depends on the seed and the index of the example. The constructor and `scene` raise ConfigError if a file is
+    missing or invalid.
     """
 
     def __init__(self, config: MatterportConfig, seed: int = 0, split: SceneSplit = "train") -> None:
@@ -56,7 +57,10 @@ class MatterportPanoramas:
         return f"panoramas of {self.root.resolve()}, {self.split}, seed {self.seed}, {views}"
 
     def first_yaw(self, index: int) -> int:
-        """Return the yaw of the first view of training example `index` in degrees, from 0 to 359."""
+        """Return the yaw of the first view of example `index`, a whole number of degrees from 0 to 359.
+
+        It is random in the split "train", and 0 in the split "test".
+        """
         return int(numpy_generator(self.seed, index, "first yaw").integers(360)) if self.split == "train" else 0
 
     def scene(self, index: int) -> SceneViews:

@@ -32,17 +32,19 @@ MAX_CACHED_MESHES = 32
 class ObjectViews(ABC):
     """Base class of training sources with six views of an object on a grey background.
 
-    A subclass provides captions, images and surfaces. This class samples the cameras. Azimuth 0 is the front of the
-    object (+x); azimuths increase counter-clockwise seen from above. A reference image is an input of the network: the
-    object seen from near the front, centred and scaled as input images of users are.
+    Subclasses implement `prepare` (read the options), `__len__`, `caption`, `render_views` (images) and `surface`
+    (positions and normals). This class samples the cameras. Azimuth 0 is the front of the object (+x); azimuths
+    increase counter-clockwise seen from above. A reference image is an input of the network: the object seen from near
+    the front, centred and scaled as input images of users are.
 
     Args:
         options: options of the subclass; its method `prepare` reads them.
         seed: seed of the random cameras.
         split: "train" or "held-out"; the random cameras depend on it too.
-        control: kind of the condition maps: "rays" of the cameras, or "geometry", positions and normals of the surface.
-            The six views are at elevation 0 and azimuths 0, 45, 90, 180, 270 and 315 degrees for "rays"; for
-            "geometry", they are at azimuths 0, 90, 180 and 270 degrees, above and below the object.
+        control: kind of the condition maps, an extra input of the network for each view: "rays" of the cameras, or
+            "geometry", positions and normals of the surface. The six views are at elevation 0 and azimuths 0, 45, 90,
+            180, 270 and 315 degrees for "rays"; for "geometry", they are at azimuths 0, 90, 180 and 270 degrees, above
+            and below the object.
         reference: whether an object has a seventh image, the reference image.
         anywhere: fraction of the objects whose six cameras are turned by one random azimuth, and raised to one random
             elevation.
@@ -67,7 +69,7 @@ class ObjectViews(ABC):
 
     @abstractmethod
     def prepare(self) -> None:
-        """Set the attributes that depend on `options`. `__init__` calls this method last; each subclass defines it."""
+        """Read `options` and set attributes that depend on them. `__init__` calls it last. Subclasses define it."""
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -106,9 +108,9 @@ class ObjectViews(ABC):
     def view_directions(self, index: int) -> list[tuple[float, float]]:
         """Return (elevation, azimuth) of each of the six views of object `index`, in degrees; azimuth 0 is the front.
 
-        For most objects, these are the six fixed directions described in the class, in the attribute `sides`. A random
-        fraction `anywhere` of the objects has instead one random elevation from 0 to 30 degrees (`inputs.RAISED`) for
-        all six views, and the azimuths of `sides` plus one random offset.
+        Most objects have the six fixed directions in the attribute `sides`, such as elevation 0 and azimuths 0, 45, 90,
+        180, 270 and 315. For a random fraction `anywhere` of the objects, all six views have one random elevation from
+        0 to 30 degrees (`inputs.RAISED`), and the azimuths of `sides` plus one random offset.
         """
         rng = np.random.default_rng([self.seed, self.split == "train", index, 6])
         if rng.random() >= self.anywhere:
@@ -135,7 +137,8 @@ class ObjectViews(ABC):
     def maps(self, index: int, size: int) -> Tensor:
         """Return condition maps of object `index`: (6, 6, size, size), as (view, channel, row, column), in [0, 1].
 
-        The six channels are two vectors, mapped to [0, 1]:
+        Condition maps are an extra input of the network for each view. The six channels are two vectors, mapped to [0,
+        1]. The attribute `control`, "rays" or "geometry", selects them:
 
         - "rays", perspective cameras: Pluecker coordinates of a pixel's ray, direction d and moment origin x d.
         - "rays", orthographic cameras: viewing direction, and unit vector from the origin to the camera. The maps are
@@ -153,9 +156,9 @@ class ObjectViews(ABC):
 def frame_on_grey(image: Tensor) -> Tensor:
     """Centre the object in an image (H, W, 3) in [0, 1] and resize it, as input images of users are prepared.
 
-    It then fills 90 % of the image's height or width, whichever it reaches first. The object is all pixels that differ
-    from the background `GREY`. The result has the same size and background. An image without an object is returned
-    unchanged.
+    The object then fills 90 % of the image's height or width, whichever it reaches first. All pixels that differ from
+    the grey background (`GREY`, 0.5) are the object. The result has the same size and background. An image without an
+    object is returned unchanged.
     """
     mask = (image != GREY).any(-1, keepdim=True)
     return framed(torch.cat([image, mask.float()], dim=-1), *image.shape[:2]) if mask.any() else image
@@ -164,9 +167,9 @@ def frame_on_grey(image: Tensor) -> Tensor:
 class MeshObjects(ObjectViews):
     """Training source for MV-Adapter from a folder of meshes.
 
-    With `reference`, each mesh gives `options.pictures` training examples, which differ in the reference image; else
-    each mesh gives one. The last `options.held_out` meshes are the split "held-out", all others the split
-    "train".
+    If examples have a reference image (argument `reference`), each mesh gives `options.pictures` training examples,
+    which differ in this image; else each mesh gives one. The last `options.held_out` meshes are the split "held-out",
+    all others the split "train".
     """
 
     options: MeshFolderConfig

@@ -19,7 +19,8 @@ OBJECT_RADIUS = 0.85
 class WalksConfig(Config):
     """Base class of the options of data sets of camera paths through scenes: frames with poses and depth maps.
 
-    A training example (an entry) has several views of one camera path.
+    A training example (an entry) has several views of one camera path. Options: number of views per entry, and share of
+    entries whose first and last views are given to the network.
     """
 
     has_depth: ClassVar[bool] = True
@@ -96,7 +97,7 @@ class MeshFolderConfig(_Folder):
         Raises ConfigError unless there are more than `held_out` meshes.
         """
         folder = existing_folder(self.path, "path")
-        found = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.suffix.lower() in MESHES)
+        found = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("[!.]*") if p.suffix.lower() in MESHES)
         if len(found) <= self.held_out:
             raise ConfigError(
                 f"has {len(found)} meshes, of which held_out={self.held_out}. Add some", "path", self.path

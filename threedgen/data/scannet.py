@@ -37,10 +37,12 @@ POSE_CHECK_SIZE = (36, 48)  # size (H, W) of the depth maps that are read to che
 
 
 class ScanNetWalk:
-    """Camera path (a `Walk`) through the scene in `folder`. Images and depth are resized to `height` x `width` pixels.
+    """Camera path (a `Walk`) through the scene in `folder`: numbered frames with image, depth, pose and caption.
+
+    Images and depth are resized to `height` x `width` pixels. The method `views` reads frames.
 
     Args:
-        key_file: name of the file in `folder` that lists the key frame numbers.
+        key_file: name of the file in `folder` with the numbers of the key frames, a subset chosen by image overlap.
         poses: "c2w" if the pose files are camera-to-world matrices, "w2c" if they are world-to-camera matrices.
     """
 
@@ -62,7 +64,10 @@ class ScanNetWalk:
 
     @cached_property
     def keys(self) -> Sequence[int]:
-        """Numbers of the key frames, ascending. Raises ConfigError if their file is missing or invalid."""
+        """Numbers of the key frames, ascending: a subset of the frames, chosen by the overlap of their images.
+
+        Raises ConfigError if the file with the numbers is missing or invalid.
+        """
         return read_frame_numbers(self.folder / self.key_file)
 
     def numbers(self, pattern: str) -> list[int]:
@@ -162,6 +167,7 @@ def scenes(path: str, split: SceneSplit) -> list[Path]:
 def walks(config: ScanNetConfig, split: SceneSplit) -> list[ScanNetWalk]:
     """Return the camera paths (walks) of a split, without scenes that have fewer than 10 (MIN_KEYS) key frames.
 
+    Key frames are the frames that the dataset selects by the overlap of their images.
     Raises ConfigError if no scene is left, or if the poses of the first scene seem to be inverted.
     """
     o = config
@@ -177,10 +183,11 @@ def walks(config: ScanNetConfig, split: SceneSplit) -> list[ScanNetWalk]:
 def build(config: ScanNetConfig, seed: int = 0, split: SceneSplit = "train") -> WalkScenes:
     """Build the source of the training examples of a split; an example has `config.views` views of one scene.
 
-    In the split "train" an example is a random series of consecutive key frames or, with the probability
-    `config.between`, two key frames and random frames between them. In the split "test" the key frames of each scene
-    are divided into examples, in order; those left at the end are not used. Raises ConfigError if a file is missing or
-    invalid, or if no scene has enough key frames.
+    Key frames are the frames that the dataset selects by the overlap of their images. In the split "train" an example
+    is a random series of consecutive key frames or, with the probability `config.between`, two key frames and random
+    frames between them. In the split "test" the key frames of each scene are divided into examples, in order; key
+    frames that remain at the end are not used. Raises ConfigError if a file is missing or invalid, or if no scene has
+    enough key frames.
     """
     o, found = config, walks(config, split)
     description = f"{Path(o.path).expanduser().resolve()}, {split}, {o.height} x {o.width} px, {KEY_FRAMES}"

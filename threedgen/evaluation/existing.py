@@ -27,8 +27,9 @@ MAX_SIZE = 512  # pixels; larger views are downscaled
 def read_existing(folder: str, run: Path, prompts: Sequence[str], c2w: Tensor, part: str = "") -> Array:
     """Read V views of each of N prompts from a folder. Return images (N, V, H, H, 3), uint8.
 
-    Only the middle square of an image is used, resized to H pixels: the shorter side of the first image, but at most
-    512 (`MAX_SIZE`). Before reading, writes RUN/wanted.csv, a table of the files that the folder should have. Raises
+    The views of prompt 3 (counted from 0) are the files FOLDER/00003/0.png, 1.png, ..., in any image format. Only the
+    middle square of an image is used, resized to H pixels: the shorter side of the first image, but at most 512
+    (`MAX_SIZE`). Before reading, writes RUN/wanted.csv, a table of the files that the folder should have. Raises
     ConfigError if an image is missing or damaged.
 
     Args:

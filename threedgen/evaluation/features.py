@@ -25,8 +25,9 @@ class NetworkOutput(NamedTuple):
 class FeatureNetwork(Protocol):
     """Network whose features FID and KID use, and whose class logits the Inception score uses.
 
-    A call maps images (V, H, W, 3), uint8, to a `NetworkOutput`. ``description`` is the name of the network in reports.
-    The registry builds implementations from a config of the kind "features".
+    A subclass implements `__call__`, which maps images (V, H, W, 3), uint8, to a `NetworkOutput`: features (V, D) and
+    class logits (V, K). It sets ``description``, the name of the network in reports. The registry builds subclasses
+    from a config of the kind "features".
     """
 
     description: str
@@ -40,9 +41,10 @@ class FeatureNetwork(Protocol):
 
 
 class InceptionFeatures(FeatureNetwork):
-    """Inception-v3 of torchmetrics with the weights of the original FID.
+    """Inception-v3 of torchmetrics with the weights of the original FID, for FID, KID and Inception score.
 
-    The constructor raises ConfigError if the weights cannot be downloaded or loaded.
+    A call maps images (V, H, W, 3), uint8, to features (V, 2048) and logits (V, K) of K classes. The constructor raises
+    ConfigError if the weights cannot be downloaded or loaded.
     """
 
     description = (

@@ -27,7 +27,8 @@ ExistingViews = Annotated[str | None, Field(min_length=1, description="folder of
 class InceptionFeaturesConfig(Config):
     """Features of the Inception-v3 of published FIDs (torchmetrics), which suits photos.
 
-    Config of `features.InceptionFeatures`, without options.
+    Config of the feature network "inception", which evaluations use for FID, KID and Inception score. It has no
+    options.
     """
 
     name: Literal["inception"] = "inception"
@@ -37,7 +38,11 @@ class InceptionFeaturesConfig(Config):
 
 
 class SamplingConfig(RunConfig):
-    """Base class of the options of evaluations that sample a diffusion model (prior)."""
+    """Base class of the options of evaluations that sample a diffusion model (prior).
+
+    The options are DDIM steps, guidance scale, negative prompt, batch size, and a folder of existing views to measure
+    instead of samples.
+    """
 
     steps: int = Field(50, ge=1, le=1000, description="DDIM steps")
     guidance_scale: float = Field(5.0, ge=0, description="scale of classifier-free guidance")
@@ -57,7 +62,8 @@ class SamplingConfig(RunConfig):
 class EvaluateOwnPriorConfig(AssetsConfig, SamplingConfig):
     """Comparison of a prior's samples for the captions of user assets with renders of the assets.
 
-    Options of the task "evaluate-own-prior".
+    Options of the task "evaluate-own-prior": the prior, the assets (meshes with captions), number of assets and views,
+    sampling, and the network whose features are compared.
     """
 
     prior: MultiviewPrior = Field({}, description="multi-view prior to evaluate")

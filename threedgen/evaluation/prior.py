@@ -53,6 +53,8 @@ Row = TypeVar("Row")
 class PriorEvaluation(Evaluation[P, int, Row]):
     """Base class of evaluations that sample a diffusion prior. An item is the index of an object: 0, 1, ...
 
+    A subclass implements `measure(item)`, which returns the result of one object, and `report(rows)`, which writes the
+    report of all results. For this it can call `load_prior`, `sample`, which samples views of prompts, and `view_use`.
     Type variables: P is the class of the config, Row the class of the result of one item.
     """
 
@@ -109,9 +111,9 @@ class PriorEvaluation(Evaluation[P, int, Row]):
     def view_use(self, objects: Captioned) -> tuple[str, Json]:
         """Measure how much the prior uses the other views of an object when it denoises one view.
 
-        Return a Markdown section and the dict of `measure_view_use`: errors of the predicted latents for true, wrong
-        and very noisy other views. The prior must accept a different timestep for each view, so its attribute
-        `timestep_per_view` must be True.
+        ``objects`` has images, camera poses and captions of N objects, V views each. Return a Markdown section and the
+        dict of `measure_view_use`: errors of the predicted latents for true, wrong and very noisy other views. The
+        prior must accept a different timestep for each view, so its attribute `timestep_per_view` must be True.
         """
         assert self.prior is not None
         figures = measure_view_use(self.prior, Objects.encoded(self.prior, objects), self.config.seed)
@@ -254,9 +256,11 @@ AssetFeatures = tuple[Array, Array, Array]
 
 
 class OwnPrior(PriorEvaluation[EvaluateOwnPriorConfig, AssetFeatures]):
-    """Task "evaluate-own-prior": evaluate a prior that was trained on a user's assets.
+    """Task "evaluate-own-prior": evaluate a prior that was trained on a user's assets (meshes with captions).
 
-    For the caption of each asset it samples views, which are compared with renders of the asset from the same cameras.
+    For the caption of each asset it samples views, which are compared with renders of the asset from the same cameras,
+    by FID and by the cosine of mean features. An item, the argument of `measure`, is the index of an asset; the result
+    is its features (V, D): of V renders, of V samples, and of V renders from other cameras.
     """
 
     def __init__(self, task: Task) -> None:

@@ -48,9 +48,11 @@ ATTEMPTS = 2
 class Evaluation(Generic[C, Item, Row]):
     """Base class of evaluations. The runner calls `prepare`, `measure` for each item (result: a row), and `report`.
 
-    The constructor checks the config and raises ConfigError for invalid options before any slow work. `prepare` and
-    `measure` raise ConfigError for unusable input, and Stopped after Ctrl-C. Type variables: C is the class of the
-    config, Item of an item, Row of the result of an item.
+    A subclass sets ``items`` in its constructor, whose argument is the task (the run). It implements `measure(item)`,
+    which returns the row of an item, such as its metrics, and `report(rows)`, which writes the report of all rows. It
+    may override `prepare()` for work before the first item. The constructor checks the config and raises ConfigError
+    for invalid options before any slow work. `prepare` and `measure` raise ConfigError for unusable input, and Stopped
+    after Ctrl-C. Type variables: C is the class of the config, Item of an item, Row of the result of an item.
 
     Attributes:
         stage: label of the progress bar.

@@ -40,7 +40,11 @@ ConvexMesh = tuple[Array, Array]  # convex mesh: vertices (V, 3) float32, outwar
 
 @dataclass
 class ExportedAsset:
-    """Game asset in memory, result of `make_asset`: file contents by name, validator findings, notes, statistics."""
+    """Game asset in memory, the result of `make_asset`.
+
+    `files` maps file names to contents (bytes), `findings` the names of GLBs to errors and warnings of the Khronos
+    validator. `notes` are remarks for the user, `figures` statistics, and `seconds` the duration of each step.
+    """
 
     name: str  # prefix of the file names
     files: dict[str, bytes] = field(default_factory=dict)  # name -> content; if there are GLBs, the finest comes first

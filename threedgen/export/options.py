@@ -169,7 +169,11 @@ def resize_command(run: Path, preset: object) -> str:
 
 
 class ExportSection(AssetConfig):
-    """Options of the export of an asset at the end of a run."""
+    """Options of the export of an asset at the end of a run.
+
+    This is the section `export` of the config of a run that makes a 3D object: whether to export a game asset
+    (`enabled`), and the options of the asset.
+    """
 
     enabled: bool = Field(
         True, description=f"export an asset after the run; later: {command('--config', 'export', 'run=FOLDER')}"
@@ -190,7 +194,7 @@ class ExportSection(AssetConfig):
 class ExportConfig(TaskConfig, AssetConfig):
     """Export of a game-ready asset from a finished run. Unset options come from the section `export` of the run.
 
-    Options of the task "export".
+    Options of the task "export": those of a game asset (triangles, textures, formats, ...), run folder, output folder.
     """
 
     run: str = Field("", description="folder of a finished run of the task generate")

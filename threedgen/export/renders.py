@@ -88,7 +88,8 @@ def field_renderer(
 class DepthFusion:
     """Density and colour of a representation without density, such as 3D Gaussians, as functions of points.
 
-    Both are fused from colour and depth images as in TSDF fusion. The export extracts the surface from the density.
+    `density(x)` and `colour(x)` map points (N, 3) to densities (N,) and sRGB colours (N, 3). Both are fused from
+    rendered colour and depth images as in TSDF fusion. The export extracts the surface from the density.
     """
 
     @torch.no_grad()
@@ -111,9 +112,9 @@ class DepthFusion:
         """Return the density (N,), per world unit, at points x (N, 3) in world units; larger inside the object.
 
         In each depth image, a point has a distance to the visible surface along the ray, positive in front of the
-        surface. Let d be the second largest of these distances, clamped to +-0.05 radii (TRUNCATION): a point is
-        outside if two images show it in front of the surface, since a single image may be wrong (OUTLIERS). The density
-        is proportional to a sigmoid of -d.
+        surface. d is the second largest of these distances, clamped to +-0.05 radii (TRUNCATION) of the scene sphere.
+        The density is proportional to a sigmoid of -d. So a point is outside if at least two images show it in front of
+        the surface; a single image may be wrong (OUTLIERS).
         """
         _, ahead = self._lookup(x)
         distance = ahead.clamp(-self.truncation, self.truncation).topk(OUTLIERS + 1, dim=0).values[-1]
@@ -122,8 +123,8 @@ class DepthFusion:
     def colour(self, x: Tensor) -> Tensor:
         """Return sRGB colours (N, 3) in [0, 1] of points x (N, 3) in world units.
 
-        The colour is the mean of the pixels to which the point is projected. Only renders are used in which the visible
-        surface is near the point (TRUNCATION); if there are none, all renders.
+        The colour of a point is the mean of the pixels to which it is projected, over the renders in which the visible
+        surface is within 0.05 radii (TRUNCATION) of the point. If there are no such renders, all renders are used.
         """
         index, ahead = self._lookup(x)
         weight = (ahead.abs() < self.truncation).float() + 1e-6

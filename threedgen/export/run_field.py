@@ -27,7 +27,7 @@ from .shape.from_field import FieldView
 
 @dataclass(frozen=True)
 class RunField:
-    """Trained field (3D representation) of a run, with the run's config and the number of training steps."""
+    """Trained field (3D representation) of a run, `view`, with the run's `config` and number of training `steps`."""
 
     view: FieldView  # the field as functions of points, and scene data
     config: Any  # config of the run

@@ -56,7 +56,7 @@ def run(config: ExportConfig, resume: Path | None = None, quiet: bool = False) -
 def progress_bar(quiet: bool = False) -> Iterator[Callable[[str], None]]:
     """Create a context manager that shows a progress bar, unless `quiet` is True.
 
-    The context yields a callback, to be called with the name of each export step (`STEPS`) when the step starts.
+    The context yields a callback, to be called with the name of each export step, such as "bake", when the step starts.
     """
     with ProgressDisplay("asset", len(STEPS), quiet) as count:
 
@@ -73,11 +73,14 @@ def export(
 ) -> ExportedAsset:
     """Extract the surface of a run's field, build a game asset from it, write the asset to `folder` and return it.
 
-    If `config.height` is unset, the asset gets the usual height of the first toybox noun in the prompt, such as 0.5 m
-    for a dog; without such a noun, one world unit is one metre. If `config.material` is unset, the words of the prompt
-    determine the material.
+    If `config.height` is unset, the asset gets the usual height of the first object in the prompt whose height is
+    known, such as 0.5 m for a dog; without such an object, one world unit is one metre. If `config.material` is unset,
+    the words of the prompt determine the material.
 
     Args:
+        source: trained field (3D representation) of the run, with the run's config and number of steps.
+        config: options of the asset, such as height and triangle budget.
+        folder: folder for the files of the asset.
         nearest_budget: what to do if the shape needs more triangles than the budget. True: use as few as possible and
             add a note to `notes` of the result; False: raise ConfigError.
         quiet: show no progress bar.
@@ -108,7 +111,7 @@ def export(
 
 
 def save(asset: ExportedAsset, folder: Path, config: AssetConfig) -> None:
-    """Replace the files of an earlier export in `folder` by the asset's files and asset.json.
+    """Write an asset's files and its description asset.json to `folder`, in place of those of an earlier export.
 
     Raises ConfigError if this would overwrite a file that is not from an export, or that was changed after it.
     """
@@ -120,9 +123,9 @@ def save(asset: ExportedAsset, folder: Path, config: AssetConfig) -> None:
 def summary_entry(asset: ExportedAsset) -> Tree:
     """Return the JSON object that describes the asset in a run's summary.json.
 
-    It has the path of the main file (the GLB of the finest level, if there are GLBs) relative to the run folder, the
-    number of triangles of each level of detail, the duration of the export in seconds, and the height with the reason
-    for it, such as "0.5 m high, as a dog usually is" ("" if the user set the height).
+    "file" is the path of the main file (the GLB of the finest level of detail, if there are GLBs) relative to the run
+    folder, "levels" the number of triangles of each level of detail, "seconds" the duration of the export, and "height"
+    a text with the height and the reason for it: "0.5 m high, as a dog usually is" ("" if the user set the height).
     """
     return {
         "file": f"{FOLDER}/{next(iter(asset.files))}",

@@ -51,7 +51,11 @@ class Projection:
 
 @dataclass(frozen=True)
 class Cameras:
-    """B cameras: camera-to-world poses (B, 4, 4) with OpenGL axes, intrinsics, and one image size in pixels for all."""
+    """B cameras: poses, intrinsics, and one image size for all.
+
+    `c2w` (B, 4, 4) are camera-to-world poses with OpenGL axes, `projection` has the intrinsics, `height` and `width`
+    are the image size in pixels.
+    """
 
     c2w: Tensor  # (B, 4, 4) camera-to-world poses with OpenGL axes
     projection: Projection  # intrinsics of the B cameras

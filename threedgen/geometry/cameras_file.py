@@ -52,9 +52,9 @@ class _Content(BaseModel):
 
 
 def write_cameras(path: Path, cameras: Cameras, files: list[str], prompts: list[str]) -> None:
-    """Write N cameras with N image paths, relative to the file at `path`, and N prompts (captions).
+    """Write N cameras with N image paths, relative to the file at `path`, and N prompts (captions) to a JSON file.
 
-    The file is JSON, in the format at the top of this module.
+    The file has the keys axes ("opengl"), height, width, K (intrinsics), c2w (camera-to-world poses), files, prompts.
 
     Raises OSError if the file cannot be written, and ValueError if the cameras are orthographic.
     """
@@ -66,7 +66,10 @@ def write_cameras(path: Path, cameras: Cameras, files: list[str], prompts: list[
 def read_cameras(
     path: Path, key: str, poses: Poses = "c2w", size: tuple[int, int] | None = None, fov: float | None = None
 ) -> CamerasFile:
-    """Read a JSON file of two or more cameras, in the format at the top of this module.
+    """Read a JSON file of two or more cameras, such as one that `write_cameras` wrote.
+
+    The file has the keys c2w (camera poses), axes ("opengl" or "opencv"), height and width in pixels, K (intrinsics) or
+    fov, and optionally files (image paths) and prompts.
 
     Raises ConfigError with the config key `key` if the file is invalid.
 

@@ -12,10 +12,10 @@ LUMA = np.array([0.299, 0.587, 0.114])
 
 
 def detect(image: NDArray[np.uint8]) -> Features | None:
-    """Detect SIFT features of an image (H, W, 3), uint8. Return None if there are none.
+    """Detect SIFT features of an image (H, W, 3), uint8. Return their positions and descriptors; None without features.
 
-    The result has the positions (M, 2), float64, of M features as (x, y) in pixels, with the first pixel centre at
-    (0.5, 0.5), and their descriptors (M, 128), uint8.
+    The positions (M, 2), float64, of M features are (x, y) in pixels, with the first pixel centre at (0.5, 0.5). The
+    descriptors are (M, 128), uint8.
     """
     sift = SIFT()
     try:

@@ -82,11 +82,11 @@ class GltfFile:
             self.buffer(index)
 
     def submeshes(self, colours: bool) -> Iterator[Submesh]:
-        """Read the triangles of all nodes in the scene: one submesh per primitive, in scene coordinates.
+        """Yield the triangles of all nodes in the scene, in scene coordinates, as one submesh per primitive.
 
-        If `colours` is True, the submeshes have materials, vertex colours and textures. Raises ConfigError if the file
-        needs an extension that is not supported (`REFUSED`: mesh compression and, with `colours`, KTX2 textures), or
-        has too many triangles or primitives.
+        A submesh has one material; if `colours` is True, its base colour, vertex colours and texture are read. Raises
+        ConfigError if the file needs an extension that is not supported (mesh compression and, with `colours`, KTX2
+        textures), or has too many triangles or primitives.
         """
         for name in self.tree.get("extensionsRequired", []):
             if name in REFUSED and (colours or "texture" not in name):
@@ -116,11 +116,11 @@ class GltfFile:
                     yield submesh
 
     def submesh(self, primitive: Tree, node: Tree, weights: list[float], matrices: Array, colours: bool) -> Submesh:
-        """Read a primitive of the mesh of `node`; return one submesh with N copies of it in scene coordinates.
+        """Read one primitive of the mesh of `node`; return its triangles, copied N times, in scene coordinates.
 
-        `primitive` and `node` are JSON objects. `matrices` (N, 4, 4) are the node-to-scene transforms of the copies. A
-        skinned primitive is placed by its joints instead, so its copies are equal. `weights` are the mesh's weights of
-        its morph targets, used if the node has none. If `colours` is True, the material is also read.
+        `primitive` and `node` are JSON objects of the file. `matrices` (N, 4, 4) are the node-to-scene transforms of
+        the N copies. A skinned primitive is placed by its joints instead, so its copies are equal. `weights` are the
+        mesh's weights of its morph targets, used if the node has none. If `colours` is True, the material is also read.
         """
         position, weights = primitive["attributes"]["POSITION"], node.get("weights", weights)
         if DRACO in primitive.get("extensions", {}) and "bufferView" not in self.tree["accessors"][position]:
@@ -157,7 +157,7 @@ class GltfFile:
         return self.files.read(path, count=size) if 0 < size <= MAX_KEPT else path
 
     def file_name(self, uri: str) -> str:
-        """Return the file name of a URI: percent-decoded, or as it is if a file exists only under the encoded name."""
+        """Return the file name in a URI, percent-decoded. Return `uri` unchanged if a file exists only under it."""
         name = unquote(uri)
         return uri if self.files.find(name) is None and self.files.find(uri) is not None else name
 
@@ -238,7 +238,7 @@ class GltfFile:
 
     @cached_property
     def transforms(self) -> dict[int, Array]:
-        """Node index -> node-to-scene transform (4, 4), for all nodes of the file.
+        """Dict with the node-to-scene transform (4, 4) of each node of the file, by the index of the node.
 
         Nodes outside of the scene are included, because joints of a skin can be such nodes.
         """
@@ -326,12 +326,11 @@ class GltfFile:
         return result
 
     def coloured(self, primitive: Tree, submesh: Submesh, colours: bool, rows: Array | None) -> Submesh:
-        """Return `submesh` with texture coordinates and the base colour of the primitive's material.
+        """Return `submesh` with the primitive's texture coordinates and, if `colours` is True, its base colour.
 
-        The base colour is a texture or, without one, the material's colour times the vertex colours.
-
-        If `colours` is False, only the texture coordinates are added. `rows` (R,) are the indices of the vertices to
-        read; None: all.
+        The base colour is a texture or, without one, the material's colour times the vertex colours. `primitive` is a
+        JSON object of the file, and `submesh` has its triangles. `rows` (R,) are the indices of the vertices to read;
+        None: all.
         """
         tree = self.tree["materials"][primitive["material"]] if colours and "material" in primitive else {}
         material = _typed(Material, tree)
@@ -387,8 +386,8 @@ class GltfFile:
     def image(self, tree: Tree, index: int) -> Array | None:
         """Return an image as uint8 (H, W, 3 or 4), or None if it cannot be read.
 
-        `tree` is the JSON object of the image. `index` is the number of the image in messages. Raises ConfigError if
-        the image is a KTX2 file.
+        `tree` is the JSON object of the image. `index` is its number, by which messages name the image. Raises
+        ConfigError if the image is a KTX2 file.
         """
         uri = tree.get("uri", "")
         if tree.get("mimeType") == "image/ktx2" or uri.lower().endswith(".ktx2"):

@@ -41,8 +41,8 @@ MIN_OPAQUE_ALPHA = 0.99  # an image is opaque if all alpha values are above this
 class _Reader(io.BufferedReader):
     """Reader of the raw bytes of an image file, for PIL.
 
-    It raises ConfigError after `MAX_READS` calls of `read`, because a file with more parts takes very long to decode.
-    `name` and `key` are the file name and the config key in errors.
+    It raises ConfigError after a million calls of `read` (`MAX_READS`), because a file with more parts takes very long
+    to decode. `name` and `key` are the file name and the config key that errors name.
     """
 
     def __init__(self, raw: io.RawIOBase | io.BytesIO, name: str, key: str) -> None:
@@ -75,8 +75,8 @@ class _Reader(io.BufferedReader):
     def check_effort(self, image: Image.Image) -> None:
         """Raise ConfigError if `image`, which was opened from this file, is too large or very slow to decode.
 
-        Limits: `MAX_PIXELS` for all images, `MAX_SLOW_PIXELS` for those that PIL decodes in Python code, and
-        `MAX_SCANNED` for the number of pixels times the number of scans of a JPEG.
+        The limits are 64 million pixels (`MAX_PIXELS`), 5 million pixels for an image that PIL decodes in Python code
+        (`MAX_SLOW_PIXELS`), and 4 billion for the pixels of a JPEG times its number of scans (`MAX_SCANNED`).
         """
         pixels, position = image.width * image.height, self.tell()
         if pixels > MAX_PIXELS:
@@ -93,10 +93,10 @@ class _Reader(io.BufferedReader):
 
 @contextmanager
 def open_image(file: Path | bytes, name: str = "", key: str = "") -> Iterator[Image.Image]:
-    """Open an image, given by its path or bytes, as a context manager. Only the header is decoded.
+    """Context manager: open an image, given by its path or bytes, as a PIL image. Only the header is decoded.
 
     `name` is the file name in error messages; empty: the path. Raises ConfigError with the config key `key` if the file
-    is missing, has an unknown format or more than MAX_PIXELS pixels, is damaged, or takes very long to decode.
+    is missing, has an unknown format or more than 64 million pixels, is damaged, or takes very long to decode.
     """
     name = name or str(file)
     if isinstance(file, Path) and file.suffix.lower() in RAW_SUFFIXES:
@@ -153,7 +153,7 @@ def load_image(
 
     Args:
         name: file name in error messages; empty: the path.
-        key: config key of errors.
+        key: config key that errors name.
         max_side: longer side in pixels to which larger images are reduced; None: keep the size.
         upright: apply the EXIF rotation.
         profile: convert colours to sRGB by the ICC profile.

@@ -26,18 +26,21 @@ The rendering time is proportional to this sum.
 
 @dataclass(frozen=True)
 class MeshFile:
-    """Content of a mesh file: `submeshes`, and `failures`, messages about changed data and unreadable files."""
+    """Content of a mesh file: `submeshes` (triangles with one material each), and `failures`.
+
+    `failures` are messages for the user about changed data and unreadable files.
+    """
 
     submeshes: tuple[Submesh, ...]
     failures: tuple[str, ...]
 
 
 def read_mesh_file(path: Path, key: str = "", colours: bool = True) -> MeshFile:
-    """Read a GLB, glTF, OBJ, PLY, STL or OFF file.
+    """Read a GLB, glTF, OBJ, PLY, STL or OFF file. Return its triangles, grouped by material, and messages.
 
     If `colours` is True, materials, vertex colours and textures are also read. Raises ConfigError with the config key
-    `key` if the file cannot be read, or if its triangles would take too long to render, because the sum of their
-    squared longest edges is more than 5000 (`MAX_COVER`) times the squared diagonal of the bounding box.
+    `key` if the file cannot be read, or if its triangles would take too long to render: the sum of their squared
+    longest edges is more than 5000 (`MAX_COVER`) times the squared diagonal of the bounding box.
     """
     files, kind = SideFiles(path), path.suffix.lower()
     try:

@@ -50,8 +50,9 @@ class ObjText:
 
     Attributes:
         rows: key "v", "vt" or "vn" -> the lines with this key, without the key.
-        faces: (material name, whether faces have vt, whether faces have vn, number of corners) -> texts of the faces. A
-            text has the face's vertex indices, and those of vt and vn if it has them; they start at 1.
+        faces: (material name, whether faces have vt, whether faces have vn, number of corners) -> texts of the faces,
+            such as "1/4 2/5 3/6": for each corner the index of its v, and those of its vt and vn if it has them. They
+            start at 1.
         libraries: the lines with the key "mtllib", without the key; they name MTL files.
         polypaint: lines with ZBrush's vertex colours, in the order of the vertices. A colour has the hexadecimal digits
             MMRRGGBB, where MM is ZBrush's mask (not used).
@@ -91,11 +92,11 @@ class ObjText:
         return "/".join(str(int(part) + len(rows) + 1) if part.startswith("-") else part for part, rows in pairs)
 
     def triangles(self, points: Array) -> dict[tuple[str, bool, bool], Array]:
-        """Return the triangles: (material name, whether they have vt, whether they have vn) -> int64 (F, 3, C).
+        """Return the triangles of all faces in groups: key (material name, with vt, with vn) -> int64 (F, 3, C).
 
-        v are vertex positions, vt texture coordinates, vn normals. The last axis has for each corner the index of its
-        v, then the indices of its vt and vn if it has them, so C is 1, 2 or 3. Indices start at 0. Polygons are split
-        into triangles; `points` (V, 3) are the vertices.
+        "With vt" and "with vn" say whether the triangles have texture coordinates and normals. Each corner has C
+        indices that start at 0: of its vertex, then of its texture coordinates and normal if it has them, so C is 1, 2
+        or 3. Polygons are split into triangles; `points` (V, 3) are the positions of the vertices.
         """
         groups = dict[tuple[str, bool, bool], list[Array]]()
         for (material, vt, vn, corners), lines in self.faces.items():
@@ -106,7 +107,9 @@ class ObjText:
         return {group: np.concatenate(parts) for group, parts in groups.items()}
 
     def table(self, key: str, columns: int, missing: float = np.nan) -> Array:
-        """Return the first `columns` numbers of all N lines of `key` ("v", "vt" or "vn") as (N, columns) float64.
+        """Return the first `columns` numbers of the N lines of the file that start with `key`, (N, columns) float64.
+
+        `key` is "v" (vertex positions and colours), "vt" (texture coordinates) or "vn" (normals).
 
         Lines with fewer numbers are padded with `missing`.
         """

@@ -33,7 +33,7 @@ def triangulate(points: Array, polygons: Array) -> Array:
         Triangles (N, C - 2, 3) as corner numbers from 0 to C - 1.
 
     Raises:
-        ConfigError: if a polygon with several reflex corners has more than `MAX_CORNERS` corners.
+        ConfigError: if a polygon with several reflex corners has more than 10,000 corners (`MAX_CORNERS`).
     """
     count, corners = polygons.shape
     fan = np.stack(np.broadcast_arrays(0, np.arange(1, corners - 1), np.arange(2, corners)), axis=1)
@@ -71,7 +71,7 @@ def polygon_mesh(
     With `uv`, a vertex is stored once per different texture coordinate; with `colours`, once per triangle.
 
     Args:
-        base: submesh with vertices (V, 3) and their attributes, without triangles.
+        base: submesh (part of a mesh with one material) with vertices (V, 3) and their attributes, without triangles.
         polygons: (P, C) vertex indices, or P arrays (C,) of different lengths. Lines and points, C < 3, are ignored.
         uv: (P, 2 C) texture coordinates u, v of corner after corner, or P arrays (2 C,); None: use the vertices'
             texture coordinates.

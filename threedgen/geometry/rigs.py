@@ -16,10 +16,10 @@ from threedgen.geometry.poses import look_at, orbit_c2w, unit_vector
 
 @dataclass(frozen=True)
 class Rig:
-    """B cameras around an object, their elevations, azimuths and distances (B,), and the position of a light for each.
+    """B `cameras` around an object, their `elevation`, `azimuth` and `distance` (B,), and one light position for each.
 
-    Angles are in radians; distances and the light positions (B, 3) are in world units. `n_view` consecutive cameras
-    form a group. A multi-view prior (diffusion model of several views) denoises the views of a group together.
+    Angles are in radians; distances and the light positions `light` (B, 3) are in world units. `n_view` consecutive
+    cameras form a group. A multi-view prior (diffusion model of several views) denoises the views of a group together.
     """
 
     cameras: Cameras
@@ -77,9 +77,10 @@ def ring_rig(
 
 
 def turntable(options: OrbitCameraConfig, n: int | None = None) -> Cameras:
-    """Return cameras on a circle around the origin, with the elevation, distance, field of view and size of `options`.
+    """Return evenly spaced cameras on a horizontal circle around the origin, with azimuth 0 (+x) for the first one.
 
-    The first camera is at azimuth 0, +x. `n` is the number of cameras; None: `options.n_view`.
+    Elevation, distance, field of view and image size are those of `options`. `n` is the number of cameras; None:
+    `options.n_view`.
     """
     elevation, fov = radians(options.elevation), radians(options.fov)
     return orbit(n or options.n_view, elevation, options.distance, fov, options.height, options.width)
@@ -102,7 +103,7 @@ def sample_multiview(
     height: int = 64,
     width: int = 64,
 ) -> Rig:
-    """Sample `n_groups` groups of `options.n_view` training cameras, with images of height x width pixels.
+    """Sample `n_groups` groups of `options.n_view` cameras with lights, for images of height x width pixels.
 
     `step` is the training step. Until step `options.progressive_until`, the ranges of elevation and azimuth widen
     linearly, from only the elevation `options.progressive_elevation` and the azimuth 0 (+x), to the elevations in
@@ -113,7 +114,7 @@ def sample_multiview(
 
 
 def sample_random_inputs(options: MultiviewCameraConfig, n: int, generator: torch.Generator) -> dict[str, Tensor]:
-    """Return the random numbers from which `rig_from_random_inputs` computes `n` groups of cameras: name -> tensor.
+    """Return a dict of the random tensors from which `rig_from_random_inputs` computes `n` groups of cameras.
 
     Tensors (n,), such as `elevation` and `azimuth`, and `camera_perturb` (n, 3) are uniform in [0, 1). Other tensors
     (n, 3), such as `up_perturb`, are standard normal. The scalar `elevation_coin` is uniform in [0, 1): below 0.5, the

@@ -41,16 +41,17 @@ class SideFiles:
         self._listings = Listings()
 
     def find(self, name: str, beside: Path | None = None) -> Path | None:
-        """Return the path of the file that is called `name` in the mesh file; None if there is no such file.
+        """Return the path of the file that the mesh file or its MTL file calls `name`; None if it is not found.
 
-        `beside` is the folder of the MTL file that names the file; it is searched first. None: the mesh file names the
-        file.
+        `name` is searched as a path in the folder of the mesh file, then its last part in this folder and in the
+        folders `textures/` in it and beside it. Case is ignored. `beside` is the folder of the MTL file that names the
+        file; it is searched in the same way, before that of the mesh file. None: the mesh file names the file.
         """
         found = [*self._candidates(name, beside), *self._candidates(unquote(name), beside)]
         return next((path for path in found if os.path.isfile(path) and self._inside(path)), None)
 
     def require(self, name: str, beside: Path | None = None) -> Path:
-        """Return the path of the file that is called `name` in the mesh file; like `find`, but raise if there is none.
+        """Return the path of the file that the mesh file or its MTL file calls `name`, searched as by `find`.
 
         `beside` is the folder of the MTL file that names the file; None: the mesh file names it. Raises ConfigError
         with the reason if the file is not found or may not be opened.
@@ -67,10 +68,10 @@ class SideFiles:
         raise ConfigError(f"{last} is missing. Searched in {', '.join(dict.fromkeys(places))}.")
 
     def read(self, path: Path, max_bytes: int = MAX_BYTES, start: int = 0, count: int | None = None) -> bytes:
-        """Read at most `count` bytes of a file from the byte `start` on; None: all bytes.
+        """Read `count` bytes of a file from the byte `start` on, or fewer at its end. `count` None: all up to the end.
 
-        Raises ConfigError if the file is unreadable, or if there are more than `max_bytes` bytes to read, and TooLarge
-        if more than `MAX_READ` bytes of all files have been read.
+        Raises ConfigError if the file is unreadable, or if more than `max_bytes` bytes would be read. Raises TooLarge
+        if more than 4 GiB (`MAX_READ`) of all files together have been read.
         """
         try:
             return self.count_bytes(read_bytes(path, max_bytes, start, count))
@@ -78,7 +79,7 @@ class SideFiles:
             raise ConfigError(f"{path} cannot be read ({error.strerror})") from None
 
     def count_bytes(self, data: bytes) -> bytes:
-        """Add the size of `data` to the number of bytes read so far, and return `data`.
+        """Add the size of `data` to the number of bytes read so far from all files, and return `data`.
 
         Raises TooLarge if more than 4 GiB (`MAX_READ`) have been read.
         """
@@ -108,12 +109,12 @@ class SideFiles:
         return real.is_relative_to(root.parent) and real.relative_to(root.parent).parts[0].casefold() == TEXTURES
 
     def image(self, name: str, beside: Path | None = None, load: Callable[[], bytes] | None = None) -> Array | None:
-        """Load a texture as uint8 (H, W, 3), or (H, W, 4) with alpha, from the file that the mesh file calls `name`.
+        """Load a texture as uint8 (H, W, 3), or (H, W, 4) with alpha. Return None if it cannot be read.
 
-        `load` is a function that returns the bytes of an embedded texture, which has no file; `name` is then its name
-        in messages. `beside` is the folder of the MTL file that names the texture; None: the mesh file names it. If the
-        texture cannot be read, a message is added to `failures`, and the result is None. Raises TooLarge if too many
-        bytes are read or too many files are searched.
+        `name` is the file name in the mesh file or its MTL file. `beside` is the folder of the MTL file; None:
+        the mesh file names the texture. For an embedded texture, which has no file, `load` is a function that
+        returns its bytes, and `name` its name in messages. If the texture cannot be read, a message is added to the
+        list `failures`. Raises TooLarge if too many bytes are read or too many files are searched.
         """
         key = name, beside
         if key not in self._images:
@@ -137,9 +138,10 @@ class SideFiles:
     def masked(self, base: Array | None, mask: Array) -> Array:
         """Return the colours of a texture `base`, with another texture `mask` as alpha: (H, W, 4) uint8.
 
-        Both are uint8 with 3 or 4 channels. H x W is the size of `base`, to which `mask` is resized. Alpha is the alpha
-        of `mask`, or the mean of its channels if it has no alpha. If `base` is None, these values are also the red,
-        green and blue channels. Raises ConfigError if all textures together have too many pixels.
+        Both are uint8 with 3 or 4 channels. `mask` is resized to H x W, the size of `base`. The alpha values are the
+        alpha of `mask` or, if it has none, the mean of its channels. If `base` is None, the result has the size of
+        `mask` and the alpha values in all four channels. Raises ConfigError if all textures together have too many
+        pixels.
         """
         key = id(base), id(mask)
         if key not in self._masked:

@@ -21,7 +21,7 @@ MAX_UNIT = 1.5  # some programs write slightly more than 1 for 1
 
 
 class TooLarge(ConfigError):
-    """Error for a mesh file above a limit of the readers."""
+    """Error for a mesh file that is too large to read, for example because it has too many triangles."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def in_unit_range(colours: Array) -> Array:
 
 
 def check_count(triangles: int, parts: int = 1, vertices: int = 0) -> None:
-    """Raise TooLarge above `MAX_TRIANGLES` triangles, `MAX_PARTS` submeshes (`parts`), or `MAX_VERTICES` vertices."""
+    """Raise TooLarge for more than 5 million triangles, 20,000 submeshes (`parts`) or 10 million vertices of a mesh."""
     if triangles > MAX_TRIANGLES:
         raise TooLarge(f"too many triangles: {triangles:,}; the maximum is {MAX_TRIANGLES:,}. Simplify the mesh")
     if parts > MAX_PARTS:
@@ -82,7 +82,7 @@ def check_count(triangles: int, parts: int = 1, vertices: int = 0) -> None:
 def check_text(data: bytes | memoryview, max_words: int | None = None) -> bytes:
     """Check the size of a text file with the content `data`, and return the content as bytes.
 
-    Raises TooLarge above `MAX_LINES` lines or `max_words` words. `max_words` None: `MAX_WORDS`.
+    Raises TooLarge above 20 million lines (`MAX_LINES`) or `max_words` words. `max_words` None: 150 million.
     """
     data, max_words = bytes(data), max_words or MAX_WORDS
     if max(data.count(b"\n"), data.count(b"\r")) > MAX_LINES:

@@ -65,9 +65,10 @@ def sample(texture: Array, uv: Array) -> Array:
 
 
 def scatter(values: Array, uv: Array, shape: tuple[int, int]) -> Array:
-    """Apply the adjoint of `sample`: add values (..., C) bilinearly at uv (..., 2) in [0, 1], v up, to zeros.
+    """Add values (..., C) to a texture of zeros at uv (..., 2) in [0, 1], v up: the adjoint of bilinear sampling.
 
-    `shape` is (height, width). Returns the texture (height, width, C) float32.
+    Each value is added to the four texels around its uv, times their bilinear weights. `shape` is (height, width).
+    Returns the texture (height, width, C) float32.
     """
     points = np.ascontiguousarray(uv, np.float32).reshape(-1, 2)
     rows = np.ascontiguousarray(values, np.float32).reshape(len(points), -1)

@@ -106,7 +106,7 @@ class Pixels:
         origins, directions: (P, 3) each, in world units; directions have length 1.
         colours, background: (P, 3) in [0, 1]. The background is the median of the image's border pixels.
         opacity: (P, 1) opacity of the object in [0, 1], or None if unknown.
-        near: (K,) int64 indices of the pixels on the object or within 1/32 of the shorter image side around it.
+        near: int64 indices of the pixels on the object or within 1/32 of the shorter image side around it.
         far: (P,) bool, True for all other pixels.
     """
 
@@ -143,9 +143,9 @@ class Pixels:
         return colours + (1 - self.opacity[indices]) * (random - background), random
 
     def sample(self, count: int, rng: torch.Generator) -> Tensor:
-        """Sample `count` pixel indices with replacement: 80% (OBJECT_FRACTION) from `near`, the others from all pixels.
+        """Sample `count` pixel indices with replacement: 80% from pixels on or near the object, the others from all.
 
-        If `near` is empty, all are from all pixels.
+        If there are no pixels on the object, all indices are sampled from all pixels.
         """
         n_near = round(OBJECT_FRACTION * count) if len(self.near) else 0
         positions = torch.randint(max(1, len(self.near)), (n_near,), generator=rng)
@@ -154,9 +154,11 @@ class Pixels:
 
 @dataclass(frozen=True)
 class Request:
-    """Request for N novel views of a scene: N target cameras, and input views, a prompt, or both.
+    """Request for N images of a scene from new cameras.
 
-    A sampler that reads existing images finds the N views by `numbers`, the frame numbers in the scene's file names.
+    `scene` is the name of the scene, and `target` has the N new cameras. The sampler gets the input views `condition`
+    (images with cameras, or None), the prompt `text`, or both. A sampler that reads existing images finds the N views
+    by `numbers`, the frame numbers in the scene's file names. `seed` is the seed of the sampler's random numbers.
     """
 
     scene: str  # name of the scene
@@ -170,7 +172,9 @@ class Request:
 class NovelViewSampler(Protocol):
     """Interface of novel-view samplers, which generate images of a scene from new cameras.
 
-    Plug-ins register them as kind `sampler`.
+    A sampler implements two methods: `__call__` takes a list of requests (target cameras with input views or a prompt)
+    and returns a list of image tensors; `fingerprint` returns a string that identifies the sampler's weights, settings
+    and files. Plug-ins register samplers as kind `sampler`.
     """
 
     def __call__(self, requests: Sequence[Request]) -> list[Tensor]:

@@ -183,10 +183,11 @@ def overlap(depth: Tensor, cameras: Cameras, one: int, other: int) -> float:
 def key_frames(depth: Tensor, cameras: Cameras, min_overlap: float) -> list[int]:
     """Return the indices of the key frames of a video of N frames, which MVDiffusion samples first (section 4.2).
 
-    Frame 0 is the first key frame. The next one is the last frame before the overlap with the current key frame falls
-    below `min_overlap`, but at least the following frame. If it does not fall below, there is no next one. The overlap
-    of two frames is the smaller of two fractions: of the pixels of each frame, those that reproject into the image of
-    the other frame. `depth` is (N, H, W) along the viewing axis in world units, 0 = unknown.
+    Frame 0 is the first key frame. From a key frame on, the frames are searched for the first one whose overlap with
+    the key frame is below `min_overlap`; the frame before it, but at least the one after the key frame, is the next key
+    frame. The search ends if there is no such frame. The overlap of two frames is the smaller of two fractions: of the
+    pixels of each frame, those that reproject into the image of the other frame. `depth` is (N, H, W) along the viewing
+    axis in world units, 0 = unknown.
     """
     keys = [0]
     for number in range(2, len(depth)):
@@ -198,8 +199,8 @@ def key_frames(depth: Tensor, cameras: Cameras, min_overlap: float) -> list[int]
 def spread_pairs(count: int) -> list[int]:
     """Return frame indices [a0, b0, a1, b1, ...]: pairs (a, b) that are spread evenly over `count` frames.
 
-    `check_pose_convention` compares the depths of the two frames of each pair. There are at most 6 pairs (`MAX_PAIRS`)
-    for each of the distances b - a = 1, 4 and 16 frames (`FRAME_GAPS`) that is below `count`, in this order.
+    For each of the distances b - a = 1, 4 and 16 frames (`FRAME_GAPS`) that is below `count`, in this order, there are
+    at most 6 pairs (`MAX_PAIRS`).
     """
     pairs = list[int]()
     for gap in (each for each in FRAME_GAPS if each < count):
@@ -229,9 +230,10 @@ def check_pose_convention(
 ) -> None:
     """Raise ConfigError if depths of nearby frames agree much better with inverted poses than with configured ones.
 
-    The user has then probably confused camera-to-world and world-to-camera poses. "Much better" means: for at least a
-    quarter of the pairs, the agreement with inverted poses is above 0.3 and above twice the other agreement plus 0.1,
-    and more than twice as many pairs are like this as the other way round.
+    The user has then probably confused camera-to-world and world-to-camera poses. The agreement of a pair of frames is
+    the fraction of pixels whose depths agree. A pair supports one kind of poses if its agreement with this kind is
+    above 0.3, and above twice its agreement with the other kind plus 0.1. The error is raised if at least a quarter of
+    the pairs support the inverted poses, and these pairs are more than twice as many as those for the configured ones.
 
     Args:
         read: function that reads P pairs of nearby frames, chosen by `spread_pairs`. Its argument, "c2w" or "w2c", says

@@ -26,8 +26,8 @@ SPARE = 100 << 20  # bytes of disk to leave free, as a memory-mapped write to a 
 class BlockCache:
     """Disk cache of an array (count, *shape) in a memory-mapped file, which the caller fills in blocks of `size` rows.
 
-    A row is one of the `count` entries along the first axis. `cache[i]` returns row i, an array of `shape`; the block
-    of this row, number i // size, must be written before by `store`. `source` is the cache key: a text that names all
+    A row is one of the `count` entries along the first axis. `store` writes block k, the rows from k * size on. After
+    that, `cache[i]` returns row i of the block, an array of `shape`. `source` is the cache key: a text that names all
     that the values depend on. `folder` has the files `name`.npy, done.npy (1 for each stored block) and source.txt (the
     text). If one of them is missing or has another shape, dtype or text, the cache starts empty.
     """

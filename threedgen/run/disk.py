@@ -78,7 +78,10 @@ def publish(temporary: Path, path: Path) -> None:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder. On exit it is renamed to `path`, which must not exist; after an error it is removed."""
+    """Context manager that yields a temporary folder and renames it to `path` on exit. `path` must not exist.
+
+    After an error, the temporary folder is removed.
+    """
     temporary = temporary_path(path)
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -90,9 +93,9 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def file_key(name: str) -> str:
-    """Normalise a file name for comparisons that ignore case and the composition of accents (Unicode NFC).
+    """Return a key of a file name, which is equal for names that differ only in case or in the encoding of accents.
 
-    Callers use it to find a file whose name is spelt differently in another file, such as an MTL file.
+    With these keys, a file is found even if another file, such as an MTL file, spells its name in another way.
     """
     return unicodedata.normalize("NFC", name).casefold()
 
@@ -126,10 +129,10 @@ def json_text(tree: object) -> str:
 
 @contextmanager
 def atomic_file(path: Path, before: Callable[[], None] = lambda: None) -> Iterator[BinaryIO]:
-    """Yield a temporary file for writing bytes. On exit it is synced to the disk and renamed to `path`.
+    """Context manager that yields a temporary file, open for writing bytes, and renames it to `path` on exit.
 
-    The function `before`, which may move the old file away, is called when the data are on the disk, just before the
-    file is renamed. After an error the temporary file is removed.
+    On exit, the data are synced to the disk first. Then the function `before` is called, which may move the old file
+    away, and the file is renamed. After an error the temporary file is removed.
     """
     temporary = temporary_path(path)
     try:
@@ -147,9 +150,9 @@ def atomic_file(path: Path, before: Callable[[], None] = lambda: None) -> Iterat
 
 @contextmanager
 def writing(place: Path) -> Iterator[None]:
-    """Return a context that converts an OSError raised in it to DiskFull, if the disk is full, or else to FileError.
+    """Context manager that converts an OSError in its block to DiskFull, if the disk is full, or else to FileError.
 
-    The message has the path `place`.
+    The message names the path `place`.
     """
     try:
         yield

@@ -82,8 +82,8 @@ def stored_config(folder: Path) -> Tree | None:
 def flat(tree: object, prefix: str = "") -> Tree:
     """Convert nested dicts to one dict with dotted keys: {"a": {"b": 1}} to {"a.b": 1}.
 
-    Schedules {step: value}, and dicts that are empty or have other keys than str, stay dicts. If `prefix` is set, all
-    keys start with it and a dot.
+    These inner dicts stay as they are: empty ones, those with other keys than str, and schedules, which give an option
+    different values by training step ({step: value}). If `prefix` is set, all keys start with it and a dot.
     """
     if not isinstance(tree, dict) or all(map(is_step, tree)) or not all(isinstance(key, str) for key in tree):
         return {prefix: tree}
@@ -181,15 +181,16 @@ def _own_folder(config: BaseModel, config_name: str) -> Path:
 def choose_folder(config: BaseModel, config_name: str) -> tuple[Path, Tree | None]:
     """Choose, but do not create, the folder of a run: `config.out` if set, else a folder in outputs/CONFIG_NAME.
 
-    The latter is named after the prompt or mesh file ("run" without both), with "-2", "-3", ... appended until one of
-    these holds for the folder:
+    A folder in outputs/CONFIG_NAME is named after the prompt or mesh file ("run" without both). If it belongs to
+    another run, "-2", "-3", ... is appended, until one of these holds for the folder:
 
-    - It has no results, and either no config.yaml or a lock that was released.
-    - Its config.yaml has the same trainer.max_steps as `config` and differs at most in `NEUTRAL_KEYS`.
+    - It has no results, and either no config.yaml or a lock file that the last process has released.
+    - Its config.yaml has the same trainer.max_steps as `config`, and differs from it at most in keys that may change
+      on resume for all tasks (`NEUTRAL_KEYS`, such as out and threads).
 
-    The config.yaml in the chosen folder decides what follows:
+    The config.yaml in the chosen folder decides whether a run is resumed:
 
-    - No file: the run is new. Raises ConfigError if `config.out` has other files.
+    - No config.yaml: the run is new. Raises ConfigError if `config.out` has other files.
     - It differs from `config` at most in keys that may change on resume, those in `NEUTRAL_KEYS` (trainer.max_steps is
       one) and in `config.changeable_on_resume`: the run in the folder is resumed.
     - It differs in other keys: the run is new and replaces the one in the folder. Raises ConfigError if the folder has

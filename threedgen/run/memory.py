@@ -131,8 +131,8 @@ class PeakMemory(TorchDispatchMode):
             torch's GPU allocator.
         peak: largest value of `live` so far.
         launches: number of torch operators on the device that launch kernels; views and allocations do not count.
-        times: number by which `launches` grows at each operator, by default 1. Code that runs one chunk in place of n
-            equal ones sets it to n for this chunk.
+        times: number that each operator adds to `launches`, by default 1. Code that runs one of n equal chunks and
+            skips the others sets it to n while this chunk runs.
     """
 
     times: ClassVar[int] = 1
@@ -180,9 +180,9 @@ class PeakMemory(TorchDispatchMode):
         return tree_unflatten(made, out_form)
 
     def add(self, *tensors: Tensor) -> None:
-        """Add the memory of tensors to `live`. Call this for tensors that were created before the context.
+        """Count tensors that were created before the context in the measured memory, like those created in it.
 
-        Memory that several tensors share counts once. When memory is freed, it is subtracted from `live`.
+        Memory that several tensors share counts once. It is subtracted again when it is freed.
         """
         for tensor in tensors:
             storage = tensor.untyped_storage()

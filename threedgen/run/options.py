@@ -22,7 +22,11 @@ Engine = Literal["here", "processes", "ray"]  # where jobs run: in this process,
 
 
 class WorkersConfig(RunConfig):
-    """Options of a task that consists of jobs, which run in this process, in local processes, or on a Ray cluster."""
+    """Options of a task that consists of jobs, which run in this process, in local processes, or on a Ray cluster.
+
+    Base class of the options of such tasks, for example "batch". Users set where the jobs run, the number of workers,
+    the attempts per job and, for Ray, the address of the cluster and the CPUs and GPUs per worker.
+    """
 
     engine: Engine = Field("here", description="where jobs run: this process, local processes, or a Ray cluster")
     workers: int = Field(1, ge=1, le=10_000, description="number of parallel workers of the engines processes and ray")

@@ -59,8 +59,8 @@ class Speed:
         """Return a list with the time until step `total`, such as ["6 s left"]; [] at the end or while it is unknown.
 
         The time is known once the measured steps took 30 seconds (WINDOW), or are at least two and at least 3 % of
-        `total` (MIN_SHARE). The first steps, between the first two calls of `mark` with different steps, are slower,
-        because kernels are compiled. They are measured only if they took at least 30 seconds and are at least 3 % of
+        `total` (MIN_SHARE). The first steps, up to the second value of `step` that `mark` receives, are slow, because
+        kernels are compiled. They count as measured only if they took at least 30 seconds and are at least 3 % of
         `total`.
         """
         if self._warm is None:
@@ -140,7 +140,7 @@ class ProgressDisplay:
     def add(self, count: int, note: str = "") -> None:
         """Add `count` to the number of steps that are done, and update the display.
 
-        `note` is the current activity, which the bar shows after the stage. Without a bar it is not shown.
+        `note` is the current activity, which the bar shows after its title. Without a bar it is not shown.
         """
         self.show(self.done + count, note=note)
 
@@ -153,7 +153,7 @@ class ProgressDisplay:
             done: number of steps done.
             details: function that returns texts to show after the number of steps, such as the loss; None: show the
                 time left.
-            note: current activity, which the bar shows after the stage. Without a bar it is not shown.
+            note: current activity, which the bar shows after its title. Without a bar it is not shown.
             due: without a bar, print a line now, even if the last line is less than a minute old.
         """
         self.done, now = done, self.clock()

@@ -32,12 +32,14 @@ class Reading:
 
 
 class PromptReader(Protocol):
-    """Attributes and methods of a prior (diffusion model, see threedgen.guidance.prior) that the prompt checks use.
+    """Protocol with one attribute and three methods of a prior (diffusion model), which the prompt checks use.
 
-    identifiers      words, such as "[v]", for the objects that the prior was tuned for (DreamBooth)
-    tokens_cut       returns the end of a prompt that exceeds the token limit; "" if all fits
-    unknown_words    returns a pair (word, similar known words) for each word that is not in a closed vocabulary
-    read_prompt      returns the `Reading` of a prompt: the prompt in known words, and which words were changed
+    identifiers              attribute: words, such as "[v]", for the objects that the prior was tuned for (DreamBooth)
+    tokens_cut(prompt)       returns the end of the prompt that exceeds the token limit; "" if all fits
+    unknown_words(prompt)    returns a pair (word, similar known words) for each word that the prior does not know
+    read_prompt(prompt)      returns a `Reading`: the prompt in words that the prior knows, and which words were changed
+
+    A prior that takes any text has no unknown words, and its readings change nothing.
     """
 
     @property

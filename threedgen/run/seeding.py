@@ -45,7 +45,7 @@ def numpy_generator(seed: int, step: int, purpose: str, rank: int = 0) -> np.ran
 def seed_networks(seed: int, name: str) -> None:
     """Seed torch's global generators from a hash of `seed` and `name`.
 
-    Call it before networks are created with random weights, with another `name` for each of them.
+    Call it before each network that is created with random weights, with a different `name` for each network.
     """
     import torch
 

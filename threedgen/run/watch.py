@@ -83,7 +83,7 @@ class Heartbeat:
         threading.Thread(target=self._run, daemon=True).start()
 
     def check(self) -> None:
-        """Raise WorkerLost if the service has not answered for 40 seconds (LOST_SECONDS)."""
+        """Raise WorkerLost if the service that the thread asks has not answered for 40 seconds (LOST_SECONDS)."""
         if time.monotonic() - self._answered > LOST_SECONDS:
             problem = f"{self.name} has not answered for {LOST_SECONDS:.0f} seconds"
             raise WorkerLost(f"{problem}. Start it and run the same command again to continue")

@@ -117,15 +117,17 @@ def attempt(work: Callable[[J], R], job: J, table: dict[str, dict[str, registry.
 class WorkerPool(Generic[J, R]):
     """Pool of workers for jobs of type J with results of type R.
 
-    `run` calls `on_start(job)` before each attempt, and `on_done(job, result)` or `on_failed(job, message)` when a job
-    is done or its last attempt failed. It returns 0, or the exit code of a stop: 130 (Ctrl-C) or 143 (SIGTERM).
+    `run(jobs, on_done, on_failed, on_start)` does the jobs. It calls `on_start(job)` before each attempt, and
+    `on_done(job, result)` or `on_failed(job, message)` when a job is done or its last attempt failed. It returns 0, or
+    the exit code of a stop: 130 (Ctrl-C) or 143 (SIGTERM).
 
     Args:
-        start: function that creates a worker, at first and to replace a dead one.
+        start: function that creates a `Worker`, at first and to replace a dead one.
         count: number of workers.
         work: function that does one job.
         attempts: maximum number of attempts per job.
-        interrupts: signal handlers. After Ctrl-C or SIGTERM, no more jobs start, and running jobs are asked to stop.
+        interrupts: object that notices Ctrl-C and SIGTERM. After either, no more jobs start, and running jobs are asked
+            to stop.
     """
 
     def __init__(
@@ -181,9 +183,9 @@ class WorkerPool(Generic[J, R]):
         return self.code != 0
 
     def fetch(self, jobs: Iterable[J]) -> bool:
-        """Read the next job of the iterator `jobs` into the queue if the queue of waiting jobs is empty.
+        """Read the next job from the iterator `jobs` into the queue if no job waits in the queue.
 
-        Returns whether a job in the queue may start: False if the queue is still empty, or after Ctrl-C or SIGTERM.
+        Returns whether a waiting job may start: False if no job waits, or after Ctrl-C or SIGTERM.
         """
         if not self.queue and not self.stopped():
             self.queue += [(job, 1) for _, job in zip(range(1), jobs, strict=False)]
@@ -217,7 +219,10 @@ class WorkerPool(Generic[J, R]):
 
 
 class Worker:
-    """Worker that runs one job at a time, in the current process. Subclasses run jobs in other processes.
+    """Base class of workers. A worker runs one job at a time; this class runs it in the current process.
+
+    Subclasses run jobs in another process. They override `submit`, and implement `stop`, `check` and `close`, which do
+    nothing in this class.
 
     `submit(work, job, table)` calls `work(job)` in the worker, after it has copied `table`, the component registry of
     the main process, into the worker's registry. It returns a future of a pair (state, value): ("done", result of
@@ -231,17 +236,20 @@ class Worker:
         return future
 
     def stop(self) -> None:
-        """Ask the worker to stop its current job. This class, whose jobs run in the current process, does nothing."""
+        """Ask the worker to stop its current job. Does nothing for jobs in the current process (base class)."""
 
     def check(self) -> None:
-        """Raise WorkerLost if the Ray cluster of the worker does not answer. Workers outside Ray do nothing."""
+        """Raise WorkerLost if the Ray cluster of the worker does not answer. Does nothing for workers without Ray."""
 
     def close(self) -> None:
-        """Kill the worker. This class, whose jobs run in the current process, does nothing."""
+        """Kill the worker. Does nothing for jobs in the current process (base class)."""
 
 
 class LocalProcess(Worker):
-    """Worker process on this machine. Each worker has its own process pool, because a dead process breaks its pool."""
+    """Worker that runs its jobs, one at a time, in a process on this machine.
+
+    The process is the only one of its process pool, because a process that dies breaks its whole pool.
+    """
 
     def __init__(self) -> None:
         self.restart()
@@ -297,12 +305,12 @@ def init_process(loaded: Mapping[str, plugins.Plugin]) -> None:
 
 
 class RayTask(Worker):
-    """Worker on a Ray cluster.
+    """Worker that runs each job as a task on a Ray cluster.
 
     Args:
-        remote: the function `attempt_for_ray` as a Ray remote function.
-        cancel: function `ray.cancel`.
-        head: thread that tests whether the head of the cluster answers.
+        remote: the function `attempt_for_ray`, which does one job, as a Ray remote function.
+        cancel: the function `ray.cancel`.
+        head: thread that notices when the head of the cluster no longer answers.
     """
 
     def __init__(self, remote: Any, cancel: Callable[..., None], head: Heartbeat) -> None:

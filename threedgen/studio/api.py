@@ -155,7 +155,7 @@ def create_app(config: StudioConfig, root: Path, queue: Queue, token: str) -> Fa
 
     @app.get(f"{ROOT}/words")
     def words(prompt: str = "") -> Words:
-        """Check a prompt: which of its words are in the vocabulary of the prior (the text-to-image model)."""
+        """Check a prompt: return which words the prior (text-to-image model) knows, warnings, and suggested nouns."""
         return check_prompt(prompt[:2000], any_prompt)
 
     @app.get(f"{ROOT}/vocabulary")
@@ -222,7 +222,7 @@ def create_app(config: StudioConfig, root: Path, queue: Queue, token: str) -> Fa
 
     @app.put(f"{ROOT}/files/{{name}}", status_code=201, openapi_extra=body)
     async def upload(name: str, request: Request) -> Upload:
-        """Upload an image or a mesh, as the body of the request; `name` is its file name."""
+        """Upload an image or a mesh, as the body of the request; `name` is its file name. Return its new name."""
         return await run_in_threadpool(studio.store, name, await request.body())
 
     @app.get(f"{ROOT}/runs")
@@ -232,7 +232,7 @@ def create_app(config: StudioConfig, root: Path, queue: Queue, token: str) -> Fa
 
     @app.get(f"{ROOT}/runs/{{name:path}}/files/{{file:path}}", response_class=FileResponse, responses=content("*/*"))
     def get_file(name: str, file: str) -> Response:
-        """Return a file of a run."""
+        """Return a file of the run `name`. `file` is its path in the run folder."""
         path = studio.file(name, file)
         kind = "model/gltf-binary" if path.suffix == ".glb" else mimetypes.guess_type(path.name)[0]
         headers = {"Content-Security-Policy": RUN_POLICY}
@@ -240,7 +240,7 @@ def create_app(config: StudioConfig, root: Path, queue: Queue, token: str) -> Fa
 
     @app.get(f"{ROOT}/runs/{{name:path}}/image", response_class=Response, responses=content("image/jpeg"))
     def get_image(name: str) -> Response:
-        """Return one view of the result of a run, as a JPEG file."""
+        """Return a small image of the result of the run `name`, seen from one side, as a JPEG file."""
         data = best_jpeg(studio.record(name))
         if data is None:
             raise HTTPException(404, "this run has no image")

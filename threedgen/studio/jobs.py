@@ -142,10 +142,10 @@ def _text(value: object) -> str:
 
 
 class Queue:
-    """Job queue, with a worker thread that runs one job at a time. The runs are in the folder `root`.
+    """Job queue of the studio, with a worker thread that runs one job at a time. The runs are in the folder `root`.
 
-    The attribute `runs_version` is a counter that increases when a run has ended or was deleted. It is sent as
-    `Status.over`, so that clients know when the list of runs has changed.
+    The attribute `runs_version` is a counter that increases when a run has ended or was deleted. The API sends it to
+    clients, which load the list of runs again when it changes.
     """
 
     def __init__(self, root: Path) -> None:

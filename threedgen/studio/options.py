@@ -35,11 +35,11 @@ class StudioConfig(TaskConfig):
     )
 
     def run_config(self, prompt: str, **values: object) -> Any:
-        """Return the config of a run that makes an object of a prompt: the config that the option `config` names.
+        """Return the config of a run that makes an object of a prompt.
 
-        This config is changed by the option `overrides` and by `values`, new values by config key. A key such as
-        "export.format" is ignored if the config has no section `export`. Raises ConfigError if a value is invalid, or
-        if the task of the config does not make an object of a prompt.
+        It is the config that the option `config` names, changed by the option `overrides` and by `values`, a new value
+        for each config key. A key such as "export.format" is ignored if the config has no section `export`. Raises
+        ConfigError if a value is invalid, or if the task of the config does not make an object of a prompt.
         """
         from threedgen.systems.batch.jobs import object_config
 

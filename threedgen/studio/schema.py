@@ -14,7 +14,10 @@ FileName = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{8}-[\w.-]{1,100}
 
 
 class AssetOrder(AssetConfig):
-    """Options of the asset in a request. They cannot name files, so that clients cannot search this machine's files."""
+    """Options of the exported textured mesh (asset) in a request to the studio.
+
+    They cannot name files, so that clients cannot search this machine's files.
+    """
 
     palette: str | None = Field(None, pattern=r"^[\w#, ]+$", description="colours that the base colour is shifted to")
 
@@ -22,7 +25,7 @@ class AssetOrder(AssetConfig):
 class Order(BaseModel):
     """Request for an object: from a prompt, from an image, or from a mesh that gets a texture by a prompt or an image.
 
-    If `edit` is set, the object of an earlier run is changed instead.
+    If `edit` is set, the object of an earlier run is changed instead, to fit the prompt.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -48,7 +51,7 @@ class Progress(BaseModel):
 
 
 class JobInfo(BaseModel):
-    """Job in the queue. `run` is the NAME of its run in requests such as GET /runs/NAME."""
+    """Job in the queue, as the API returns it. `run` names its run in requests such as GET /runs/NAME."""
 
     number: int = Field(description="not reused for another job, even after a restart")
     prompt: str
@@ -63,22 +66,28 @@ class JobInfo(BaseModel):
 
 
 class Status(BaseModel):
-    """State of the queue. `over` is a counter that increases when the list of runs changes, to tell clients of it."""
+    """State of the queue, as the API returns it.
+
+    Attributes:
+        jobs: jobs in the order of their submission.
+        over: counter that increases when a run has ended or was deleted. It tells clients to load the list of runs
+            again.
+    """
 
     jobs: list[JobInfo]
     over: int
 
 
 class RunInfo(BaseModel):
-    """Run that has a result.
+    """Run that has a result, as the API returns it.
 
     Attributes:
         name: path of the run folder, relative to the studio's folder of runs.
         early: whether the optimisation was stopped before its last step.
         ended: end of the run in UTC, as in "2026-01-31T12:00Z".
-        seconds: duration of the run.
+        seconds: duration of the run; None if it is not recorded.
         report: whether the run has a report page.
-        can_export: whether the asset can be exported again, with other options.
+        can_export: whether the asset (textured mesh) can be exported again, with other options.
     """
 
     name: str
@@ -103,12 +112,12 @@ class Error(BaseModel):
 
 
 class Word(BaseModel):
-    """Word of a prompt.
+    """Word of a prompt, checked against the vocabulary of the prior (diffusion model).
 
     Attributes:
-        known: whether the vocabulary contains it.
-        material: whether it sets the material of the asset; it then has an effect even if it is not known.
-        near: similar words, if it has no effect.
+        known: whether the vocabulary contains the word or a synonym of it.
+        material: whether the word sets the material of the asset; it then has an effect even if it is not known.
+        near: similar words of the vocabulary if the word has no effect, else [].
     """
 
     word: str
@@ -123,10 +132,12 @@ class Words(BaseModel):
     Attributes:
         words: all words of the prompt.
         notes: warnings for the user.
-        nouns: suggested nouns (names of objects) of the vocabulary. If the last word of the prompt is an unknown word
-            such as "eleph", nouns that begin with these letters. If there are none, or if the word is known: [] if the
-            prompt has a known noun, else examples.
-        typed: last word of the prompt if `nouns` begin with it, so that one of them can replace it; otherwise "".
+        nouns: suggested nouns (names of objects) of the vocabulary, by the first case that applies:
+
+            - the last word of the prompt is unknown, such as "eleph", and is the beginning of nouns: these nouns
+            - the prompt has a known noun: []
+            - otherwise: examples
+        typed: in the first case the last word of the prompt, which one of `nouns` can replace; otherwise "".
     """
 
     words: list[Word] = []

@@ -71,10 +71,11 @@ class _Uvicorn(uvicorn.Server):
 
 
 class Server:
-    """Context manager that runs the web server in a thread. Its attribute `url` is the page's address with the token.
+    """Context manager that runs the studio's web server in a thread.
 
-    `token` is the secret that grants access; None: the token of the config, or else a random one. The constructor
-    raises ConfigError if the server cannot listen on the host of the config.
+    Its attribute `url` is the address of the page, which contains the token. `root` is the folder of the runs, and
+    `queue` the job queue that starts them. `token` is the secret that grants access; None: the token of the config, or
+    else a random one. The constructor raises ConfigError if the server cannot listen on the host of the config.
     """
 
     def __init__(self, config: StudioConfig, root: Path, queue: Queue, token: str | None = None) -> None:

@@ -54,7 +54,10 @@ UPDATE_SECONDS = 0.5  # interval at which the event stream looks for changes
 
 
 class Studio:
-    """Operations of the API on the job queue and on the runs in the folder `root`."""
+    """Operations of the studio's web API on the job queue and on the runs in the folder `root`.
+
+    They raise HTTPException 404 if a job, a run or a file of a run does not exist.
+    """
 
     def __init__(self, config: StudioConfig, root: Path, queue: Queue) -> None:
         self.config, self.root, self.queue = config, root, queue
@@ -79,8 +82,9 @@ class Studio:
         return make_job(self.config, self.root, prompt, order.seed, order.export, inputs)
 
     def status(self) -> Status:
-        """Return all jobs, and the counter `over`, which increases when the list of runs changes.
+        """Return the state of the queue: all jobs, and the counter `over`.
 
+        The counter increases when a run has ended or was deleted, which tells clients to load the list of runs again.
         The result is cached for 0.25 s, so that many clients cost little.
         """
         with self._lock:

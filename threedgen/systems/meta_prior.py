@@ -30,7 +30,7 @@ TOKENS = 77
 
 
 class MetaPrior(Prior):
-    """Prior for memory measurements. Its networks have shapes but no values (meta device). It has no text encoder."""
+    """Prior (diffusion model) to measure memory. Its networks have shapes but no values. It has no text encoder."""
 
     def __init__(
         self,
@@ -223,11 +223,13 @@ def measure(
 ) -> PeakMemory:
     """Measure peak memory and kernel launches of the function `run` and, if it returns a loss, of its backward pass.
 
+    They are the attributes `peak` (bytes) and `launches` of the result.
+
     Args:
         trained: parameters that get gradients.
         kept: other tensors that are in memory during the call, such as frozen weights.
-        copies: number of tensors of its size that each parameter needs besides its gradient: 2 for the moments of Adam,
-            and 1 more for each further copy, such as the average over the steps.
+        copies: number of tensors of a parameter's size that are kept for it besides the gradient: 2 for the moments of
+            Adam, and 1 more for each further copy, such as the average over the steps.
         half: dtype of autocast; float32: no autocast.
     """
     with PeakMemory() as memory, Kernels(half):
@@ -245,7 +247,7 @@ def measure(
 def measure_sampling(prior: MetaPrior, size: Sequence[int] | None = None, graphed: bool = False) -> PeakMemory:
     """Measure the peak memory of loading a prior, sampling its views and decoding them, whichever takes most.
 
-    The kernel launches of the result are those of one denoising step.
+    The result has the attributes `peak` (bytes) and `launches` (number of kernel launches of one denoising step).
 
     Args:
         size: (H, W) of a view in pixels; None: the image size of the prior.
@@ -282,7 +284,9 @@ def measure_training(
     size: Sequence[int] | None = None,
     more: Callable[[], Tensor] | None = None,
 ) -> PeakMemory:
-    """Measure peak memory and launches of a step that trains those weights of `prior` that require gradients.
+    """Measure peak memory and kernel launches of a step that trains those weights of `prior` that require gradients.
+
+    They are the attributes `peak` (bytes) and `launches` of the result.
 
     Args:
         images: number of images that are denoised in a step.

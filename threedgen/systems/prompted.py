@@ -11,7 +11,11 @@ from threedgen.run.prompts import reading_notes, received_note, unknown_words_no
 
 
 class PromptedConfig(RunConfig):
-    """Base class of the config models of tasks with a prompt. It checks the words of the prompt."""
+    """Base class of the config models of tasks with a text prompt. It checks the words of the prompt before the run.
+
+    A subclass may override `texts` (all prompts of the run), `of_object` (False if the prompt describes a scene) and
+    `used_word` (the word of a prompt that sets a property of the result, such as a material).
+    """
 
     prompt: str = Field("", description="text for the prior; the toybox prior receives the words that it knows")
     prompt_check: Literal["on", "off"] = Field(
@@ -40,10 +44,10 @@ class PromptedConfig(RunConfig):
             return None if prior is None else prior.vocabulary()
 
     def used_word(self, prompt: str) -> str:
-        """Return the word of the prompt that sets a property of the result, such as "steel" for the asset's material.
+        """Return the word of `prompt` that sets a property of the result, such as "steel", the material of an asset.
 
-        It has an effect even if the prior (diffusion model) does not know it, so no warning is given about this word.
-        Returns "" if there is no such word, as in the base class.
+        This word has an effect even if the prior (diffusion model) does not know it, so there is no warning about it.
+        The result is "" if there is no such word, as in the base class.
         """
         return ""
 

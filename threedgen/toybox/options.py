@@ -13,7 +13,7 @@ Families = Annotated[tuple[Literal["cars", "chairs"], ...], Field(min_length=1, 
 
 
 class ToyboxSheetConfig(RunConfig):
-    """Options of contact sheets of toybox objects, one row per noun (object class)."""
+    """Options of the task "toybox-sheet", which writes contact sheets of toybox objects, one row per noun."""
 
     size: int = Field(128, ge=16, le=512, description="side of an image, pixels")
     columns: int = Field(8, ge=1, le=24, description="samples per noun, each at another azimuth")
@@ -22,14 +22,14 @@ class ToyboxSheetConfig(RunConfig):
 
 
 class ToyboxSubjectsConfig(RunConfig):
-    """Options of rendered photos of unusual toybox objects, to test the tuning of image generators (DreamBooth)."""
+    """Options of the task "toybox-subjects": rendered photos of unusual toybox objects, to test DreamBooth."""
 
     subjects: int = Field(10, ge=1, le=1000, description="number of subjects; nouns repeat only after all are used")
     size: int = Field(256, ge=16, le=2048, description="side of a photo, pixels")
 
 
 class MakeToyboxAssetsConfig(RunConfig):
-    """Options of the export of toybox objects as GLB files with captions."""
+    """Options of the task "make-toybox-assets", which exports toybox objects as GLB files with captions."""
 
     count: int = Field(200, ge=1, le=100_000, description="number of files")
     first: int = Field(0, ge=0, description="index of the first object")
@@ -40,9 +40,9 @@ class MakeToyboxAssetsConfig(RunConfig):
 
 
 class MakeToyRoomsConfig(RunConfig):
-    """Options of the export of toy rooms in the layouts of Matterport3D (panoramas) and ScanNet (walks with depth).
+    """Options of the task "make-toy-rooms": export of toy rooms in the layouts of Matterport3D and ScanNet.
 
-    A walk is a sequence of frames of a camera that moves through a room.
+    Matterport3D has panoramas. ScanNet has walks: frames of a camera that moves through a room, with depth maps.
     """
 
     train_panoramas: Count = Field(200, description="training rooms with a skybox and captions")
@@ -67,7 +67,8 @@ these are most of the visible objects."""
 class RoomPanoramasConfig(Config):
     """Data set of panoramas (rings of views from one point) of toy rooms, rendered on first use.
 
-    Options: number of rooms, amount of furniture, cameras of the views.
+    Options of scenes.name=toy-panoramas in train-mvdiffusion and evaluate-views: number of rooms, amount of furniture,
+    and number, size and field of view of the views.
     """
 
     has_depth: ClassVar[bool] = False
@@ -83,7 +84,8 @@ class RoomPanoramasConfig(Config):
 class RoomPathsConfig(WalksConfig):
     """Data set of camera walks (frames of a moving camera) through toy rooms, with depth maps, rendered on first use.
 
-    Options: number of rooms, amount of furniture, image size and field of view.
+    Options of scenes.name=toy-paths in train-mvdiffusion and evaluate-views: number of rooms, amount of furniture,
+    image size and field of view.
     """
 
     name: Literal["toy-paths"] = "toy-paths"
@@ -97,7 +99,8 @@ class RoomPathsConfig(WalksConfig):
 class ToyboxObjectsConfig(Config):
     """Data set of toybox objects, each in the six views that the model MV-Adapter generates, rendered on first use.
 
-    Options: number of objects, and amount of random variation of attributes that captions do not state.
+    Options of objects.name=toybox in the task train-mvadapter: number of objects, and amount of random variation of
+    attributes that captions do not state.
     """
 
     name: Literal["toybox"] = "toybox"
@@ -108,9 +111,10 @@ class ToyboxObjectsConfig(Config):
 
 
 class MakeSRNToyboxConfig(RunConfig):
-    """Options of the export of toybox cars and chairs with coloured panels, in the layout of the SRN archives.
+    """Options of the task "make-srn-toybox": export of toybox cars and chairs in the layout of the SRN archives.
 
-    The SRN archives are renders of ShapeNet objects (Scene Representation Networks, Sitzmann et al. 2019).
+    The SRN archives are renders of ShapeNet objects (Scene Representation Networks, Sitzmann et al. 2019). The cars and
+    chairs have coloured panels.
     """
 
     families: Families = ("cars", "chairs")
@@ -124,8 +128,8 @@ class MakeSRNToyboxConfig(RunConfig):
 class ToyboxPairsConfig(Config):
     """Data set of toybox cars and chairs with coloured panels, to train on pairs of views; rendered on first use.
 
-    A scene has views of one object. Options: families (cars, chairs), number of scenes, views per scene, and number of
-    scenes that are held out for validation.
+    Options of data.name=toybox in the task train-threedim: families (cars, chairs), number of scenes, views per scene,
+    and number of scenes that are held out for validation. A scene has views of one object.
     """
 
     name: Literal["toybox"] = "toybox"

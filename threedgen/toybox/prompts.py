@@ -38,11 +38,12 @@ GAP = "?"
 
 
 class ToyboxPrompts:
-    """Reader of user prompts for priors that were trained on toybox captions, which have a small vocabulary.
+    """Reader of user prompts for priors (diffusion models) that were trained on toybox captions and know few words.
 
-    It replaces synonyms by words of the vocabulary, lists unknown words, and implements the protocol
-    `threedgen.guidance.weights.tokens.PromptReader`. `vocabulary` has all words that the prior knows (`known`), and the
-    words that personalisation added (`added`); None: the prior takes any text. If the vocabulary is None or has no
+    It implements the protocol `threedgen.guidance.weights.tokens.PromptReader`: `read` rewrites a prompt in known
+    words, `similar` returns known words for an unknown one, `check` raises ConfigError if a prompt names no known
+    object, and `notes` returns warnings. `vocabulary` has all words that the prior knows (`known`), and those that
+    DreamBooth or textual inversion added (`added`); None: the prior takes any text. If the vocabulary is None or has no
     toybox noun, `check` accepts every prompt.
     """
 
@@ -59,7 +60,7 @@ class ToyboxPrompts:
         return similar(word, self.vocabulary.known, self.families()) if self.vocabulary else []
 
     def categories(self) -> dict[str, list[str]]:
-        """Return the words that the prior knows, by category.
+        """Return the words that the prior (diffusion model) knows, as a dict from category to words.
 
         Categories are the groups of nouns ("animals", "vehicles", ...), then "colours", "sizes" and "accessories".
         """
@@ -75,9 +76,11 @@ class ToyboxPrompts:
         return found
 
     def check(self, prompt: str) -> None:
-        """Raise ConfigError unless a prompt has a noun that the prior knows, or a word that personalisation added.
+        """Raise ConfigError if a prompt has neither a noun that the prior knows nor a word that tuning added.
 
-        The message of the error suggests known nouns. Every prompt is accepted if the prior knows no toybox noun.
+        The prior is the diffusion model for which the prompt is meant; DreamBooth and textual inversion add words to
+        its vocabulary. The message of the error suggests known nouns. If the prior knows no toybox noun, every prompt
+        is accepted.
         """
         vocabulary = self.vocabulary
         if vocabulary is None or not self.nouns or self._nouns_in(prompt):
@@ -134,11 +137,12 @@ class ToyboxPrompts:
         return warnings
 
     def suggest(self, prompt: str) -> tuple[str, list[str]]:
-        """Suggest nouns for an unfinished prompt. Return the beginning of a noun, and at most `MAX_SUGGESTIONS` nouns.
+        """Suggest nouns for an unfinished prompt. Return (start of a noun, at most 10 nouns).
 
-        If the last word of the prompt is unknown and nouns of the prior start with it, return this word and the nouns.
-        Otherwise, if the prompt contains a noun that the prior knows, return "" and no nouns. In all other cases,
-        return "" and one noun of each family (group of nouns, such as "animals").
+        The first case that applies decides. "Known" nouns are those that the prior (diffusion model) knows.
+        - The last word is unknown, and known nouns start with it: this word, and these nouns.
+        - The prompt contains a known noun: "" and no nouns.
+        - All other prompts: "" and one known noun of each family (group of nouns, such as "animals").
         """
         last = prompt.lower().rpartition(" ")[2]
         if self.vocabulary and last.isalpha() and last not in self.vocabulary.known:

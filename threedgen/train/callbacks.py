@@ -35,8 +35,9 @@ def any_rank(trainer: Trainer, flag: bool) -> bool:
 
 
 class StepCallback(Callback):
-    """Base class of callbacks that act after each optimisation step, in the method `after_step` of the subclass.
+    """Base class of callbacks that act after each optimisation step.
 
+    A subclass implements `after_step(trainer, module, outputs)`, where `outputs` are those of the last training step.
     With gradient accumulation a step has several batches; the method is called once, after the last of them.
     """
 
@@ -79,7 +80,8 @@ class Seeding(Callback):
 class StopOnInterrupt(StepCallback):
     """Callback that stops the run after the current step if any rank received Ctrl-C or SIGTERM.
 
-    The callback replaces Lightning's SIGTERM handler, which can deadlock because it waits for the other ranks.
+    `interrupts` is the handler of these signals. `terminated` becomes True if the signal was SIGTERM. The callback
+    replaces Lightning's SIGTERM handler, which can deadlock because it waits for the other ranks.
     """
 
     def __init__(self, interrupts: Interrupts) -> None:

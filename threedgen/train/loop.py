@@ -46,7 +46,7 @@ class TrainingConfig(Protocol):
     """Keys that a config must have for the training loop.
 
     They are `seed`, `threads` (number of CPU threads, None: one per core), and the sections `trainer` (options of
-    Lightning's Trainer) and `checkpoint`.
+    Lightning's Trainer) and `checkpoint` (when checkpoints are saved).
     """
 
     seed: int
@@ -231,10 +231,10 @@ def _run(trainer: pl.Trainer, module: pl.LightningModule, path: Path | None) -> 
 
 
 def deterministic(options: TrainerConfig) -> bool | Literal["warn"]:
-    """Return a trainer's option `deterministic`: True, False, or "warn" (only warnings), which becomes False on CUDA.
+    """Return the value for the option `deterministic` of Lightning's Trainer: True, False or "warn" (only warnings).
 
-    On CUDA some additions of the hash grid's Triton kernels have no fixed order, so deterministic sums elsewhere would
-    only cost time.
+    It is `options.deterministic`, but on CUDA False in place of "warn": some additions of the hash grid's Triton
+    kernels have no fixed order there, so deterministic sums elsewhere would only cost time.
     """
     on_gpu = options.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     return False if options.deterministic == "warn" and on_gpu else options.deterministic
@@ -244,7 +244,7 @@ def deterministic(options: TrainerConfig) -> bool | Literal["warn"]:
 def determinism(setting: bool | Literal["warn"]) -> Iterator[None]:
     """Set torch's deterministic mode inside a context: on (True), off (False), or on with warnings only ("warn").
 
-    If it is off, cuDNN measures its algorithms and takes the fastest (`cudnn.benchmark`). By default torch's
+    If the mode is off, cuDNN measures its algorithms and takes the fastest (`cudnn.benchmark`). By default torch's
     deterministic mode also fills new memory with NaN; this function turns that off. On exit from the context the
     deterministic mode is off.
     """

@@ -86,7 +86,7 @@ class Progress(Callback):
 
 
 def stage_of(module: LightningModule) -> str:
-    """Return the label of the progress display: `module.stage` on one line; "training" if it is missing or empty."""
+    """Return `module.stage` on one line, a text for the progress display; "training" if it is missing or empty."""
     return clean(str(getattr(module, "stage", "") or "training"))
 
 

@@ -17,7 +17,7 @@ POLL_SECONDS = 1.0
 
 
 class WatchRanks(pl.Callback):
-    """Callback that ends this process, with the exit code of WorkerLost, if another process of the training has ended.
+    """Callback that ends this process (exit code 5, `WorkerLost`) if another process of the training has ended.
 
     Without this callback the remaining processes would wait up to 30 minutes in a collective operation. Frozen
     processes (SIGSTOP) are killed, and so count as ended. Each process watches only the processes on its own machine.

@@ -27,9 +27,11 @@ METRICS_KEY, SECONDS_KEY = "metrics", "seconds"
 
 
 class System(pl.LightningModule):
-    """Base class of all training modules: a LightningModule with reproducible random numbers (`rng`).
+    """Base class of all training modules: a LightningModule with reproducible random numbers.
 
-    They depend only on the run's seed, the step, a purpose such as "cameras", and the rank.
+    A subclass implements `training_step(batch, index)`, which returns the loss; `batch` is the number of the batch
+    since the start of the run. It may override `validate`, `resize` and `elementwise`. The generators that `rng`
+    returns depend only on the run's seed, the step, a purpose such as "cameras", and the rank.
 
     Attributes:
         stage: text in front of the progress display, by default "training"; may change during training.

@@ -113,8 +113,8 @@ class Task:
     ) -> Status:
         """Train a LightningModule with `loop.fit`; return the final status of the training.
 
-        If `has_results(status)` is True, the caller writes results next. For this the system is put in eval mode and
-        moved back to the training device, because Lightning leaves it on the CPU.
+        If this process will write results (`has_results(status)`), the system is put in eval mode and moved back to the
+        training device, because Lightning leaves it on the CPU.
 
         Args:
             system: module to train.

@@ -96,8 +96,8 @@ def asset_variables(folder: Path, mesh: Path | None, splats: Path | None = None)
     """Return the variables of the template asset.html, a 3D view of GLB files below `folder`.
 
     `mesh` and `splats` are the paths of a mesh and of 3D Gaussians; None if there is no such file. The variables
-    "model" and "splats" are the two files as data URIs; None for a file above MAX_EMBEDDED_BYTES (64 MB). "model_file"
-    and "splats_file" are their paths relative to `folder`. The variables of a missing file are None.
+    "model" and "splats" are the two files as data URIs; None if a file is missing or above MAX_EMBEDDED_BYTES (64 MB).
+    The variables "model_file" and "splats_file" are their paths relative to `folder`; None if a file is missing.
     """
     files = {"model": mesh, "splats": splats}
     names = {f"{key}_file": path and path.relative_to(folder).as_posix() for key, path in files.items()}

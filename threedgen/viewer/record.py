@@ -30,7 +30,7 @@ class Environment(BaseModel):
 
 
 class Summary(BaseModel):
-    """Entries of summary.json (results of a run) that the pages show, such as status, duration and triangles."""
+    """Entries of summary.json (results of a run) that report page and gallery show: status, duration, triangles, ..."""
 
     status: str = "unfinished"
     reason: str = ""
@@ -46,7 +46,7 @@ class Summary(BaseModel):
 
 
 class Asset(BaseModel):
-    """Entries of asset.json (about an exported asset) that the pages show, such as files, triangles and size."""
+    """Entries of asset.json (about an exported asset) that report page and gallery show: files, triangles, size, ..."""
 
     files: dict[str, int] = {}
     preset: str | None = None
@@ -106,7 +106,7 @@ class Record:
         return tree
 
     def count(self, *keys: str) -> int | None:
-        """Return the value of the config with these nested keys if it is a positive integer, otherwise None."""
+        """Return the config value at nested keys, such as "trainer", "max_steps"; None if it is no positive integer."""
         value = self.option(*keys)
         return value if type(value) is int and value > 0 else None
 
@@ -117,7 +117,7 @@ class Record:
 
     @property
     def method(self) -> str:
-        """Name of the config that made the object; "" if unknown.
+        """Name of the config with which the object was made; "" if unknown.
 
         If a task such as `batch` started the run, the name is followed by the run's key=value overrides.
         """

@@ -35,7 +35,7 @@ class ViserWindow:
     """Browser window of a run: renders of the object, and a panel with prompt, metrics and a button to stop the run.
 
     A client is an open browser tab. Each has its own camera, at first `start` (a batch of one camera). The callback
-    `LiveView` calls the methods of this class on the training thread; they do not block it. `stop_clicked`
+    `LiveView` calls the methods of this class on the training thread; no call waits for a browser. `stop_clicked`
     becomes True when the user clicks the button. If `port` is in use, any free port is taken.
     """
 

@@ -1,9 +1,10 @@
 """Inputs of MV-Adapter as in its training: cameras, maps of rays and of mesh geometry, reference images.
 
 threedgen's world has z up, and the front of an object faces +x. MV-Adapter's world is rotated by -90 degrees around z:
-a point (x, y, z) has the coordinates (y, -x, z) there. The released adapters have orthographic cameras at distance 1.8
-that show 0.55 units on each side of the centre; meshes fit into the cube [-0.5, 0.5]^3. The perspective cameras of
-adapters trained with threedgen show the same extent at the side of that cube that faces the camera.
+a point (x, y, z) has the coordinates (y, -x, z) there. The adapters that MV-Adapter's authors published have
+orthographic cameras at distance 1.8 that show 0.55 units on each side of the centre; meshes fit into the cube
+[-0.5, 0.5]^3. The perspective cameras of adapters trained with threedgen show the same extent at the side of that cube
+that faces the camera.
 """
 
 from collections.abc import Sequence
@@ -70,7 +71,7 @@ def to_adapter_world(vectors: Tensor) -> Tensor:
 
 
 def ray_maps(at: Cameras) -> Tensor:
-    """Return the camera rays of B cameras as input of MV-Adapter's condition guider, in [0, 1].
+    """Return maps in [0, 1] of the camera rays of B cameras, as input of an MV-Adapter.
 
     Perspective cameras: (B, 6, H, W), Pluecker coordinates of each pixel's ray, that is, unit direction d (3 channels)
     and moment, the cross product of the origin and d (3). Orthographic cameras: (B, 6, 1, 1), equal for all pixels,
@@ -83,7 +84,7 @@ def ray_maps(at: Cameras) -> Tensor:
 
 
 def geometry_maps(points: Tensor, normals: Tensor, mask: Tensor) -> Tensor:
-    """Return positions and normals of a mesh as input of MV-Adapter's condition guider: (B, 6, H, W) in [0, 1].
+    """Return maps (B, 6, H, W) in [0, 1] of the positions and normals of a mesh, as input of an MV-Adapter.
 
     Channels 0 to 2 are positions + 0.5, 3 to 5 (normals + 1) / 2; pixels without mesh are 0.5. A vector (x, y, z) of
     threedgen's world is (y, -x, z) in the result, as in MV-Adapter's world.

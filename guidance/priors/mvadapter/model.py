@@ -34,13 +34,14 @@ NEGATIVE = "watermark, ugly, deformed, noisy, blurry, low contrast"
 
 
 def build(options: MVAdapterConfig, device: torch.device | str = "cpu") -> "MVAdapter":
-    """Build the prior from its config section. Raises ConfigError if its files are missing or damaged."""
+    """Build the prior from its options, on a device. Raises ConfigError if its files are missing or damaged."""
     o = options.with_adapter_file()
     cut = reference_foreground(o)
-    model = with_additions(load_prior(MVAdapter, o, device), o)
+    model = load_prior(MVAdapter, o, device)
     model.guide_views = o.guide_views
     if o.guess is not None:
-        model.with_coarse_predictor(o.guess)
+        model.with_coarse_predictor(o.guess)  # compares text encoders: before LoRAs and textual inversions change one
+    model = with_additions(model, o)
     if o.adapter is None:
         return model
     model.with_adapter(o.adapter, o.mv_scale, o.ref_scale, o.control)
@@ -48,10 +49,11 @@ def build(options: MVAdapterConfig, device: torch.device | str = "cpu") -> "MVAd
 
 
 class MVAdapter(LatentDiffusion):
-    """Latent diffusion model with an adapter for several views. Without an adapter, each image is denoised separately.
+    """Latent diffusion model with an adapter: added layers by which it samples several views of an object together.
 
-    The argument `camera` of its methods is the input of the condition guider, in [0, 1]: maps (B, 6, H, W) of camera
-    rays (direction, moment) or of a mesh (position, normal), or (B, 6, 1, 1) for the rays of orthographic cameras.
+    Without an adapter, each image is denoised separately. The argument `camera` of the methods is the input of the
+    adapter's condition guider, a network that adds features to the UNet: maps (B, 6, H, W) in [0, 1] of camera rays
+    (direction, moment) or of a mesh (position, normal), or (B, 6, 1, 1) for the rays of orthographic cameras.
 
     Attributes:
         adapted: UNet with the adapter; None before `with_adapter`.
@@ -78,12 +80,16 @@ class MVAdapter(LatentDiffusion):
     def with_adapter(
         self, adapter: str | Path, mv_scale: float = 1.0, ref_scale: float = 1.0, control: Control | None = None
     ) -> Self:
-        """Load an adapter and return self. Raises ConfigError if its file is missing, damaged or does not fit.
+        """Load an adapter (layers for several views) into the model and return self.
+
+        Raises ConfigError if its file is missing, damaged or does not fit.
 
         Args:
-            adapter: path of the file, name of embedded weights ("toybox-rays"), or "owner/name/FILE" on the hub.
+            adapter: path of the file, name of one that comes with threedgen, such as "toybox-rays", or
+                "owner/name/FILE" on the hub.
             mv_scale, ref_scale: weights of the attention to other views and to the reference image; 1: as in training.
-            control: input of the condition guider, "rays" or "geometry"; None: as declared in the file, else "rays".
+            control: input that describes the views, "rays" of the cameras or "geometry" of a mesh; None: as declared in
+                the file, else "rays".
         """
         network = load_adapter(locate("adapter", str(adapter)), self.unet, self.factor, control=control)
         network.mv_scale, network.ref_scale = mv_scale, ref_scale
@@ -147,7 +153,7 @@ class MVAdapter(LatentDiffusion):
         return super().networks | {name: network for name, network in more.items() if network is not None}
 
     def camera(self, c2w: Tensor) -> Tensor:
-        """Convert camera-to-world poses (B, 4, 4), OpenGL axes, to the maps of rays that `predict` takes as `camera`.
+        """Convert camera-to-world poses (B, 4, 4), OpenGL axes, to maps of rays: the argument `camera` of `denoise`.
 
         The projection is that of the adapter's training. Perspective maps (B, 6, H, W), H = W = `image_size`, have the
         unit direction d and the moment origin x d of each pixel's ray; the distance of the cameras from the origin is
@@ -161,9 +167,9 @@ class MVAdapter(LatentDiffusion):
 
     @property
     def settings(self) -> AdapterSettings:
-        """Training settings of the adapter, such as its condition input.
+        """Training settings of the adapter, such as its input (camera rays or mesh geometry) and its noise schedule.
 
-        Without an adapter, these are the settings of MV-Adapter's released adapters for camera rays.
+        Without an adapter, these are the settings of the ray adapters that MV-Adapter's authors published.
         """
         return AdapterSettings() if self.adapted is None else self.adapted.settings
 
@@ -188,8 +194,9 @@ class MVAdapter(LatentDiffusion):
         Args:
             x, t: noisy latents (B, C, h, w) and timesteps (B,) of `schedule`.
             text: embeddings (B, L, D).
-            camera: maps in [0, 1] of camera rays, or of the geometry of a mesh, for the condition guider: (B, 6, H, W),
-                or (B, 6, 1, 1) if all pixels of an image have the same values; None: the guider is not used.
+            camera: maps in [0, 1] of camera rays, or of the geometry of a mesh: (B, 6, H, W), or (B, 6, 1, 1) if all
+                pixels of an image have the same values. The adapter's condition guider adds features of them to the
+                UNet; None: nothing is added.
             n_view: number of consecutive images that are views of one object.
             reference: features of R reference images by layer name, from `reference_features`, where R divides B. Each
                 image serves B / R consecutive views. None: no image.
@@ -245,9 +252,9 @@ class MVAdapter(LatentDiffusion):
         """Sample the V views of an object by DDIM and return images (V, H, W, 3) in [0, 1], on the CPU.
 
         Args:
-            control: input of the condition guider: maps (V, 6, H, W) of the rays of perspective cameras (`camera`) or
-                of a mesh (`inputs.geometry_maps`), or (V, 6, 1, 1) for orthographic cameras without a mesh, whose rays
-                have the same values in all pixels of a view (`camera`).
+            control: input of the adapter: maps (V, 6, H, W) of the rays of perspective cameras (from the method
+                `camera`) or of a mesh (from `inputs.geometry_maps`). Maps of orthographic cameras, from `camera`, are
+                (V, 6, 1, 1), because their rays have the same values in all pixels of a view.
             image: reference image (h, w, 3) in [0, 1], the object on grey, with sides divisible by `factor` (pixels per
                 latent pixel); None: text only.
             size: (H, W) of the images in pixels, divisible by `size_multiple`; None: `image_size` for both.
@@ -285,8 +292,9 @@ class MVAdapter(LatentDiffusion):
     ) -> sampling.InitLatents | None:
         """Return the img2img start of V views: latents from the coarse predictor, and a noise strength in (0, 1].
 
-        Returns None, which means a start from noise, if there is no coarse predictor, if it is not used (mesh geometry
-        or a reference image), or if `size` (H, W) in pixels differs from `image_size`.
+        The coarse predictor predicts latents from text and camera in one pass. Returns None, which means a start from
+        noise, in three cases: there is no coarse predictor, it is not used (mesh geometry or a reference image), or
+        `size` (H, W) in pixels differs from `image_size`.
 
         Args:
             c2w: camera-to-world poses of the views (V, 4, 4), OpenGL axes.

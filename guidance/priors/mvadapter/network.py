@@ -31,9 +31,9 @@ FINE = "fine."
 
 @dataclass(frozen=True)
 class AdapterSettings:
-    """Training settings of an adapter, stored as metadata of its file.
+    """Training settings of an MV-Adapter, stored as metadata of its file.
 
-    The defaults are the settings of the released adapters that take camera rays.
+    The defaults are the settings of the adapters for camera rays that MV-Adapter's authors published.
 
     Attributes:
         layout: tokens that a token attends to. "row": those in its image row, in all views. "rowcol", for six views of
@@ -43,7 +43,7 @@ class AdapterSettings:
             - Tokens of front, back, top and bottom attend to those in their image column, in these four views. The
               front view is mirrored left-right for this, because the other three cameras have the azimuth of the back.
         arrangement: whether the added attention is "parallel" to the self-attention or "serial", after it.
-        control: input of the condition guider, "rays" of the cameras or "geometry" of a mesh.
+        control: input that describes the views, "rays" of the cameras or "geometry" of a mesh.
         shift: factor by which the signal-to-noise ratio of the 2D model's noise schedule is divided.
         shift_mode: "default": the factor `shift` at all timesteps; "interpolated": growing from 1 at t = 0 to `shift`.
         anywhere: fraction of training objects rendered at random azimuths and at elevations from 0 to 30 degrees; the
@@ -89,7 +89,11 @@ RELEASED = AdapterSettings()
 
 
 class AdaptedUNet(nn.Module):
-    """Frozen UNet with an adapter. Only the modules in `new_parts` are trainable.
+    """Frozen UNet of a 2D model with an MV-Adapter: added attention layers, and guiders for cameras or a mesh.
+
+    `forward` maps noisy latents (B V, C, h, w) of V views of B objects to the UNet's output of the same shape. The
+    added layers attend to the other views of the object and to a reference image. A condition guider adds features of
+    camera rays or mesh geometry to those of the UNet. Only the modules in `new_parts` are trainable.
 
     Attributes:
         factor: image pixels per latent pixel along each axis.
@@ -116,10 +120,11 @@ class AdaptedUNet(nn.Module):
             factor: image pixels per latent pixel along each axis.
             settings: training settings of the adapter.
             branches: kinds of added attention: "mv" to other views, "ref" to a reference image.
-            guided: whether to add a condition guider.
+            guided: whether to add a condition guider, which adds features of camera rays or mesh geometry to the UNet.
             depth, downscale: residual blocks per level of the condition guider, and its input pixels per cell of its
                 first feature map along each axis; None: the defaults of `make_guider`.
-            fine: whether to add also a fine guider, which acts on the output of the UNet's first layer.
+            fine: whether to add also a fine guider for the same input, which acts on the output of the UNet's first
+                layer.
         """
         super().__init__()
         self.unet: Any = unet
@@ -134,9 +139,9 @@ class AdaptedUNet(nn.Module):
             self.add_fine_guider()
 
     def add_fine_guider(self) -> None:
-        """Set the attribute `fine` to an untrained fine guider, see `make_fine_guider`.
+        """Set the attribute `fine` to an untrained fine guider: convolutions on maps of camera rays or mesh geometry.
 
-        Its output, zero until it is trained, is added to that of the UNet's first layer.
+        Its output, zero until it is trained, is added to that of the UNet's first layer (see `make_fine_guider`).
         """
         with self.unet.device:
             self.fine = make_fine_guider(self.unet, self.guider.downscale_factor * self.factor // self.size_multiple)
@@ -148,7 +153,7 @@ class AdaptedUNet(nn.Module):
         return nn.ModuleList([*branch_processors(self.unet).values(), *guiders])
 
     def adapter_state(self) -> dict[str, Tensor]:
-        """Return the adapter's tensors by their names in the released files. The tensors are not copied."""
+        """Return the adapter's tensors, not copied, by their names in the files of MV-Adapter's authors."""
         named = {
             f"{name}.{inner}": tensor
             for name, processor in branch_processors(self.unet).items()
@@ -158,19 +163,20 @@ class AdaptedUNet(nn.Module):
         return named | ({} if self.guider is None else self.guider.state_dict()) | fine
 
     def guide(self, control: Tensor, height: int, width: int) -> list[Tensor] | None:
-        """Compute the condition guider's features, (B, C, h, w) per UNet level, for images of height x width pixels.
+        """Compute the features that the condition guider adds to the UNet: (B, C, h, w) per UNet level.
 
-        `control` are maps in [0, 1] of camera rays or mesh geometry, (B, 6, height, width), or (B, 6, 1, 1) if they are
-        equal for all pixels. Returns None for an adapter without a guider.
+        `control` are maps in [0, 1] of camera rays or mesh geometry for images of height x width pixels,
+        (B, 6, height, width), or (B, 6, 1, 1) if they are equal for all pixels. Returns None for an adapter without a
+        guider.
         """
         return None if self.guider is None else self.guider(self.resize_maps(control, height, width))
 
     def resize_maps(self, control: Tensor, height: int, width: int) -> Tensor:
-        """Resize condition maps for images of height x width pixels to the size (h, w) that the guider takes.
+        """Resize maps of camera rays or mesh geometry to the size (h, w) that the condition guider takes: (B, 6, h, w).
 
-        h = height / s and w = width / s with a fixed integer s, given by UNet and guider. `control` (B, 6, height,
-        width) is averaged over blocks of s x s pixels. If all pixels of an image have the same values, as the rays of
-        an orthographic camera, `control` is (B, 6, 1, 1) and is repeated. Returns (B, 6, h, w).
+        For images of height x width pixels, h = height / s and w = width / s with a fixed integer s, given by UNet and
+        guider. `control` (B, 6, height, width) is averaged over blocks of s x s pixels. If all pixels of an image have
+        the same values, as the rays of an orthographic camera, `control` is (B, 6, 1, 1) and is repeated.
         """
         stride = self.size_multiple // self.guider.downscale_factor
         maps = control if control.shape[-2:] == (1, 1) else avg_pool2d(control, stride)
@@ -266,9 +272,9 @@ def make_guider(
 def make_fine_guider(unet: UNet2DConditionModel, pixels: int) -> nn.Module:
     """Build a fine guider: two convolutions, whose output is added to the output of the UNet's first layer.
 
-    It takes the same maps as the condition guider, with `pixels` x `pixels` map pixels per latent pixel, and adds finer
-    detail: the largest feature map of the condition guider has only 8 x 8 cells for a small UNet such as toybox-base
-    (released models: 64 x 64). Its output is zero before training.
+    Its input are maps of camera rays or mesh geometry, as for the condition guider, with `pixels` x `pixels` map pixels
+    per latent pixel. It adds finer detail: the largest feature map of the condition guider has only 8 x 8 cells for a
+    small UNet such as toybox-base (64 x 64 for Stable Diffusion 2.1 at 512 pixels). Its output is zero before training.
     """
     width = int(unet.config["block_out_channels"][0])
     last = nn.Conv2d(width // 2, width, 3, padding=1)
@@ -279,9 +285,10 @@ def make_fine_guider(unet: UNet2DConditionModel, pixels: int) -> nn.Module:
 
 
 def guider_stride(unet: UNet2DConditionModel) -> int:
-    """Return the latent pixels per cell of the condition guider's first feature map, along each axis.
+    """Return the latent pixels per cell of the condition guider's first feature map, along each axis: 1 or 2.
 
-    The result is 1 if the first down block of `unet` has attention: diffusers then adds the guider's features before
-    the downsampling of the block. Else, as in SDXL, it is 2: the features are added after the downsampling.
+    The condition guider adds features of camera rays or mesh geometry to the UNet. The result is 1 if the first down
+    block of `unet` has attention: diffusers then adds the guider's features before the downsampling of the block. Else,
+    as in SDXL, it is 2: the features are added after the downsampling.
     """
     return 1 if hasattr(unet.down_blocks[0], "attentions") else 2

@@ -1,4 +1,4 @@
-"""Read and write adapter files in the format of the released adapters (github.com/huanngzh/MV-Adapter).
+"""Read and write adapter files in the format of MV-Adapter's authors (github.com/huanngzh/MV-Adapter).
 
 A file has the tensors of the attention processors, and the tensors of the condition guider with the prefix `adapter.`.
 Files that threedgen writes also have the training settings (`AdapterSettings`) in their metadata.
@@ -60,8 +60,9 @@ def convert_adapter(
 ) -> AdaptedUNet:
     """Add an adapter to `unet`, in place, and return both as one network.
 
-    The tensor names, in the format at the top of this module, decide which attention branches (other views, reference
-    image) and condition guiders the adapter has. Tensors with other names are ignored with a warning.
+    The tensor names, those of MV-Adapter's published files, decide which attention branches (other views, reference
+    image) and condition guiders (features of camera rays or a mesh) the adapter has. Tensors with other names are
+    ignored with a warning.
 
     Args:
         tensors: content of the adapter's file, name -> tensor.

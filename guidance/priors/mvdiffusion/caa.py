@@ -1,7 +1,7 @@
 """Correspondence-aware attention: a token attends to the positions in other views that show the same 3D point.
 
-Implements Tang et al. 2023, section 4, equation 2. New blocks start as the identity. Modules have the names that they
-have in the released weights; modules named `bn` are group norms.
+Implements Tang et al. 2023 (MVDiffusion), section 4, equation 2. New blocks start as the identity. Modules have the
+names that they have in MVDiffusion's published weights; modules named `bn` are group norms.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,9 +33,9 @@ FEED_FACTOR = 8
 def frequencies(count: int, encoding: Encoding) -> Tensor:
     """Return the (count,) float32 frequencies of the positional encoding of displacements or depth differences.
 
-    Units are radians per token for displacements, radians per metre for depth differences. "reference" (released
-    weights): base ** n for n = 0, 1, ..., count - 1, where base is 2, or 5000 ** (2.5 / count) if count > 80. "capped":
-    a geometric series from 1/4 to 64.
+    Units are radians per token for displacements, radians per unit of length for depth differences. "reference", the
+    encoding of MVDiffusion's published weights: base ** n for n = 0, 1, ..., count - 1, where base is 2, or
+    5000 ** (2.5 / count) if count > 80. "capped": a geometric series from 1/4 to 64.
     """
     if encoding == "capped":
         return torch.logspace(-2, 6, count, base=2.0)
@@ -44,12 +44,13 @@ def frequencies(count: int, encoding: Encoding) -> Tensor:
 
 
 class PositionalEncoding(nn.Module):
-    """Positional encoding with `dim` channels: sines and cosines of a displacement or of a depth difference.
+    """Positional encoding: sines and cosines, `dim` channels, of displacements or depth differences between tokens.
 
-    Displacements (x, y) in tokens (relation_dim 2) become [sin x, sin y, cos x, cos y], with dim / 4 frequencies each.
-    Depth differences in metres (relation_dim 1) become [sin, cos], with dim / 2 frequencies. The frequencies of the
-    encoding "capped" are a geometric series from 1/4 to 64. Those of "reference", the encoding of the released weights,
-    are 1, 2, 4, ..., or, if their number F exceeds 80, the powers 0 to F - 1 of 5000^(2.5 / F).
+    `forward` maps displacements or depth differences (T, S, relation_dim) between each of T tokens and its S keys to
+    (T, S, dim). Displacements (x, y) in tokens (relation_dim 2) become [sin x, sin y, cos x, cos y], with dim / 4
+    frequencies each. Depth differences (relation_dim 1) become [sin, cos], with dim / 2 frequencies. The frequencies of
+    the encoding "capped" are a geometric series from 1/4 to 64. Those of "reference", the encoding of MVDiffusion's
+    published weights, are 1, 2, 4, ..., or, if their number F exceeds 80, the powers 0 to F - 1 of 5000^(2.5 / F).
 
     "reference" also mixes depth differences in pairs (a, b), which follow each other in the flattened input (T S,): a
     has the channels [sin a, sin b], b has [cos a, cos b].
@@ -73,7 +74,10 @@ class PositionalEncoding(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention in which each of T queries has S keys of its own, which also serve as values."""
+    """Multi-head attention in which each of T query tokens attends to S keys of its own, which also serve as values.
+
+    `forward` maps queries (T, d) and keys (T, S, d) to outputs (T, d).
+    """
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -81,7 +85,7 @@ class Attention(nn.Module):
         self.to_out = nn.Linear(dim, dim)
 
     def forward(self, query: Tensor, keys: Tensor) -> Tensor:
-        """Attend from query tokens (T, d) to their key tokens (T, S, d); return (T, d)."""
+        """Let each of T query tokens (T, d) attend to its own S key tokens (T, S, d); return (T, d)."""
         return self.project_sums((self.project_queries(query) @ keys.mT).softmax(-1) @ keys)
 
     def project_queries(self, query: Tensor) -> Tensor:
@@ -104,10 +108,10 @@ class Attention(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Transformer block in two steps, both residual: attention (`attend`), then a feed-forward layer (`feed`).
+    """Transformer block in two residual steps: attention to keys (`attend`), then a feed-forward layer (`feed`).
 
-    Each token attends to a separate set of keys: features at the positions that show its 3D point in other views.
-    Queries and keys share one layer norm.
+    Each of the tokens (..., T, d) attends to its own S keys (..., T, S, d): features at the positions that show its 3D
+    point in other views. Queries and keys share one layer norm. Both steps return tokens (..., T, d).
     """
 
     def __init__(self, dim: int) -> None:
@@ -146,8 +150,10 @@ def recomputed(function: Call, *args: object) -> Tensor:
 class PanoramaBlock(nn.Module):
     """Correspondence-aware attention between the feature maps of the views of a panorama.
 
-    Each token attends to the positions in other views that show the same 3D point. The block processes the
-    tokens in chunks. For large feature maps, it recomputes activations in the backward pass.
+    `forward` maps features (B F, d, h, w) of B scenes with F views each to the same shape. Each token (cell of a
+    feature map) attends to the positions in other views that show the same 3D point, given by `KeyPositions`; their
+    displacements are the positional encoding. A feed-forward layer follows. The block processes the tokens in chunks.
+    For large feature maps, it recomputes activations in the backward pass.
     """
 
     relation_dim = 2
@@ -165,8 +171,9 @@ class PanoramaBlock(nn.Module):
         Args:
             x: features (B F, d, h, w) of B scenes with F views each; each of the h w cells of a view is a token. The
                 result has the same shape.
-            keys: positions that the tokens of a view attend to, one `KeyPositions` per view: F if all scenes have the
-                same, or M F for M scenes. Scene i of the batch then uses those of scene i mod M; M divides B.
+            keys: one `KeyPositions` per view: the positions in other views to which the tokens of the view attend.
+                Their number is F if all scenes have the same positions, or M F for M scenes, where M divides B. Scene i
+                of the batch then uses those of scene i mod M.
             n_view: number F of views per scene.
         """
         maps, large = x.unflatten(0, (-1, len(keys))), sum(each.count for each in keys) * x[0].numel() > MAX_KEPT
@@ -216,8 +223,9 @@ class PanoramaBlock(nn.Module):
 def view_groups(keys: Sequence[KeyPositions], device: torch.device) -> list[list[int]]:
     """Return groups of views whose attention is computed in one call, as lists of indices into `keys`.
 
-    `keys` has one `KeyPositions` per view. On a CPU, each view is a group of its own. On other devices, views with
-    equally many other views, tokens and positions per token form a group.
+    `keys` has one `KeyPositions` per view: the positions in other views to which the tokens of the view attend. On a
+    CPU, each view is a group of its own. On other devices, views with equally many other views, tokens and positions
+    per token form a group.
     """
     if device.type == "cpu" or CHUNK.get(device.type) == CHUNK["cpu"]:
         return [[number] for number in range(len(keys))]
@@ -228,13 +236,18 @@ def view_groups(keys: Sequence[KeyPositions], device: torch.device) -> list[list
 
 
 class DepthAttention(PanoramaBlock):
-    """`PanoramaBlock` for posed views with depth: positions are encoded by depth differences, not displacements."""
+    """Attention between posed views with depth: a token attends to the positions in other views that show its point.
+
+    `forward` maps features (B F, d, h, w) of B scenes with F views each to the same shape. It works as in
+    `PanoramaBlock`, but the positional encoding is that of the difference between the point's depth and the other
+    view's depth map.
+    """
 
     relation_dim = 1
 
 
 class ResidualConvolution(nn.Module):
-    """Residual block of two convolutions, each after a group norm and ReLU."""
+    """Residual block of two 3 x 3 convolutions, each after a group norm and ReLU: (N, dim, h, w) -> (N, dim, h, w)."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -247,7 +260,12 @@ class ResidualConvolution(nn.Module):
 
 
 class DepthBlock(nn.Module):
-    """Attention between posed views with depth, then, if `convolution`, one residual block of two convolutions."""
+    """Attention between posed views with depth, then, if `convolution`, a residual block of two convolutions.
+
+    `forward` maps features (B F, dim, h, w) of B scenes with F = `n_view` views each to the same shape. Each token
+    (cell of a feature map) attends to the positions in other views that show its 3D point. `keys` has these positions,
+    one `KeyPositions` per view (computed from poses and depth maps), as in `PanoramaBlock.forward`.
+    """
 
     def __init__(self, dim: int, encoding: Encoding = "reference", convolution: bool = True) -> None:
         super().__init__()

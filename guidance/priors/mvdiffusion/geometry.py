@@ -19,17 +19,17 @@ UNKNOWN_DEPTH = 1e6
 
 @dataclass(frozen=True)
 class KeyPositions:
-    """Positions in n other views to which the T = h w tokens of one view attend, P positions per token and other view.
+    """Positions in n other views to which the T tokens of one view attend, P positions per token and other view.
 
-    Panoramas: P = k k, a square of k x k positions around the point that the token shows, as seen in the other view.
-    Views with depth: P = 1, only this point.
+    A token is a cell of a view's feature map. In a panorama P = k k: a square of k x k positions around the place where
+    the other view shows the token's 3D point. For views with depth P = 1: only this place.
 
     Attributes:
         views: (n,) int64, indices of the n other views in the scene, from 0.
         places: (n, T, P, 2), positions (x, y) in the feature maps of these views, in tokens; the first token is (0, 0).
         mask: (n, T, P), 1 where the token may use the position, else 0. Panoramas: the position is inside the image.
-            Views with depth: the depths at the token and at the position are known, and the point is in front of the
-            other camera (not required by a `DepthGeometry` with `as_released`).
+            Views with depth: the depths at the token and at the position are known. The point is also in front of the
+            other camera, unless the table is from a `DepthGeometry` with as_released=True.
         relation: (n, T, P, r), input of the positional encoding. Panoramas: displacement (x, y) from the token to the
             position, mapped into the token's view, in tokens (r = 2). Views with depth: absolute difference between
             the point's depth and the depth map of the other view at the position, in the unit of the poses (r = 1).
@@ -45,14 +45,18 @@ class KeyPositions:
 
     @staticmethod
     def stack(keys: "Sequence[KeyPositions]") -> "KeyPositions":
-        """Stack the positions of G views with equal n, T and P: each tensor gets a first dimension of length G."""
+        """Stack the positions of G views into one object: each tensor gets a new first dimension of length G.
+
+        All views must have equally many tokens, other views, and positions per token and other view.
+        """
         columns = zip(*((each.views, *each.tables) for each in keys), strict=True)
         return KeyPositions(*(torch.stack(column) for column in columns))
 
     def tokens(self, start: int, stop: int) -> "KeyPositions":
-        """Select the tokens `start` to `stop` - 1 of each view in `places`, `mask` and `relation`.
+        """Return a copy with only the tokens `start` to `stop` - 1 of each view in `places`, `mask` and `relation`.
 
-        Call it on a result of `stack`, in which these tensors are (G, n, T, ...) for G views with T tokens each.
+        Call it on a result of `stack`, in which these tensors are (G, n, T, ...): G views with T tokens each, which
+        attend to n other views.
         """
         return KeyPositions(self.views, *(t[:, :, start:stop] for t in self.tables))
 
@@ -67,10 +71,11 @@ class KeyPositions:
 
 
 class Geometry:
-    """Base class of tables of corresponding positions between the `n_view` views of a scene.
+    """Base class of tables that tell attention which positions in other views show the same 3D point as a token.
 
-    The tables tell attention which positions in the feature maps of other views show the same 3D point as a token.
-    There is one table (`KeyPositions`) per view and size of the feature maps.
+    A token is a cell of a view's feature map. A subclass implements `_keys(view, height, width)`: it returns the
+    table of one view, a `KeyPositions`, for feature maps of height x width tokens. The method `keys` calls it for all
+    `n_view` views of the scene and caches the results.
     """
 
     def __init__(self, n_view: int) -> None:
@@ -89,9 +94,10 @@ class Geometry:
 
 
 class Scenes(Geometry):
-    """Corresponding positions in several scenes of one batch, all with the same number of views.
+    """Positions that show the same 3D point, for a batch of several scenes with equally many views.
 
-    `keys` returns one `KeyPositions` per view, scene after scene.
+    `scenes` has the `Geometry` of each scene. The method `keys` returns one `KeyPositions` per view, scene after scene.
+    Its indices of other views count within a scene.
     """
 
     def __init__(self, scenes: Sequence[Geometry]) -> None:
@@ -105,8 +111,8 @@ class Scenes(Geometry):
 class PanoramaGeometry(Geometry):
     """Corresponding positions in views from one camera position, by homographies (MVDiffusion, section 4.1).
 
-    A token attends to k x k positions around the point that it shows, in the previous and in the next view. The views
-    are cyclic, as in the released weights.
+    A token (cell of a view's feature map) attends to k x k positions around the point that it shows, in the previous
+    and in the next view. The views form a closed circle: the last view is the one before the first.
     """
 
     def __init__(self, K: Tensor, R: Tensor, size: tuple[int, int], k: int = 3) -> None:
@@ -147,24 +153,24 @@ class PanoramaGeometry(Geometry):
 class DepthGeometry(Geometry):
     """Corresponding positions in posed views with known depth (MVDiffusion, section 4.2).
 
-    In each view that overlaps enough with its own view, a token attends to the position that shows its 3D point. If no
-    view does, the previous and the next view are used (`overlap_neighbours`).
+    A token (cell of a view's feature map) attends to the positions that show its 3D point, in all views that overlap
+    enough with its own view. If no view does, the previous and the next view are used (`overlap_neighbours`).
     """
 
     def __init__(self, depth: Tensor, c2w: Tensor, K: Tensor, overlap: float = 0.3, as_released: bool = True) -> None:
         """Store the depth and the cameras of F views, and compute which views overlap.
 
         Args:
-            depth: (F, H, W), depth along the viewing axis in the unit of the poses (metres for the released weights); 0
+            depth: (F, H, W), depth along the viewing axis in the unit of the poses (metres for the authors' weights); 0
                 or not finite where unknown.
             c2w: camera-to-world poses (F, 4, 4), OpenCV axes.
             K: intrinsics in pixels of the depth maps, (3, 3) for all views or (F, 3, 3).
             overlap: fraction of common pixels above which two views attend to each other, see `overlap_neighbours`.
-            as_released: False: exact geometry. The positional encoding is that of the difference between two depths in
-                the other camera: of the 3D point that the token shows, and of the depth map at this position. Points
-                behind the other camera are masked, and do not count as overlap. True: repeat two inaccuracies of the
-                code that trained the released weights. The depth of the point is that in the token's own camera, and
-                points behind the other camera are used like all others.
+            as_released: whether to repeat two inaccuracies of the code with which the authors trained their weights.
+                The positional encoding encodes the difference of two depths: of the token's 3D point, and of the other
+                view's depth map where it shows this point. False: both depths are measured in the other camera, and
+                points behind this camera are masked and do not count as overlap. True: the depth of the point is
+                measured in the token's own camera, and points behind the other camera are used like all others.
         """
         super().__init__(len(depth))
         self.depth, self.c2w, K = (t.detach().cpu().double() for t in (depth, c2w, K))

@@ -80,9 +80,10 @@ def _pixels(given: Tensor) -> Tensor:
 
 
 def given_condition(latents: Tensor, given: Tensor) -> Tensor:
-    """Return the input (F, C + 1, h, w) of the UNet's branch for known views: clean latents, then a mask channel.
+    """Return the input (F, C + 1, h, w) of MVDiffusion's branch for known views: clean latents, then a mask channel.
 
-    `given` (F,) is True for known views. The mask is 1 for known views; all channels of unknown views are 0.
+    `latents` (F, C, h, w) are the encoded views. `given` (F,) is True for known views: their mask is 1. All channels of
+    unknown views are 0.
     """
     marked = F.pad(latents, (0, 0, 0, 0, 0, 1), value=1.0)
     return marked * given.to(latents)[:, None, None, None]

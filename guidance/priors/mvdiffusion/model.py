@@ -30,7 +30,7 @@ from .weights import build_network, with_difference
 
 
 def build(options: MVDiffusionConfig, device: torch.device | str = "cpu") -> "MVDiffusion":
-    """Build the prior from its config section. Raises ConfigError if its files are missing or damaged."""
+    """Build the prior (diffusion model) from its config section. Raises ConfigError if files are missing or damaged."""
     model: MVDiffusion = load_prior(MVDiffusion, options, device)
     model.hold, model.guide_views = options.hold, options.guide_views
     if options.blocks is not None:
@@ -47,7 +47,8 @@ class MVDiffusion(LatentDiffusion):
     """Latent diffusion model whose UNet attends to positions in other views of a scene that show the same 3D point.
 
     Attributes:
-        multiview: UNet with correspondence-aware attention; None before `with_multiview_attention`.
+        multiview: `unet` with the attention between views; None until `with_multiview_attention` is called, and the
+            model then denoises each image separately.
         hold: whether the latents of known images, noised, replace the sampled latents in each step, so that known
             images stay unchanged.
     """
@@ -57,16 +58,17 @@ class MVDiffusion(LatentDiffusion):
 
     @property
     def extra(self) -> Extra:
-        """Kind of UNet input channels after the noisy latents: "nothing", "depth", or "mask" (and masked image)."""
+        """Kind of the UNet's input channels after the noisy latents: "nothing", "depth", "mask" (and masked image)."""
         channels = self.latent_shape[0]
         return extra_kind(self.unet.config["in_channels"] - channels, channels)
 
     def check_size(self, size: sampling.Size, keys: tuple[str, str]) -> None:
         """Raise ConfigError if the UNet cannot sample images of `size` (H, W) in pixels.
 
-        H and W must be multiples of `size_multiple`. For depth weights with the positional encoding of the released
-        ones, the smallest feature map must also have an even number of cells (`check_pairs`). If sampling starts at
-        half the size, half the size must fit too. `keys` are the config keys of height and width, for the message.
+        H and W must be multiples of `size_multiple` pixels. Some weights for views with depth encode depth in pairs of
+        cells of the UNet's feature maps, as the authors' weights do. For these, the smallest feature map must also have
+        an even number of cells, height times width. If sampling starts at half the size, the same holds for half the
+        size. `keys` are the config keys of height and width, for the message.
         """
         sampling.check_image_size(size, self.size_multiple, self.draft, keys)
         if self.multiview is not None and self.multiview.kind == "depth" and self.multiview.encoding == "reference":
@@ -75,8 +77,8 @@ class MVDiffusion(LatentDiffusion):
     def check_pairs(self, size: sampling.Size, halved: bool, key: str) -> None:
         """Raise ConfigError if the UNet's smallest feature map has an odd number of cells for images of `size`.
 
-        The positional encoding of the released depth weights combines the depth differences of two cells each, so their
-        number must be even.
+        Cells are the positions of a feature map, height times width. MVDiffusion's weights for views with depth encode
+        depth differences in pairs of cells, so the number of cells must be even.
 
         Args:
             size: image height and width in pixels.
@@ -93,11 +95,12 @@ class MVDiffusion(LatentDiffusion):
             )
 
     def with_multiview_attention(self, blocks: str | Path) -> Self:
-        """Add the correspondence-aware attention blocks in a file to the UNet, and return self.
+        """Add the attention blocks in a file to the UNet, through which views attend to each other, and return self.
 
-        `blocks` is a path, the name of embedded weights ("toybox-panorama"), or "owner/name/FILE" on the hub. If the
-        file also has weights of a fine-tuned UNet, or their difference from the 2D model, the UNet gets these weights.
-        Raises ConfigError if the file is missing or damaged, or belongs to another 2D model.
+        `blocks` is a path, the name of a file that comes with threedgen, such as "toybox-panorama", or
+        "owner/name/FILE" on the hub. If the file also has weights of a fine-tuned UNet, or their difference from the 2D
+        model, the UNet gets these weights. Raises ConfigError if the file is missing or damaged, or belongs to another
+        2D model.
         """
         path = locate("blocks", str(blocks))
         with errors_default_to_key("blocks"):
@@ -109,7 +112,7 @@ class MVDiffusion(LatentDiffusion):
             return self.with_network(network)
 
     def with_network(self, network: MultiviewUNet) -> Self:
-        """Replace the UNet by that of `network`, which has correspondence-aware attention blocks, and return self."""
+        """Replace the UNet by that of `network`, to which attention between views was added, and return self."""
         self.unet, self.multiview = network.unet, network
         return self.to(self.device)
 
@@ -118,7 +121,7 @@ class MVDiffusion(LatentDiffusion):
         return super().networks | ({} if self.multiview is None else {"multiview": self.multiview})
 
     def predict(self, x: Tensor, t: Tensor, text: Tensor, *_args: object, **_kwargs: object) -> Tensor:
-        """Return the UNet's output (B, C, h, w), noise or v, for noisy latents `x` of B images, without other views.
+        """Return the UNet's output (B, C, h, w), noise or v, for noisy latents `x` of B images, each seen separately.
 
         The additional input channels of a depth or inpainting UNet mean "nothing is known". `t` are timesteps, (B,) or
         (), and `text` embeddings (B, L, D). Further arguments are ignored.
@@ -135,9 +138,9 @@ class MVDiffusion(LatentDiffusion):
         return mask_channels(latents, given.to(latents.device))
 
     def geometry(self, at: Cameras, depth: Tensor | None = None) -> Geometry:
-        """Return the `Geometry` of F views: the positions in other views that show the same 3D point, for attention.
+        """Return the `Geometry` of F views, which tells attention where other views show the same 3D point.
 
-        It finds them for each token (cell of a view's feature map), in the feature maps of the other views.
+        For each token (cell of a view's feature map), it has the corresponding positions in other feature maps.
 
         Args:
             at: cameras of the views. Without depth they must share one position, as in a panorama.
@@ -181,7 +184,14 @@ class MVDiffusion(LatentDiffusion):
         image_channels: Tensor | None = None,
         known_views: Tensor | None = None,
     ) -> Tensor:
-        """Return the output (B F, C, h, w) of the UNet, float32, noise or v; `denoise_views` explains the arguments."""
+        """Return the output (B F, C, h, w) of the UNet, float32, noise or v, for B scenes with F views each.
+
+        Args:
+            x, t, text: noisy latents (B F, C, h, w), timesteps (B F,) and encoded prompts (B F, L, D).
+            geometry: corresponding positions of the views; None: each image is denoised separately.
+            image_channels: additional channels (B F, E, h, w), concatenated to `x`; None: "nothing is known".
+            known_views: clean latents, then mask (1 for known views), (B F, C + 1, h, w); None: no known views.
+        """
         channels = unknown_channels(self.extra, x) if image_channels is None else image_channels
         inputs = torch.cat([x.float(), channels.float()], 1)
         with self.autocast():
@@ -194,15 +204,14 @@ class MVDiffusion(LatentDiffusion):
         return self.multiview is None or self.multiview.has_condition
 
     def kept_latents(self, image_channels: Tensor | None, known_views: Tensor | None) -> tuple[Tensor, Tensor] | None:
-        """Return a mask and clean latents of known images; with noise, they replace sampled latents in each step.
+        """Return a mask and clean latents of known images, which replace sampled latents, with noise, in each step.
 
-        The mask is (F, 1, h, w), above 0 where latents are replaced; the latents are (F, C, h, w). Both come from
-        the first of these that is not None:
+        The mask is (F, 1, h, w), above 0 where latents are replaced; the latents are (F, C, h, w). The first case that
+        applies decides (`hold` is the attribute that keeps known images unchanged):
 
-        - `known_views`, if `hold` is True or `multiview` has no branch for known views;
-        - the `image_channels` of an inpainting UNet, if `hold` is True.
-
-        Otherwise the result is None, and nothing is replaced.
+        - `known_views` is not None, and `hold` is True or the UNet has no branch for known views: from `known_views`.
+        - `image_channels` is not None, `hold` is True and the UNet is for inpainting: from `image_channels`.
+        - Otherwise: the result is None, and nothing is replaced.
 
         Args:
             image_channels: additional UNet channels (F, E, h, w). For an inpainting UNet E = 1 + C: mask (1 where

@@ -17,9 +17,10 @@ Args = tuple[Any, ...]
 
 
 class ImageEncoding(nn.Module):
-    """Two convolutions that bring features of known views to the channels and the resolution of a UNet block's input.
+    """Two convolutions that adapt features of known views to the channels and the resolution of a UNet block's input.
 
-    The result is added to that input. The weights of the second convolution are zero before training.
+    Input: features (N, channels, h, w) of N views. Output: (N, width, h / stride, w / stride), to be added to the
+    block's input. The weights of the second convolution are zero before training.
     """
 
     def __init__(self, channels: int, width: int, stride: int) -> None:
@@ -34,10 +35,11 @@ class ImageEncoding(nn.Module):
 
 
 class MultiviewUNet(nn.Module):
-    """Frozen UNet with attention between positions of views that show the same 3D point.
+    """Frozen UNet with additional attention: each token attends to the positions in other views that show its 3D point.
 
-    An optional branch encodes known views and adds them to the inputs of the UNet's blocks. Only the modules in
-    `new_blocks` are trainable. Tensors have the names of the released weights, without the prefix `mv_base_model.`.
+    Input: noisy latents of the views of B scenes; output: noise or v. An optional branch encodes known views and adds
+    them to the inputs of the UNet's blocks. Only the added modules (`new_blocks`) are trainable. Tensors have the names
+    of the authors' weights, without the prefix `mv_base_model.`.
     """
 
     condition_conv_in: nn.Conv2d
@@ -50,14 +52,14 @@ class MultiviewUNet(nn.Module):
         condition: bool = False,
         convolution: bool = True,
     ) -> None:
-        """Freeze `unet` and add correspondence-aware attention to each of its blocks, without effect until trained.
+        """Freeze `unet` and add attention between views to each of its blocks, without effect until trained.
 
         Args:
             kind: "panorama": views from one position; "depth": posed views with depth.
             encoding: positional encoding of displacements (panorama) or depth differences (depth): "reference" (that of
-                the released weights) or "capped" (with frequencies from 1/4 to 64 radians per token or per metre).
+                the authors' weights) or "capped" (with frequencies from 1/4 to 64 radians per token or per metre).
             condition: whether to add a branch that encodes known views.
-            convolution: for kind="depth", whether to add convolutions after each attention, as in the released weights.
+            convolution: for kind="depth", whether to add convolutions after each attention, as in the authors' weights.
         """
         super().__init__()
         self.unet: Any = unet

@@ -38,8 +38,9 @@ TO_DEPTH, ATTENTION = ".attn1.transformer.", ".transformer."
 def save_blocks(path: Path, network: MultiviewUNet, own: Mapping[str, Tensor] | None = None) -> None:
     """Write the weights of `network` to a safetensors file, in float16 (frequencies of encodings in float32).
 
-    `own` are the tensors in which the UNet differs from the 2D model, as returned by `difference`: they are written
-    instead of the whole UNet. None: the whole UNet is written. Raises ConfigError if a value is not finite in float16.
+    `own` are the tensors in which the UNet differs from the 2D model that it was made from (result of `difference`).
+    They are written instead of the whole UNet. None: the whole UNet is written. Raises ConfigError if a value is not
+    finite in float16.
     """
     state = network.state_dict()
     if own is not None:
@@ -52,11 +53,13 @@ def save_blocks(path: Path, network: MultiviewUNet, own: Mapping[str, Tensor] | 
 
 
 def load_blocks(network: MultiviewUNet, weights: Mapping[str, Tensor], unet: bool = False) -> None:
-    """Copy correspondence-aware attention blocks from the state dict `weights` into `network`, in place.
+    """Copy the attention blocks between views from the state dict `weights` into `network`, in place.
 
-    If `network` and `weights` have blocks of the same kind (panorama or depth), the whole blocks are copied, and with
-    `unet` also the UNet's weights, if `weights` has all of them. Otherwise only the transformers of the blocks are
-    copied, without the residual convolutions that depth blocks may have. Raises ConfigError if tensors do not fit.
+    - Both have blocks of the same kind (panorama or depth): whole blocks are copied. If `unet` is True and `weights`
+      has a whole UNet, its weights are copied too.
+    - Otherwise: only the transformers of the blocks are copied, without the residual convolutions of depth blocks.
+
+    Raises ConfigError if tensors do not fit.
     """
     named = {name.removeprefix(PREFIX): tensor for name, tensor in weights.items()}
     same_kind = any(TO_DEPTH in name for name in named) == (network.kind == "depth")
@@ -75,10 +78,10 @@ def load_blocks(network: MultiviewUNet, weights: Mapping[str, Tensor], unet: boo
 
 
 def difference_in(weights: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-    """Return the tensors in the state dict `weights` that change the 2D model, as returned by `difference`.
+    """Return the tensors of MVDiffusion weights (a state dict) that change the UNet of the 2D model, by name.
 
-    These are the first convolution and low-rank updates of other layers. Returns None if the state dict has the whole
-    UNet.
+    These are the first convolution and low-rank updates (LoRA) of other layers. Returns None if `weights` has the whole
+    UNet instead.
     """
     named = {name.removeprefix(PREFIX): tensor for name, tensor in weights.items()}
     if is_whole(named):
@@ -113,7 +116,7 @@ def with_difference(unet: UNet2DConditionModel, weights: Mapping[str, Tensor]) -
 
 
 def build_network(weights: Mapping[str, Tensor], unet: UNet2DConditionModel) -> MultiviewUNet:
-    """Build a network from the state dict `weights` and the 2D model `unet`, which becomes a part of the network.
+    """Build a UNet with attention between views around the 2D model `unet`, with weights from a state dict, `weights`.
 
     The tensors in `weights` decide the kind of the attention blocks (panorama or depth), their positional encoding, and
     whether the network has a branch that encodes known views. The weights of the whole UNet or of its first convolution
@@ -144,10 +147,10 @@ def build_network(weights: Mapping[str, Tensor], unet: UNet2DConditionModel) -> 
 
 
 def encoding_of(bands: Mapping[str, Tensor]) -> Encoding:
-    """Return which positional encoding has the frequencies in `bands`, the tensors of frequencies by state dict name.
+    """Return the name of the positional encoding of MVDiffusion weights, which follows from its frequencies.
 
-    "reference": that of the released weights, also returned for {}; "capped": frequencies from 1/4 to 64 (see
-    `caa.frequencies`). Raises ConfigError if the frequencies are those of neither.
+    `bands` has the tensors of frequencies of a state dict, by name. "reference": frequencies of the authors' weights,
+    also returned for {}. "capped": frequencies from 1/4 to 64. Raises ConfigError for other frequencies.
     """
     encodings: tuple[Encoding, ...] = ("reference", "capped")
     for encoding in encodings:
@@ -170,7 +173,7 @@ def widened(unet: UNet2DConditionModel, extra: int) -> UNet2DConditionModel:
 
 
 def difference(unet: UNet2DConditionModel, lora: LoRA | None) -> dict[str, Tensor]:
-    """Return the tensors in which a UNet differs from the 2D model, as {tensor name in weight files: tensor}.
+    """Return the tensors in which `unet` differs from the 2D model that it was made from, by name in weight files.
 
     These are the weights of the first convolution, which may have additional input channels, and the low-rank changes
     `lora` of other layers; None: no other layer changed.

@@ -151,6 +151,11 @@ def test_memory_is_measured_for_each_kind_of_step(tmp_path: Path) -> None:
     assert vsd["step at 8 px"] > whole["step at 8 px"], "the graph of the UNet"
     lit = needed(tmp_path, "material={name: diffuse, ambient_only_steps: 0, diffuse_probability: 1}")
     assert lit["step at 12 px"] > whole["step at 12 px"], "normals"
+    lit_late = needed(tmp_path, "material={name: diffuse, ambient_only_steps: 5, diffuse_probability: 1}")
+    assert lit_late["step at 8 px"] == pytest.approx(whole["step at 8 px"], rel=1e-3)
+    assert lit_late["step at 12 px"] == pytest.approx(lit["step at 12 px"], rel=1e-3)
+    oriented = needed(tmp_path, "loss={orientation: {0: 0, 5: 1}}")
+    assert oriented["step at 12 px"] > whole["step at 12 px"]
     assert vsd["final images"] > whole["final images"]
 
 

@@ -135,9 +135,9 @@ def render(config: AssetsConfig, run_folder: Path, quiet: bool) -> Shards:
 
 
 def jobs(config: AssetsConfig, data: Path, assets: tuple[Asset, ...]) -> list[Job]:
-    """Divide the assets into shards of at most `config.views.per_shard`. Return one job per shard, in order.
+    """Divide the assets into shards (tar files) of at most `config.views.per_shard` assets. Return one job per shard.
 
-    `data` is the folder of the mesh files.
+    The jobs are in the order of the assets. `data` is the folder of the mesh files.
     """
     size, result = config.views.per_shard, list[Job]()
     settings = {"seed": config.seed, "views": plain(config.views)}
@@ -154,9 +154,10 @@ def _size_and_time(path: Path) -> tuple[int, int]:
 
 
 def read_finished(folder: Path, job: Job) -> Tree | None:
-    """Read from `folder` what the JSON file of a shard states; None if the shard is missing, outdated or truncated.
+    """Return the content of a shard's JSON file in `folder`; None if the shard is missing, outdated or truncated.
 
-    Return its file name, size, SHA-256 and key (`Job.key`), its assets, and the left-out assets with reasons.
+    The content is the name, size and SHA-256 of the tar file, the key (`Job.key`), the rendered assets, and the
+    left-out assets with reasons.
     """
     found = read_json(folder / f"{job.name}.json")
     return found if found.get("key") == job.key and is_complete(folder, found) else None
@@ -259,8 +260,8 @@ def build_index(config: AssetsConfig, every: list[Job], folder: Path, left_out: 
         config: options of the rendering.
         every: jobs of the shards, which must all be finished. Shards without assets are omitted.
         folder: folder of the shards.
-        left_out: maps mesh files ("chair.glb") and lines of the captions file ("captions.csv, line 3") that are in no
-            job to the reasons. The result also lists the assets that could not be rendered.
+        left_out: what is in no job, with reasons: dict from mesh file ("chair.glb") or line of the captions file
+            ("captions.csv, line 3") to reason. The result also lists the assets that could not be rendered.
     """
     found = [read_finished(folder, job) or {} for job in every]
     left_out = left_out | {file: reason for shard in found for file, reason in shard["left_out"].items()}

@@ -43,7 +43,12 @@ class Asset:
 
 
 class Listing(NamedTuple):
-    """Assets to render, and `left_out`: {mesh file or line of the captions file that is not used: reason}."""
+    """Meshes with captions in a folder of the user.
+
+    Attributes:
+        assets: meshes to render.
+        left_out: dict from mesh file or line of the captions file to the reason why it is not used.
+    """
 
     assets: tuple[Asset, ...]
     left_out: dict[str, str]
@@ -52,8 +57,9 @@ class Listing(NamedTuple):
 def list_assets(folder: Path, captions: str, up: Up = "y") -> Listing:
     """List the meshes in `folder` and its subfolders that have captions, sorted by file.
 
-    `captions` is the path of the captions file. `up` is the up axis of meshes for which the captions file has no up
-    axis. Raises ConfigError if there are no meshes, or if no mesh has a caption.
+    The result also has the reasons why other meshes, and lines of the captions file, are left out. `captions` is the
+    path of the captions file. `up` is the up axis of meshes for which the captions file has no up axis. Raises
+    ConfigError if there is no captions file, if there are no meshes, or if no mesh has a caption.
     """
     path = find_captions(folder, captions)
     files = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("[!.]*") if p.suffix.lower() in MESHES)
@@ -158,7 +164,10 @@ class ViewsConfig(Config):
 
 
 class AssetsConfig(WorkersConfig):
-    """Base class of the options of tasks that read meshes with captions from the user, and render them if necessary."""
+    """Base class of the options of tasks that read meshes with captions from the user, and render them if necessary.
+
+    Options: folder and up axis of the meshes, captions file, cameras of the rendered views, parallel workers.
+    """
 
     data: str = Field("", description="folder of GLB, glTF, OBJ, PLY or OFF files, or a run of make-asset-views")
     captions: str = Field(

@@ -97,7 +97,7 @@ class Entry:
 
 
 class Shards:
-    """Reader for a folder of shards.
+    """Reader for a folder of shards: tar files with rendered views of assets (meshes with captions).
 
     `entries` lists the assets of all shards. `index` is the content of index.json; None: it is read from the folder.
     The constructor raises ConfigError if the index is missing or damaged, or if a shard is missing or truncated.
@@ -203,7 +203,7 @@ def write_sheet(folder: Path, shards: Shards, max_count: int) -> None:
 def sides(shards: Shards, entry: Entry) -> Array:
     """Return four views of an asset (front, left, back, right) on grey, in one row of an image.
 
-    The image is (S, 4 S, 3), in [0, 1], with S = `SIDE_PIXELS`. The views are from the first ring of cameras.
+    The image is (S, 4 S, 3), in [0, 1], with S = 96 (`SIDE_PIXELS`). The views are from the first ring of cameras.
     """
     views = (k * shards.azimuths // SIDES for k in range(SIDES))
     return np.concatenate([on_grey(shards.image(entry, view), SIDE_PIXELS) for view in views], axis=1)

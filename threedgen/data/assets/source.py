@@ -25,12 +25,12 @@ GREY = (0.4, 0.6)  # range of the grey value of backgrounds, as for the toybox
 
 
 class AssetViews:
-    """Training source of rendered assets. Example i has `n_view` views of the asset `entries[i % len(entries)]`.
+    """Training examples (an `ExampleSource`) from rendered assets, which are meshes with captions.
 
-    The views are chosen from the stored views of the asset, which lie on rings of cameras: one random ring, a random
-    first azimuth, and from there evenly spaced over the full turn, counter-clockwise seen from above. The background is
-    one random grey for all views. `seed` determines the random choices. The constructor raises ConfigError if `entries`
-    is empty.
+    Example i has `n_view` views, with caption and cameras, of the asset `entries[i % len(entries)]`. They are chosen
+    from the stored views of the asset, which lie on rings of cameras: one random ring, a random first azimuth, and from
+    there evenly spaced over the full turn, counter-clockwise seen from above. The background is one random grey for all
+    views. `seed` determines the random choices. The constructor raises ConfigError if `entries` is empty.
     """
 
     def __init__(self, shards: Shards, entries: list[Entry], seed: int, n_view: int) -> None:
@@ -65,7 +65,7 @@ class AssetViews:
 
 
 class CaptionedImages:
-    """Training source of single images without cameras, cropped to their middle square.
+    """Training examples (an `ExampleSource`) of single images without cameras, cropped to their middle square.
 
     The folder has a captions.csv with the columns file and caption. Training example i is image i % N of the N readable
     images. Unreadable images are skipped with a warning. The constructor raises ConfigError if no image is left.
@@ -100,10 +100,10 @@ class CaptionedImages:
 
 
 def split(shards: Shards, held_out: int, which: Literal["train", "held-out"]) -> list[Entry]:
-    """Return the assets of the split `which`.
+    """Return the assets of one split: the `held_out` assets that are kept out of training, or all others.
 
-    `held_out` is the number of held-out assets; all others are for training. Hashes of the asset names determine the
-    split, so most assets stay in the same split when assets are added.
+    `which` selects the split. Hashes of the asset names determine it, so most assets stay in the same split when assets
+    are added.
     """
     ordered = sorted(shards.entries, key=lambda entry: hashlib.sha256(entry.name.encode()).digest())
     held_out_names = {entry.name for entry in ordered[:held_out]}

@@ -26,10 +26,10 @@ MAX_MISS = 2.0  # maximum distance in pixels of a matching pixel from the point 
 
 
 class Match(NamedTuple):
-    """Pixels (M, 4) that match in two photos: (x, y) in the first photo, then (x, y) in the second.
+    """Matching pixels of two photos. `first` and `second` are the indices of the two photos.
 
-    The photos are resized and without lens distortion. The centre of their first pixel is (0.5, 0.5). `first` and
-    `second` are the indices of the photos.
+    Each of the M rows of `pixels` (M, 4) is a match: (x, y) in the first photo, then (x, y) in the second. The photos
+    are resized and without lens distortion. The centre of a photo's first pixel is (0.5, 0.5).
     """
 
     first: int
@@ -41,14 +41,14 @@ def check_convention(photos: PosedPhotos) -> list[str]:
     """Check with the images whether `photos.convention`, such as "c2w-opengl", is the right one for the poses.
 
     All conventions, also with y and z axes swapped, get a score: the fraction of matching pixels whose rays meet, as
-    mean over pairs of photos. It is good from 0.3 (MIN_FIT). If fewer than 3 (MIN_PAIRS) pairs match, the score is the
-    median cosine between the viewing axis of a camera and its direction to the point nearest to all axes. It is then
-    good from 0.7 (MIN_COSINE). The first case that applies counts:
+    mean over pairs of photos. A score of at least 0.3 (MIN_FIT) is good. If fewer than 3 (MIN_PAIRS) pairs of photos
+    match, the score is the median cosine between the viewing axis of a camera and its direction to the point nearest to
+    all axes. Here a score of at least 0.7 (MIN_COSINE) is good. The first case that applies counts:
 
-    - `photos.convention` has a good score: return [].
-    - It would mirror the scene, or another convention has a good score that is at least twice as high: raise
-      ConfigError.
-    - Otherwise: return a list with one remark for the user, that no convention fits.
+    1. `photos.convention` has a good score: return [].
+    2. `photos.convention` would mirror the scene, or another convention has a good score that is at least twice as
+       high: raise ConfigError.
+    3. Otherwise: return a list with one remark for the user, that no convention fits.
     """
     poses, declared = alternatives(photos.matrices), photos.convention
     matches, K = matching_pixels(photos), photos.cameras.K.double().numpy()

@@ -26,10 +26,10 @@ MAX_LISTED = 5  # maximum number of missing photos that a message names
 
 
 class Lens(NamedTuple):
-    """Intrinsics of a photo, in pixels of an image of `height` x `width`: focal lengths and principal point.
+    """Intrinsics of a photo: focal lengths `fx`, `fy`, principal point `cx`, `cy` and lens distortion.
 
-    The centre of the first pixel is (0.5, 0.5). `distortion` has OpenCV's coefficients (k1, k2, p1, p2, k3, k4, k5,
-    k6).
+    All are in pixels of an image of `height` x `width`, except `distortion`, which has OpenCV's coefficients (k1, k2,
+    p1, p2, k3, k4, k5, k6). The centre of the first pixel is (0.5, 0.5).
     """
 
     fx: float
@@ -160,11 +160,11 @@ def to_c2w(matrices: Array, convention: PoseConvention) -> Array:
 
 
 def alternatives(matrices: Array) -> dict[str, Array]:
-    """Convert pose matrices (N, 4, 4) of unknown convention to camera-to-world poses, OpenGL axes, in several ways.
+    """Convert pose matrices (N, 4, 4) of unknown convention to camera-to-world poses, OpenGL axes, in up to 16 ways.
 
-    The 16 ways are the four conventions (camera-to-world or world-to-camera, OpenGL or OpenCV axes), each with y and z
-    unchanged or swapped: those of the world, those of the camera, or those of the translation in the matrices. Ways
-    that give a pose with a reflection (negative determinant) are left out. Return a dict from name, such as
+    A way is one of the four conventions (camera-to-world or world-to-camera, OpenGL or OpenCV axes) with one of four
+    swaps of y and z: none, of the world axes, of the camera axes, or only in the translation column of the matrices.
+    Ways that give a pose with a reflection (negative determinant) are left out. Return a dict from name, such as
     "w2c-opencv with y and z of the world swapped", to poses (N, 4, 4).
     """
     translations = np.concatenate([matrices[..., :3], (SWAP @ matrices)[..., 3:]], axis=-1)

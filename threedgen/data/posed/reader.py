@@ -92,9 +92,10 @@ COLMAP_FOLDERS = (".", "0", "sparse/[0-9]*", "sparse", "colmap/sparse/[0-9]*", "
 def posed_source(path: Path) -> Path | None:
     """Return the path of a JSON file with poses, or of the folder of a COLMAP model; None if `path` has neither.
 
-    `path` is such a JSON file, or a folder. A folder is searched for transforms.json, transforms_train.json and then a
-    COLMAP model (images.bin or images.txt), in the folder itself and in usual subfolders such as sparse/0. Of several
-    models sparse/0, sparse/1, ..., the one with the largest of these files is returned.
+    `path` is a JSON file or a folder. In a folder, the first of these is returned: transforms.json,
+    transforms_train.json, a COLMAP model (images.bin or images.txt). Models are searched in the folder itself and in
+    usual subfolders such as sparse/0. Of several models sparse/0, sparse/1, ..., the one with the largest images.bin or
+    images.txt is returned.
     """
     if path.is_file():
         return path if path.suffix.lower() == ".json" else None

@@ -12,7 +12,8 @@ from .scene_files import Split, split_folder
 class SRNPairsConfig(Config):
     """Training pairs of views from one split of the SRN archives.
 
-    Options: folder and split, held-out scenes, up axis.
+    Options of the data source "srn" for training novel-view models: folder and split of the archives (Scene
+    Representation Networks), number of held-out scenes, up axis.
     """
 
     name: Literal["srn"] = "srn"

@@ -27,7 +27,9 @@ Indices = Sequence[int] | Array
 class PairSource(Protocol):
     """Source of scenes with several views each, for training novel-view models on pairs of views of a scene.
 
-    The registry builds a source from a config, an image size and a seed.
+    An implementation has the attributes below, `__len__` (number of scenes), `scene(index)`, which returns all views
+    (images and cameras) of a scene, and `describe()`, which returns a line of text for a cache key. The registry builds
+    a source of the kind "pair-source" from a config, an image size and a seed.
 
     Attributes:
         views: number of views of each scene.
@@ -50,7 +52,8 @@ class PairSource(Protocol):
 class ArchiveScenes:
     """Source of the scenes of a split of the SRN archives, sorted by name, with images of `size` x `size` pixels.
 
-    Each scene has as many views as the first scene; further views of a scene are not used.
+    It is a `PairSource` for training novel-view models. SRN: Scene Representation Networks. Each scene has as many
+    views as the first scene; further views of a scene are not used.
     """
 
     n_families = 1
@@ -75,7 +78,9 @@ class ArchiveScenes:
 
 
 class PairCache:
-    """Disk cache of all views of all scenes of a source. A scene is read and encoded on first use.
+    """Disk cache of all views of all scenes of a source, as images or latents. `views` and `pairs` read from the cache.
+
+    A scene is read from the source and encoded on first use.
 
     Args:
         folder: folder of the cache files.

@@ -27,7 +27,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Instance(SceneFiles):
-    """Scene on disk with N views; `views` reads images. `cameras`: the N cameras, in pixels of the image files."""
+    """Scene folder with N views, checked. `cameras` are the N cameras, in pixels of the image files.
+
+    The method `views` reads the images of all or some views.
+    """
 
     cameras: Cameras
 

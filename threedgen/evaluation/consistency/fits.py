@@ -87,8 +87,9 @@ class Job:
 
 
 def stored_or_scored(job: Job, threads: int) -> Json:
-    """Return the dict of metrics of a job: read from the run folder, or computed by `score` if missing or outdated.
+    """Return the metrics of a job (views of one scene to score), read from the run folder or computed by `score`.
 
+    They are computed if they are missing or outdated. The dict has keys such as "psnr" (dB), "ssim" and "tsed".
     ``threads`` is the number of CPU threads for the computation.
     """
     found = read_json(job.path)
@@ -148,10 +149,10 @@ def compare(truth: Floats, images: Floats) -> dict[str, list[float] | list[None]
 
 
 def held_out_images(folder: Path, metrics: Json) -> tuple[Array, Array]:
-    """Read the V held-out views of a scene and the renders of its field from ``folder``, where `score` stored them.
+    """Read the V held-out views of a scene and the renders of its neural field from ``folder``.
 
-    ``metrics`` is the result of `score`: its entries "scene" and "row" (sampler) give the name of the file. Returns
-    two arrays (V, H, W, 3), uint8.
+    `score` has stored them there. ``metrics`` is the result of `score`: its entries "scene" and "row" (name of the
+    sampler) give the name of the file. Returns two arrays (V, H, W, 3), uint8: views, then renders.
     """
     with np.load(folder / f"{metrics['scene']}.{metrics['row']}.npz", allow_pickle=False) as file:
         return file["held"], file["render"]

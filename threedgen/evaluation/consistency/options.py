@@ -29,7 +29,7 @@ MIN_VIEWS = 4  # minimum number of views of a scene: the field is fitted to some
 class MVDreamSamplerConfig(Config):
     """Sampler with a multi-view diffusion model (prior), which samples many views of an object from a prompt.
 
-    Options of the sampler "mvdream" (`scenes.MVDreamSampler`).
+    Options of the sampler "mvdream" of the task "consistency": the prior, DDIM steps and guidance scale.
     """
 
     together: ClassVar[int] = 0  # number of views that are denoised together; 0: all views
@@ -43,7 +43,8 @@ class MVDreamSamplerConfig(Config):
 class MVAdapterSamplerConfig(Config):
     """Sampler with a 2D diffusion model and MV-Adapter, which samples views of an object from an image or a prompt.
 
-    Options of the sampler "mvadapter" (`scenes.MVAdapterSampler`).
+    Options of the sampler "mvadapter" of the task "consistency": the model with its adapter, number of views that are
+    denoised together, DDIM steps and guidance scale.
     """
 
     name: Literal["mvadapter"] = Field("mvadapter", description="conditioned on the given view, else on text")
@@ -56,8 +57,9 @@ class MVAdapterSamplerConfig(Config):
 class FolderSamplerConfig(Config):
     """Existing views: photos with poses (transforms.json, COLMAP), or PATH/SCENE/{rgb,pose,intrinsics.txt}.
 
-    Options of the sampler "folder" (`scenes.FolderSampler`). It samples nothing: it reads existing views, such as
-    photos or the samples of another program, so that the evaluation can score them. PATH is the option ``path``.
+    Options of the sampler "folder" of the task "consistency". It samples nothing: it reads existing views, such as
+    photos or the samples of another program, so that the task can score them. PATH is the option ``path``; the others
+    are the up axis and pose convention of the files and the maximum size of photos.
     """
 
     name: Literal["folder"] = Field("folder", description="posed photos, or images in the layout of the SRN archives")
@@ -95,7 +97,8 @@ class FolderSamplerConfig(Config):
 class PosedScenesConfig(Config):
     """Photos with poses, or scenes of an SRN archive: one view is given, the others are targets.
 
-    Options of the scenes "posed" and "srn". The sampler receives the given view and samples the target views.
+    Options of the scenes "posed" and "srn" of the task "consistency": files, number of scenes and views, number of the
+    given view, image size, up axis and pose convention. A sampler receives the given view and samples the target views.
     """
 
     name: Literal["posed", "srn"] = "posed"
@@ -129,8 +132,8 @@ class PosedScenesConfig(Config):
 class SampledScenesConfig(Config):
     """Scenes of existing views in a folder, without original views to compare them with.
 
-    Options of the scenes "sampled". The first sampler of the task must be "folder" (`FolderSamplerConfig`). The scenes
-    are those in the folder of this sampler.
+    Options of the scenes "sampled" of the task "consistency"; there is nothing to set. The first sampler of the task
+    must be "folder" (`FolderSamplerConfig`), which reads existing views. The scenes are those in its folder.
     """
 
     name: Literal["sampled"] = "sampled"
@@ -139,7 +142,8 @@ class SampledScenesConfig(Config):
 class TSEDConfig(Config):
     """Thresholded symmetric epipolar distance (TSED) of consecutive views (Yu et al. 2023).
 
-    Options of this metric: the fraction of pairs of views that obey epipolar geometry (`tsed.py`).
+    Options of this metric of the task "consistency": number of pairs of views per scene. TSED is the fraction of the
+    pairs that obey epipolar geometry.
     """
 
     pairs: int = Field(24, ge=0, le=100_000, description="pairs of neighbouring views per scene; 0: no TSED")
@@ -148,7 +152,8 @@ class TSEDConfig(Config):
 class ProbeWeightsConfig(Config):
     """Weights of the probe, a classifier of images of toybox objects (procedural 3D objects of this package).
 
-    Options of the feature network of FID and KID. The two metrics compare hidden features of the probe.
+    Options of the feature network of FID and KID in the task "consistency". Both metrics compare hidden features of the
+    probe. ``weights`` is "embedded" (weights in this package) or a file that the task "train-probe" wrote.
     """
 
     weights: str = Field("embedded", min_length=1, description="'embedded', or a train-probe run's .safetensors file")
@@ -165,7 +170,8 @@ class ProbeWeightsConfig(Config):
 class ConsistencyConfig(RunConfig):
     """3D consistency score of a sampler: renders of fields fitted to its views, compared with held-out views.
 
-    Options of the task "consistency".
+    Options of the task "consistency": samplers, scenes, how fields are fitted (``protocol``), metrics, worker
+    processes.
     """
 
     sampler: Sampler = Field({}, description="sampler to score; short form: its name, or the path of a folder")

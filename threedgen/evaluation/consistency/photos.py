@@ -110,9 +110,11 @@ def scene_centre(photos: PosedPhotos) -> tuple[Array, float | None]:
         4. p + s d, with the mean camera position p, the mean d of the unit viewing directions, and the longest side s
            of the bounding box of the camera positions
 
-    With a scene cube, the radius is 1.3 times (`BOX_RADIUS`) half the side of the cube. Otherwise it covers 95 % of the
-    COLMAP points, but is at most 4 times (`MAX_SURROUNDINGS`) the largest distance of a camera from the centre; without
-    COLMAP points it is None.
+    The radius is the first of these that applies:
+        1. with a scene cube: 1.3 times (`BOX_RADIUS`) half the side of the cube
+        2. with COLMAP points: the radius of a ball with 95 % of the points, but at most 4 times (`MAX_SURROUNDINGS`)
+           the largest distance of a camera from the centre
+        3. otherwise: None
     """
     posed, c2w = photos.posed, photos.cameras.c2w.double().numpy()
     if posed.box is not None:

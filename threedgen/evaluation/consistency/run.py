@@ -43,8 +43,10 @@ STRIP_VIEWS = 10  # maximum number of views per cell of views.png: condition vie
 class Consistency(Evaluation[ConsistencyConfig, Job, Json]):
     """Task "consistency": evaluate the 3D consistency of the views of each sampler and of the original views.
 
-    An item (`Job`) has the views of one scene by one sampler. The attribute ``strips`` has the cells of the contact
-    sheet views.png: it maps the name of a scene to a list of (label, images (V, H, W, 3), uint8).
+    For each scene and sampler, a neural field is fitted to most views, and its renders are compared with the held-out
+    views. An item (`Job`), the argument of `measure`, has the views of one scene by one sampler; the result is a dict
+    of metrics. The attribute ``strips`` has the cells of the contact sheet views.png: it maps the name of a scene to a
+    list of (label, images (V, H, W, 3), uint8).
     """
 
     stage = "fields"
@@ -87,7 +89,7 @@ class Consistency(Evaluation[ConsistencyConfig, Job, Json]):
                 sampler.indices(scene.request(self.config.seed, with_images=False))  # type: ignore[attr-defined]
 
     def jobs(self) -> Iterator[Job]:
-        """Yield one job per scene and sampler, and one for the original views of each scene, if there are any.
+        """Yield one job (views to score) per scene and sampler, and one for the original views of each scene, if any.
 
         Views that are not in the run folder yet are sampled first.
         """
@@ -116,7 +118,8 @@ class Consistency(Evaluation[ConsistencyConfig, Job, Json]):
     def sample(self, sampler_name: str, batch: Sequence[Scene]) -> list[Views]:
         """Return all views of each scene in ``batch``: the given condition views, and target views by one sampler.
 
-        Target views are read from the run folder if they are there, and sampled otherwise.
+        Target views are read from the run folder if they are there, and sampled otherwise. ``sampler_name`` is the
+        name of the sampler in the config.
         """
         sampler, requests = self.samplers[sampler_name], [scene.request(self.config.seed) for scene in batch]
         paths = [self.folder / "views" / sampler_name / f"{scene.name}.safetensors" for scene in batch]
@@ -209,14 +212,19 @@ within one protocol and settings. In brackets 95 % bootstrap intervals over the 
 
 
 def feature_distances(features: FeatureNetwork, folder: Path, of: Mapping[str, Sequence[Json]]) -> dict[str, Json]:
-    """Compute FID and KID of each sampler, between its held-out views of all scenes and renders of neural fields.
+    """Compute FID and KID between the held-out views of a sampler in all scenes and renders from the same cameras.
 
-    The field of a scene was fitted to the sampler's views that are not held out.
+    The renders of a scene are of a neural field that was fitted to the sampler's views that are not held out.
 
-    ``of`` maps the name of a sampler, or "original" (the original views), to one dict of metrics per scene. These dicts
-    are from `fits.score`, which stored the images in ``folder``. Returns for each name a dict with "fid", "kid" (not
-    multiplied by 1000) and "pictures" (number of held-out views). FID and KID have 95 % jackknife intervals over the
-    scenes. Names with fewer than two held-out views are left out.
+    Args:
+        features: network whose features are compared.
+        folder: folder in which `fits.score` has stored held-out views and renders.
+        of: maps the name of a sampler, or "original" (the original views), to its results of `fits.score`, a dict of
+            metrics per scene.
+
+    Returns:
+        For each name a dict with "fid" and "kid" (not multiplied by 1000), each with a 95 % jackknife interval over the
+        scenes, and "pictures", the number of held-out views. Names with fewer than two held-out views are left out.
     """
     found: dict[str, Json] = {}
     for row, scores in of.items():
@@ -234,7 +242,7 @@ def feature_distances(features: FeatureNetwork, folder: Path, of: Mapping[str, S
 def strip(scene: Scene, views: Views) -> np.ndarray:
     """Select at most 10 views of a scene for views.png: condition views, then evenly spaced target views.
 
-    ``views`` are all views of ``scene``. Return images (V, H, W, 3), uint8.
+    ``views`` are all views of ``scene``. Return the images (K, H, W, 3), uint8, of the K selected views.
     """
     targets = scene.targets
     chosen = [targets[k] for k in evenly_spaced(len(targets), STRIP_VIEWS - len(scene.condition))]

@@ -159,11 +159,12 @@ def held_out_views(scene: Scene, seed: int, share: float = HELD_OUT) -> list[int
 
 
 def camera_warnings(scene: Scene) -> list[str]:
-    """Return remarks for the user about the cameras of a scene: its notes, or a warning if it has none.
+    """Return remarks for the user about the cameras of a scene. The first case that applies counts:
 
-    The warning, which is also logged, is that the cameras do not look at the origin, around which the field is fitted:
-    the median angle between the viewing axis and the direction to the origin is above 15 degrees (`MAX_ANGLE`). With a
-    smaller angle the result is [].
+    1. `scene.notes` has remarks, such as missing photos: return them.
+    2. The cameras do not look at the origin, around which the neural field is fitted (the median angle between viewing
+       axis and direction to the origin is above `MAX_ANGLE`, 15 degrees): log and return one warning.
+    3. Otherwise: return [].
     """
     if scene.notes:
         return list(scene.notes)
@@ -180,10 +181,14 @@ def camera_warnings(scene: Scene) -> list[str]:
 
 
 class GroupSampler:
-    """Base class of samplers that use a diffusion model (prior).
+    """Base class of novel-view samplers that use a diffusion model (prior).
 
-    The target views (views to sample) of a scene are divided into groups of at most ``config.together`` views (0: one
-    group). The views of a group are sampled jointly. With G groups, group k has the target views k, k + G, k + 2 G, ...
+    A subclass implements `sample_group(request, c2w, rng)`, which samples the M views with the camera-to-world poses
+    c2w (M, 4, 4) jointly and returns images (M, H, W, 3) in [0, 1].
+
+    A call maps a list of requests, one per scene, to one tensor of images (N, H, W, 3) per request, of the N target
+    views (views to sample). They are divided into groups of at most ``config.together`` views (0: one group), and each
+    group is sampled by `sample_group`. With G groups, group k has the target views k, k + G, k + 2 G, ...
     """
 
     needs_text, on_disk = False, False
@@ -201,10 +206,10 @@ class GroupSampler:
         return f"{digest(self.prior.networks)} {config_hash(self.config)}"
 
     def sample_group(self, request: Request, c2w: Tensor, rng: torch.Generator) -> Tensor:
-        """Sample the M views of one group jointly. Return images (M, H, W, 3) in [0, 1].
+        """Sample M of a scene's target views jointly. Return images (M, H, W, 3) in [0, 1]. Subclasses implement this.
 
-        ``c2w`` (M, 4, 4) are their camera-to-world poses with OpenGL axes. ``request`` has the prompt and the condition
-        views of the scene; its target cameras are those of all groups. ``rng`` generates the noise.
+        ``c2w`` (M, 4, 4) are the camera-to-world poses of the M views with OpenGL axes. ``request`` has the prompt and
+        the condition views of the scene; its target cameras include other views too. ``rng`` generates the noise.
         """
         raise NotImplementedError
 
@@ -219,7 +224,10 @@ class GroupSampler:
 
 
 class MVDreamSampler(GroupSampler):
-    """Sampler that uses an MVDream prior, which is conditioned on the prompt and the cameras."""
+    """Novel-view sampler with an MVDream prior (multi-view diffusion), conditioned on the prompt and the cameras.
+
+    A call maps one request (prompt and N target cameras) per scene to images (N, H, W, 3) in [0, 1] per request.
+    """
 
     needs_text = True
     config: options.MVDreamSamplerConfig
@@ -230,11 +238,12 @@ class MVDreamSampler(GroupSampler):
 
 
 class MVAdapterSampler(GroupSampler):
-    """Sampler that uses a 2D model with MV-Adapter, conditioned on the first condition view and the prompt.
+    """Novel-view sampler with a 2D diffusion model and MV-Adapter, conditioned on a condition view and the prompt.
 
-    Scenes without a condition view have only the prompt. The adapter receives the directions of the cameras, but
-    neither distances nor fields of view. The model chooses the size and position of the object, and shows its front to
-    cameras at azimuth 0 (in the direction of world +x).
+    A call maps one request (prompt, condition views, N target cameras) per scene to images (N, H, W, 3) in [0, 1]. Only
+    the first condition view is used; without any, only the prompt. The adapter receives the directions of the cameras,
+    but neither distances nor fields of view. The model chooses the size and position of the object, and shows its front
+    to cameras at azimuth 0 (in the direction of world +x).
     """
 
     config: options.MVAdapterSamplerConfig
@@ -265,8 +274,9 @@ class MVAdapterSampler(GroupSampler):
 class FolderSampler:
     """Sampler that reads existing views of scenes from `config.path`.
 
-    A scene is photos with poses (transforms.json or COLMAP model), or a folder in the layout of the SRN archives. The
-    constructor checks all files and raises ConfigError if one of them is missing or unusable.
+    A scene is photos with poses (transforms.json or COLMAP model), or a folder in the layout of the SRN archives (rgb/,
+    pose/, intrinsics.txt). A call maps one request per scene to images (N, H, W, 3) in [0, 1] of its N target views.
+    The constructor checks all files and raises ConfigError if one of them is missing or unusable.
     """
 
     needs_text, on_disk = False, True
@@ -280,7 +290,7 @@ class FolderSampler:
         return [self.scenes[request.scene].views.views(self.indices(request)).images for request in requests]
 
     def indices(self, request: Request) -> list[int]:
-        """Return, for each target view of ``request``, its index among the views of this scene in the folder.
+        """Return, for each target view of ``request``, its index among the views of the requested scene in the folder.
 
         Raises ConfigError if a view is missing, or if the pose of a view differs from the requested pose (tolerance:
         `SAME_POSE`).

@@ -72,9 +72,10 @@ def symmetric_epipolar_distance(matches: Floats, F: Tensor) -> Floats:
 
 
 def judge(distances: Sequence[Floats], max_error: float = MAX_ERROR, min_matches: int = MIN_MATCHES) -> Pairs:
-    """Count the consistent pairs of views: at least ``min_matches`` matches, and a median distance below ``max_error``.
+    """Count the consistent pairs of views: those with ``min_matches`` matches or more and a small epipolar distance.
 
-    ``distances`` has the epipolar distances (M,) of the M matches of each pair. Distances are in pixels.
+    Small means that the median distance of the pair's matches is below ``max_error`` pixels. ``distances`` has, for
+    each pair, the epipolar distances (M,) of its M matches, in pixels.
     """
     consistent = [len(d) >= min_matches and float(np.median(d)) < max_error for d in distances]
     return Pairs(sum(consistent), len(consistent), tuple(map(len, distances)))

@@ -38,6 +38,8 @@ class JanusRates(Evaluation[M, Asset, Result]):
 
     The Janus rate of a method is the fraction of objects with two or more fronts, among its objects with at least one.
     This class measures the error rates of the Janus meter (`meter.Meter`, which counts fronts), and writes the report.
+    A subclass sets `items` (assets) and `prompts` in its constructor, and implements `measure(item)`, which returns the
+    `Result` of an asset, and `report(rows)`, which calls `write` with the list of results.
     """
 
     unknown_orientation = False
@@ -52,8 +54,8 @@ class JanusRates(Evaluation[M, Asset, Result]):
         """Return the error rates of the Janus meter, from RUN/meter.json if it is up to date, else by measuring them.
 
         They are measured on the objects in the folder of the option ``truth.assets``; null: on toybox objects
-        (procedural objects of this package). The result is None if the option ``truth.objects`` is 0. It is also None
-        if the rates would be of toybox objects, but not all assets to evaluate are toybox objects.
+        (procedural objects of this package). The result is None in two cases: the option ``truth.objects`` is 0, or
+        ``truth.assets`` is null and not all assets to evaluate are toybox objects.
         """
         config = self.config
         if not config.truth.objects or not (self.toybox or config.truth.assets):
@@ -76,7 +78,11 @@ class JanusRates(Evaluation[M, Asset, Result]):
 
 
 class Benchmark(JanusRates[JanusBenchmarkConfig, Job]):
-    """Task "janus-benchmark": make an object per prompt, method and seed, and compute Janus rates of the methods."""
+    """Task "janus-benchmark": make an object per prompt, method and seed, and compute Janus rates of the methods.
+
+    The Janus rate is the fraction of objects with two or more fronts. An item, the argument of `measure`, is the job
+    of one object.
+    """
 
     def __init__(self, task: Task) -> None:
         super().__init__(task)
@@ -112,9 +118,10 @@ class Benchmark(JanusRates[JanusBenchmarkConfig, Job]):
 class Score(JanusRates[JanusScoreConfig, tuple[Path, str, str]]):
     """Task "janus-score": compute Janus rates of mesh files ASSETS/METHOD/a-blue-dog.glb or ASSETS/a-blue-dog.glb.
 
-    Files directly in ASSETS (the folder of the option ``assets``) are of one method, named after this folder. The
-    prompt of a file is its name without suffix, with spaces instead of "-" and "_", unless the config sets another one.
-    Each mesh is centred and scaled to fit into a ball. An item, the argument of `measure`, is (path, method, prompt).
+    The Janus rate of a method is the fraction of its objects with two or more fronts. Files directly in ASSETS (the
+    folder of the option ``assets``) are of one method, named after this folder. The prompt of a file is its name
+    without suffix, with spaces instead of "-" and "_", unless the config sets another one. Each mesh is centred and
+    scaled to fit into a ball. An item, the argument of `measure`, is (path, method, prompt).
     """
 
     def __init__(self, task: Task) -> None:

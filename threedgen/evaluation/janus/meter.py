@@ -58,10 +58,11 @@ CLIP_BATCH = 16  # images that CLIP encodes at a time
 
 
 class ViewClassifier(Protocol):
-    """Protocol of classifiers of the side of an object that an image shows.
+    """Protocol of classifiers of the side of an object (front, left, back, right) that an image shows.
 
-    The registry builds them from configs (kind "view-classifier"). Images are square views (V, S, S, 3) of one object,
-    in [0, 1].
+    An implementation has two methods, whose images are V square views (V, S, S, 3) of one object, in [0, 1].
+    `sides(images, prompt)` returns probabilities (V, 4) of the sides. `likeness(images, prompts)` returns scores (V, N)
+    of how well N prompts fit the views, or None. The registry builds classifiers from configs (kind "view-classifier").
     """
 
     def sides(self, images: Tensor, prompt: str) -> Tensor:
@@ -72,18 +73,20 @@ class ViewClassifier(Protocol):
         """
 
     def likeness(self, images: Tensor, prompts: Sequence[str]) -> Tensor | None:
-        """Return the similarity (V, N) of each view to each of N prompts, such as the cosine of CLIP embeddings.
+        """Return scores (V, N) of how well each of N prompts fits each view; higher is better.
 
-        The result is None if the classifier does not support one of the prompts.
+        The range depends on the classifier. CLIP gives the cosine of the embeddings of view and prompt; the toybox
+        probe gives log-probabilities. The result is None if the classifier does not support one of the prompts.
         """
 
 
 class CLIPSides:
-    """Zero-shot classifier of the side that a view shows, with CLIP.
+    """Zero-shot classifier of the side (front, left, back, right) that a view shows, with CLIP.
 
-    An image is compared with one sentence per side, such as "a dog, back view", and one for objects without a front.
-    The probabilities are the softmax of the five similarities at CLIP's temperature. The constructor raises ConfigError
-    if CLIP cannot be loaded.
+    `sides` compares an image with one sentence per side, such as "a dog, back view", and one for objects without a
+    front. It returns the first four of the five probabilities: the softmax of the cosines at CLIP's temperature.
+    `likeness` returns the cosine of the embeddings of image and prompt. The constructor raises ConfigError if CLIP
+    cannot be loaded.
     """
 
     def __init__(self, config: CLIPSidesConfig) -> None:
@@ -139,8 +142,9 @@ def view_labels(sides: Array) -> list[str]:
 class Meter:
     """Janus meter: renders an object from a ring of V cameras, classifies the side in each view, and counts the fronts.
 
-    The cameras are evenly spaced, at azimuths ``azimuth`` (V,) in radians; 0 is at +x. The constructor raises
-    ConfigError if the classifier cannot be loaded.
+    `classify` renders a mesh and returns the views with their side probabilities. `evaluate` counts the fronts from
+    these probabilities. `likeness` compares the views with prompts. The cameras are evenly spaced, at azimuths
+    ``azimuth`` (V,) in radians; 0 is at +x. The constructor raises ConfigError if the classifier cannot be loaded.
     """
 
     def __init__(self, config: MeterConfig) -> None:
@@ -151,10 +155,11 @@ class Meter:
         self.c2w = orbit_c2w(ELEVATION * ones, torch.from_numpy(self.azimuth).float(), DISTANCE * ones).numpy()
 
     def classify(self, mesh: ColouredMesh, prompt: str, light: bool | None = None) -> Reading:
-        """Render the views of an object that fits into the unit sphere, and classify the side that each view shows.
+        """Render V views of an object that fits into the unit sphere, and classify the side that each view shows.
 
-        The world has z up, and an object should face +x. ``prompt`` names the object. ``light`` is whether to light the
-        mesh, from the camera and from above; None: only if it has neither vertex colours nor a texture.
+        Return views (V, S, S, 3) in [0, 1] and probabilities (V, 4) of front, left, back and right. The world has z up,
+        and an object should face +x. ``prompt`` names the object. ``light`` is whether to light the mesh, from the
+        camera and from above; None: only if it has neither vertex colours nor a texture.
         """
         views = mesh.render(self.c2w, FOV, self.config.size, BACKGROUND, mesh.flat if light is None else light)
         return Reading(views, self.classifier.sides(torch.from_numpy(views), prompt).double().numpy())
@@ -169,9 +174,10 @@ class Meter:
         return classify_ring(sides, self.azimuth, self.config.threshold, unknown_orientation)
 
     def likeness(self, views: Array, prompts: Sequence[str]) -> list[float] | None:
-        """Return the similarity of views (V, S, S, 3) in [0, 1] to each prompt, averaged over the views.
+        """Return one score per prompt: how well it fits the views (V, S, S, 3) in [0, 1], mean over the views.
 
-        The result is None if the classifier does not support one of the prompts.
+        A higher score is a better fit. The range depends on the classifier: for CLIP a cosine in [-1, 1], for the
+        toybox probe a log-probability. The result is None if the classifier does not support one of the prompts.
         """
         scores = self.classifier.likeness(torch.from_numpy(views), prompts)
         return None if scores is None else scores.double().mean(0).tolist()

@@ -39,7 +39,7 @@ uses only the mesh."""
 class CLIPSidesConfig(Config):
     """Zero-shot classification of the side that a view shows by CLIP, for objects other than toybox objects.
 
-    Options of the view classifier "clip" (`meter.CLIPSides`).
+    Options of the view classifier "clip" of the Janus tasks: the folder or hub id of the CLIP weights.
     """
 
     name: Literal["clip"] = Field("clip", description="zero-shot CLIP, for anything that photos show")
@@ -64,7 +64,8 @@ class CLIPSidesConfig(Config):
 class MeterConfig(Config):
     """Janus meter: ring of cameras around an object, and classifier of the side that each view shows.
 
-    Options of `meter.Meter`, which counts the fronts of an object.
+    Options of the Janus meter, which counts the fronts of an object: classifier, number and size of the views, and the
+    minimum probability of a front.
     """
 
     classifier: ViewClassifier = Field({}, description="classifier of the side that a view shows")
@@ -92,7 +93,10 @@ class TruthConfig(Config):
 
 
 class MeteredConfig(RunConfig):
-    """Base class of the options of all Janus tasks: the Janus meter, and objects on which its errors are measured."""
+    """Base class of the options of all Janus tasks: the Janus meter, and objects on which its errors are measured.
+
+    The Janus tasks count the fronts of objects: "janus-meter", "janus-score" and "janus-benchmark".
+    """
 
     meter: MeterConfig = MeterConfig()
     truth: TruthConfig = TruthConfig()
@@ -101,14 +105,15 @@ class MeteredConfig(RunConfig):
 class JanusMeterConfig(MeteredConfig):
     """Error rates of the Janus meter, measured on objects with a known number of fronts.
 
-    Options of the task "janus-meter".
+    Options of the task "janus-meter": the meter, which counts the fronts of an object, and the objects.
     """
 
 
 class JanusScoreConfig(MeteredConfig):
     """Janus rate of existing meshes.
 
-    Options of the task "janus-score". The Janus rate is the fraction of objects with two or more fronts.
+    Options of the task "janus-score": folder, axes and prompts of the mesh files. The Janus rate is the fraction of
+    objects with two or more fronts.
     """
 
     assets: str = Field("", description="folder of GLB, glTF, OBJ, PLY and OFF files; a folder in it is a method")
@@ -142,7 +147,8 @@ def asset_files(folder: Path, suffixes: tuple[str, ...] = MESHES) -> list[Path]:
 class JanusBenchmarkConfig(MeteredConfig, WorkersConfig):
     """Janus rates of text-to-3D methods, on objects made for each prompt, method and seed.
 
-    Options of the task "janus-benchmark". The Janus rate is the fraction of objects with two or more fronts.
+    Options of the task "janus-benchmark": methods, their overrides, prompts and seeds. The Janus rate is the fraction
+    of objects with two or more fronts.
     """
 
     methods: Names = Field(
@@ -168,7 +174,9 @@ class JanusBenchmarkConfig(MeteredConfig, WorkersConfig):
 class FrontObjects(Protocol):
     """Source of prompts and meshes of objects with one clear front.
 
-    Plug-ins register an implementation under the kind "front-objects".
+    An implementation has three methods. `prompts` returns random prompts of such objects. `without_front` finds prompts
+    of objects that have no front. `meshes` yields pairs (prompt, mesh) of random objects. Plug-ins register an
+    implementation under the kind "front-objects".
     """
 
     def prompts(self, count: int, seed: int) -> list[str]:

@@ -72,8 +72,8 @@ class Result:
         shown: for each view, whether it shows a front.
         correct: for each view, whether the classified side is the side that the camera sees.
         sides: probabilities (V, 4) of front, left, back and right in each view.
-        likeness: similarity to each prompt of the benchmark, in their order, mean over the views; None if the
-            classifier computes no similarities.
+        likeness: score of how well each prompt of the benchmark fits the views, in the order of the prompts; higher is
+            better (`Meter.likeness`). None if the classifier computes no such scores.
         seconds, memory_mib: duration in seconds and peak memory in MiB of the run that made the object; None for an
             existing mesh.
     """

@@ -206,11 +206,12 @@ def jackknife_estimate(figure: Callable[[NDArray[np.intp]], float], count: int, 
     """Compute a metric of a set of items, such as FID, and its 95 % jackknife interval (Tukey 1958).
 
     The items are split into groups. The metric is computed again without each group, and Student's t distribution gives
-    the interval. A bootstrap would bias FID, because it repeats items.
+    the interval. A bootstrap would bias FID, because it repeats items. The result is a dict with the metric under
+    "mean" and the limits of the interval under "low" and "high"; the limits are None for one item.
 
     Args:
         figure: function from the indices (N,) of the included items to the metric.
-        count: number of items. With one item there is no interval.
+        count: number of items.
         groups: maximum number of groups.
     """
     everything = np.arange(count)

@@ -135,8 +135,9 @@ def directions(sides: NDArray[np.integer], azimuth: Floats, unknown_orientation:
 class ErrorRates:
     """Error rates of the Janus meter (view classifier and `classify_ring`) on objects with a known number of fronts.
 
-    As in a Janus rate (share of objects with several fronts), objects in which the meter finds no front are not counted
-    in ``false_alarms`` and ``recall``. The names of the attributes are also the keys in JSON files.
+    The meter counts the fronts of an object. As in a Janus rate (share of objects with several fronts), objects in
+    which the meter finds no front are not counted in ``false_alarms`` and ``recall``. Each attribute is a `Proportion`
+    (hits, total and 95 % interval). The names of the attributes are also the keys in JSON files.
 
     Attributes:
         false_alarms: share of objects with one front in which the meter finds several.

@@ -89,6 +89,7 @@ class EvaluatedViews(Evaluation[EvaluateViewsConfig, Item, Measurement]):
     Metrics are the PSNR between neighbouring views where they overlap, the Inception score, and FID and KID to true
     views. The measured views are samples with and without attention between views, or existing views of a folder. True
     views of the same and of other scenes are measured too, as references: values of views that are consistent and real.
+    An item, the argument of `measure`, is a kind of views and the index of a scene.
     """
 
     stage = "views"

@@ -45,10 +45,10 @@ MAX_MOVE = 1e-3
 class SceneSampler:
     """Sampler that uses the MVDiffusion model of a task, and writes the sampled views of scenes to the run folder.
 
-    ``scenes`` is a text that identifies the list of scenes. It is stored with the views; views with another text are
-    sampled again. ``first`` is the first scene. The constructor raises ConfigError if the model cannot sample the views
-    of this scene, such as a panorama model for a scene with depth. The attribute ``given`` is True if the model
-    receives the true view 0 as an input.
+    A call returns the views (V, H, W, 3), uint8, of one scene. ``scenes`` is a text that identifies the list of scenes.
+    It is stored with the views; views with another text are sampled again. ``first`` is the first scene. The
+    constructor raises ConfigError if the model cannot sample the views of this scene, such as a panorama model for a
+    scene with depth. The attribute ``given`` is True if the model receives the true view 0 as an input.
     """
 
     def __init__(self, task: Task, scenes: str, first: SceneViews) -> None:
@@ -126,9 +126,9 @@ def size_of(scene: SceneViews) -> tuple[int, int]:
 class FolderScenes:
     """List of the scenes in a folder (a `SceneSource`): images, cameras, and depth maps if ``depth`` is True.
 
-    A scene is a cameras.json with images beside it, in the folder or in a subfolder; its depth maps are in depth/,
-    also beside it. The constructor raises ConfigError if a file is missing, or if ``depth`` is False and the cameras of
-    a scene are not at one position.
+    The method `scene(index)` reads a scene as `SceneViews`. A scene is a cameras.json with images beside it, in the
+    folder or in a subfolder; its depth maps are in depth/, also beside it. The constructor raises ConfigError if a file
+    is missing, or if ``depth`` is False and the cameras of a scene are not at one position.
     """
 
     def __init__(self, folder: Path, depth: bool) -> None:
@@ -152,10 +152,10 @@ class FolderScenes:
 
 
 class Scene:
-    """One existing scene: ``path`` is its cameras.json, and ``file`` the parsed content.
+    """Views of one scene in a folder. ``path`` is the file cameras.json of the scene, and ``file`` its parsed content.
 
-    The constructor and methods raise ConfigError if a file of the scene is missing or unusable. The argument ``depth``
-    of the methods is whether the scene has depth maps.
+    `check(depth)` checks that the images exist, and depth maps if ``depth`` is True. `read(depth)` returns the images,
+    cameras, captions and depth maps as `SceneViews`. All raise ConfigError if a file is missing or unusable.
     """
 
     def __init__(self, path: Path, file: CamerasFile) -> None:

@@ -41,7 +41,10 @@ GLTF_AXES = to_gltf_axes(np.eye(3)).T
 
 
 class _Buffer:
-    """Builder of the binary chunk of a GLB: its bytes, and the glTF buffer views and accessors that describe them."""
+    """Builder of the binary chunk of a GLB: its bytes, and the glTF buffer views and accessors that describe them.
+
+    `blob` appends bytes, `add` an array, `positions` vertices in world axes. Each returns an index for the glTF JSON.
+    """
 
     def __init__(self) -> None:
         self.data = bytearray()

@@ -92,8 +92,8 @@ def half_light_depth(mesh: Mesh) -> float:
     """Return the depth below the surface that half of the light reaches, as a fraction of the mesh's longest side.
 
     The depth in world units is ln 2 / density, for the typical density of the object. `field_surface` has stored 0.1
-    (`HAZE`) times this density in `mesh.info["haze"]`. Meshes of fields that have a mesh lack this entry: the result is
-    0. An object counts as translucent if the result is above 0.02 (`MAX_HALF_LIGHT_DEPTH`).
+    (`HAZE`) times this density in `mesh.info["haze"]`. If this entry is missing, as for a representation that is itself
+    a mesh, the result is 0. An object counts as translucent if the result is above 0.02 (`MAX_HALF_LIGHT_DEPTH`).
     """
     density = float(mesh.info.get("haze", 0.0)) / HAZE
     size = float(np.ptp(mesh.vertices, axis=0).max())
@@ -103,11 +103,12 @@ def half_light_depth(mesh: Mesh) -> float:
 def field_surface(field: FieldView, resolution: int) -> Mesh:
     """Extract the surface of a field inside the scene sphere as a closed mesh with vertex colours, in world units.
 
-    If the field has a mesh, the surface is that mesh without small connected pieces. Otherwise it is a smoothed level
-    set of the optical depth tau on a grid with `resolution` points per edge of the cube around the sphere. tau is the
-    minimum, over the six axis directions, of the density integrated from the cube's border to a point, after 0.1
-    (`HAZE`) times the typical density of the object was subtracted. The level is ln 2 / 2, but smaller for very low
-    and larger for very high densities (`opacity.depth_field`). Raises EmptyField for a field without a surface.
+    If the representation is itself a mesh, the result is that mesh without small connected pieces. Otherwise the
+    density is sampled on a grid with `resolution` points per edge of the cube around the sphere, and 0.1 (`HAZE`) times
+    the typical density of the object is subtracted. The optical depth tau of a point is the integral of this density
+    from the cube's border to the point, minimum over the six axis directions. The surface is the smoothed level set of
+    tau at ln 2 / 2; very low densities have a smaller and very high densities a larger level. Raises EmptyField for a
+    field without a surface.
     """
     if field.mesh is not None:
         vertices, faces = field.mesh()
@@ -126,12 +127,11 @@ def field_surface(field: FieldView, resolution: int) -> Mesh:
 
 
 def sample_density(field: FieldView, resolution: int) -> Array:
-    """Sample the density at R = `resolution` grid points per edge of the cube around the scene sphere.
+    """Sample the density of a field at R = `resolution` grid points per edge of the cube around the scene sphere.
 
-    Returns sigma (R, R, R) float32, indexed [x, y, z], at linspace(-radius, radius, R) per axis; 0 outside the sphere.
-    The field is queried only in occupied (True) cells of the grid `field.mask` and in the neighbours of these cells;
-    elsewhere the density is 0.
-    Raises EmptyField if the density is not finite.
+    Returns densities (R, R, R) float32, indexed [x, y, z], at linspace(-radius, radius, R) per axis; 0 outside the
+    sphere. The field is queried only in occupied (True) cells of the grid `field.mask` and in the neighbours of these
+    cells; elsewhere the density is 0. Raises EmptyField if the density is not finite.
     """
     axis = np.linspace(-field.radius, field.radius, resolution, dtype=np.float32)
     queried = (axis[:, None, None] ** 2 + axis[:, None] ** 2 + axis**2) <= field.radius**2

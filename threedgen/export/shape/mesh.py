@@ -12,7 +12,10 @@ from threedgen.run.disk import Tree
 
 @dataclass(frozen=True)
 class Mesh:
-    """Closed triangle mesh with vertex colours and normals, in world axes (z up, front +x) and world units."""
+    """Closed triangle mesh with vertex colours and normals, in world axes (z up, front +x) and world units.
+
+    It has `vertices` (V, 3), `faces` (F, 3), `colours` (V, 3) in sRGB in [0, 1], and outward unit `normals` (V, 3).
+    """
 
     vertices: Array  # (V, 3) float32
     faces: Array  # (F, 3) int32, counter-clockwise seen from outside
@@ -23,7 +26,11 @@ class Mesh:
 
 @dataclass(frozen=True)
 class TexturedMesh:
-    """Triangle mesh with UVs, normals and tangents, z up, front +x. A vertex on a UV seam is stored once per side."""
+    """Triangle mesh with UVs, normals and tangents, z up, front +x. A vertex on a UV seam is stored once per side.
+
+    It has `vertices` (V, 3), `faces` (F, 3), unit `normals` (V, 3), `uv` (V, 2) with v upwards, and `tangents` (V, 4):
+    a unit vector along +u, and the sign of the bitangent. `offset` is the world position of the vertices' origin.
+    """
 
     vertices: Array  # (V, 3) float32
     faces: Array  # (F, 3) int32, counter-clockwise seen from outside

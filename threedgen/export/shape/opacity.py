@@ -51,10 +51,10 @@ def depth_field(sigma: Array, cell: float, radius: float) -> tuple[Array, Tree]:
 
     Returns:
         Scalar field tau (R, R, R), larger inside the object, and a dict `info`. tau is the optical depth from the
-            grid's border to a point, the minimum over the six axis directions; small parts are removed and cavities
-            filled (`clean`). The surface is the set tau = info["level"]. "haze" is the subtracted density, "blur" the
-            standard deviation of the blur in world units. The other entries are statistics of `clean`: "parts_found",
-            "parts_kept", "volume_dropped" and "cavities_filled".
+            grid's border to a point, the minimum over the six axis directions. Small parts are removed and cavities
+            filled. The surface is the set tau = info["level"]. The dict also has "haze", the subtracted density,
+            "blur", the standard deviation of the blur in world units, "parts_found" and "parts_kept", the numbers of
+            connected parts, and "volume_dropped" and "cavities_filled", fractions of the object's volume.
     """
     typical = typical_density(sigma)
     path = 1 / (typical * radius) if typical else 0.0  # free path of light, in scene radii
@@ -105,13 +105,13 @@ def optical_depth(sigma: Array, cell: float) -> Array:
 
 
 def clean(tau: Array, level: float) -> tuple[Array, Tree]:
-    """Remove small parts of the object {tau > level} and fill its cavities, in place. Return tau and statistics.
+    """Remove small parts of an object and fill its cavities, in place. Return the grid `tau` and a dict of statistics.
 
-    A part is a connected set of points of the grid tau (R, R, R); each point has 26 neighbours. A part is small if it
-    has fewer surface points than 1 % (MIN_PART) of the largest part's. Values of tau are clipped at 2 * level, so that
-    the surface lies half-way between an empty and an opaque point. tau must be 0 at the grid's border and above `level`
-    somewhere. The statistics are the counts "parts_found" and "parts_kept", and "volume_dropped" and "cavities_filled"
-    as fractions of the object's volume.
+    tau (R, R, R) are optical depths on a grid; the object is where tau > level. A part is a connected set of points of
+    the object; each point has 26 neighbours. A part is small if its number of surface points is below 1 % (MIN_PART) of
+    that of the part with the most. Values of tau are clipped at 2 * level, so that the surface lies half-way between an
+    empty and an opaque point. tau must be 0 at the grid's border and above `level` somewhere. The statistics are the
+    counts "parts_found" and "parts_kept", and the fractions "volume_dropped" and "cavities_filled" of the volume.
     """
     np.minimum(tau, 2 * level, out=tau)
     inside = tau > level

@@ -13,10 +13,10 @@ MIN_AREA = 1e-12  # area below which a triangle is degenerate, for a mesh whose 
 
 @dataclass(frozen=True)
 class Topology:
-    """Counts of defects, number of components and volume, which tell whether a mesh is a closed solid.
+    """Counts of a mesh's defects, number of its components (`parts`) and volume; result of `topology`.
 
-    In a closed solid, the four counts of defects are 0: open edges (of one face), non-manifold edges (of three or
-    more faces), inconsistent edges (of two faces with opposite winding), degenerate triangles.
+    In a closed solid, the four counts of defects are 0: `open_edges` (of one face), `non_manifold_edges` (of three or
+    more faces), `inconsistent_edges` (of two faces with opposite winding), `degenerate` triangles (no area).
     """
 
     open_edges: int = 0  # defect: edges with one face, at the border of a hole
@@ -38,9 +38,10 @@ class Topology:
 
 
 def topology(vertices: Array, faces: Array) -> Topology:
-    """Count the defects of a mesh with vertices (V, 3) and faces (F, 3).
+    """Count the defects and connected components of a mesh, vertices (V, 3) and faces (F, 3), and compute its volume.
 
-    Vertices at equal positions must be merged first (`weld`); otherwise edges at UV seams count as open.
+    Defects are, for example, open edges. Vertices at equal positions must be merged first (`weld`); otherwise edges at
+    UV seams count as open.
     """
     if not len(faces):
         return Topology()

@@ -136,7 +136,10 @@ def texel_frames(low: TexturedMesh, buffers: Buffers) -> Texels:
 
 
 class Projected(NamedTuple):
-    """N points moved onto a mesh by `project`: positions (N, 3), faces (N,), barycentric weights (N, 3), hits (N,)."""
+    """N points that `project` moved onto a mesh: `points` (N, 3), index of the `face` (N,), barycentric weights `bary`.
+
+    `bary` is (N, 3). `hit` is a bool mask (N,); points that found no face within reach have False and did not move.
+    """
 
     points: Array  # (N, 3) projected points, world units; the input points where `hit` is False
     face: Array  # (N,) index of the dense face; where `hit` is False, a face of the nearest dense vertex
@@ -144,9 +147,9 @@ class Projected(NamedTuple):
     hit: Array  # (N,) bool, whether the line meets the surface inside the cage
 
     def interpolate(self, attribute: Array, faces: Array) -> Array:
-        """Interpolate a vertex attribute (V, C) of the dense mesh at the N points. Returns values (N, C).
+        """Interpolate a vertex attribute (V, C) of a mesh at the N points that were projected onto it.
 
-        `faces` (F, 3) are the faces of the dense mesh.
+        `faces` (F, 3) are the faces of this mesh. Returns values (N, C).
         """
         return (attribute[faces[self.face]] * self.bary[..., None]).sum(axis=1)
 
@@ -173,10 +176,11 @@ def project(tree: rays.Bvh, dense: Mesh, points: Array, normals: Array, cage: fl
 
 
 def tangent_space(directions: Array, texels: Texels) -> Array:
-    """Convert unit directions (N, 3) to unit vectors (x, y, z), (N, 3), in the tangent space of `texels`.
+    """Convert unit directions (N, 3) from world space to the tangent space of N texels; return unit vectors (x, y, z).
 
-    x T + y B + z N is parallel to the direction, with the tangents T and normals N of `texels`, which interpolation may
-    have made non-orthogonal, and B = sign * cross(N, T). Directions below the surface are moved to just above it.
+    `texels` has for each of the N texels (texture pixels) a unit tangent t, a unit normal n and a sign. x t + y b + z n
+    is parallel to the direction, with b = sign * cross(n, t); t and n need not be orthogonal. Directions below the
+    surface are moved to just above it.
     """
     normal, tangent = texels.normals, texels.tangents
     bitangent = np.cross(normal, tangent) * texels.signs[:, None]

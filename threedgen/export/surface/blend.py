@@ -11,7 +11,7 @@ MIN_WEIGHT = 1e-5  # sum of weights below which a texel's colour is darkened in 
 
 @dataclass(frozen=True)
 class BlendOptions:
-    """Rules that decide which images contribute to a texel, and with which weight.
+    """Rules for projecting several images onto a mesh's texture: which images colour a texel, and with which weights.
 
     An image contributes if the texel is visible (less than `error` behind the surface that the camera sees there), not
     too oblique (`cosine`) and opaque in the image (`opacity`). The weight is a power of the cosine. It is reduced near
@@ -81,7 +81,7 @@ class WeightedMean:
 
     @property
     def known(self) -> Array:
-        """Bool mask (N,) of texels that have received a positive weight."""
+        """Bool mask (N,), True for the texels that have received a colour with a positive weight."""
         return self.weights > 0
 
     def mean_or(self, existing: Array, min_weight: float = MIN_WEIGHT) -> Array:

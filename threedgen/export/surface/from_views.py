@@ -33,9 +33,9 @@ BORDER_WEIGHT = 1e-3  # minimum of the weight factors of the options `window` (p
 class ViewTexture(NamedTuple):
     """Texture projected from images, and how well the images determine it.
 
-    `visible` is the mask of the texels that an image shows, now or in an earlier projection. `share` is the fraction of
-    visible texels among those that a face covers. `psnr` (in dB) compares texels with the colours that the new images
-    have at the projected positions of these texels.
+    `texture` is (H, W, 3) in [0, 1]. `visible` (H, W) is the mask of the texels that an image shows, now or in an
+    earlier projection. `share` is the fraction of visible texels among those that a face covers. `psnr` (in dB)
+    compares the texels with the colours that the new images have at the projected positions of these texels.
     """
 
     texture: Array  # (H, W, 3) float32 in [0, 1], row 0 at v = 1
@@ -45,10 +45,10 @@ class ViewTexture(NamedTuple):
 
 
 class TexelGeometry(NamedTuple):
-    """Positions of N texels, and their normals: of the face, and interpolated from the vertices.
+    """World positions of N texels, and their unit normals: of the face (`normals`), and interpolated (`smooth`).
 
     The normals point to the side of the face that more pixels of the images show. If neither side is shown more, they
-    keep the direction that the order of the face's vertices gives them, and `two_sided` is True.
+    keep the direction that the order of the face's vertices gives them, and the bool mask `two_sided` (N,) is True.
     """
 
     points: Array  # (N, 3), world units
@@ -68,17 +68,17 @@ def texture_from_views(
     over: ViewTexture | None = None,
     on_view: Callable[[], None] = lambda: None,
 ) -> ViewTexture:
-    """Project images onto a mesh and blend them to a texture.
+    """Project images onto a mesh and blend them to a texture. Return it with its mask of visible texels and its PSNR.
 
-    Texels that no image shows get colours interpolated over the surface. Raises ConfigError if neither an image
-    nor `over` shows the mesh.
+    Texels that no image shows get colours interpolated over the surface. Raises ConfigError if no texel is visible in
+    an image or in the earlier texture `over`.
 
     Args:
         mesh: mesh with UVs.
         size: edge of the square texture in texels.
         at: the N cameras of the images, perspective or orthographic, with h x w pixels.
         images: (N, h, w, 3) in [0, 1].
-        options: limits and weights of the blending.
+        options: rules that decide which images colour a texel, and with which weights.
         masks: (N, h, w) opacity of the mesh in [0, 1]; None: 1 everywhere.
         over: earlier texture of the same size, whose visible texels are used where no new image shows the texel; None:
             no earlier texture.

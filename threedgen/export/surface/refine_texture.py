@@ -36,9 +36,10 @@ ADAM_EPS = 1e-3  # epsilon of Adam. It makes texels with a small gradient change
 
 
 class Refined(NamedTuple):
-    """Result of `refine_texture`: the refined texture, and the PSNR of renders to targets before and after.
+    """Result of `refine_texture`: the refined `texture` (H, W, 3), and how well its renders match the target images.
 
-    The PSNR is over the pixels that `refine_texture` compares; `visible` is a mask of the texels that they show.
+    `psnr_before` and `psnr_after` (in dB) compare renders with the targets, before and after the refinement, over the
+    compared pixels. `pixels` is their number, `visible` (H, W) a mask of the texels that they show.
     """
 
     texture: Array  # (H, W, 3) float32 in [0, 1]
@@ -186,14 +187,15 @@ def _convolve(values, kernel, result):
 
 
 def predict(texture: Array, samples: PixelTargets) -> Array:
-    """Return the colours (P, 3) that a texture (H, W, 3) gives to the P pixels of `samples`."""
+    """Return the colours (P, 3) of the P pixels of `samples`: means of a texture (H, W, 3) at each pixel's UVs."""
     return torch.from_numpy(sample(texture, samples.uv)).mean(1).numpy()  # NumPy's mean is ten times slower here
 
 
 def gradient(colours: Array, samples: PixelTargets, shape: tuple[int, ...]) -> Array:
     """Return the gradient (H, W, 3) of half the sum of the squared errors of P pixels, with respect to the texture.
 
-    `colours` (P, 3) is the result of `predict`. `shape` is the shape of the texture.
+    The error of a pixel is its colour with the present texture, `colours` (P, 3) from `predict`, minus its target in
+    `samples`. `shape` is the shape of the texture.
     """
     error = (colours - samples.target) / samples.uv.shape[1]
     return scatter(np.broadcast_to(error[:, None], (*samples.uv.shape[:2], 3)), samples.uv, (shape[0], shape[1]))

@@ -167,7 +167,10 @@ def unknown_objects(methods: Mapping[str, RunConfig], prompts: Iterable[str]) ->
 
 
 def check_prompts(methods: Mapping[str, RunConfig], prompts: Iterable[str]) -> None:
-    """Raise ConfigError if a prompt names no object that the prior of a method knows (`unknown_objects`)."""
+    """Raise ConfigError if a prompt names no object that the prior (diffusion model) of a method knows.
+
+    `methods` is {method: config}, where a method is a config name with key=value changes.
+    """
     if unknown := unknown_objects(methods, prompts):
         (first, _), reason = next(iter(unknown.items()))
         _, *rest = [short(prompt) for method, prompt in unknown if method == first]

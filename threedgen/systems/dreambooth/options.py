@@ -16,7 +16,11 @@ Paths = Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isi
 
 
 class TuningConfig(Config):
-    """Options of the training on the photos, and of prior preservation (DreamBooth)."""
+    """Options of the training on the photos, and of prior preservation (DreamBooth).
+
+    Section `tuning` of the task "mvdreambooth". Prior preservation keeps the prior from forgetting other objects of the
+    subject's class.
+    """
 
     preservation: Literal["l1", "l2", "images", "lora", "none"] = Field(
         "l1", description="prior preservation: l1 or l2 distance of the weights, class images, or LoRA"
@@ -37,7 +41,11 @@ class TuningConfig(Config):
 
 
 class SheetConfig(Config):
-    """Options of the sample sheet, an image with four views of the subject and four views of its class."""
+    """Options of the sample sheet, an image with four views of the subject and four views of its class.
+
+    Section `sheet` of the task "mvdreambooth". The subject is the object of the photos, such as one dog; its class is
+    all dogs.
+    """
 
     steps: int = Field(25, ge=1, le=1000, description="DDIM steps")
     guidance_scale: Guidance = 5.0
@@ -71,10 +79,11 @@ class MVDreamBoothConfig(PromptedConfig):
 
     @property
     def class_prompts(self) -> list[str]:
-        """Prompts of the class images, which the original prior samples; training on them preserves the class.
+        """Prompts of the class images: images of the subject's class, such as dogs, sampled by the original prior.
 
-        They are the option `tuning.class_prompts`, in which "{class}" is replaced by the class prompt. If there are
-        more prompts than class images, the last prompts are left out.
+        Training on class images preserves the class. The prompts are the option `tuning.class_prompts`, in which
+        "{class}" is replaced by the class prompt, such as "a dog". If there are more prompts than class images, the
+        last prompts are left out.
         """
         texts = self.tuning.class_prompts[: self.tuning.class_images]
         return [text.replace("{class}", self.class_prompt) for text in texts]

@@ -76,7 +76,7 @@ class _Context(FunctionCtx):
 class WeightDistance(torch.autograd.Function):
     """Sum of absolute ("l1") or squared ("l2") differences of two lists of tensors, as an autograd function.
 
-    The call is `apply(norm, originals, *weights)`. Gradients flow to `weights` only.
+    The call is `apply(norm, originals, *weights)`; it returns a scalar. Gradients flow to `weights` only.
 
     torch's functions on lists of tensors (foreach) need few kernel launches. The differences are as large as the
     weights, so the forward pass does not store them, and the backward pass computes them again.
@@ -176,7 +176,7 @@ class DreamBoothSystem(DenoisingSystem):
         return {name: p for name, p in self.unet.named_parameters() if p.requires_grad}
 
     def encode_prompt(self, prompt: str) -> Tensor:
-        """Return the embeddings (1, L, D) of a prompt, as `prior.encode_prompt` does.
+        """Return the embedding (1, L, D) of a prompt, L rows of D numbers, as `prior.encode_prompt` does.
 
         In contrast to `prior.encode_prompt`, gradients flow to the embedding of the identifier.
         """
@@ -229,7 +229,10 @@ class DreamBoothSystem(DenoisingSystem):
 
     @torch.no_grad()
     def sample_views(self, prompt: str) -> Tensor:
-        """Sample four views (4, S, S, 3) in [0, 1] around an object of `prompt`, from the same noise in each call."""
+        """Sample four views (4, S, S, 3) in [0, 1] around an object of `prompt`; S is the prior's image size in pixels.
+
+        Each call starts from the same noise.
+        """
         prior, o = self.model, self.config.sheet
         token_embeddings(prior)[self.token] = self.word
         c2w = orbit(N_VIEW, ELEVATION, 1.0, 1.0, 1, 1, azimuth=AZIMUTH).c2w
@@ -258,7 +261,7 @@ class DreamBoothSystem(DenoisingSystem):
 
 
 def run_status(config: MVDreamBoothConfig, resume: Path | None = None, quiet: bool = False) -> Status:
-    """Run a config without printing the path of the result, and return the final status of the run.
+    """Run the task mvdreambooth without printing the path of the result, and return the final status of the run.
 
     `resume` is the folder of the run to resume; None: a new run. `quiet`: print neither the names of the weight files
     that the run loads nor the progress.

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -24,11 +25,11 @@ FIRST_STEPS = 50  # number of steps after a change in which the first step with 
 
 
 class MeasuredSystem(GenerateSystem):
-    """LightningModule on the meta device, where tensors have shapes but no values, to measure the memory of a step.
+    """Variant of `GenerateSystem`, the LightningModule of text to 3D, that measures the memory of its steps.
 
-    Without values, empty space is unknown. Therefore every ray has the maximum number of samples, `march.samples`.
-    `device` is the device of the run: MLPs take the memory of the Triton kernel if it is used there, else that of
-    torch's layers.
+    It is on the meta device, where tensors have shapes but no values. Without values, empty space is unknown, so every
+    ray has the maximum number of samples, `march.samples`. `device` is the device of the run: MLPs take the memory of
+    the Triton kernel if it is used there, else that of torch's layers.
     """
 
     def __init__(self, config: GenerateConfig, prior: MetaPrior, device: torch.device) -> None:
@@ -61,10 +62,11 @@ class MeasuredSystem(GenerateSystem):
         self.render(turntable(self.config.result.turntable, 1), self.max_steps, training=False)
 
     def choose_chunks(self, free: float) -> None:
-        """If the option `march.chunk` is "auto", compute the chunk sizes, and store them in `chunks.measured`.
+        """Compute the chunk sizes for `free` bytes of memory if the option `march.chunk` is "auto"; else do nothing.
 
-        A chunk size is the number of ray samples that a render processes at a time, the largest for `free` bytes.
-        Renders without normals and, if the object has normals, those with normals each have one.
+        A chunk size is the largest number of ray samples that a render can process at a time in this memory. Renders
+        without normals have one and, if the object has normals, renders with normals have another. Both are stored in
+        the dict `chunks.measured`. Rasterised objects (meshes and 3D Gaussians) have none.
         """
         scene = self.field, self.background, self.material, self.config.march
         for normals, kind in ((False, "without normals"), (True, "with normals")):
@@ -109,9 +111,10 @@ def memory(
     system.choose_chunks((free_bytes(device) if free is None else free) - used)
     for size, step in distinct_steps(system):
         prior.measure_graph_memory(2 * len(system.training_rig(step).cameras))
-        found[f"step at {size} px"] = system.peak(lambda: system.distillation_loss(step).loss)  # noqa: B023
+        phase, peak = f"step at {size} px", system.peak(lambda: system.distillation_loss(step).loss)  # noqa: B023
+        found[phase] = max(found.get(phase, 0.0), peak)
         if launches is not None:
-            launches[f"step at {size} px"] = system.launches
+            launches[phase] = max(launches.get(phase, 0), system.launches)
     if (config.warm_steps or config.round_steps) and not system.field.rasterised:
         found["fit to views"] = system.peak(lambda: system.fit_loss(config.fit.rays))
         if launches is not None:
@@ -125,20 +128,26 @@ def memory(
 def distinct_steps(system: GenerateSystem) -> Iterator[tuple[int, int]]:
     """Yield the distillation steps to measure, as pairs (render size in pixels, step).
 
-    Schedules can change the render size and the number of scenes (groups of views) per step during a run. Each pair
-    (render size, number of scenes) is measured once, in the first step that has it. A lit (shaded) render takes more
-    memory, so if any of the FIRST_STEPS = 50 steps from there has a lit render, the first such step is measured.
+    During a run, the render size, the number of scenes (groups of views) per step and the use of normals can change.
+    One step is yielded for each combination of these three. Lit (shaded) renders need normals too. Whether a render is
+    lit can be random, so the first lit one of the 50 steps (FIRST_STEPS) after a change is taken, if there is one.
     """
     config, end = system.config, system.max_steps
     schedules = [
         value for value in (config.size, config.scenes_per_step, config.loss.orientation) if isinstance(value, dict)
     ]
     changes = [math.ceil(place) for schedule in schedules for place in key_steps(schedule, end).values()]
+    changes.append(getattr(config.material, "ambient_only_steps", 0))
     distilled, seen = range(config.warm_steps, config.warm_steps + config.distilled_steps), set()
-    for first in sorted({*distilled[:1], *(change for change in changes if change in distilled)}):
-        kind = system.size(first), piecewise_constant(config.scenes_per_step, first, end)
-        after = range(first, min(first + FIRST_STEPS, distilled.stop))
-        lit = (s for s in after if system.material.sample_shading(s, True, system.rng(s, "render")).lit)
+    starts = sorted({*distilled[:1], *(change for change in changes if change in distilled)})
+
+    def is_lit(step: int) -> bool:
+        return system.material.sample_shading(step, True, system.rng(step, "render")).lit
+
+    for first, following in pairwise([*starts, distilled.stop]):
+        step = next(filter(is_lit, range(first, min(first + FIRST_STEPS, following))), first)
+        normals = is_lit(step) or system.loss_weights(step)["orientation"] > 0
+        kind = system.size(step), piecewise_constant(config.scenes_per_step, step, end), normals
         if kind not in seen:
             seen.add(kind)
-            yield int(kind[0]), next(lit, first)
+            yield int(kind[0]), step

@@ -48,8 +48,8 @@ def optimise(
     Args:
         task: run of the task generate, with its config and folder.
         prior: diffusion model that guides the training.
-        text_embeddings: (n, L, D) embeddings of n = 2 to 7 texts with L tokens, in this order: prompt; negative
-            prompt; with the option `view_prompts`, prompts of the side, front, back and overhead view; if
+        text_embeddings: (n, L, D) embeddings of n = 2 to 7 texts, with L rows of D numbers each, in this order: prompt;
+            negative prompt; with the option `view_prompts`, prompts of the side, front, back and overhead view; if
             `config.empty_prompt` is True, the empty prompt.
         views: (V, H, W, 3) images in [0, 1] for the warm start, sampled by the prior; None: no warm start.
         cameras: V cameras of `views`; None: no warm start.
@@ -96,12 +96,12 @@ def optimise(
 
 
 def initialise_from(system: GenerateSystem, folder: Path) -> None:
-    """Initialise the object from the run in `folder`, and the background if its tensors have equal shapes in both runs.
+    """Initialise the object of `system` from an earlier run; `folder` is its run folder.
 
-    `folder` may also be a point cloud file for 3D Gaussians, which initialises the object only. With the option `edit`
-    (change the object of that run to fit a new prompt), also set `system.old_prompt_embedding` to the embedding
-    (1, L, D) of that run's prompt. Raises ConfigError if the file cannot be read, or if the representation of that run
-    cannot initialise the one of this run.
+    For 3D Gaussians, `folder` may also be a point cloud file. An earlier run also initialises the background, if its
+    tensors have equal shapes in both runs. With the option `edit` (change the object of the earlier run to fit a new
+    prompt), `system.old_prompt_embedding` is set to the embedding of the earlier run's prompt. Raises ConfigError if
+    the file cannot be read, or if the representation of the earlier run cannot initialise the one of this run.
     """
     if folder.is_file():
         system.field.init_from_file(folder)

@@ -30,15 +30,18 @@ MULTIVIEW = "Set camera.n_view=2 or more and a multi-view prior, such as prior.n
 class SystemConfig(Config):
     """Config section of the default system, which trains in the phases warm start, distillation and refinement.
 
-    A system is the LightningModule with the training step. The default one has no options; a plug-in system adds its
-    own in a subclass.
+    A system is the LightningModule with the training step of the task "generate". The default one has no options; a
+    plug-in system adds its own in a subclass.
     """
 
     name: str = "generate"
 
 
 class OptimizerConfig(Config):
-    """Options of the optimizer, with one learning rate for each group of parameters."""
+    """Options of the optimizer, with one learning rate for each group of parameters.
+
+    Section `optimizer` of the task "generate".
+    """
 
     name: str = Field(description="optimizer")
     encoding: Scheduled = Field(0.01, ge=0, description="learning rate of the field's encoding")
@@ -51,7 +54,10 @@ class OptimizerConfig(Config):
 
 
 class LossConfig(Config):
-    """Weights of the loss terms, as numbers or as schedules over the steps."""
+    """Weights of the loss terms, as numbers or as schedules over the steps.
+
+    Section `loss` of the task "generate". In its distillation phase, the loss is the weighted sum of these terms.
+    """
 
     distillation: Scheduled = Field(1.0, ge=0, description="weight of the distillation loss")
     orientation: Scheduled = Field(0.0, ge=0, description="weight of the orientation loss (Ref-NeRF); needs normals")
@@ -69,11 +75,11 @@ class LossConfig(Config):
 
 @dataclass(frozen=True)
 class LossWeights(Component):
-    """Type annotation of the config section `loss`, which validates it with a subclass of `LossConfig`.
+    """Annotation of the config section `loss` that makes pydantic validate it with a subclass of `LossConfig`.
 
-    The subclass is created when a config is validated. It has a weight for each loss term: the fields of `LossConfig`,
-    the registered components of the kind "regulariser", and the terms that the registered representations list in
-    `FieldConfig.losses`.
+    The subclass is created when a config is validated. It has one weight for each loss term: those of `LossConfig`, one
+    for each registered component of the kind "regulariser", and those that registered representations add, such as
+    "eikonal".
     """
 
     kind: str = "regulariser"
@@ -108,7 +114,10 @@ def _loss_model(weights: tuple[tuple[str, str], ...]) -> type[LossConfig]:
 
 
 class FitConfig(Config):
-    """Options of the fit of the object to images, in the warm start and in refinement."""
+    """Options of the fit of the object to images, in the warm start and in refinement.
+
+    Section `fit` of the task "generate".
+    """
 
     rays: int = Field(4096, ge=1, description="random pixels per step; meshes: about as many, in whole images")
     distortion: Scheduled = Field(
@@ -127,7 +136,10 @@ Sharpen = Annotated[
 
 
 class WarmStartConfig(Config):
-    """Options of the warm start: before distillation, the field is fitted to views that the prior samples."""
+    """Options of the warm start: before distillation, the field is fitted to views that the prior samples.
+
+    Section `warm_start` of the task "generate". The field is the representation of the object.
+    """
 
     share: float = Field(0.0, ge=0, le=1, description="fraction of trainer.max_steps; 0: none; multi-view priors only")
     groups: int = Field(
@@ -141,7 +153,10 @@ DEFAULT_DISTILLATION = "reconstruction"
 
 
 class RefineConfig(Config):
-    """Options of the final rounds in which the prior resamples views by img2img and the object is fitted to them."""
+    """Options of the final rounds in which the prior resamples views by img2img and the object is fitted to them.
+
+    Section `refine` of the task "generate".
+    """
 
     strengths: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
         (), description="img2img noise strength of each round; []: no refinement"
@@ -157,7 +172,10 @@ Azimuth = Annotated[float, Field(ge=-360, le=360)]
 
 
 class PreviewConfig(Config):
-    """Options of the views that the prior samples from the prompt at the beginning of a run."""
+    """Options of the views that the prior samples from the prompt at the beginning of a run.
+
+    Section `preview` of the task "generate".
+    """
 
     enabled: bool = Field(True, description="sample them; a warm start always does")
     steps: int = Field(30, ge=1, le=1000, description="DDIM steps from noise; fewer from a coarse prediction")
@@ -169,7 +187,7 @@ class PreviewConfig(Config):
 
 
 def registered(kind: str) -> AfterValidator:
-    """Return a pydantic validator: each name in a tuple must be a registered component of the kind `kind`."""
+    """Return a pydantic validator for a tuple of names: each must be a registered component of the kind `kind`."""
 
     def check(names: tuple[str, ...]) -> tuple[str, ...]:
         for name in names:
@@ -183,7 +201,10 @@ def registered(kind: str) -> AfterValidator:
 
 
 class ResultConfig(Config):
-    """Options of the files that are written at the end of a run."""
+    """Options of the files that are written at the end of a run.
+
+    Section `result` of the tasks "generate" and "image-to-3d".
+    """
 
     turntable: sections.OrbitCameraConfig = Field(
         sections.OrbitCameraConfig(n_view=60, distance=2.6, height=256, width=256),
@@ -373,7 +394,7 @@ class GenerateConfig(PromptedConfig):
 
     @property
     def round_steps(self) -> int:
-        """Number of steps per refinement round, which fits the object to img2img samples; 0 without refinement."""
+        """Number of steps of a refinement round, which fits the object to img2img samples; 0 without refinement."""
         return int(self.refine.share * self.trainer.max_steps) if self.refine.strengths else 0
 
     @property

@@ -65,9 +65,10 @@ class StepResult(NamedTuple):
 
 
 class Fit:
-    """Training loss that compares renders of the object in `scene` with V given images, such as views from the prior.
+    """Training loss that compares renders of an object with V given images, such as views sampled by the prior.
 
-    `images` are (V, H, W, 3) in [0, 1], and `cameras` are their V cameras.
+    `scene` is the LightningModule with the object, `images` are (V, H, W, 3) in [0, 1], and `cameras` are their V
+    cameras. The method `losses` returns the loss of a step.
     """
 
     def __init__(self, scene: Scene, cameras: Cameras, images: Tensor) -> None:
@@ -158,9 +159,10 @@ class Phase:
 
 
 def warm_start(scene: Scene, images: Tensor | None, cameras: Cameras | None) -> list[Phase]:
-    """Return a list with the `Phase` that fits the object to V images; an empty list if the run has no warm start.
+    """Return a list with the warm start as its only item, or an empty list if the run has no warm start.
 
-    `images` are (V, H, W, 3) in [0, 1], and `cameras` are their V cameras. Both are None without a warm start.
+    The warm start is a `Phase`, a range of steps with one loss, that fits the object of `scene` to V images. `images`
+    are (V, H, W, 3) in [0, 1], and `cameras` are their V cameras; both are None without a warm start.
     """
     if images is None or cameras is None or not scene.config.warm_steps:
         return []
@@ -179,7 +181,7 @@ ELEVATIONS = (0.0, 30.0)
 
 
 class Refinement:
-    """Refinement rounds at the end of a run.
+    """Refinement rounds at the end of a run. `phases` returns them as a list of `Phase` (range of steps with one loss).
 
     In each round the object is rendered from all around, the prior resamples the renders by img2img, and the object is
     fitted to the resampled images. The method follows MVEdit (arXiv 2403.12032) and Instruct-NeRF2NeRF (arXiv
@@ -239,8 +241,8 @@ class Refinement:
             rng: generator of the noise.
             first: True in step 0 of a run, which then only refines. The start of the samples depends on the object:
 
-                - New object: it is untrained and not rendered. Samples start from the latents of the coarse predictor,
-                  or from noise if the prior has none.
+                - New object: it is untrained and not rendered. Samples start from the latents of the coarse predictor
+                  (network of some priors that predicts latents without denoising), or from noise if there is none.
                 - Object of another run that this run edits (option `edit`): its renders still show the old prompt. If
                   the prior has a coarse predictor, its latents for the new prompt minus those for the old prompt are
                   added to the latents of the renders.

@@ -99,8 +99,9 @@ class Scene(System):
     Attributes:
         field: representation that is optimised, such as a hash grid or a mesh.
         occupancy: grid of the cells with density, so that rays skip empty space; None for meshes or if disabled.
-        text_embeddings: (2, L, D) embeddings of prompt and negative prompt, in this order; with view prompts (6, L, D),
-            followed by the prompts of the side, front, back and overhead view, such as "PROMPT, side view".
+        text_embeddings: (2, L, D) embeddings, with L rows of D numbers each, of prompt and negative prompt in this
+            order; with view prompts (6, L, D), followed by the prompts of the side, front, back and overhead view, such
+            as "PROMPT, side view".
         prior: frozen diffusion model; not a registered submodule, so checkpoints do not contain it.
         matte: frozen network that predicts the opacity of the object in images; None: not used. Not a registered
             submodule.
@@ -243,7 +244,8 @@ class Scene(System):
     def needs_variance(self) -> bool:
         """Whether a loss with nonzero weight may use the variance of the depth along a ray.
 
-        Losses in `WITHOUT_VARIANCE` do not use it. All others (`z_variance`, and losses of plug-ins) may use it.
+        The losses "distillation", "orientation", "sparsity", "opaque" and "eikonal" do not use it (WITHOUT_VARIANCE).
+        All others ("z_variance", and losses of plug-ins) may use it.
         """
         loss = self.config.loss
         return any(getattr(loss, name) != 0 for name in type(loss).model_fields if name not in WITHOUT_VARIANCE)

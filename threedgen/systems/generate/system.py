@@ -46,9 +46,9 @@ class GenerateSystem(Scene):
         """Build the untrained object and the phases of its training.
 
         Args:
-            text_embeddings: (n, L, D) embeddings of n = 2 to 7 texts with L tokens, in this order: prompt; negative
-                prompt; with the option `view_prompts`, prompts of the side, front, back and overhead view; if
-                `config.empty_prompt` is True, the empty prompt.
+            text_embeddings: (n, L, D) embeddings of n = 2 to 7 texts, with L rows of D numbers each, in this order:
+                prompt; negative prompt; with the option `view_prompts`, prompts of the side, front, back and overhead
+                view; if `config.empty_prompt` is True, the empty prompt.
             views: (V, H, W, 3) images in [0, 1] for the warm start, sampled by the prior; None: no warm start.
             view_cameras: V cameras of `views`; None: no warm start.
         """

@@ -53,7 +53,7 @@ def first_view(config: GenerateConfig, prior: Prior) -> Tensor | None:
     """Return the image of the config as the first view (1, H, W, 3) in [0, 1]; None if the config has no image.
 
     The object is cut out and placed on grey; H = W is the image size of the prior. Raises ConfigError if there is an
-    image and the prior cannot complete views.
+    image and the prior cannot sample new views from known ones.
     """
     image = config.first_view
     if image is None:
@@ -66,14 +66,18 @@ def first_view(config: GenerateConfig, prior: Prior) -> Tensor | None:
 
 @torch.no_grad()
 def best_object_size(config: GenerateConfig, prior: Prior, cut: Tensor) -> float:
-    """Return the size of the object in the first view: its longer side as a fraction of the image side.
+    """Return the size to give the object in the first view: its longer side as a fraction of the image side.
 
-    The scale must fit the other views, in which a long object is larger than from the front. For each size from 0.4 to
-    0.85, the cut-out object `cut`, RGBA (h, w, 4) in [0, 1], is placed on grey at this size. From the latents x of this
-    image an object code (a vector of what the prompt leaves unspecified) is computed, and from prompt and code the
-    coarse predictor predicts the latents again: y. With the latents g of an empty grey image, the size with the lowest
-    log(|x - y|^2 / |x - g|^2) is chosen, after a penalty is added for sizes far from 0.7. Without a coarse predictor,
-    the size is 0.7.
+    `cut` is the cut-out object, RGBA (h, w, 4) in [0, 1]. The size must fit the other views, in which a long object is
+    larger than from the front. The result is 0.7 if the prior has no coarse predictor, a network that predicts latents
+    without denoising. Otherwise sizes from 0.4 to 0.85 are tried:
+
+    1. The object is placed on grey at this size, and the image is encoded to latents x.
+    2. An object code (vector of what the prompt leaves unspecified) is computed from x.
+    3. The coarse predictor predicts latents y from the prompt and the code.
+
+    With g the latents of an empty grey image, the result is the size with the lowest log(|x - y|^2 / |x - g|^2) plus a
+    penalty for sizes far from 0.7.
     """
     size, count = prior.image_size, len(OBJECT_SIZES)
     c2w = view_cameras(config, 1, size).c2w[:1].expand(count, -1, -1)
@@ -101,8 +105,8 @@ def sample_views(
 ) -> tuple[Tensor | None, Cameras | None]:
     """Sample views of the object from the prompt, in groups of `camera.n_view` views. Cache them in the run folder.
 
-    With a warm start and a prior that can complete views, the number of groups is `warm_start.groups`, otherwise 1. The
-    first group is written to preview.png.
+    With a warm start and a prior that can sample new views from known ones, the number of groups is
+    `warm_start.groups`, otherwise 1. The first group is written to preview.png.
 
     Args:
         text_embeddings: (n, L, D) embeddings; the first is of the prompt, the second of the negative prompt.
@@ -209,9 +213,9 @@ def sharpen(images: Tensor, amount: float) -> Tensor:
 
 
 def object_text(folder: Path, prior: Prior) -> Tensor:
-    """Return the embedding (1, L, D) of the prompt of the run in `folder`, as stored there.
+    """Return the embedding (1, L, D) of a run's prompt, which is stored in the run folder `folder`.
 
-    Its last row is the object code of that run, a vector of what the prompt leaves unspecified.
+    The last of its L rows is the object code of that run, a vector of what the prompt leaves unspecified.
 
     Raises ConfigError if the run has another prior, or if the prior has no object codes.
     """

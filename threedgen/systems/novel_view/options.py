@@ -21,7 +21,10 @@ from threedgen.systems.train.options import Count, Guidance, Share, TrainConfig,
 
 
 class PixelsConfig(Config):
-    """Options of X-UNet, the novel-view network of 3DiM, which denoises pixels."""
+    """Options of X-UNet, the novel-view network of 3DiM, which denoises pixels.
+
+    Section `model` of the task "train-threedim" with name=pixels.
+    """
 
     name: Literal["pixels"] = "pixels"
     start: str | None = Field(None, min_length=1, description="weights to start from; null: a new network")
@@ -41,7 +44,10 @@ class PixelsConfig(Config):
 
 
 class LatentsConfig(Config):
-    """Options of a novel-view network that denoises latents: the UNet of a multi-view prior such as MVDream."""
+    """Options of a novel-view network that denoises latents: the UNet of a multi-view prior such as MVDream.
+
+    Section `model` of the task "train-threedim" with name=latents.
+    """
 
     name: Literal["latents"] = "latents"
     start: MultiviewWeights = Field("toybox-prior", min_length=1, description="multi-view prior to start from")
@@ -52,7 +58,10 @@ class LatentsConfig(Config):
 
 
 class PairTrainingConfig(Config):
-    """Options of the training of 3DiM (arXiv 2210.04628, section 7.2). The defaults are those of the paper."""
+    """Options of the training of 3DiM (arXiv 2210.04628, section 7.2). The defaults are those of the paper.
+
+    Section `training` of the task "train-threedim": batch size, learning rate, weight average and noise levels.
+    """
 
     batch: Count = Field(128, description="pairs per step and device")
     learning_rate: float = Field(1e-4, gt=0, description="learning rate after the warm-up")

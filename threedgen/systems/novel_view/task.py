@@ -7,7 +7,7 @@ be good in every other metric.
 
 RUN/bank/           cache of views, encoded if the model works on latents; safe to delete
 RUN/samples.png     held-out scenes: condition, sampled views and true views
-RUN/model/          averaged weights; the option `sampler.weights` of other tasks takes this folder
+RUN/model/          averaged weights; image-to-3d takes this folder as `weights`, consistency as `sampler.weights`
 """
 
 from collections.abc import Callable
@@ -158,7 +158,8 @@ def pair_loss(
 class PairSystem(AveragedSystem):
     """LightningModule that trains a novel-view model, and averages its weights over the steps (EMA).
 
-    Noise levels are sampled from a continuous range of log signal-to-noise ratios, not from T time steps.
+    `model` predicts one view of a scene from another view of it, and `cache` has the training views. Noise levels are
+    sampled from a continuous range of log signal-to-noise ratios, not from T time steps.
     """
 
     stage = "novel views"

@@ -40,15 +40,16 @@ def axis_vector(name: str) -> Array:
 class MeshFrame:
     """Transform of points p in a mesh file to world coordinates (z up): zoom * (scale * rotation @ p - centre).
 
+    `rotation` turns the axes `up` and `front` of the file to +z and +x.
+
     Attributes:
         up, front: axes of the file that become +z and +x in the world, such as "+y".
         scale: metres per unit of the file.
         centre: (3,) centre of an object in metres, before `zoom`; 0 for a scene.
-        zoom: factor that scales an object to the size that the prior expects; 1 for a scene.
-        export_axes: axes (up, front) of the file that `for_file` maps to +z and +x; None: `up` and `front`. For GLB,
-            glTF and OBJ files, `of` sets ("+y", "+z"), the axes of exported files, so that an exported file has the
-            orientation of the original one even if `up` or `front` is unusual. For other formats, it sets `up` and the
-            front that is usual with this up axis.
+        zoom: factor that makes the longest side of an object 1; 1 for a scene.
+        export_axes: pair (up, front) of axes of the file that replaces `up` and `front` when a mesh is exported; None:
+            `up` and `front`. With ("+y", "+z"), a GLB file that is exported has the orientation of the original GLB,
+            glTF or OBJ file, whatever `up` and `front` are.
     """
 
     up: str = "+z"
@@ -60,10 +61,12 @@ class MeshFrame:
 
     @classmethod
     def of(cls, config: SamplingConfig, scale: float = 1.0) -> "MeshFrame":
-        """Create the transform from the mesh options of a config. Raises ConfigError if up and front axis are parallel.
+        """Create the transform for the mesh file of a config. It only turns and scales: `centre` is 0 and `zoom` is 1.
 
-        `scale` is in metres per unit of the file. If the option `up` or `front` is "auto", the usual axis of the file
-        format is used. The result has no translation and no zoom.
+        The up and the front axis are the options `up` and `front`. If `up` is "auto", the up axis is +y for GLB, glTF
+        and OBJ files, else +z. If `front` is "auto", the front axis is +z; if +z or -z is up, it is -y for an object
+        and +x for a scene. `scale` is in metres per unit of the file. Raises ConfigError if up and front axis are
+        parallel.
         """
         y_up = config.mesh is not None and Path(config.mesh).suffix.lower() in (".glb", ".gltf", ".obj")
         up = config.up if config.up != "auto" else "+y" if y_up else "+z"
@@ -80,11 +83,12 @@ class MeshFrame:
         return np.stack([front, np.cross(up, front), up])
 
     def for_file(self, mesh: TexturedMesh) -> TexturedMesh:
-        """Transform a mesh from world coordinates back to the place, size and orientation in its file, for export.
+        """Transform a mesh from the world back to its place, size and orientation in the mesh file, to export it.
 
-        The result still has z up; the file writers convert the axes. Its vertices are float32, which is too coarse for
-        an object far from the origin. The vertices of such an object are relative to the attribute `offset` of the
-        result; for other meshes `offset` is 0.
+        Lengths in the result are in units of the file. The result is turned as the file writers expect: the axes
+        `export_axes` of the file (None: `up` and `front`) are its +z and +x. If the mesh is farther from the origin
+        than about 100 times its size, its float32 vertices are relative to `offset`, an attribute (3,) of the result,
+        so that they stay exact; otherwise `offset` is 0.
         """
         points, centre = mesh.vertices.astype(np.float64) / self.zoom, np.array(self.centre)
         far = np.abs(centre).max() > MAX_RELATIVE_DISTANCE * np.abs(points).max()
@@ -125,7 +129,7 @@ class MeshFrame:
 class SourceMesh:
     """Triangle mesh of all parts of a file in world coordinates (z up). Its surface may be open or closed.
 
-    A scene is in metres. An object is centred and scaled to the size that the prior expects.
+    A scene is in metres. An object is centred and scaled, so that its longest side is 1.
 
     Attributes:
         vertices: (V, 3) float32.

@@ -30,9 +30,10 @@ Angles = tuple[Annotated[float, Field(ge=-360, le=360)], Annotated[float, Field(
 
 
 def read_lines(value: object) -> object:
-    """Read a text file: replace a string, its path, by a tuple of its lines. Return other values unchanged.
+    """Validate an option that is a list of texts or the path of a text file: replace a path by the lines of the file.
 
-    Empty lines and comments (#) are left out. Raises ValueError if the file has no other lines or cannot be read.
+    A string is a path; the result is a tuple of the lines, without empty lines and comments (#). Other values are
+    returned unchanged. Raises ValueError if the file has no other lines or cannot be read.
     """
     if not isinstance(value, str):
         return value
@@ -59,7 +60,11 @@ def check_ring(views: int, fov: float, name: str) -> None:
 
 
 class SamplingConfig(PromptedConfig):
-    """Base class of the options of tasks that sample views: conditions (text, image, mesh), steps and guidance."""
+    """Base class of the options of tasks that sample views: conditions (text, image, mesh), steps and guidance.
+
+    Examples are the tasks "sample" and "texture". Their subclasses add the option `rig`, the set of cameras, and call
+    `check_rig` to reject options that have no effect with the chosen rig.
+    """
 
     prior: Annotated[Any, Component("prior", "mvdream", SAMPLERS)] = Field({}, description="diffusion prior")
     prompts: Lines = Field((), description="one prompt per view of a scene, instead of prompt: text file, or list")
@@ -166,7 +171,10 @@ class SamplingConfig(PromptedConfig):
 
 
 class OrbitConfig(Config):
-    """Options of evenly spaced views around an object at one elevation."""
+    """Options of evenly spaced views around an object at one elevation, for the task "sample".
+
+    They are the number of views, the elevation, and the azimuth of the first view.
+    """
 
     name: Literal["orbit"] = Field("orbit", description="evenly spaced views around an object")
     n_view: int = Field(4, ge=0, le=64, description="views of one object; 0: one image of the 2D model")
@@ -175,7 +183,10 @@ class OrbitConfig(Config):
 
 
 class AnglesConfig(Config):
-    """Options of views of an object at given angles."""
+    """Options of views of an object at given angles, for the task "sample".
+
+    They are the azimuth and elevation of each view, and the image size. The views are sampled by MV-Adapter.
+    """
 
     name: Literal["angles"] = Field("angles", description="views of an object at given angles")
     views: Annotated[tuple[Angles, ...], Field(min_length=1, max_length=64)] | None = Field(
@@ -186,7 +197,10 @@ class AnglesConfig(Config):
 
 
 class FilmConfig(Config):
-    """Options of a video that turns once to the right, from the first view of a panorama."""
+    """Options of the video of a panorama, for the task "sample": number of frames, field of view, image size.
+
+    The camera turns once to the right, from the direction of the first view of the panorama.
+    """
 
     frames: int = Field(720, ge=1, le=10_000, description="frames of the turn")
     fps: int = Field(60, ge=1, le=120, description="frames per second")
@@ -196,7 +210,11 @@ class FilmConfig(Config):
 
 
 class PanoramaConfig(Config):
-    """Options of a panorama: views all around one place, sampled from text or around an image."""
+    """Options of a panorama: views all around one place, sampled from text or around an image, for the task "sample".
+
+    They are the number, the field of view and the size of the views, the field of view of the given image, the height
+    of the stitched image, and the video.
+    """
 
     name: Literal["panorama"] = Field("panorama", description="views all around one place")
     views: int = Field(8, ge=2, le=64, description="views, evenly spaced; weights are trained for one number")

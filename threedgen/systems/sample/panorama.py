@@ -163,7 +163,7 @@ def warp_image(image: Tensor, fov: float, K: Tensor, R: Tensor, size: int) -> tu
 
 
 def resize_intrinsics(K: Tensor, x: float, y: float) -> Tensor:
-    """Scale K (3, 3) for an image whose width changes by the factor `x` and its height by the factor `y`.
+    """Scale intrinsics K (3, 3) for an image whose width changes by the factor `x` and its height by the factor `y`.
 
     In both the given and the returned matrix, the centre of the first pixel is at (0, 0).
     """

@@ -50,8 +50,8 @@ class Frames:
         depth: (N, H, W) in metres along the viewing axis; 0 where unknown.
         prompts: N prompts, one per frame.
         names: N file names of the frames without suffix, such as "0012".
-        keys: indices of the key frames, which are sampled first, as a ScanNet folder lists them; None: it lists fewer
-            than two, or there is no such folder. Then `choose_keys` selects key frames.
+        keys: indices of the key frames (frames that are sampled first) if a ScanNet folder lists two or more, else
+            None: `choose_keys` then selects key frames.
     """
 
     cameras: Cameras
@@ -162,7 +162,8 @@ def depth_of_mesh(source: SourceMesh, cameras: Cameras) -> Tensor:
 def scannet_frames(config: TextureConfig, rig: PathConfig, folder: Path, notes: list[str]) -> Frames:
     """Read frames (cameras, depth and captions) from a ScanNet folder. Warnings are appended to `notes`.
 
-    Prompts of the config replace the captions of the folder. Raises ConfigError if the folder cannot be used.
+    The frames are the listed key frames and every `rig.every`-th frame (None: every 20th) of those with depth. Prompts
+    of the config replace the captions of the folder. Raises ConfigError if the folder cannot be used.
     """
     key_files = [path.name for path in sorted(folder.glob("key_frame_*.txt"))]
     key_file = KEY_FILE if KEY_FILE in key_files or not key_files else key_files[0]
@@ -191,11 +192,11 @@ def scannet_frames(config: TextureConfig, rig: PathConfig, folder: Path, notes: 
 
 
 def choose_keys(frames: Frames, min_overlap: float) -> list[int]:
-    """Return the indices of the key frames, which are sampled first.
+    """Return the indices of the key frames, which are sampled first: `frames.keys`, unless it is None.
 
-    They are `frames.keys`. If this is None, they include the first and the last frame, and consecutive key frames
-    overlap by at least `min_overlap`, unless they are neighbouring frames. The overlap of two frames is the smaller of
-    two fractions: of the pixels of each frame, those that reproject into the image of the other frame.
+    If it is None, the first and the last frame are key frames. Others are selected between them, so that consecutive
+    key frames overlap by at least `min_overlap`, unless they are neighbouring frames. The overlap of two frames is the
+    smaller of two fractions: of the pixels of each frame, those that reproject into the image of the other frame.
     """
     if frames.keys is not None:
         return list(frames.keys)
@@ -204,11 +205,11 @@ def choose_keys(frames: Frames, min_overlap: float) -> list[int]:
 
 
 def check_overlap(frames: Frames, keys: Sequence[int], min_overlap: float, key: str) -> list[str]:
-    """Return a list with one warning that names pairs of consecutive key frames with little overlap, or an empty list.
+    """Return a list with one warning, which names consecutive key frames with little overlap; [] if there are none.
 
     The overlap of two frames is the smaller of two fractions: of the pixels of each frame, those that reproject into
-    the image of the other frame. `min_overlap` or less is little. `keys` are the indices of the key frames. Raises
-    ConfigError if all pairs have little overlap; `key` is the config key that the error names.
+    the image of the other frame. It is little if it is at most `min_overlap`. `keys` are the indices of the key frames.
+    If all pairs have little overlap, ConfigError is raised instead, for the config key `key`.
     """
     found = [overlap(frames.depth, frames.cameras, *pair) for pair in zip(keys, keys[1:], strict=False)]
     apart = [n for n, share in enumerate(found) if share <= min_overlap]
@@ -223,7 +224,8 @@ def auto_path(source: SourceMesh, rig: PathConfig) -> Cameras:
     """Return `rig.frames` perspective cameras on a small circle in the free space inside a mesh.
 
     The centre of the circle is far from all surfaces (`interior`). Each camera looks across the centre to the other
-    side, first tilted downwards and at the end upwards. Raises ConfigError if the mesh has no free interior.
+    side. The pitch changes evenly, from downwards at the first camera to upwards at the last. Raises ConfigError if the
+    mesh has no free interior.
     """
     centre, free = interior(source)
     n = torch.arange(rig.frames, dtype=torch.float32)

@@ -92,9 +92,9 @@ class MeshViews(NamedTuple):
 def read_views(config: TextureConfig, rig: SidesConfig) -> MeshViews | PosedPhotos | None:
     """Read the images at the path `config.views`. Return None if this option is not set.
 
-    - If the path is or contains a file of photo poses (transforms.json or a COLMAP model, see `posed_source`), read
-      this file and the image headers, and return PosedPhotos. `place_photos` reads the pixels later. The photos are
-      reduced if their longer side has more than `rig.size` pixels.
+    - If the path is or contains a file of photo poses (transforms.json or a COLMAP model), read this file and the image
+      headers, and return PosedPhotos, which reads the pixels later. Photos are reduced if their longer side has more
+      than `rig.size` pixels.
     - Otherwise read six images SIDE.png, such as front.png, completely, and return MeshViews.
 
     Raises ConfigError if a file is missing or cannot be used.
@@ -124,10 +124,10 @@ def read_sides(folder: Path) -> MeshViews:
 
 
 def outlines(views: MeshViews) -> tuple[Array, list[int]]:
-    """Return small bool masks (K, h, w), True for the object, to compare outlines, and the indices of their K images.
+    """Return small bool masks (K, h, w), True for the object, to compare outlines, and the indices of the K images.
 
-    The longer side of a mask has `OUTLINE_SIZE` = 96 pixels. K is below the number of images if the object cannot be
-    separated in some of them, by transparency or by a background of one colour.
+    The longer side of a mask has `OUTLINE_SIZE` = 96 pixels. Images are left out if the object cannot be separated,
+    either by transparency or by a background of one colour.
     """
     at = views.cameras
     scale = OUTLINE_SIZE / max(at.height, at.width)

@@ -16,14 +16,22 @@ Poses = Literal["c2w", "w2c"]
 
 
 class SidesConfig(Config):
-    """Options of texturing an object from six orthographic views: front, right, back, left, top, bottom."""
+    """Options of texturing an object from six orthographic views: front, right, back, left, top, bottom.
+
+    This rig (set of cameras) belongs to the task "texture". Its option is the size of the views in pixels; it is also
+    the maximum size of photos that the user gives instead of the views.
+    """
 
     name: Literal["sides"] = Field("sides", description="six orthographic sides of an object")
     size: int = Field(768, ge=64, le=2048, description="side of the maps and of a sampled view in pixels")
 
 
 class PathConfig(Config):
-    """Options of perspective cameras along a path in a scene."""
+    """Options of perspective cameras along a path in a scene.
+
+    This rig (set of cameras) belongs to the task "texture". The cameras are those of a file, of a ScanNet folder, or of
+    an automatic path. Other options are the image size, and the number of frames that are sampled together.
+    """
 
     name: Literal["path"] = Field("path", description="perspective cameras along a path in a scene")
     file: str = Field(AUTO, min_length=1, description="cameras.json in mesh coordinates; auto: around in the room")
@@ -70,10 +78,11 @@ class TextureConfig(SamplingConfig):
 
     @property
     def samples(self) -> bool:
-        """Whether the prior samples the images for the texture.
+        """Whether the prior (diffusion model) samples the images for the texture.
 
-        False if the user gives the images, or if an object has neither prompt nor image; in this case only position and
-        normal maps of the mesh are written.
+        The images of a scene are always sampled. Those of an object are sampled if there is a prompt or an image, and
+        the user gives no views. Without prompt, image and views there is no texture: only position and normal maps of
+        the mesh are written.
         """
         condition = self.prompt.strip() or self.image is not None
         return self.rig.name == "path" or self.views is None and bool(condition)

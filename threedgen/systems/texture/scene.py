@@ -198,11 +198,11 @@ MAX_DEGENERATE = 0.01  # maximum fraction of the surface that has no area in the
 
 
 def with_uv(source: SourceMesh, texture: int, choice: str = "auto") -> tuple[TexturedMesh, str]:
-    """Return the mesh with texture coordinates (UV), and a text for the user with the origin of the coordinates.
+    """Return the mesh with texture coordinates (UV), and a text that tells the user where the coordinates come from.
 
     `texture` is the side of the texture in texels. `choice` is "own" (coordinates of the file), "unwrap" (new
-    coordinates), or "auto" ("own" if the file's are usable, else "unwrap"). Raises ConfigError if `choice` is
-    "own" and the file's coordinates are not usable, or if unwrapping fails.
+    coordinates), or "auto" ("own" if the file's are usable, else "unwrap"). Raises ConfigError if `choice` is "own" and
+    the file's coordinates are not usable, or if unwrapping fails.
     """
     fault = "" if choice == "unwrap" else uv_fault(source, texture)
     if choice == "own" and fault:
@@ -255,8 +255,8 @@ def render_consistent(
         options: rules of the projection, such as the unused margin beside depth edges and the maximum depth error.
         cameras: cameras of the N images.
         images: (N, H, W, 3) in [0, 1].
-        known: (N,) bool, True for images that alone determine the texture where they show the mesh; None: all images
-            are equal.
+        known: (N,) bool, True for images with priority: where they show the mesh, the texture comes from them alone.
+            None: all images are equal.
 
     Returns:
         Renders (N, H, W, 3) in [0, 1].

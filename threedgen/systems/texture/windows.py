@@ -149,8 +149,8 @@ class WindowSampler:
     def sample_all(self, folder: Path, quiet: bool) -> None:
         """Sample all windows that have a new frame without an image, so that a stopped run continues where it stopped.
 
-        The new frames of a window (`Window.new`) are added to `images` and written to folder/NAME.png, where NAME is
-        the name of the frame. `quiet`: show no progress. Raises Stopped after Ctrl-C.
+        The new frames of a window, which no earlier window has sampled, are added to `images` and written to
+        folder/NAME.png, where NAME is the name of the frame. `quiet`: show no progress. Raises Stopped after Ctrl-C.
         """
         waiting = [k for k, window in enumerate(self.windows) if any(n not in self.images for n in window.new)]
         steps = total_steps(self.config.steps, self.model.draft, self.config.synchronise)

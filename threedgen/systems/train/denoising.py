@@ -31,7 +31,7 @@ class Batch:
         latents: (B, C, h, w) clean latents, C channels of h x w latent pixels.
         t: (B,) int64 time steps in [0, T), T the number of time steps of the noise schedule.
         noise: (B, C, h, w) unit Gaussian noise.
-        text: (B, L, D) encoded captions of L tokens.
+        text: (B, L, D) encoded captions, D features of each of L tokens.
         condition: further keyword arguments of the network by name, such as "camera" (camera vectors of the images, or
             MV-Adapter's maps of camera rays or mesh geometry).
         weights: (B,) weight of the squared error of each image; None: all are 1.
@@ -56,14 +56,16 @@ class Sheet(NamedTuple):
 class DenoisingSystem(AveragedSystem):
     """Base class of the LightningModules that train parts of a latent diffusion model to denoise.
 
-    A subclass defines `batch` and registers the modules that train. It may override `predict`, `save` and
-    `sample_sheet`.
+    A subclass registers the modules that train, and defines `batch(step)`, which returns the `Batch` (latents, noise
+    and conditions) of a training step. It may override `predict`, which returns the output of the network for noisy
+    latents, `save`, which writes the trained weights to a folder, and `sample_sheet`, which returns sample images.
 
     Attributes:
         model: the diffusion model. It is no registered submodule, so checkpoints do not contain its frozen networks.
-        timestep_power: exponent p of the time steps T u^p, with u uniform in [0, 1); above 1 favours low noise.
-        timestep_logit_normal: (mean, standard deviation) of a normal distribution of logit(t / T), used instead of
-            T u^p; None: T u^p.
+        timestep_power: exponent p of random time steps t = T u^p, with T the number of time steps of the noise schedule
+            and u uniform in [0, 1); p above 1 favours low noise.
+        timestep_logit_normal: (mean, standard deviation) of a normal distribution of logit(t / T), used instead of T
+            u^p; None: T u^p.
         view_noise: probabilities that views of one object have different noise levels, see `view_timesteps`.
     """
 
@@ -100,8 +102,8 @@ class DenoisingSystem(AveragedSystem):
     def denoising_loss(self, batch: Batch) -> Tensor:
         """Add noise to the latents of a batch; return the mean squared error of the network's output, a scalar.
 
-        The target of the output is the noise or v, as the noise schedule of `model` says. `batch.weights` weight the
-        errors of the images.
+        The target of the output is the noise or the velocity v (v-prediction), as the noise schedule of `model` says.
+        `batch.weights` weight the errors of the images.
         """
         schedule = self.model.schedule.to(self.device)
         z, t, noise = (to_device(part, self.device) for part in (batch.latents, batch.t, batch.noise))
@@ -136,7 +138,7 @@ class DenoisingSystem(AveragedSystem):
         """Write the trained weights to `folder`. `validate` calls it while the averaged weights are in place."""
 
     def sample_sheet(self) -> Sheet:
-        """Return the content of samples.png. Without images the file is not written."""
+        """Return the images and labels of samples.png. The base class returns none, so that no file is written."""
         return Sheet((), 1, ())
 
 

@@ -93,7 +93,16 @@ class MaskedViews:
 
 
 class MaskCache(LatentCache):
-    """Disk cache of the latents of whole views, of the latents of the same views with a grey hole, and of captions."""
+    """Disk cache of training data for inpainting models: VAE latents of views with and without a hole, and captions.
+
+    Each view is stored whole and with a grey hole. An example is rendered and encoded when it is first used.
+
+    Args:
+        folder: folder of the cache files.
+        views: source of the views, their holes and their captions.
+        vae: autoencoder that encodes the images.
+        size: side of the images in pixels.
+    """
 
     def __init__(self, folder: Path, views: MaskedViews, vae: AutoencoderKL, size: int) -> None:
         super().__init__(folder, views, vae, size, len(views))

@@ -199,12 +199,14 @@ def add_adapter(config: TrainMVAdapterConfig, model: MVAdapter) -> AdaptedUNet:
 def trained_adapter(config: TrainMVAdapterConfig, model: MVAdapter, settings: AdapterSettings) -> AdaptedUNet:
     """Add the adapter in the file `config.adapter` to the model's UNet, and return the UNet with the trainable adapter.
 
-    `settings` of the new training, such as the kind of condition maps, replace those in the file. If the config has
-    `guider_fine` and the file has only the condition guider (encoder of condition maps for the UNet's feature maps), an
-    untrained fine guider is added, a second encoder whose output is added to that of the UNet's first layer.
+    `settings` of the new training, such as the kind of condition maps, replace those in the file. The condition guider
+    of an adapter encodes the condition maps for the levels of the UNet; a fine guider encodes them for the output of
+    the UNet's first layer. If the config has `guider_fine`, and the file has a condition guider but no fine guider, an
+    untrained fine guider is added.
 
-    Raises ConfigError if the adapter does not fit the UNet, or has other attention branches than the config. A value of
-    `guider_downscale` must be that of the adapter's condition guider, else ConfigError is raised too.
+    Raises:
+        ConfigError: the adapter does not fit the UNet, has other attention `branches` (to other views, to a reference
+            image) than the config, or has a condition guider with another `guider_downscale` than the config sets.
     """
     file = locate("adapter", str(config.adapter))
     network = load_adapter(file, model.unet, model.factor, **asdict(settings))

@@ -56,12 +56,14 @@ SHEET_SCENES, SHEET_STEPS = 2, 30
 class SceneData:
     """Cached training data of all scenes at one image size (full or half): VAE latents of views, and captions.
 
+    The first stage of the training is a LoRA on single views, the second stage the attention between views.
+
     Attributes:
         cache: latents of the views of each scene.
-        masks: for the first stage of a model with a mask input: latents of each view, and of the same view with a
-            random unknown region, which is grey; None for other models.
-        photos: for the second stage of such a model: latents of the first view of each scene, and of the same view with
-            grey around a central rectangle (or, in a quarter of the scenes, no grey); None for other models.
+        masks: for the first stage of an inpainting model: latents of each view, and of the same view with a random
+            unknown region, which is grey; None for other models.
+        photos: for the second stage of an inpainting model: latents of the first view of each scene, and of the same
+            view with grey around a central rectangle (or, in a quarter of the scenes, no grey); None for other models.
     """
 
     cache: SceneCache
@@ -74,7 +76,11 @@ DataBySize = Sequence[tuple[float, SceneData]]
 
 
 class MVDiffusionSystem(DenoisingSystem):
-    """Base class of the LightningModules of both training stages. It samples the image size of a step, full or half."""
+    """Base class of the LightningModules of train-mvdiffusion, for both stages: single views, attention between views.
+
+    It samples the image size of a step, full or half (`choose_image_size`). A subclass sets `data`, which has the
+    training data of each image size, and defines `batch(step)`, which returns the `Batch` of a step.
+    """
 
     model: MVDiffusion
     data: DataBySize
@@ -82,8 +88,8 @@ class MVDiffusionSystem(DenoisingSystem):
     def choose_image_size(self, step: int) -> tuple[float, SceneData]:
         """Sample the image size of a step, full or half. Return its probability, and all training data of this size.
 
-        `step` times the probability estimates how many earlier steps had this size. From this number, callers compute
-        how many cached scenes the step can use (`available_entries`).
+        The probability times `step` estimates how many earlier steps had the same image size. Callers compute from this
+        number how many cached scenes the step can use.
         """
         return choose_by_share(self.data, self.numpy_rng(step, "size").random())
 
@@ -92,7 +98,7 @@ class MVDiffusionSystem(DenoisingSystem):
 
 
 class SingleViewSystem(MVDiffusionSystem):
-    """LightningModule of the first of two training stages, on single views, without attention between views.
+    """LightningModule of the first stage of train-mvdiffusion, on single views, without attention between views.
 
     It trains the LoRA `lora`, and the whole first convolution of the UNet, which may have more input channels than the
     2D model (depth, or a mask and the latents of the known part).
@@ -138,14 +144,17 @@ def sample_views(
 
 
 class ViewsSystem(MVDiffusionSystem):
-    """LightningModule of the second stage. It trains attention between views, and the optional branch for known views.
+    """LightningModule of the second stage of train-mvdiffusion. It trains the attention between the views of a scene.
 
-    Known views are clean images on which the other views are conditioned.
+    If the network has a branch for known views (clean images on which the other views are conditioned), this is trained
+    too.
 
     Args:
-        difference: {name: tensor} of all changes of the UNet against the 2D model, weights of its first convolution and
-            LoRA matrices, which are saved with the attention blocks; None: the whole UNet is saved instead.
+        data: pairs (fraction of the steps, training data of one image size).
+        difference: {name: tensor} of all changes of the UNet against the 2D model, which are saved with the attention
+            blocks: weights of its first convolution and LoRA matrices. None: the whole UNet is saved instead.
         lora: LoRA of the first stage, attached to the UNet; None without a first stage.
+        metadata: further values that must be equal when a stopped run is resumed.
     """
 
     stage = "views"
@@ -195,17 +204,19 @@ class ViewsSystem(MVDiffusionSystem):
     def image_conditions(
         self, data: SceneData, chosen: Sequence[int] | Array, z: Tensor
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Return the image inputs of the network for the F views of each of n scenes.
+        """Return the image inputs of the network, extra channels and known views, for the F views of each of n scenes.
 
         `chosen` are n scene indices, and `z` (n, F, C, h, w) the clean latents. The variant of the network decides:
-        "panorama" (text only) has neither input, "outpaint" (a part of the first view is known) only the first, and
-        "depth" the first and, if the data marks some of the views as known, the second. Missing inputs are None.
+
+        - "panorama" (text only): both inputs are None.
+        - "outpaint" (a part of the first view is known): extra channels; known views are None.
+        - "depth": extra channels, and known views if the data marks some of the views as known, else None.
 
         Returns:
             Extra input channels (n F, E, h, w), which the network concatenates to the noisy latents. For "depth", E = 1
                 (inverse depth). For "outpaint", E = 1 + C (mask, then latents of the known part).
-            Input (n F, C + 1, h, w) of the branch for known views (clean images, which condition the others). A known
-                view has C channels of clean latents and a channel of ones; other views are all 0.
+            Known views (n F, C + 1, h, w), clean images that condition the others: input of a branch of the network. A
+                known view has C channels of clean latents and a channel of ones; other views are all 0.
         """
         if data.photos is not None:
             extra = self.unknown_view(data.cache.encoded_size).repeat(len(chosen), data.cache.n_view, 1, 1, 1)
@@ -315,11 +326,11 @@ def scene_data(task: Task, model: MVDiffusion, source: SceneSource) -> DataBySiz
 def train_single_views(
     task: Task, model: MVDiffusion, data: DataBySize, o: SingleViewConfig, blocks: Mapping[str, Tensor] | None
 ) -> LoRA:
-    """Train the first stage, or load its finished weights. Return its LoRA, which stays attached to the UNet.
+    """Train the first stage, a LoRA on single views, or load its finished weights. Return the LoRA.
 
-    `o` are the options of the first stage. `blocks` are the tensors {name: tensor} in the result file of another run
-    (option `blocks`). If they contain the UNet changes of a first stage with the same input channels, the training
-    starts from these; otherwise, or if `blocks` is None, from the 2D model.
+    The LoRA stays attached to the UNet. `o` are the options of the first stage. `blocks` are the tensors {name: tensor}
+    in the result file of another run (option `blocks`). If they contain the UNet changes of a first stage with the same
+    input channels, the training starts from these; otherwise, or if `blocks` is None, from the 2D model.
     """
     config: TrainMVDiffusionConfig = task.config
     needed = EXTRA[config.variant]

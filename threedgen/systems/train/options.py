@@ -27,7 +27,12 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class DenoisingConfig(Config):
-    """Base class of the options of trainings of denoising networks on data that is rendered during the run."""
+    """Base class of the options of trainings of denoising networks on data that is rendered during the run.
+
+    They are the image size, the optimizer, the averaging of weights, and the batches: how many entries are in a batch,
+    how many of them are new, and how many exist at the first step. Subclasses set defaults for these three and
+    `learning_rate`.
+    """
 
     batch: Batch
     fresh: Fresh
@@ -46,7 +51,10 @@ class DenoisingConfig(Config):
 
 
 class ViewNoiseConfig(Config):
-    """Options of the noise levels of the views of a training object. By default all views have the same level."""
+    """Options of the noise levels of the views of a training object. By default all views have the same level.
+
+    They are for the training of the UNet of a multi-view prior: shares of objects whose views have different levels.
+    """
 
     independent: Share = Field(0.0, description="share of objects with a noise level for each view")
     companions: Share = Field(0.0, description="share of objects with low noise in some views")
@@ -91,7 +99,10 @@ DROPPED = 0.1
 
 
 class AdapterTrainingConfig(DenoisingConfig):
-    """Options of the training of MV-Adapter (arXiv 2412.03632, section A.2)."""
+    """Options of the training of MV-Adapter (arXiv 2412.03632, section A.2), for the task "train-mvadapter".
+
+    They are batches and learning rate, the sets of views that are trained together, and the weights of the loss.
+    """
 
     batch: Batch = 8
     fresh: Fresh = 1

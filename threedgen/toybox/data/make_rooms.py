@@ -80,10 +80,10 @@ def jobs(config: MakeToyRoomsConfig) -> Iterator[Job]:
 
 
 def write_panorama(folder: Path, config: MakeToyRoomsConfig, job: Job) -> None:
-    """Write a panorama to the empty ``folder``, in the layout of a scene of Matterport3D.
+    """Write the panorama of a toy room to the empty ``folder``, in the layout of a scene of Matterport3D.
 
-    The files are six skybox images (JPEG) and eight captions, of views every 45 degrees. Raises OSError if a file
-    cannot be written.
+    ``job`` has the split and number of the room. The files are six skybox images (JPEG) and eight captions, of views
+    every 45 degrees. Raises OSError if a file cannot be written.
     """
     source = RoomPanoramas(RoomPanoramasConfig(), config.seed, job.split)
     (folder / FACES).mkdir()
@@ -101,8 +101,9 @@ def face_path(number: int) -> str:
 def write_walk(folder: Path, config: MakeToyRoomsConfig, job: Job) -> None:
     """Write the scene of a camera walk through a room to the empty ``folder``, in the layout of ScanNet.
 
-    The scene has frames (image, depth, pose, caption), intrinsics, and the numbers of the key frames (frames far enough
-    apart to serve as views of a training example). In the test split it also has the mesh of the room.
+    ``job`` has the split and number of the room. The scene has frames (image, depth, pose, caption), intrinsics, and
+    the numbers of the key frames (frames far enough apart to serve as views of a training example). In the test split
+    it also has the mesh of the room.
     """
     options = RoomPathsConfig(count=job.number + 1, height=config.height, width=config.width)
     room_walk = room_walks(options, config.seed, job.split, config.frames)[job.number]

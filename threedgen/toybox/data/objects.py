@@ -30,7 +30,7 @@ AZIMUTHS = (25, -40, 60, 150, 20, 230, -70, 0)
 
 
 def sheet_specs(noun: str, count: int, split: str, seed: int) -> list[Spec]:
-    """Return up to ``count`` specifications of objects of ``noun`` for a contact sheet.
+    """Return up to ``count`` specifications (noun, colours, part) of objects of ``noun`` for a contact sheet.
 
     In the split "train", about every second specification names a part or accessory, if the noun can have one. In
     "held-out", every specification has a combination of colour and part or accessory that is excluded from training;

@@ -89,7 +89,7 @@ def render_images(room: world.Room, at: Cameras, supersample: int, with_gbuffer:
 
 
 class RoomPanoramas:
-    """Source of panoramas, one per toy room.
+    """Source of panoramas, one per toy room. `scene(index)` renders the panorama of room ``index``, with captions.
 
     A panorama is a set of ``config.views`` horizontal views from one point at evenly spaced yaws. Yaws are in degrees,
     0 looks along +x, and they grow to the right. The first yaw is a random multiple of 45 in the training split, and 0
@@ -147,7 +147,8 @@ class RoomWalk:
     """Camera walk of ``length`` frames, on a smooth path through room ``index`` of the data set ``rooms``.
 
     The path stays in the middle of the room, where no furniture stands. ``options`` gives the image size and the field
-    of view.
+    of view. `views(numbers)` renders frames, and `keys` are the numbers of the key frames, of which consecutive ones
+    overlap by about 60 % of the pixels.
     """
 
     def __init__(self, rooms: world.Rooms, index: int, length: int, options: RoomPathsConfig) -> None:

@@ -14,7 +14,6 @@ RUN/steps.png, time.png       a view of each object at the end, and after `secon
 import logging
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,7 +48,7 @@ from threedgen.train.task import Stopped, Task
 from .held_out import held_out_cases
 from .judging import judge_views
 from .options import MATTE, Compare3DConfig
-from .prior_score import foreground_masks
+from .prior_score import chance_distance, foreground_masks
 from .probe import Probe
 from .report import distances, roughness, surface
 
@@ -57,9 +56,6 @@ logger = logging.getLogger(__name__)
 VIEWS, SIZE = 8, 128  # number of views of an object, and their side in pixels
 BACKGROUND = 0.5  # grey behind the objects
 SHOWN_VIEW = 1  # index of the view in steps.png and time.png, 45 degrees to the left of the front
-DEFAULT_COLOUR_DISTANCE = (
-    50.0  # Lab distance of the mean colours of two objects, if it cannot be measured; 50.4 in the model card
-)
 BUDGETS = {"steps": LAST, "time": KEPT}
 JUDGED = {"noun": "noun", "colour": "colour", "bound": "part in its colour", "one_front": "one front", "order": "sides"}
 MEASURED = {
@@ -77,10 +73,11 @@ class Row(NamedTuple):
     Attributes:
         label: label of the variant.
         prompt: prompt of the object.
-        found: measurements of the object at two moments of the training: "steps", its end, and, if the option `seconds`
-            is set, "time", after that training time. Each is a dict with the keys of `JUDGED` and `MEASURED`. Values of
-            `JUDGED` are bools, such as "noun": True if the object has the prompt's noun, by the probe (classifier of
-            toybox images). Values of `MEASURED`, such as "roughness", are numbers. An undefined value is None.
+        found: measurements of the object by moment of the training: "steps" (its end) and, if the option `seconds` is
+            set, "time" (after this training time). Each is a dict of two kinds of values. Answers of the probe
+            (classifier of toybox images) are bools, such as "noun": True if the object has the prompt's noun; their
+            keys are those of `JUDGED`. Numbers, such as "roughness" in degrees, have the keys of `MEASURED`. An
+            undefined value is None.
         views: images (V, H, W, 3), uint8, of the object at the same moments, with the keys of ``found``.
     """
 
@@ -91,9 +88,10 @@ class Row(NamedTuple):
 
 
 class Comparison(Evaluation[Compare3DConfig, tuple[str, Job], Row]):
-    """Evaluation that makes the objects of all variants of a config and compares their measurements (`Row.found`).
+    """Evaluation that makes the objects of all variants of a config and compares their measurements.
 
     Each item, the argument of `measure`, is a pair (label of the variant, batch job that makes the object of a prompt).
+    `measure` returns a `Row`, which has the measurements and images of this object.
     """
 
     stage = "measuring"
@@ -118,8 +116,7 @@ class Comparison(Evaluation[Compare3DConfig, tuple[str, Job], Row]):
         place = (self.config.seed, 2, table, self.azimuth, SIZE)
         self.truth = {caption: case.render_truth(*place) for caption, case in self.cases.items()}
         colours = [self._colours(first.rgb)[0] for first, _ in self.truth.values()]
-        pairs = [np.linalg.norm(a - b) for a, b in combinations([c for c in colours if c is not None], 2)]
-        self.chance_distance = float(np.mean(pairs)) if pairs else DEFAULT_COLOUR_DISTANCE
+        self.chance_distance = chance_distance([colour for colour in colours if colour is not None])
 
     def _colours(self, views: Array) -> list[Array | None]:
         return foreground_means(views, foreground_masks(self.matte, views))
@@ -252,10 +249,11 @@ object are judged by the probe. Differences are from the first variant, mean ove
 
 
 def differences(ours: Sequence[Json], theirs: Sequence[Json]) -> Json:
-    """Return the differences of two variants: a dict from measurement to "mean", and "low" and "high" (95 % interval).
+    """Return the mean differences of two variants by the name of the measurement, such as "roughness".
 
-    The mean is over prompts, of `ours` minus `theirs` for the same prompt. `ours` and `theirs` have the measurements of
-    the two variants, one dict per prompt, in the same order of prompts.
+    Each value of the result is a dict with "mean", and the 95 % interval "low" and "high". The mean is over prompts, of
+    `ours` minus `theirs` for the same prompt. `ours` and `theirs` have the measurements of the two variants, one dict
+    per prompt, in the same order of prompts.
     """
     names = [*JUDGED, *MEASURED]
     first, second = ([{name: one.get(name) for name in names} for one in part] for part in (ours, theirs))

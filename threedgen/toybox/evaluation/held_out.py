@@ -73,9 +73,9 @@ def held_out_cases(count: int, seed: int, spread: bool = False, nouns: Collectio
         nouns: allowed nouns; None: all.
 
     Raises:
-        ConfigError: ``count`` exceeds n / 2, where n is the number of held-out specifications of the allowed nouns, not
-            counting those that name a size, such as "small". With ``spread``, every noun counts with as many
-            specifications as the noun that has the fewest.
+        ConfigError: ``count`` exceeds half of the number of held-out specifications of the allowed nouns. Those that
+            name a size, such as "small", are not counted. With ``spread``, the noun with the fewest specifications
+            limits the number of each noun.
     """
     pairs = {word: count for word, count in held_out_pairs().items() if nouns is None or word in nouns}
     most = len(COLOURS) * (len(pairs) * min(pairs.values(), default=0) if spread else sum(pairs.values())) // 2

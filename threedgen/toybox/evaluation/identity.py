@@ -33,10 +33,10 @@ TEMPERATURE = 0.1
 
 
 class IdentityNet(nn.Module):
-    """Convolutional network that encodes an image of an object as a unit vector.
+    """Convolutional network that maps images of objects (B, 3, S, S) in [0, 1] to unit vectors (B, D).
 
     After training, vectors of images of the same object are close. The network has four levels, each at half the
-    resolution of the level before. ``options`` are the image size, the channels of the levels and the length of the
+    resolution of the level before. ``options`` are the image size S, the channels of the levels and the length D of the
     vectors; None: the defaults of `IdentityNetworkConfig`.
     """
 
@@ -57,10 +57,10 @@ class IdentityNet(nn.Module):
 
 
 class ToyboxIdentity:
-    """Trained and frozen `IdentityNet`, loaded from the weights that ``config`` names.
+    """Trained and frozen `IdentityNet`: maps images (V, S, S, 3) to unit vectors (V, D), similar for the same object.
 
-    A run of the config train-toybox-identity writes such weights. The constructor raises ConfigError if the file is
-    missing or damaged.
+    ``config`` names the weights, which a run of the config train-toybox-identity writes. The constructor raises
+    ConfigError if the file is missing or damaged.
     """
 
     def __init__(self, config: ToyboxIdentityConfig) -> None:
@@ -128,7 +128,12 @@ def measure_roc(net: IdentityNet, count: int, alike: int, seed: int) -> dict[str
 
     A kind is a group of ``alike`` subjects with the same noun. There are ``count`` kinds. If ``count`` exceeds the
     number of nouns, several kinds share a noun. Each subject has 5 random views (ROC_IMAGES), and all pairs of images
-    of the same kind are compared. Returns "area", "threshold", "hits" and "alarms" of the ROC, as `roc` does.
+    of the same kind are compared.
+
+    Returns:
+        Dict with "area", the area under the ROC curve; "threshold", the cosine similarity that separates the pairs
+        best; and the shares of pairs with at least this similarity: "hits" of the same subject, "alarms" of different
+        subjects.
     """
     rng, nouns = np.random.default_rng([seed, *b"measure"]), subject_nouns()
     vectors, subject, kind = [], [], []
@@ -157,9 +162,9 @@ def contrastive(vectors: Tensor, temperature: float) -> tuple[Tensor, float]:
 
 
 class IdentitySystem(ClassifierSystem):
-    """LightningModule that trains an `IdentityNet` by the loss `contrastive`.
+    """LightningModule that trains an `IdentityNet` with a contrastive loss: views of one object get similar vectors.
 
-    A batch has 2 views of each of 24 objects: `SUBJECTS_PER_NOUN` objects for each of `NOUNS_PER_STEP` nouns.
+    A batch has 2 views of each of 24 objects: 4 objects (`SUBJECTS_PER_NOUN`) of each of 6 nouns (`NOUNS_PER_STEP`).
     """
 
     stage, shown, result = "identity", ("right",), f"identity/{IDENTITY}.safetensors"
@@ -169,9 +174,10 @@ class IdentitySystem(ClassifierSystem):
         super().__init__(config, IdentityNet(config.network), RATE)
 
     def batch(self, step: int) -> Tensor:
-        """Render the images of a training step, (B, 3, S, S) in [0, 1]. Images 2 k and 2 k + 1 show the same object.
+        """Render the images of a training step, (48, 3, S, S) in [0, 1]. Images 2 k and 2 k + 1 show the same object.
 
-        The batch has `NOUNS_PER_STEP` nouns, `SUBJECTS_PER_NOUN` objects of each noun and 2 images of each object.
+        The batch has 6 nouns (`NOUNS_PER_STEP`), 4 objects (`SUBJECTS_PER_NOUN`) of each noun and 2 images of each
+        object.
         """
         rng, nouns = self.numpy_rng(step, "subjects"), subject_nouns()
         chosen = rng.permutation(len(nouns))[:NOUNS_PER_STEP]

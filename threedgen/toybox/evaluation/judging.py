@@ -68,7 +68,7 @@ class Verdict:
         return rounded(asdict(self))
 
     def all_wrong(self) -> "Verdict":
-        """Return a copy in which all answers are False, for an object whose run failed. Number of fronts: None."""
+        """Return a copy for an object whose run failed: all answers are False, and the number of fronts is None."""
         wrong: dict[str, Answer] = {
             key: [False] * len(value) if isinstance(value, list) else False for key, value in self.answers.items()
         }

@@ -92,9 +92,9 @@ def nearest_colour(value: np.ndarray) -> int:
 def word_colours(asset: Asset, labels: Labels) -> dict[str, int]:
     """Return a dict from part or accessory to the index of its colour in ``labels.colours``, -1 if it is ambiguous.
 
-    The dict has those parts and accessories of the object whose names are in ``labels.words``. Parts that the caption
-    does not name are included: they mostly have the part's usual colour, while colours in captions are random. A probe
-    trained on named parts only could answer the most unusual colour of the image, without locating the part.
+    The dict has those parts and accessories of the object whose names are in ``labels.words``, also if the caption does
+    not name them. Most of these have their usual colour, whereas colours in captions are random: a probe trained only
+    on named parts could answer the most unusual colour of the image, without locating the part.
     """
     found = {asset.part: labels.colours.index(asset.part_colour)} if asset.part and asset.part_colour else {}
     for solid in asset.primitives:  # also words of other nouns, such as a dog's mouth
@@ -165,7 +165,7 @@ class ProbeToybox(Toybox):
         super().__init__(seed, "train", view)
 
     def spec(self, index: int) -> tuple[Spec, int]:
-        """Return the specification of object ``index``, and the number 0 of its sentence pattern (`grammar.caption`).
+        """Return the specification of object ``index``, and 0, the number of the sentence pattern of its caption.
 
         With the probability 1/2 the noun is sampled from those that can wear accessories, else from all nouns. Half of
         the objects whose noun can wear accessories have one.

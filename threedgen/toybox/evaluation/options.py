@@ -283,7 +283,7 @@ class Compare3DConfig(WorkersConfig):
 class EvaluateSubjectsConfig(RunConfig):
     """Options of the evaluation that tunes a prior on toybox subjects, and measures identity and forgetting.
 
-    A prior is an image generator. A subject is an unusual toybox object, on whose photos it is tuned. Identity is the
+    A prior is an image generator. It is tuned on photos of a subject, an unusual toybox object. Identity is the
     similarity of samples to true views of the subject. Forgetting is the decrease of the correct answers of the probe,
     a classifier of toybox images, for samples of other objects.
     """

@@ -35,6 +35,7 @@ from .probe import Probe, combine_views
 from .report import Judged, judge_case, write_judged
 
 VARIETY_NOUNS = 6
+DEFAULT_COLOUR_DISTANCE = 50.0  # Lab distance of the mean colours of two objects, as in the model card
 LOW_DISTANCE = 15  # maximum mean Lab distance between views of an object for which their colours count as equal
 
 
@@ -84,17 +85,17 @@ def measure_open_prompts(
     Both have images (V, H, W, 3) in [0, 1] for each prompt, in the order of the groups in ``cases``.
 
     Returns:
-        JSON with three entries. Each is a dict with the keys "measured" for the samples and "truth" for the renders,
-        whose values are, in
-        "agreement": Lab distance between the mean foreground colours of two views of an object, averaged over all pairs
-            of views and all objects. Further keys beside these two: "chance", the mean distance between two different
-            ground-truth objects; "below_15", the number of sampled objects with a distance below 15; "nouns", dict from
-            noun to the distance of its sampled object.
-        "accessories": dict with the keys "with" and "without": share of objects on which the probe finds the accessory,
-            for prompts with it and for the same prompts without it.
-        "variety": dict of means over nouns. "colour_entropy": entropy, in bits, of the colour names that the probe
-            finds on samples of one prompt with different seeds. "shape_distance": 1 - IoU of the outlines of two such
-            samples.
+        Dict with the three keys below. Each value is a dict with "measured" (from the samples) and "truth" (from the
+        renders), whose values are:
+        - "agreement": Lab distance between the mean foreground colours of two views of an object, averaged over all
+          pairs of views and all objects. Further keys beside "measured" and "truth": "chance", the mean distance
+          between two different ground-truth objects; "below_15", the number of sampled objects with a distance below
+          15; "nouns", dict from noun to the distance of its sampled object.
+        - "accessories": dict with the keys "with" and "without": share of objects on which the probe finds the
+          accessory, for prompts with it and for the same prompts without it.
+        - "variety": dict of means over nouns. "colour_entropy": entropy, in bits, of the colour names that the probe
+          finds on samples of one prompt with different seeds. "shape_distance": 1 - IoU of the outlines of two such
+          samples.
     """
     ends = np.cumsum([0, *map(len, cases.values())])
     parts = {name: slice(ends[k], ends[k + 1]) for k, name in enumerate(cases)}
@@ -103,7 +104,7 @@ def measure_open_prompts(
         name: [foreground_means(v, foreground_masks(matte, v)) for v in of[colours]] for name, of in sources.items()
     }
     objects = [[m for m in sides if m is not None] for sides in means["truth"]]
-    chance = float(np.mean([np.linalg.norm(a[0] - b[0]) for a, b in combinations(filter(None, objects), 2)]))
+    chance = chance_distance([sides[0] for sides in objects if sides])
     distances = {name: [colour_disagreement(m, chance) for m in each] for name, each in means.items()}
     nouns = {case.spec.noun: d for case, d in zip(cases["agreement"], distances["measured"], strict=True)}
     low = sum(d < LOW_DISTANCE for d in distances["measured"])
@@ -120,6 +121,12 @@ def measure_open_prompts(
         }
         found["variety"][name] = _variety(probe, matte, cases["variety"], of[parts["variety"]])
     return report.rounded(found)
+
+
+def chance_distance(colours: Sequence[Array]) -> float:
+    """Return the mean distance of two objects' mean Lab colours (3,) over all pairs; 50 for fewer than two objects."""
+    pairs = [float(np.linalg.norm(a - b)) for a, b in combinations(colours, 2)]
+    return float(np.mean(pairs)) if pairs else DEFAULT_COLOUR_DISTANCE
 
 
 def foreground_masks(matte: Matte, views: Array) -> Array:

@@ -88,7 +88,7 @@ def combine_views(views: Answers) -> Answers:
 
 
 class Residual(nn.Module):
-    """Residual block relu(x + f(x)), where f has two 3 x 3 convolutions of ``width`` channels (He et al. 2015)."""
+    """Residual block relu(x + f(x)) for x (B, ``width``, H, W), where f has two 3 x 3 convolutions (He et al. 2015)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -103,7 +103,8 @@ class Residual(nn.Module):
 class Probe(nn.Module):
     """Convolutional classifier of toybox images: noun, colour, parts with their colours, and viewing side.
 
-    The network has four levels, each at half the resolution of the level before. For the object and for each part, it
+    `forward` maps images (B, 3, S, S) in [0, 1] to `Logits`; `classify` maps images of any size to probabilities. The
+    network has four levels, each at half the resolution of the level before. For the object and for each part, it
     predicts an attention map (softmax over pixels). The mean of the features, weighted by this map, gives the colour.
 
     Attributes:
@@ -163,9 +164,11 @@ class Probe(nn.Module):
 
     @torch.no_grad()
     def classify(self, images: Tensor, chunk: int = 64) -> Answers:
-        """Classify square images (V, S, S, 3) in [0, 1] of any size S. ``chunk`` is the number of images per batch.
+        """Classify square images (V, S, S, 3) in [0, 1] of any size S.
 
-        The network is in eval mode meanwhile, and in its earlier mode afterwards.
+        The result has the log-probabilities of noun, colours and side, the probability that each part is visible, and
+        the camera azimuth of each image. ``chunk`` is the number of images per batch. The network is in eval mode
+        meanwhile, and in its earlier mode afterwards.
         """
         device, training = next(self.parameters()).device, self.training
         self.eval()
@@ -268,10 +271,11 @@ def prepare(images: Tensor, size: int) -> Tensor:
 
 
 class ProbeSides:
-    """Probe as classifier of the side (front, left, back or right) that a view of an object shows.
+    """Probe (classifier of toybox images) as classifier of the side that a view of an object shows.
 
-    Implements the protocol `threedgen.evaluation.janus.meter.ViewClassifier`. The constructor raises ConfigError if the
-    weights are missing or damaged.
+    Implements the protocol `threedgen.evaluation.janus.meter.ViewClassifier`: `sides` returns probabilities (V, 4) of
+    front, left, back and right for V images, `likeness` scores of prompts for images. The constructor raises
+    ConfigError if the weights are missing or damaged.
     """
 
     def __init__(self, config: ProbeSidesConfig) -> None:

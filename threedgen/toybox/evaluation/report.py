@@ -111,7 +111,7 @@ class Surface(NamedTuple):
 
 
 def surface(view: FieldView, c2w: Array, fov: float, size: int, resolution: int) -> Surface | None:
-    """Measure the surface that the mesh export extracts from a field. Return None if the field has no surface.
+    """Measure the surface that the mesh export extracts from a field: roughness and translucency. None: no surface.
 
     Args:
         view: trained field (3D object): density and colour as functions of points, and the radius of the scene.

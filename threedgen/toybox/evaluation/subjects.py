@@ -72,8 +72,8 @@ class Subject:
     Attributes:
         asset: the object.
         folder: folder of its photos, runs and measurements.
-        truth: unit vectors (V, D) by `ToyboxIdentity` of V renders of the object, from cameras other than those of the
-            photos. Images that show the object have similar vectors.
+        truth: unit vectors (V, D) of V renders of the object by the identity network (`ToyboxIdentity`), from cameras
+            other than those of the photos. Images that show the object have similar vectors.
     """
 
     asset: Asset
@@ -139,12 +139,12 @@ class Subjects(runner.Evaluation[EvaluateSubjectsConfig, int, Json]):
     def sample(
         self, prior: Prior, prompts: Sequence[str], seeds: Sequence[tuple[int, int]]
     ) -> list[tuple[Array, Array]]:
-        """Sample V views of each prompt.
+        """Sample V = 4 views of each prompt.
 
-        ``seeds`` has a pair of integers per prompt, from which its cameras and noise are seeded, so that several priors
-        get the same ones: (subject number, index into `ACCESSORIES_WORN`) for a prompt of a subject, (number of the
-        prompt in the held-out split, -1) for a held-out prompt. Return one pair per prompt: views (V, S, S, 3), uint8,
-        and azimuths (V,) of their cameras in radians, 0 at the front. V is 4.
+        ``seeds`` has a pair of integers per prompt, which determines its cameras and noise, so that these are equal for
+        several priors. For a prompt of a subject it is (subject number, index into `ACCESSORIES_WORN`), for a held-out
+        prompt (number of the prompt in the held-out split, -1). Return one pair per prompt: views (V, S, S, 3), uint8,
+        and azimuths (V,) of their cameras in radians, 0 at the front.
         """
         config = self.config
         rings = [self.ring(*pair) for pair in seeds]
@@ -163,12 +163,12 @@ class Subjects(runner.Evaluation[EvaluateSubjectsConfig, int, Json]):
         return {"scores": scores}
 
     def measure_samples(self, subject: Subject, prior: Prior, name: str, identifier: str = "") -> Json:
-        """Sample and measure views of a subject with each accessory of `ACCESSORIES_WORN`.
+        """Sample and measure views of a subject for four prompts: without and with accessories (`ACCESSORIES_WORN`).
 
-        The views with accessory k are written to <name>-k.png in the folder of the subject. ``identifier`` is a word
-        before the noun in the prompts, such as "[v]"; "": no such word. Return JSON with three lists, which have one
-        entry per accessory:
-            "identity": mean cosine similarity of the vectors (`ToyboxIdentity`) of sampled and of true views.
+        The accessories are none, a red hat, a blue scarf and green glasses. The views of prompt k are written to
+        <name>-k.png in the folder of the subject. ``identifier`` is a word before the noun in the prompts, such as
+        "[v]"; "": no such word. Return JSON with three lists, which have one entry per prompt:
+            "identity": mean cosine similarity of sampled and true views, as vectors of the identity network.
             "answers": dict from `KEYS`, such as "noun", to whether the probe's answer is right; None: not applicable.
             "scores": share of right answers.
         """
@@ -186,12 +186,13 @@ class Subjects(runner.Evaluation[EvaluateSubjectsConfig, int, Json]):
     def measure_tuned(self, subject: Subject, tuning: MVDreamBoothConfig, key: str, strength: float) -> Json:
         """Measure the prior that the run ``tuning`` personalised: identity of the object, and what the prior forgot.
 
-        ``strength`` is the factor on the change of the weights. The sampled views of accessory k are written to
-        <key>-k.png (prompt with the identifier) and <key>-class-k.png (without it) in the folder of the subject.
+        ``strength`` is the factor on the change of the weights. Prompt 0 names no accessory, prompts 1 to 3 name one.
+        The views of prompt k are written to <key>-k.png (with the identifier) and <key>-class-k.png (without it) in the
+        folder of the subject.
 
         Returns:
-            "identity", "answers", "scores": lists with one entry per accessory, for prompts with the identifier:
-                similarity to true views, the probe's answers, and the share of right answers (`measure_samples`).
+            "identity", "answers", "scores": lists with one entry per prompt with the identifier: similarity to true
+                views, the probe's answers, and the share of right answers (`measure_samples`).
             "class": dict with these three lists for prompts without the identifier.
             "held_out": list of the shares of right answers for held-out prompts.
             "seconds": duration of the run; None if unknown.

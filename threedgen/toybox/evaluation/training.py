@@ -47,8 +47,10 @@ steps for which a block is kept."""
 class ClassifierSystem(System):
     """Base class of LightningModules that train a small network ``net`` on augmented toybox images.
 
-    The data of a step depends only on the seed, the process and the number of the step. ``rate`` is the learning rate:
-    one number, or a dict {progress: rate} such as {"0%": 0.001, "100%": 0}, where progress is that of the training.
+    A subclass defines `loss(step)`, which returns the loss and metrics of a step, and `finish`, which measures and
+    writes the trained network. It may override `start`, which loads initial weights. The data of a step depends only on
+    the seed, the process and the number of the step. ``rate`` is the learning rate: one number, or a dict {progress:
+    rate} such as {"0%": 0.001, "100%": 0}, where progress is that of the training.
 
     Attributes:
         result: weights file of the trained network, relative to the run folder.

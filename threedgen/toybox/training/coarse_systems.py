@@ -54,7 +54,9 @@ FIRST_OBJECTS, NEW_OBJECTS_PER_STEP = 2048, 2
 
 
 class CodedObjects(NamedTuple):
-    """Training objects of the coarse predictor and of its code sampler.
+    """Training objects of a coarse predictor, which predicts latents of a view in one step, and of its object codes.
+
+    An object code is a vector of what the caption of an object leaves unspecified.
 
     Attributes:
         cache: disk cache with the latents and cameras of six views of each object.
@@ -70,11 +72,16 @@ class CodedObjects(NamedTuple):
 
 
 class PredictorSystem(AveragedSystem):
-    """Base class of the LightningModules that train a coarse predictor, its code sampler or its view fusion.
+    """Base class of the LightningModules that train a coarse predictor or a part of it.
 
-    `coarse` is the coarse predictor (latents of a view in one step), which contains the code sampler and the view
-    fusion. The frozen text encoder of `prior` encodes the captions. `cache` is a disk cache with the caption of each
-    object, and the latents and cameras of six views of it. `steps` is the number of training steps.
+    A subclass implements the training step. A coarse predictor computes the latents of a view in one step, from
+    caption, camera and object code: a vector of what the caption leaves unspecified. It has two parts that are trained
+    separately: a sampler of object codes, and the view fusion, which improves predictions by the noisy latents of all
+    views.
+
+    `coarse` is the coarse predictor. The frozen text encoder of `prior`, a diffusion model, encodes the captions.
+    `cache` is a disk cache with the caption of each object, and the latents and cameras of six views of it. `steps` is
+    the number of training steps.
     """
 
     prior: LatentDiffusion
@@ -98,10 +105,10 @@ class PredictorSystem(AveragedSystem):
         torch.nn.Module.to(self.predictor, self.device)
 
     def encode_captions(self, captions: list[str], dropped: Array) -> Tensor:
-        """Return text embeddings (n, L, D) of n captions, L tokens with D channels, as the coarse predictor takes them.
+        """Return text embeddings (n, L, D) of n captions, L tokens with D channels, as input of the coarse predictor.
 
-        If the prior's embeddings have an extra last token, which is for the object code, it is left out. Captions are
-        replaced by "" where the mask `dropped` (n,) is True.
+        Captions are replaced by "" where the mask `dropped` (n,) is True. If the embeddings of the prior have an extra
+        last token, which is for the object code (vector of what a caption leaves unspecified), this token is left out.
         """
         return self.prior.split_text(self.prior.encode_prompt(drop_captions(captions, dropped)))[1]
 
@@ -113,16 +120,16 @@ class PredictorSystem(AveragedSystem):
 
 
 class CoarseSystem(PredictorSystem):
-    """LightningModule that trains `coarse`, which predicts latents of an object in one step, and its object encoder.
+    """LightningModule that trains `coarse`, a coarse predictor: it predicts clean latents of a view in one step.
 
-    The loss is the weighted squared error (`CodedObjects.part_weights`) of the latents of three (`TARGETS`) views of
-    each object. Inputs are a caption, the cameras, and an object code (vector of what the caption leaves unspecified),
-    which the object encoder computes from up to three other views. Gaussian noise of standard deviation 0.3
-    (`CODE_NOISE`) is added to the code. Some captions and some codes are dropped, so that the network can also predict
-    from only one of the two.
+    The inputs of a prediction are a caption, a camera, and an object code: a vector of what the caption leaves
+    unspecified. The object encoder, a part of `coarse` that is trained too, computes the code from one to three views
+    of the object; Gaussian noise of standard deviation 0.3 (`CODE_NOISE`) is added to it. The loss is the weighted
+    squared error (`CodedObjects.part_weights`) of the predicted latents of three other views. Some captions and some
+    codes are dropped, so that `coarse` can also predict from only one of the two.
 
-    `parts` are pairs (share of the steps, objects on which these steps train). The cached captions are not used: each
-    step writes new ones, so that the network is trained on many captions of each object.
+    `parts` are pairs (share of the steps, objects on which these steps train). Each step writes new captions for its
+    objects; the cached captions are not used.
     """
 
     stage = "coarse predictor"
@@ -173,11 +180,13 @@ class CoarseSystem(PredictorSystem):
 
 
 class FusionSystem(PredictorSystem):
-    """LightningModule that trains the view fusion of `coarse`, by the squared error of the clean latents of all views.
+    """LightningModule that trains the view fusion of `coarse`, a coarse predictor.
 
-    The view fusion predicts clean latents from the noisy latents of the views, their cameras and the coarse
-    predictions. The coarse predictions of about half of the objects use no caption, and those of most objects no object
-    code, so that the view fusion must use the noisy latents.
+    The coarse predictor computes the latents of each view in one step, from caption, camera and object code: a vector
+    of what the caption leaves unspecified. The view fusion improves these predictions: from them, the noisy latents of
+    all views of an object and the cameras, it predicts the clean latents. The loss is their mean squared error. For
+    about half of the objects, the coarse predictions use no caption, and for most no object code, so that the view
+    fusion must use the noisy latents.
     """
 
     stage = "view fusion"
@@ -222,11 +231,12 @@ class FusionSystem(PredictorSystem):
 class CodeSystem(PredictorSystem):
     """LightningModule that trains, by flow matching, the network of `coarse` that samples an object code for a caption.
 
+    `coarse` is a coarse predictor: it computes the latents of a view in one step, from caption, camera and object code.
     An object code is a vector of what the caption leaves unspecified. The training data are the codes that the object
-    encoder of `coarse` computes from three cached views of an object.
+    encoder, another network of `coarse`, computes from three cached views of an object.
 
-    Each step trains on three noise levels for each code. The cached captions of `objects` are not used: each step
-    writes new ones.
+    Each step trains on three noise levels for each code. It writes new captions for its objects; the cached captions of
+    `objects` are not used.
     """
 
     stage = "object codes"

@@ -19,7 +19,7 @@ GROUPS = 16
 
 
 class AutoencoderConfig(Config):
-    """Options of the autoencoder (VAE), between images and latents, and of its training: channels, images, steps."""
+    """Options of the autoencoder (VAE) of train-base: channels, and images per step and steps of its training."""
 
     channels: Widths = (24, 48, 96, 160)
     batch: base.Count = Field(16, description="images per step; a crop step takes two crops of each")
@@ -32,13 +32,13 @@ class AutoencoderConfig(Config):
 
 
 class DecoderConfig(Config):
-    """Options of the training of the autoencoder's decoder on noisy latents: number of steps."""
+    """Options of the second training of the autoencoder's decoder in train-base, on noisy latents: number of steps."""
 
     max_steps: base.Count = 2500
 
 
 class NetworkConfig(Config):
-    """Options of the UNet: the number of channels of each level."""
+    """Options of the new UNet that train-base trains: the number of channels of each level."""
 
     channels: Widths = (64, 128, 224)
 
@@ -50,14 +50,14 @@ class NetworkConfig(Config):
 
 
 class WordsConfig(Config):
-    """Options of the contrastive training of the text encoder, as in CLIP: captions against latents of their images."""
+    """Options of the contrastive training of the text encoder in train-base, as in CLIP: steps, images per step."""
 
     max_steps: base.Count = 800
     batch: int = Field(256, ge=2, description="images per step, each with its caption")
 
 
 class DiffusionConfig(base.DenoisingConfig):
-    """Options of the training of a diffusion UNet: images, noise levels, learning rate."""
+    """Options of the training of a UNet in train-base, train-prior and train-own-prior: images, noise, rate."""
 
     batch: base.Batch = 64
     fresh: base.Fresh = 4
@@ -78,7 +78,7 @@ class DiffusionConfig(base.DenoisingConfig):
 
 
 class PhotographsConfig(DiffusionConfig):
-    """Options of the training of the 2D model's UNet on images of objects and rooms."""
+    """Options of the training of the UNet in train-base, on single images of objects and rooms."""
 
     rooms: base.Share = Field(0.25, description="share of images inside rooms")
     clutter: base.Share = Field(1.0, description="share of the possible objects that stand in a room")
@@ -86,12 +86,13 @@ class PhotographsConfig(DiffusionConfig):
 
 
 class MultiviewDiffusionConfig(DiffusionConfig):
-    """Options of the training of a multi-view prior's UNet on 2D and multi-view batches (MVDream, section 3).
+    """Options of the training of a multi-view prior's UNet on 2D and multi-view batches, as in MVDream (section 3).
 
-    A step trains on `batch` images: `fresh` new ones, and random ones from the pool of earlier images. The pool has
-    `first` images at the first step. The new images of each step join it until it has `pictures` images; after that, no
-    image is new. 2D and multi-view batches have separate pools. In multi-view batches, an object has `n_view` images,
-    and `batch`, `fresh`, `first` and `pictures` are rounded up to whole objects.
+    They belong to the tasks train-prior and train-own-prior. A step trains on `batch` images: `fresh` new ones, and
+    random ones from the pool of earlier images. The pool has `first` images at the first step. The new images of each
+    step join it until it has `pictures` images; after that, no image is new. 2D and multi-view batches have separate
+    pools. In multi-view batches, an object has `n_view` images, and `batch`, `fresh`, `first` and `pictures` are
+    rounded up to whole objects.
     """
 
     n_view: int = Field(4, ge=2, le=16, description="views of an object that attend to each other")
@@ -101,12 +102,13 @@ class MultiviewDiffusionConfig(DiffusionConfig):
 
 
 class CoarseConfig(Config):
-    """Options of the training of the coarse predictor, which computes latents in one step.
+    """Options of the training of the coarse predictor, which computes latents in one step, in the task train-prior.
 
-    Its inputs are caption, camera and object code, a vector of what the caption leaves unspecified. Its parts are the
-    predictor itself, the sampler of object codes and the view fusion, which also uses the noisy latents of all views. A
-    part with 0 steps is not trained: it stays as in the weights from which the training starts (option `start` of the
-    task).
+    The inputs of the coarse predictor are caption, camera and object code, a vector of what the caption leaves
+    unspecified. Three networks are trained one after the other, each with its own number of steps: the predictor, the
+    sampler of object codes, and the view fusion, which improves predictions by the noisy latents of all views. A
+    network with 0 steps is not trained: it stays as in the weights from which the training starts (option `start` of
+    the task).
     """
 
     max_steps: int = Field(8000, ge=0, description="steps of the coarse predictor; 0: that of start")
@@ -126,10 +128,10 @@ class CoarseConfig(Config):
 
 
 class TrainBaseConfig(base.TrainConfig):
-    """Options of the training of the toybox's 2D model, from the autoencoder to the UNet.
+    """Training of a 2D model, which generates single images, on toybox renders: from the autoencoder to the UNet.
 
-    The 2D model generates single images. The stages are autoencoder, decoder (again, on noisy latents), text encoder
-    and UNet. If `start` names a 2D model, only its UNet is trained.
+    Options of the task "train-base". The networks are trained one after the other: autoencoder, its decoder again on
+    noisy latents, text encoder, UNet. If `start` names a 2D model, only its UNet is trained.
     """
 
     image_size: int = Field(128, ge=32, le=1024, description="side of an image, pixels")
@@ -152,9 +154,10 @@ class TrainBaseConfig(base.TrainConfig):
 
 
 class TrainPriorConfig(base.TrainConfig):
-    """Options of the training of the toybox's multi-view prior, from a 2D model or from a multi-view prior.
+    """Training of a multi-view prior on toybox renders, from a 2D model or from a multi-view prior.
 
-    A 2D model generates single images, a multi-view prior consistent views of one object.
+    Options of the task "train-prior". A 2D model generates single images, a multi-view prior consistent views of one
+    object.
     """
 
     start: str = Field(min_length=1, description="2D model or multi-view prior to start from")
@@ -177,7 +180,7 @@ class TrainPriorConfig(base.TrainConfig):
 
 
 class OwnTrainingConfig(MultiviewDiffusionConfig):
-    """Options of the training of a multi-view prior's UNet on renders of user assets (meshes with captions)."""
+    """Options of the training of the UNet in train-own-prior, on renders of user assets (meshes with captions)."""
 
     first: base.First = 2048
     pictures: Images = 100_000
@@ -186,9 +189,10 @@ class OwnTrainingConfig(MultiviewDiffusionConfig):
 
 
 class TrainOwnPriorConfig(AssetsConfig):
-    """Options of the further training of a multi-view prior, or of a 2D model, on your own meshes and captions.
+    """Further training of a multi-view prior, or of a 2D model, on your own meshes and captions.
 
-    A 2D model generates single images. It becomes a multi-view prior, which generates views of an object.
+    Options of the task "train-own-prior". A 2D model generates single images. It becomes a multi-view prior, which
+    generates views of an object.
     """
 
     prior: Annotated[Any, Component("prior", default="mvdream", only=("mvdream",))] = {}
@@ -219,7 +223,7 @@ class TrainOwnPriorConfig(AssetsConfig):
 
 
 class MatteNetworkConfig(Config):
-    """Options of the network that predicts the object's opacity at each pixel of an image: image size, channels."""
+    """Options of the network in train-matte that predicts an object's opacity at each pixel: image size, channels."""
 
     size: int = Field(128, ge=8, le=1024, description="side of the images, pixels")
     channels: tuple[Annotated[int, Field(ge=1, le=1024)], ...] = Field(
@@ -233,7 +237,7 @@ class MatteNetworkConfig(Config):
 
 
 class MatteTrainingConfig(Config):
-    """Options of the training of the network that predicts the object's opacity at each pixel: numbers of images."""
+    """Options of the training in train-matte of a network that predicts the opacity of an object: numbers of images."""
 
     batch: base.Batch = 16
     first: base.First = 1024
@@ -241,7 +245,7 @@ class MatteTrainingConfig(Config):
 
 
 class TrainMatteConfig(base.TrainConfig):
-    """Options of the training of the matte network, which separates objects of toybox images from their background."""
+    """Options of the task "train-matte", which trains a network that separates objects from the background."""
 
     network: MatteNetworkConfig = MatteNetworkConfig()
     training: MatteTrainingConfig = MatteTrainingConfig()

@@ -102,23 +102,22 @@ class PriorSystem(DenoisingSystem):
         return numpy_generator(self.seed, step, purpose)
 
     def entries(self, step: int, n_view: int, share: float) -> Array:
-        """Sample the indices (n,) of the cache entries for step ``step``: f new entries and random older ones.
+        """Sample the indices (n,) of the cache entries, each with ``n_view`` images, on which step ``step`` trains.
 
-        The pool of older entries has F entries at the first step, and grows by f entries per step to at most P. The
-        numbers n, f, F and P are the training options ``batch``, ``fresh``, ``first`` and ``pictures``, which count
-        images, divided by ``n_view``, the number of images per entry, and rounded up.
+        They are ``fresh`` new entries, and random ones from the pool of older entries. The pool has ``first`` entries
+        at the first step. The new entries of each step join it until it has ``pictures`` entries; after that, no entry
+        is new. These three numbers, and n = ``batch``, are options of the training that count images; here they are
+        divided by ``n_view`` and rounded up.
 
-        ``share``, in [0, 1], is the share of the steps that use this cache. So about s = ``step`` * ``share`` (rounded
-        down) earlier steps have used it, and the pool has m = min(P, F + s f) entries, with the indices 0 ... m - 1.
-        The result starts with the indices of the new entries, m ... m + f - 1, or only those below P. All others are
-        random indices of the pool.
+        ``share``, in [0, 1], is the share of the steps that use this cache. The pool is as large as if ``step`` *
+        ``share`` (rounded down) earlier steps had used the cache.
         """
         o, rng = self.options, self.numpy_rng(step, "pictures")
         numbers = (objects_of(number, n_view) for number in (o.batch, o.pictures, o.first, o.fresh))
         return sample_entries(rng, int(step * share), *numbers)
 
     def fill(self, cache: LatentCache, chosen: Array) -> None:
-        """Render and encode the entries `chosen` (indices (n,)) that `cache` lacks, shared between several processes.
+        """Render and encode the entries `chosen`, indices (n,), that `cache` lacks; all processes share the work.
 
         Each process makes a part of the entries and waits until all are made. With one process this method does
         nothing, because the cache makes missing entries when they are read.
@@ -147,11 +146,11 @@ class PriorSystem(DenoisingSystem):
         return Batch(z.flatten(0, 1), t, noise, text, {"camera": camera, "n_view": n_view})
 
     def with_codes(self, text: Tensor, z: Tensor, c2w: Tensor, rng: torch.Generator) -> Tensor:
-        """Return text embeddings `text` (n, L, D), n objects with L tokens, whose last token is set to the object code.
+        """Return the embeddings `text` (n, L, D) of n captions with L tokens; the last token is set to an object code.
 
-        An object code is a vector of what the caption leaves unspecified. A random share `object_codes` of the objects
-        get their code with noise, encoded from clean latents `z` (n, V, C, h, w) of V views and their camera-to-world
-        poses `c2w` (n, V, 4, 4), OpenGL axes. The code of the other objects is zero, which means unspecified.
+        An object code is a vector of what the caption leaves unspecified. For a random share of the captions (training
+        option `object_codes`), the code is computed from the clean latents `z` (n, V, C, h, w) of V views of the object
+        and their camera-to-world poses `c2w` (n, V, 4, 4), OpenGL axes, and noise is added. The other codes are zero.
         """
         coded = self.model.encode_code(text, z.to(self.device), c2w)
         code = coded[:, -1:]

@@ -72,10 +72,10 @@ def train_base(task: Task) -> Status:
 
 
 def load_start(task: Task, start: str, image_size: int | None = None) -> LatentDiffusion:
-    """Load the model with which a training starts, from the weights `start`.
+    """Load the model that a training starts from. `start` is the name or folder of its weights.
 
-    `start` is a name or folder of weights. If the config has numbers of channels in `widen`, the levels of the UNet are
-    widened to them. `image_size` is the side of an image in pixels; None: the image size of the loaded model.
+    If the config has numbers of channels in `widen`, the levels of the UNet are widened to them. `image_size` is the
+    side of an image in pixels; None: the image size of the loaded model.
     """
     config: TrainBaseConfig | TrainPriorConfig = task.config
     prior = LatentDiffusion.load(start, image_size=image_size)
@@ -167,8 +167,9 @@ def train_prior(task: Task) -> Status:
 def train_coarse(task: Task, base: LatentDiffusion, o: CoarseConfig) -> CoarsePredictor:
     """Train the coarse predictor, its sampler of object codes and its view fusion, one after the other.
 
-    The coarse predictor computes latents in one step, which become an input of the UNet. Networks that an earlier
-    process of the run has finished are loaded.
+    From caption, camera and object code (a vector of what the caption leaves unspecified), the coarse predictor
+    computes latents in one step, which become an input of the UNet. The view fusion improves its predictions by the
+    noisy latents of all views. Networks that an earlier process of the run has finished are loaded.
 
     Args:
         base: model whose VAE and text encoder are used. If it has a coarse predictor, this is trained further.
@@ -199,9 +200,9 @@ def train_coarse(task: Task, base: LatentDiffusion, o: CoarseConfig) -> CoarsePr
         coarse.add_fusion(FUSION_CHANNELS)  # before the stages, so that a resumed run has the same first weights
 
     def coded(folder: str, variation: float) -> CodedObjects:
-        """Return training objects, their encoded views cached in RUN/`folder`.
+        """Return training objects of the coarse predictor, with a disk cache of their encoded views in RUN/`folder`.
 
-        `variation` is the factor on the random variation of the objects.
+        `variation`, in [0, 1], is the factor on the random variation of the objects. RUN is the run folder.
         """
         world = OpenToybox(seed, "train", variation=variation, scattered=SCATTERED)
         source = ViewRings(world, SOURCES + TARGETS)
@@ -266,7 +267,7 @@ def train_own(task: Task) -> Status:
 
 
 def load_own_start(config: TrainOwnPriorConfig) -> MVDream:
-    """Load the prior of the config as a multi-view prior, to train it further.
+    """Load the prior (diffusion model) of the config as a multi-view prior, to train it further.
 
     A 2D model (generates single images) becomes a multi-view prior by a new camera embedding of its UNet, which has no
     effect before training. Raises ConfigError if the weights are missing or damaged, or those of another kind of model.

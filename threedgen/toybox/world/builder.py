@@ -98,9 +98,9 @@ class Builder:
         self.anchors: dict[str, tuple[np.ndarray, float]] = {}
 
     def vary(self, value: float = 1.0, spread: float = 0.08) -> float:
-        """Return ``value`` times exp(x), where x is a random number.
+        """Return ``value`` times exp(x), with a random x.
 
-        It is normal with mean 0 and standard deviation ``spread``, clipped to +-2 ``spread``.
+        x is normal with mean 0 and standard deviation ``spread``, clipped to +-2 ``spread``.
         """
         return float(value * np.exp(np.clip(self.rng.normal(0, spread), -2 * spread, 2 * spread)))
 
@@ -114,9 +114,10 @@ class Builder:
         return choices[int(self.rng.integers(len(choices)))]
 
     def part(self, name: str, default: Colour | None = None) -> np.ndarray:
-        """Return the sRGB colour (3,) of part ``name``: that of the caption (``named_parts``), else ``default``.
+        """Return the sRGB colour (3,) of part ``name``.
 
-        If ``default`` is None, it is the main colour of the object.
+        It is the colour in the caption (``named_parts``) if there is one, else ``default``; if ``default`` is None, it
+        is the main colour of the object.
         """
         if name in self.named_parts:
             return self.named_parts[name]
@@ -132,10 +133,11 @@ class Builder:
         return c * factor if factor <= 1 else 1 - (1 - c) / factor
 
     def add(self, kind: int, at, size, colour=None, label: str = "body", rotate=(0, 0, 0), param: float = 1.0) -> None:
-        """Add a solid whose size along each local axis is 2 ``size``; ``size`` is a scalar or (3,).
+        """Add a solid with centre ``at`` (3,), whose size along each local axis is 2 ``size``, a scalar or (3,).
 
         ``kind`` is the shape, such as SPHERE. ``param`` is the top radius of a FRUSTUM or the tube radius of a TORUS,
-        in units of ``size``. The docstring of the class explains the other arguments.
+        in units of ``size``. ``colour`` (3,) is sRGB in [0, 1]; None: the main colour. ``label`` is the name of the
+        part, and ``rotate`` has three angles in degrees, about x, then y, then z (fixed axes).
         """
         stretch = np.broadcast_to(np.asarray(size, float), (3,))
         self._place(kind, param, rotation(rotate) @ np.diag(np.maximum(stretch, 1e-3)), at, colour, label)
@@ -153,40 +155,43 @@ class Builder:
     The arguments are those of `add` without ``kind``."""
 
     def pair(self, at, size, colour=None, label="body", rotate=(0, 0, 0), kind: int = SPHERE, param: float = 1.0):
-        """Add a solid on the left (+y), placed by ``at`` and ``rotate``, and its mirror image on the right.
+        """Add a solid on the left (+y), with centre ``at`` (3,), and its mirror image on the right.
 
-        The arguments are those of `add`: ``kind`` is the shape, ``size`` half the size along each local axis, scalar or
-        (3,), and ``param`` the top radius of a FRUSTUM or the tube radius of a TORUS, in units of ``size``. The
-        docstring of the class explains the others.
+        ``kind`` is the shape, ``size`` half the size along each local axis, scalar or (3,), and ``param`` the top
+        radius of a FRUSTUM or the tube radius of a TORUS, in units of ``size``. ``colour`` (3,) is sRGB in [0, 1];
+        None: the main colour. ``label`` is the name of the part, and ``rotate`` has angles in degrees, about x, y, z.
         """
         (x, y, z), (ax, ay, az) = at, rotate
         for side in (-1, 1):
             self.add(kind, (x, side * y, z), size, colour, label, (side * ax, ay, side * az), param)
 
     def limbs(self, start, end, *args: Any, **kwargs: Any) -> None:
-        """Add a `limb` from ``start`` to ``end``, each (3,), on the left (+y), and its mirror image on the right.
+        """Add a round rod from ``start`` to ``end``, each (3,), on the left (+y), and its mirror image on the right.
 
-        A limb is a round rod. Further arguments are those of `limb`: radius, colour, label, top and caps.
+        Further arguments are those of `limb`: the radius at the start, colour, label (name of the part), ``top`` (ratio
+        of the radius at the end to that at the start) and ``caps`` (spheres at both ends).
         """
         (ax, ay, az), (bx, by, bz) = start, end
         for side in (-1, 1):
             self.limb((ax, side * ay, az), (bx, side * by, bz), *args, **kwargs)
 
     def cylinder(self, at, radius: float, half: float, colour=None, label="body", rotate=(0, 0, 0), top: float = 1.0):
-        """Add a cylinder or frustum of height 2 ``half`` along its local z axis.
+        """Add a cylinder or frustum of height 2 ``half`` along its local z axis, with centre ``at`` (3,).
 
-        The lower radius is ``radius``, and the upper radius is ``top`` times ``radius``. The docstring of the class
-        explains the other arguments.
+        The lower radius is ``radius``, the upper radius ``top`` times ``radius``. ``colour`` (3,) is sRGB in [0, 1];
+        None: the main colour. ``label`` names the part, and ``rotate`` has three angles in degrees, about x, then y,
+        then z (fixed axes).
         """
         self.add(FRUSTUM, at, (radius, radius, half), colour, label, rotate, top)
 
     cone = partialmethod(cylinder, top=0.0)
 
     def torus(self, at, radius: float, tube: float, colour=None, label="body", rotate=(0, 0, 0)) -> None:
-        """Add a torus that lies in its local xy plane.
+        """Add a torus that lies in its local xy plane, with centre ``at`` (3,).
 
-        ``radius`` is its outer radius, which includes the tube, and ``tube`` is the radius of the tube. The docstring
-        of the class explains the other arguments.
+        ``radius`` is its outer radius, which includes the tube, and ``tube`` is the radius of the tube. ``colour`` (3,)
+        is sRGB in [0, 1]; None: the main colour. ``label`` is the name of the part, and ``rotate`` has three angles in
+        degrees, about x, then y, then z (fixed axes).
         """
         self.add(TORUS, at, radius, colour, label, rotate, tube / radius)
 
@@ -194,7 +199,7 @@ class Builder:
         """Add a round rod from ``start`` (3,) to ``end`` (3,), with spheres at both ends if ``caps``.
 
         The radius of the rod, and of the spheres, is ``radius`` at the start and ``top`` times ``radius`` at the end.
-        The docstring of the class explains ``colour`` and ``label``.
+        ``colour`` (3,) is sRGB in [0, 1]; None: the main colour. ``label`` is the name of the part.
         """
         start, end = np.asarray(start, float), np.asarray(end, float)
         axis = end - start

@@ -212,9 +212,10 @@ def held_out(spec: Spec) -> bool:
 
 
 def sample_spec(rng: np.random.Generator) -> Spec:
-    """Sample a specification, which may be held out of training. 90 % have a main colour and 25 % a size.
+    """Sample a specification of an object in words. 90 % have a main colour and 25 % a size.
 
     If the noun has parts or accessories, the specification names one of them, with a colour, with the probability 60 %.
+    The specification may be one that is held out of training (`held_out`).
     """
     entry = NOUNS[list(NOUNS)[int(rng.integers(len(NOUNS)))]]
     colour = sample_colour(rng) if rng.random() < 0.9 else ""

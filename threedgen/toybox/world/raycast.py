@@ -183,12 +183,13 @@ def _ring(tube, ox, oy, oz, dx, dy, dz):
 
 @njit(cache=True)
 def _cull_row(centre, reach, start, stop, m, slope, half_pixel, parallel, candidates):
-    """Write the indices of the solids that a pixel row can hit into ``candidates``, and return their number.
+    """Write the indices of the solids that a pixel row can hit into the array ``candidates``; return their number.
 
-    The rays of a row lie in a plane that contains the right axis of the camera-to-world matrix ``m``. ``slope`` is the
-    slope (up / forward) of that plane or, for parallel rays, its height above the camera. ``half_pixel`` is slightly
-    more than half the difference of ``slope`` between adjacent rows. The solids are those with the indices ``start`` to
-    ``stop`` - 1; solid i lies in the ball of radius ``reach[i]`` around ``centre[i]``.
+    The solids are those with the indices ``start`` to ``stop`` - 1; solid i lies in the ball of radius ``reach[i]``
+    around ``centre[i]``. The rays of the row lie in a plane that contains the right axis of the camera-to-world matrix
+    ``m``. ``slope`` is the slope (up / forward) of that plane; if ``parallel``, the rays are parallel, and it is the
+    height of the plane above the camera. ``half_pixel`` is slightly more than half the difference of ``slope`` between
+    adjacent rows.
     """
     count = 0
     tilt = 1.0 / np.sqrt(1.0 + slope * slope)
@@ -208,10 +209,10 @@ def _cull_row(centre, reach, start, stop, m, slope, half_pixel, parallel, candid
 def _trace(kind, param, inverse, centre, reach, candidates, count, px, py, pz, dx, dy, dz):
     """Intersect the ray p + t d, |d| = 1, with the solids whose indices are ``candidates[:count]``.
 
-    The first five arguments are arrays of all solids: kind and shape parameter (see `Primitive`), matrix from world to
-    local axes, centre, and radius of a ball around the centre that contains the solid. Return five numbers of the
-    nearest hit: index of the solid (-1 on a miss), distance t (inf on a miss), and unit normal (x, y, z) in world
-    space.
+    The ray has p = (px, py, pz) and d = (dx, dy, dz). The first five arguments are arrays of all solids: kind and shape
+    parameter (see `Primitive`), matrix from world to local axes, centre, and radius of a ball around the centre that
+    contains the solid. Return five numbers of the nearest hit: index of the solid (-1 on a miss), distance t (inf on a
+    miss), and unit normal (x, y, z) in world space.
     """
     best, hit = np.inf, -1
     bx, by, bz = 0.0, 0.0, 0.0

@@ -64,10 +64,11 @@ class Room:
 
 
 class Furnisher:
-    """Builder of one room, in metres with z up and the origin in the centre of the floor.
+    """Builder of one room, in metres with z up and the origin in the centre of the floor. Its methods add items.
 
-    It has the solids, the items (phrases for captions, such as "a red sofa"), the occupied boxes on the floor (lower
-    and upper corner, x and y) and the occupied spans of walls (index in ``WALLS``, first and last position).
+    `solids` are the solids so far, and `items` the phrases of the items for captions, such as "a red sofa". `occupied`
+    has the occupied boxes on the floor (lower and upper corner, x and y), and `wall_spans` the occupied spans of walls
+    (index in ``WALLS``, first and last position).
     """
 
     def __init__(self, rng: np.random.Generator) -> None:
@@ -303,8 +304,8 @@ def furnish(rng: np.random.Generator, clutter: float = 1.0) -> Room:
 
     With ``clutter`` 1, 5 to 8 pieces of furniture and 3 to 6 other objects are sampled. ``clutter`` multiplies these
     numbers. Objects that do not fit are left out. There are also a door, one or two windows and perhaps a picture.
-    Phrases of objects name no parts, so captions contain no combination of noun, colour and part that is held out of
-    training.
+    Captions of a room name no parts of objects, so they contain no combination of noun, colour and part that is held
+    out of training.
     """
     names = list(COLOURS)
     wall, floor = (names[int(k)] for k in rng.integers(len(names), size=2))

@@ -90,9 +90,10 @@ class Toybox:
         return np.random.default_rng([self.seed, 0 if self.split == "train" else 1, index, purpose])
 
     def spec(self, index: int) -> tuple[grammar.Spec, int]:
-        """Return the specification of sample ``index``, and the number of the sentence pattern of its caption.
+        """Return the specification (noun, colours, size, parts) of sample ``index``, and its sentence pattern.
 
-        The number, from 0 to 5, is a value for the argument ``wording`` of `grammar.caption`.
+        The pattern is a number from 0 to 5, which selects the wording of the caption (``wording`` of
+        `grammar.caption`).
         """
         rng = self.rng(index, 0)
         while True:

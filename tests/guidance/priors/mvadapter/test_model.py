@@ -4,6 +4,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from tests.support.errors import refused
@@ -185,6 +186,15 @@ def test_samples_start_from_coarse_prediction(tmp_path: Path, monkeypatch: pytes
     of_mesh = adapted_model(AdapterSettings("rowcol", control="geometry"), ("mv",))
     of_mesh.coarse_predictor = model.coarse_predictor
     assert model.init_latents(PROMPT, C2W) is None and of_mesh.init_latents(PROMPT, C2W) is None
+
+
+def test_coarse_predictor_goes_with_textual_inversions(tmp_path: Path) -> None:
+    coarse_prior().save(tmp_path / "prior")
+    save_file({"<thing>": torch.ones(24)}, tmp_path / "thing.safetensors")
+    more = {"guess": str(tmp_path / "prior"), "embeddings": [str(tmp_path / "thing.safetensors")]}
+    model = build("prior", MVAdapterConfig(**tiny_prior_config(tmp_path, **more)))
+    first, second = (model.init_latents(prompt, C2W).latents for prompt in ("a red <thing>", "a red dog"))
+    assert torch.isfinite(first).all() and not torch.equal(first, second)
 
 
 def test_build_refuses_unusable_coarse_predictors_and_multi_view_base(tmp_path: Path) -> None:
