@@ -254,9 +254,9 @@ class Prior(Protocol):
 
     @property
     def has_code(self) -> bool:
-        """Whether this prior's text embeddings (L, D) have an object code as last row; a row of zeros means no code.
+        """Whether the last row of this prior's text embeddings (L, D) is an object code.
 
-        An object code is a vector for what the prompt leaves unspecified.
+        An object code is a vector for what the prompt leaves unspecified. It is all zeros for a prompt without a code.
         """
         return False
 

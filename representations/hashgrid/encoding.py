@@ -89,7 +89,8 @@ def encode(x: Tensor, table: Tensor, levels: Levels, module: ModuleType) -> Tens
     """Return hash grid features (N, L*F) of points x (N, 3) in [0, 1]^3, for L levels with F features each.
 
     `table` (entries, F) has the features of all levels, `levels` the resolution and the first table entry of each
-    level. `module` is the module with the kernels. The features are differentiable twice in x and in the table.
+    level. `module` is a back end of the hash grid: a Python module of this package, such as `torch_twin`, with a
+    function `encode`. The features are differentiable twice in x and in the table.
     """
     return Encode.apply(x, table, levels, module) if has_kernels(module) else module.encode(x, table, levels)
 

@@ -27,11 +27,17 @@ from .shape.from_field import FieldView
 
 @dataclass(frozen=True)
 class RunField:
-    """Trained field (3D representation) of a run, `view`, with the run's `config` and number of training `steps`."""
+    """Trained field (3D representation) of a run.
 
-    view: FieldView  # the field as functions of points, and scene data
-    config: Any  # config of the run
-    steps: int  # number of training steps of the checkpoint
+    Attributes:
+        view: the field as functions of points, and data of the scene.
+        config: config of the run.
+        steps: number of training steps of the checkpoint.
+    """
+
+    view: FieldView
+    config: Any
+    steps: int
 
 
 def load_run_field(folder: Path, device: str = "cpu") -> RunField:

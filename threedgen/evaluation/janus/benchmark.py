@@ -51,11 +51,12 @@ class JanusRates(Evaluation[M, Asset, Result]):
         self.reader = Reader(self.config.meter, self.prompts, self.folder / READINGS, self.unknown_orientation)
 
     def error_rates(self) -> ErrorRates | None:
-        """Return the error rates of the Janus meter, from RUN/meter.json if it is up to date, else by measuring them.
+        """Return the error rates of the Janus meter, which counts the fronts of an object: misses and false alarms.
 
-        They are measured on the objects in the folder of the option ``truth.assets``; null: on toybox objects
-        (procedural objects of this package). The result is None in two cases: the option ``truth.objects`` is 0, or
-        ``truth.assets`` is null and not all assets to evaluate are toybox objects.
+        They are read from RUN/meter.json if it is up to date, else measured on objects with a known number of fronts:
+        those in the folder of the option ``truth.assets``, or toybox objects (procedural objects of this package) if it
+        is null. The result is None if the option ``truth.objects`` is 0. It is also None if ``truth.assets`` is null
+        and one of the assets to evaluate is no toybox object.
         """
         config = self.config
         if not config.truth.objects or not (self.toybox or config.truth.assets):

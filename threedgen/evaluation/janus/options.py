@@ -174,9 +174,11 @@ class JanusBenchmarkConfig(MeteredConfig, WorkersConfig):
 class FrontObjects(Protocol):
     """Source of prompts and meshes of objects with one clear front.
 
-    An implementation has three methods. `prompts` returns random prompts of such objects. `without_front` finds prompts
-    of objects that have no front. `meshes` yields pairs (prompt, mesh) of random objects. Plug-ins register an
-    implementation under the kind "front-objects".
+    Plug-ins register an implementation under the kind "front-objects". It has three methods:
+
+    - `prompts(count, seed)` returns a list of random prompts of such objects.
+    - `without_front(prompts)` returns those of the given prompts whose object has no front: a dict from prompt to noun.
+    - `meshes(seed, first, count, front)` yields pairs (prompt, mesh) of random objects, with or without a front.
     """
 
     def prompts(self, count: int, seed: int) -> list[str]:

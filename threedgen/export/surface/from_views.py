@@ -68,10 +68,11 @@ def texture_from_views(
     over: ViewTexture | None = None,
     on_view: Callable[[], None] = lambda: None,
 ) -> ViewTexture:
-    """Project images onto a mesh and blend them to a texture. Return it with its mask of visible texels and its PSNR.
+    """Project images onto a mesh and blend them to a texture. Return it with its mask of visible texels.
 
-    Texels that no image shows get colours interpolated over the surface. Raises ConfigError if no texel is visible in
-    an image or in the earlier texture `over`.
+    The result also has the PSNR between the pixels of the images and the texels that they show. Texels that no image
+    shows get colours interpolated over the surface. Raises ConfigError if no texel is visible in an image or in the
+    earlier texture `over`.
 
     Args:
         mesh: mesh with UVs.

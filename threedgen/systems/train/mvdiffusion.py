@@ -326,11 +326,17 @@ def scene_data(task: Task, model: MVDiffusion, source: SceneSource) -> DataBySiz
 def train_single_views(
     task: Task, model: MVDiffusion, data: DataBySize, o: SingleViewConfig, blocks: Mapping[str, Tensor] | None
 ) -> LoRA:
-    """Train the first stage, a LoRA on single views, or load its finished weights. Return the LoRA.
+    """Train the first stage, a LoRA of the UNet on single views, and return the LoRA, which stays attached to the UNet.
 
-    The LoRA stays attached to the UNet. `o` are the options of the first stage. `blocks` are the tensors {name: tensor}
-    in the result file of another run (option `blocks`). If they contain the UNet changes of a first stage with the same
-    input channels, the training starts from these; otherwise, or if `blocks` is None, from the 2D model.
+    A resumed run that has finished this stage loads its weights instead.
+
+    Args:
+        task: run to which the stage belongs.
+        model: 2D model whose UNet gets the LoRA and, for depth or outpainting, further input channels.
+        data: training examples of each image size.
+        o: options of the first stage.
+        blocks: tensors {name: tensor} from the result file of another run. If this run trained a first stage with the
+            same input channels, the training starts from its LoRA and input layer; else, or if None, from `model`.
     """
     config: TrainMVDiffusionConfig = task.config
     needed = EXTRA[config.variant]

@@ -48,9 +48,12 @@ Cases = dict[str, list[Case]]
 def open_cases(nouns: int, seeds: int) -> Cases:
     """Return prompts that leave colours unspecified, as a dict from group to prompts.
 
-    The groups differ by what is measured on their samples: "agreement" (equal colours of all views of an object),
-    "worn" and "plain" (prompts with an accessory, and the same prompts without it), and "variety" (differences between
-    seeds). "variety" has the prompts of at most 6 nouns, each ``seeds`` times. Every other group has ``nouns`` prompts.
+    There is a group for each measurement, with one prompt for each of ``nouns`` different nouns:
+
+    - "agreement": the noun alone; measured is whether all views of an object have equal colours.
+    - "worn": with an accessory, such as a hat; measured is whether it is there.
+    - "plain": the prompts of "worn" without the accessory, for comparison.
+    - "variety": the noun alone, at most 6 nouns, each prompt ``seeds`` times; measured are differences between seeds.
     """
     vocabulary, worn = list(NOUNS), []
     spread = [vocabulary[k * len(vocabulary) // nouns] for k in range(nouns)]

@@ -273,9 +273,9 @@ def prepare(images: Tensor, size: int) -> Tensor:
 class ProbeSides:
     """Probe (classifier of toybox images) as classifier of the side that a view of an object shows.
 
-    Implements the protocol `threedgen.evaluation.janus.meter.ViewClassifier`: `sides` returns probabilities (V, 4) of
-    front, left, back and right for V images, `likeness` scores of prompts for images. The constructor raises
-    ConfigError if the weights are missing or damaged.
+    Implements the protocol `threedgen.evaluation.janus.meter.ViewClassifier`. For V images, `sides` returns the
+    probabilities (V, 4) of front, left, back and right. For N prompts, `likeness` returns log-probabilities (V, N);
+    higher means a better fit. The constructor raises ConfigError if the weights are missing or damaged.
     """
 
     def __init__(self, config: ProbeSidesConfig) -> None:

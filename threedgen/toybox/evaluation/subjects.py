@@ -72,8 +72,9 @@ class Subject:
     Attributes:
         asset: the object.
         folder: folder of its photos, runs and measurements.
-        truth: unit vectors (V, D) of V renders of the object by the identity network (`ToyboxIdentity`), from cameras
-            other than those of the photos. Images that show the object have similar vectors.
+        truth: unit vectors (V, D), one for each of V renders of the object from cameras other than those of the photos.
+            The identity network (`ToyboxIdentity`) maps an image to such a vector; images of one object have similar
+            ones.
     """
 
     asset: Asset
