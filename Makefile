@@ -1,8 +1,9 @@
 # make demo PROMPT="a red penguin"    a prompt becomes a turntable and a game asset
 # make test                                          the tests but the slow ones
+# make weights                                       prints the commands that train the embedded models
 # make docs                                          the documentation as a site, in site/, its links checked
 # make blender                                       the Blender add-on, as dist/threedgen-blender.zip
-# All but the last make the virtual environment .venv first, once. The plain commands are in README.md.
+# All but the last and `make weights` make the virtual environment .venv first, once. The plain commands are in README.md.
 #
 # PYTHON    a Python of 3.11 or newer
 # TORCH     what pip installs first
@@ -27,7 +28,7 @@ PROMPT := a red penguin
 endif
 export PROMPT
 
-.PHONY: demo test test-slow lint types docs blender clean
+.PHONY: demo test test-slow lint types docs blender weights clean
 
 demo: $(READY)
 	$(BIN)/python launch.py --config mvdream-toybox.yaml "prompt=$$PROMPT" $(ARGS)
@@ -53,6 +54,9 @@ types: $(READY)
 docs: $(READY)
 	$(BIN)/python -m pip install -q $(PIP_ARGS) -e ".[docs]" -c constraints.txt
 	$(BIN)/python -m mkdocs build --strict
+
+weights:
+	@cat weights/recipe.sh
 
 blender:
 	mkdir -p dist

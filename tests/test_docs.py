@@ -69,6 +69,15 @@ def test_commands_of_page_are_valid(page: Path) -> None:
             config.load(command.config, command.overrides)
 
 
+def test_recipe_of_the_weights_names_valid_commands(tmp_path: Path) -> None:
+    (tmp_path / "python").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/commands\n')
+    (tmp_path / "python").chmod(0o755)
+    subprocess.run(["sh", ROOT / "weights" / "recipe.sh"], env={"PATH": f"{tmp_path}:/bin:/usr/bin"}, check=True)
+    called = [parse(line.split()[1:]) for line in (tmp_path / "commands").read_text().splitlines()]
+    loaded = [config.load(command.config, command.overrides) for command in called]
+    assert len(loaded) == 15 and len({options.out for options in loaded}) == 15
+
+
 @pytest.fixture(scope="module")
 def option_names() -> set[str]:
     models = [registry.config_model(kind, choice) for kind, table in registry.TABLE.items() for choice in table]
