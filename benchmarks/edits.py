@@ -20,10 +20,10 @@ from skimage.color import rgb2lab
 from threedgen.config import load
 from threedgen.evaluation.metrics.figures import bootstrap
 from threedgen.guidance.matte import Matte
+from threedgen.guidance.weights.loading import MATTE
 from threedgen.run.arrays import Array
 from threedgen.run.folder import slug
 from threedgen.systems.generate.outputs import view_azimuths
-from threedgen.toybox.evaluation.options import MATTE
 from threedgen.toybox.evaluation.prior_score import foreground_masks
 from threedgen.toybox.world.builder import corners
 from threedgen.toybox.world.grammar import Spec, caption

@@ -25,7 +25,7 @@ from threedgen.geometry.warp import to_opencv
 from threedgen.toybox.data import make_rooms
 from threedgen.toybox.data.room_scenes import room_walks
 from threedgen.toybox.options import RoomPathsConfig
-from threedgen.toybox.world.rooms import HALF_WIDTH, HEIGHT
+from threedgen.toybox.world.furnishing import HALF_WIDTH, HEIGHT
 
 SCENE = "test/walk-test-00000"
 

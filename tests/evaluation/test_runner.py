@@ -16,9 +16,9 @@ from tests.support.tiny_prior import tiny_prior
 from threedgen import cli
 from threedgen.config.sections import RunConfig
 from threedgen.data.latent_cache import Captioned
-from threedgen.evaluation.prior import Objects, measure_view_use, view_use_table
 from threedgen.evaluation.report import write_report
 from threedgen.evaluation.runner import Evaluation, cached_json, evaluation_task
+from threedgen.evaluation.view_use import Objects, measure_view_use, view_use_table
 from threedgen.geometry.rigs import orbit
 from threedgen.run.workers import LocalProcess, Worker
 from threedgen.train.task import Task

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from threedgen.toybox.world.grammar import COLOURS, NOUNS, Spec
+from threedgen.toybox.world.open_toybox import EXCLUSIVE_GROUPS, SCATTERED_ELEVATION, OpenToybox, conflicts
 from threedgen.toybox.world.primitives import Asset
-from threedgen.toybox.world.toybox import EXCLUSIVE_GROUPS, SCATTERED_ELEVATION, OpenToybox, conflicts
 
 COUNT = 400
 

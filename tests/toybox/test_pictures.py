@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from threedgen.toybox.data.pictures import MAX_WEIGHT, MIN_AREA, PIXELS, Photographs, ViewRings
-from threedgen.toybox.world.toybox import OpenToybox, Toybox
+from threedgen.toybox.world.open_toybox import OpenToybox
+from threedgen.toybox.world.toybox import Toybox
 
 
 def names_room(caption: str) -> bool:

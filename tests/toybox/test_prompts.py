@@ -11,7 +11,7 @@ from threedgen.run.prompts import Reading
 from threedgen.toybox.prompts import ToyboxPrompts, read_prompt
 from threedgen.toybox.synonyms import FAMILIES, LOOKALIKES, SYNONYM_OF, SYNONYMS, also_called, similar
 from threedgen.toybox.world.grammar import NOUNS
-from threedgen.toybox.world.toybox import OpenToybox
+from threedgen.toybox.world.open_toybox import OpenToybox
 
 KNOWN = frozenset("a blue bus car cat chair dog grey hat house of red small tree truck turtle".split())
 

@@ -8,16 +8,8 @@ from threedgen.geometry.warp import overlap_fractions, to_opencv
 from threedgen.toybox.data.room_scenes import RoomPanoramas, render_images, room_paths, room_triangles, room_walks
 from threedgen.toybox.options import RoomPanoramasConfig, RoomPathsConfig
 from threedgen.toybox.world.builder import bounds
-from threedgen.toybox.world.rooms import (
-    HALF_WIDTH,
-    HEIGHT,
-    Room,
-    Rooms,
-    describe_view,
-    furnish_from,
-    look_c2w,
-    render_rooms,
-)
+from threedgen.toybox.world.furnishing import HALF_WIDTH, HEIGHT, Room, furnish_from
+from threedgen.toybox.world.rooms import Rooms, describe_view, look_c2w, render_rooms
 
 FIRST_ROOM = np.zeros(1, np.int64)
 FIXED = ("door", "window", "picture")

@@ -5,7 +5,7 @@ import pytest
 from threedgen.guidance.weights.tokens import closed_vocabulary, read_tokenizer, token_ids, tokens_cut
 from threedgen.toybox.training.text_encoder import END, MAX_TOKENS, PAD, START, UNKNOWN, train_tokenizer
 from threedgen.toybox.world.grammar import NOUNS, WORDINGS, Spec, caption
-from threedgen.toybox.world.toybox import OpenToybox
+from threedgen.toybox.world.open_toybox import OpenToybox
 
 LENGTH = MAX_TOKENS
 

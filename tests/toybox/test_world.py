@@ -26,10 +26,11 @@ from threedgen.toybox.world.grammar import (
     detail_phrase,
     held_out,
 )
+from threedgen.toybox.world.open_toybox import OpenToybox
 from threedgen.toybox.world.primitives import Asset
 from threedgen.toybox.world.raycast import render
 from threedgen.toybox.world.rooms import Rooms
-from threedgen.toybox.world.toybox import OpenToybox, Split, Toybox, build, random_solids, render_azimuths
+from threedgen.toybox.world.toybox import Split, Toybox, build, random_solids, render_azimuths
 
 ROOT = Path(__file__).parents[2]
 ALL_NOUNS = [pytest.param(entry, id=word) for word, entry in NOUNS.items()]

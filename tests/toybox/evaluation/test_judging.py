@@ -12,12 +12,13 @@ from tests.support.errors import refused
 from threedgen.evaluation.metrics.figures import Proportion, equal_error
 from threedgen.export.run_field import load_run_field
 from threedgen.geometry.poses import orbit_array
-from threedgen.toybox.evaluation import report
+from threedgen.toybox.evaluation import fidelity
+from threedgen.toybox.evaluation.fidelity import distances, roughness, surface
 from threedgen.toybox.evaluation.held_out import held_out_cases, held_out_pairs
 from threedgen.toybox.evaluation.judging import judge, tally
 from threedgen.toybox.evaluation.labels import Labels
 from threedgen.toybox.evaluation.probe import Answers, Probe
-from threedgen.toybox.evaluation.report import distances, label, roughness, surface
+from threedgen.toybox.evaluation.report import label
 from threedgen.toybox.world.grammar import NOUNS, Spec, held_out
 from threedgen.toybox.world.toybox import Toybox, render_orbit
 
@@ -143,7 +144,7 @@ def probe() -> Probe:
 
 
 def test_blur_increases_the_distances(probe: Probe, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "GROUPS", 2)
+    monkeypatch.setattr(fidelity, "GROUPS", 2)
 
     def draw(seed: int) -> list[np.ndarray]:
         box = Toybox(seed)
@@ -156,7 +157,7 @@ def test_blur_increases_the_distances(probe: Probe, monkeypatch: pytest.MonkeyPa
     low, high = figures["fid_interval"]
     assert low < figures["fid"] < high and len(figures["floor_kid_interval"]) == 2
     as_bytes = [(views * 255).round().astype(np.uint8) for views in other]
-    assert report.features(probe, as_bytes) == pytest.approx(report.features(probe, other), abs=0.3)
+    assert fidelity.features(probe, as_bytes) == pytest.approx(fidelity.features(probe, other), abs=0.3)
 
 
 def test_surface_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,9 +10,9 @@ from threedgen.config import ConfigError
 from threedgen.geometry.images import to_uint8, write_png
 from threedgen.systems.generate.outputs import view_azimuths, write_views
 from threedgen.toybox.evaluation import object_score
+from threedgen.toybox.evaluation.fidelity import Surface
 from threedgen.toybox.evaluation.held_out import held_out_cases
 from threedgen.toybox.evaluation.options import Evaluate3DConfig
-from threedgen.toybox.evaluation.report import Surface
 from threedgen.toybox.world.toybox import render_orbit
 from threedgen.train.status import Status
 

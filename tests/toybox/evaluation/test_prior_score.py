@@ -9,7 +9,7 @@ import torch
 from tests.support.errors import refused
 from tests.support.tiny_prior import tiny_prior
 from threedgen.config import load, registry
-from threedgen.evaluation.prior import Objects, x0_errors
+from threedgen.evaluation.view_use import Objects, x0_errors
 from threedgen.guidance.matte import Matte
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.toybox.data.pictures import ViewRings
@@ -18,7 +18,7 @@ from threedgen.toybox.evaluation.options import EvaluatePriorConfig
 from threedgen.toybox.evaluation.prior_score import measure_open_prompts, open_cases, open_table, true_views
 from threedgen.toybox.evaluation.probe import Probe
 from threedgen.toybox.world.grammar import ACCESSORIES, NOUNS
-from threedgen.toybox.world.toybox import OpenToybox
+from threedgen.toybox.world.open_toybox import OpenToybox
 
 
 def prior_config(out: Path, probe_file: str, **values: Any) -> EvaluatePriorConfig:

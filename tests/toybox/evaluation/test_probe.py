@@ -21,8 +21,9 @@ from threedgen.toybox.evaluation.labels import (
     nearest_colour,
     word_colours,
 )
+from threedgen.toybox.evaluation.networks import prepare
 from threedgen.toybox.evaluation.options import ProbeNetworkConfig, TrainProbeConfig
-from threedgen.toybox.evaluation.probe import Answers, Logits, Probe, combine_views, prepare
+from threedgen.toybox.evaluation.probe import Answers, Logits, Probe, combine_views
 from threedgen.toybox.world.grammar import ACCESSORIES, NOUNS, Spec, held_out
 from threedgen.toybox.world.primitives import Asset
 from threedgen.toybox.world.toybox import build, render_azimuths

@@ -11,7 +11,7 @@ from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.toybox.evaluation import subjects
 from threedgen.toybox.evaluation.identity import IdentityNet
 from threedgen.toybox.evaluation.options import IdentityNetworkConfig
-from threedgen.toybox.evaluation.subjects import compare, mean_difference, table
+from threedgen.toybox.evaluation.subject_report import compare, mean_difference, table
 
 
 def test_mean_difference_has_an_interval() -> None:

@@ -22,7 +22,8 @@ from threedgen.geometry.warp import key_frames
 from threedgen.run.arrays import Array
 from threedgen.run.seeding import numpy_generator
 from threedgen.toybox.options import RoomPanoramasConfig, RoomPathsConfig
-from threedgen.toybox.world import rooms as world
+from threedgen.toybox.world.furnishing import FREE_RADIUS, HALF_WIDTH, HEIGHT, Room, furnish_from
+from threedgen.toybox.world.rooms import EYE_POSITION, YAW_STEP, Rooms, describe_view, look_c2w, render_rooms
 
 THICKNESS = 0.01
 """Tolerance of `room_triangles` in metres: a triangle is inside a room if its centroid is less than this distance
@@ -35,13 +36,11 @@ FRAMES_PER_KEY = 9
 walk, about six frames apart."""
 
 
-def _rooms(seed: int, split: SceneSplit, clutter: float) -> world.Rooms:
-    return world.Rooms(seed, "train" if split == "train" else "held-out", clutter)
+def _rooms(seed: int, split: SceneSplit, clutter: float) -> Rooms:
+    return Rooms(seed, "train" if split == "train" else "held-out", clutter)
 
 
-def render_scene_views(
-    room: world.Room, at: Cameras, rng: Sequence[np.random.Generator], depth: bool = False
-) -> SceneViews:
+def render_scene_views(room: Room, at: Cameras, rng: Sequence[np.random.Generator], depth: bool = False) -> SceneViews:
     """Render views of a room from the V cameras ``at``, with a caption for each view.
 
     ``rng`` has V generators, one for the random wording of each caption. If ``depth``, the result also has depth maps
@@ -49,7 +48,7 @@ def render_scene_views(
     """
     rgb, z, _ = render_images(room, at, 2, depth)
     labels = render_images(room, _resized(at, CAPTION_PIXELS), 1, True)[2]
-    texts = tuple(world.describe_view(room, label, one) for label, one in zip(labels, rng, strict=True))
+    texts = tuple(describe_view(room, label, one) for label, one in zip(labels, rng, strict=True))
     return SceneViews(Views(torch.from_numpy(rgb), at), texts, torch.from_numpy(z) if depth else None)
 
 
@@ -57,7 +56,7 @@ def _resized(at: Cameras, width: int) -> Cameras:
     return at.with_size(2 * max(1, round(width * at.height / at.width / 2)), width)
 
 
-def render_images(room: world.Room, at: Cameras, supersample: int, with_gbuffer: bool) -> tuple[Array, Array, Array]:
+def render_images(room: Room, at: Cameras, supersample: int, with_gbuffer: bool) -> tuple[Array, Array, Array]:
     """Render views of a room from the V cameras ``at``, as crops from the centre of square images.
 
     The height H and the width W of the cameras must therefore be both even or both odd.
@@ -73,9 +72,7 @@ def render_images(room: world.Room, at: Cameras, supersample: int, with_gbuffer:
     side = max(at.height, at.width)
     focal = at.K[:, 1, 1].double().numpy()
     fov = 2 * np.arctan(0.5 * side / focal)
-    result = world.render_rooms(
-        [room], np.zeros(len(at), np.int64), at.c2w.numpy(), fov, side, supersample, with_gbuffer
-    )
+    result = render_rooms([room], np.zeros(len(at), np.int64), at.c2w.numpy(), fov, side, supersample, with_gbuffer)
     top, left = (side - at.height) // 2, (side - at.width) // 2
     crop = (slice(None), slice(top, top + at.height), slice(left, left + at.width))
     if not with_gbuffer:
@@ -110,16 +107,12 @@ class RoomPanoramas:
 
     def first_yaw(self, index: int) -> int:
         """Return the yaw of the first view of room ``index``, in degrees to the right of +x (clockwise from above)."""
-        return (
-            world.YAW_STEP * int(self.rooms.rng(index, 3).integers(360 // world.YAW_STEP))
-            if self.split == "train"
-            else 0
-        )
+        return YAW_STEP * int(self.rooms.rng(index, 3).integers(360 // YAW_STEP)) if self.split == "train" else 0
 
     def scene(self, index: int) -> SceneViews:
         yaw = radians(self.first_yaw(index))
         o = self.options
-        at = cameras(ring(self.n_view, yaw), radians(o.fov), o.size, o.size, world.EYE_POSITION.tolist())
+        at = cameras(ring(self.n_view, yaw), radians(o.fov), o.size, o.size, EYE_POSITION.tolist())
         rng = [self.rooms.rng(index, 10 + number) for number in range(self.n_view)]
         return render_scene_views(self.rooms.room(index), at, rng)
 
@@ -130,7 +123,7 @@ class RoomPanoramas:
         down.
         """
         R = torch.stack([rotation(*angles) for angles in SKYBOX])
-        at = cameras(R, radians(90), size, size, world.EYE_POSITION.tolist())
+        at = cameras(R, radians(90), size, size, EYE_POSITION.tolist())
         return render_images(self.rooms.room(index), at, 2, False)[0]
 
     def directions(self, index: int) -> list[str]:
@@ -138,7 +131,7 @@ class RoomPanoramas:
 
         Their yaws are 0, 45, ..., 315 degrees to the right of +x (clockwise seen from above).
         """
-        at = cameras(ring(8), radians(90), CAPTION_PIXELS, CAPTION_PIXELS, world.EYE_POSITION.tolist())
+        at = cameras(ring(8), radians(90), CAPTION_PIXELS, CAPTION_PIXELS, EYE_POSITION.tolist())
         rng = [self.rooms.rng(index, 10 + number) for number in range(8)]
         return list(render_scene_views(self.rooms.room(index), at, rng).captions)
 
@@ -151,11 +144,11 @@ class RoomWalk:
     overlap by about 60 % of the pixels.
     """
 
-    def __init__(self, rooms: world.Rooms, index: int, length: int, options: RoomPathsConfig) -> None:
+    def __init__(self, rooms: Rooms, index: int, length: int, options: RoomPathsConfig) -> None:
         self.rooms, self.index, self.length, self.options = rooms, index, length, options
 
     @cached_property
-    def room(self) -> world.Room:
+    def room(self) -> Room:
         return self.rooms.room(self.index)
 
     @property
@@ -178,12 +171,12 @@ class RoomWalk:
         def wave(amplitude: float, shortest: float, longest: float) -> Array:
             return amplitude * np.sin(2 * np.pi * (k / rng.uniform(shortest, longest) + rng.uniform()))
 
-        radii = world.FREE_RADIUS * rng.uniform(0.2, 0.6, 2)
+        radii = FREE_RADIUS * rng.uniform(0.2, 0.6, 2)
         position = np.stack(
             [wave(radii[0], 70, 110), wave(radii[1], 70, 110), rng.uniform(1.1, 1.6) + wave(0.08, 30, 50)], -1
         )
         yaw = rng.uniform(0, 360) + rng.choice([-1, 1]) * (rng.uniform(2.4, 3.4) * k + wave(14, 40, 60))
-        c2w = world.look_c2w(position, np.deg2rad(yaw), np.deg2rad(-6 + wave(7, 40, 80)))
+        c2w = look_c2w(position, np.deg2rad(yaw), np.deg2rad(-6 + wave(7, 40, 80)))
         K = square_pixels(torch.full((self.length,), 0.5 * o.width / tan(radians(o.fov) / 2)), o.height, o.width)
         return Cameras(torch.from_numpy(c2w), Projection(K), o.height, o.width)
 
@@ -219,7 +212,7 @@ def room_paths(config: RoomPathsConfig, seed: int = 0, split: SceneSplit = "trai
     return WalkScenes(walks, o.views, description, seed, o.between)
 
 
-def room_triangles(room: world.Room) -> tuple[Array, Array, Array]:
+def room_triangles(room: Room) -> tuple[Array, Array, Array]:
     """Return the T triangles of a room as seen from inside, without the outer sides of walls, floor and ceiling.
 
     Returns:
@@ -228,8 +221,8 @@ def room_triangles(room: world.Room) -> tuple[Array, Array, Array]:
     """
     vertices, faces, colours, labels = room.asset.mesh()
     corners = vertices[faces]
-    low = np.array([-world.HALF_WIDTH, -world.HALF_WIDTH, 0]) - THICKNESS
-    high = np.array([world.HALF_WIDTH, world.HALF_WIDTH, world.HEIGHT]) + THICKNESS
+    low = np.array([-HALF_WIDTH, -HALF_WIDTH, 0]) - THICKNESS
+    high = np.array([HALF_WIDTH, HALF_WIDTH, HEIGHT]) + THICKNESS
     middle = corners.mean(1)
     inside = ((middle > low) & (middle < high)).all(1)
     return corners[inside], colours[inside], labels[inside]
@@ -243,11 +236,11 @@ def prompted_room(prompt: str, seed: int) -> tuple[Array, Callable[[Cameras], li
         up, without colours. ``describe`` maps V cameras to V captions of what they show; a caption names at most two
         items besides the floor. The warnings tell the user which furniture has no place.
     """
-    room, lost = world.furnish_from(prompt, numpy_generator(seed, 0, "room"))
+    room, lost = furnish_from(prompt, numpy_generator(seed, 0, "room"))
 
     def describe(at: Cameras) -> list[str]:
         labels = render_images(room, _resized(at, CAPTION_PIXELS), 1, True)[2]
-        return [world.describe_view(room, label, None) for label in labels]
+        return [describe_view(room, label, None) for label in labels]
 
     notes = [f"the room has no place for another {noun}" for noun in lost]
     return room_triangles(room)[0], describe, notes

@@ -37,6 +37,7 @@ from threedgen.export.run_field import field_view, load_field
 from threedgen.geometry.images import to_uint8
 from threedgen.geometry.rigs import turntable
 from threedgen.guidance.matte import Matte
+from threedgen.guidance.weights.loading import MATTE
 from threedgen.run.arrays import Array
 from threedgen.run.folder import CHECKPOINTS
 from threedgen.run.threads import set_threads
@@ -45,12 +46,12 @@ from threedgen.train.checkpoint_file import KEPT, LAST
 from threedgen.train.system import SECONDS_KEY
 from threedgen.train.task import Stopped, Task
 
+from .fidelity import distances, roughness, surface
 from .held_out import held_out_cases
 from .judging import judge_views
-from .options import MATTE, Compare3DConfig
+from .options import Compare3DConfig
 from .prior_score import chance_distance, foreground_masks
 from .probe import Probe
-from .report import distances, roughness, surface
 
 logger = logging.getLogger(__name__)
 VIEWS, SIZE = 8, 128  # number of views of an object, and their side in pixels

@@ -21,8 +21,8 @@ from threedgen.toybox.data.subjects import make_subject, subject_nouns
 from threedgen.toybox.world.toybox import render_orbit
 from threedgen.train.task import run_task
 
+from .networks import Residual, pooled, prepare, read_network, write_network
 from .options import IDENTITY, TRAIN_IDENTITY, IdentityNetworkConfig, ToyboxIdentityConfig, TrainIdentityConfig
-from .probe import Residual, pooled, prepare, read_network, write_network
 from .training import TEST_SEED, ClassifierSystem, train
 
 ROC_IMAGES, ROC_KINDS = 5, 40

@@ -26,6 +26,7 @@ from threedgen.export.run_field import load_run_field
 from threedgen.geometry.images import to_uint8
 from threedgen.geometry.poses import orbit_array
 from threedgen.guidance.matte import Matte
+from threedgen.guidance.weights.loading import MATTE
 from threedgen.run import folder as runs
 from threedgen.run.arrays import Array
 from threedgen.run.metrics import read_summary
@@ -35,11 +36,12 @@ from threedgen.systems.generate.task import run_status
 from threedgen.train.status import Status
 from threedgen.train.task import Stopped, Task
 
+from .fidelity import Surface, roughness, surface, surface_figures
 from .held_out import held_out_cases
-from .options import MATTE, Evaluate3DConfig, load_task
+from .options import Evaluate3DConfig, load_task
 from .prior_score import foreground_masks
 from .probe import Probe
-from .report import Judged, Surface, judge_case, roughness, surface, surface_figures, write_judged
+from .report import Judged, judge_case, write_judged
 
 logger = logging.getLogger(__name__)
 

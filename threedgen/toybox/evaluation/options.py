@@ -23,7 +23,6 @@ TRAIN_PROBE = f"Train one with `{command('--config', 'train-toybox-probe')}`; it
 TRAIN_IDENTITY = f"Train one with `{command('--config', 'train-toybox-identity')}`; it is in RUN/identity."
 ObjectPrior = Annotated[Any, Component("prior", default="mvdream", only=("mvdream", "mvadapter"))]
 Preservation = Literal["l1", "l2", "images", "lora", "none"]
-MATTE = "toybox-matte"  # name of the embedded network that predicts the foreground mask of an image
 
 
 def network_file(weights: str, name: str, key: str, remedy: str) -> Path:
@@ -245,13 +244,9 @@ class Compare3DConfig(WorkersConfig):
         has only the values that the variant sets, such as "ngp". If two labels would be equal, the labels are the whole
         texts of the variants, such as "field.name=ngp".
         """
-        fixed = [
-            "export.enabled=false",
-            "preview.enabled=false",
-            "result.turntable.n_view=8",
-            f"trainer.max_steps={self.steps}",
-        ]
-        fixed += ["trainer.val_check_interval=0", *([f"checkpoint.keep={self.seconds:g}"] if self.seconds else [])]
+        fixed = ["export.enabled=false", "preview.enabled=false", "result.turntable.n_view=8"]
+        fixed += [f"trainer.max_steps={self.steps}", "trainer.val_check_interval=0"]
+        fixed += [f"checkpoint.keep={self.seconds:g}"] if self.seconds else []
         labels = [" ".join(word.partition("=")[2] for word in words_of(text)) for text in self.variants]
         labels = labels if len({*labels}) == len(labels) else list(self.variants)
         methods = (" ".join([self.config, *fixed, *self.overrides, text]) for text in self.variants)

@@ -22,15 +22,17 @@ from threedgen.evaluation.metrics.figures import Estimate, Json, Proportion, mea
 from threedgen.evaluation.prior import PriorEvaluation
 from threedgen.evaluation.runner import evaluation_task, random_ring, ring_poses
 from threedgen.guidance.matte import Matte
+from threedgen.guidance.weights.loading import MATTE
 from threedgen.run.arrays import Array, evenly_spaced
 from threedgen.run.seeding import numpy_generator
 from threedgen.toybox.data.pictures import ViewRings
 from threedgen.toybox.world.grammar import ACCESSORIES, NOUNS, Spec
-from threedgen.toybox.world.toybox import OpenToybox, build, render_orbit
+from threedgen.toybox.world.open_toybox import OpenToybox
+from threedgen.toybox.world.toybox import build, render_orbit
 from threedgen.train.task import Task
 
 from .held_out import Case, held_out_cases
-from .options import MATTE, EvaluatePriorConfig
+from .options import EvaluatePriorConfig
 from .probe import Probe, combine_views
 from .report import Judged, judge_case, write_judged
 

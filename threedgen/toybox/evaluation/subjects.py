@@ -14,7 +14,7 @@ RUN/subjects/003-dog/   photos, measurements of the base prior (base.json), and 
 RUN/report.json, report.md, sheet.png    comparison of the methods, and some of the samples
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,8 +25,8 @@ from torch import Tensor
 
 from threedgen.config import registry
 from threedgen.evaluation import runner
-from threedgen.evaluation.metrics.figures import Json, Proportion, bootstrap, median, proportion_of_groups
-from threedgen.evaluation.report import format_estimate, format_rate, markdown_table, write_report
+from threedgen.evaluation.metrics.figures import Json
+from threedgen.evaluation.report import write_report
 from threedgen.geometry.image_file import load_image
 from threedgen.geometry.images import grid, write_png
 from threedgen.guidance.prior import Prior
@@ -48,21 +48,16 @@ from .identity import ToyboxIdentity, similarity
 from .judging import Verdict, judge_views
 from .options import EvaluateSubjectsConfig, load_task
 from .probe import Probe
+from .subject_report import Rows, compare, mean_difference, row_key, row_name, table
 
 KEYS = ("noun", "colour", "bound", "order")
 """Keys of the probe's answers that count in the score of a sample, which is the share of correct answers."""
 VIEWS = 4
 BATCH = 5
 PHOTOS, HELD_OUT_PROMPTS = 5, 20  # training images per subject, and held-out prompts that show what was forgotten
-NAMES = {"l1": "preservation L1", "l2": "preservation L2", "images": "class images", "lora": "LoRA", "none": "none"}
 Accessory = tuple[str, str]  # colour and noun of an accessory; both are "" for no accessory
 ACCESSORIES_WORN: tuple[Accessory, ...] = (("", ""), ("red", "hat"), ("blue", "scarf"), ("green", "glasses"))
 """Accessories (colour, noun), one for each prompt of a subject; ("", ""): none. `setting` is an index into it."""
-Rows = Sequence[Json]
-"""Measurements of the subjects, one dict each: "subject" is the name of the subject's folder, "found" a dict.
-
-The key "base" of "found" has the measurements of the base prior. Every other key is a row of the report's table, such
-as "l1", and has the measurements of the prior that was tuned by this method."""
 
 
 @dataclass(frozen=True)
@@ -100,18 +95,14 @@ class Subjects(runner.Evaluation[EvaluateSubjectsConfig, int, Json]):
         self.base = prior_of(tuning_config(config, self.folder, config.preservation[0], "thing"))
 
     def prepare(self) -> None:
-        self.base_scores = runner.cached_json(self.folder / "held-out.json", partial(self.held_out, self.base))[
-            "scores"
-        ]
+        found = runner.cached_json(self.folder / "held-out.json", partial(self.held_out, self.base))
+        self.base_scores = found["scores"]
 
     def measure(self, item: int) -> Json:
         config, subject = self.config, self.make_subject(item)
         self.progress.note(subject.folder.name)
-        found = {
-            "base": runner.cached_json(
-                subject.folder / "base.json", partial(self.measure_samples, subject, self.base, "base")
-            )
-        }
+        base = partial(self.measure_samples, subject, self.base, "base")
+        found = {"base": runner.cached_json(subject.folder / "base.json", base)}
         for method, strength in config.rows:
             tuning, key = tuning_config(config, subject.folder, method, subject.asset.noun), row_key(method, strength)
             tune(tuning)
@@ -280,18 +271,6 @@ def score(verdict: Verdict) -> float:
     return float(np.mean([verdict.answers[key] for key in KEYS if verdict.answers.get(key) is not None]))
 
 
-# --- the report --------------------------------------------------------------------------------------------------
-
-
-def row_key(method: str, strength: float) -> str:
-    return method if strength == 1 else f"{method}-{strength:g}"
-
-
-def row_name(key: str) -> str:
-    method, _, strength = key.partition("-")
-    return f"{NAMES[method]}, strength {strength}" if strength else NAMES[method]
-
-
 def sheet(config: EvaluateSubjectsConfig, folder: Path, rows: Rows) -> Array:
     """Return a contact sheet (H, W, 3), uint8, with one row of images per subject.
 
@@ -313,73 +292,6 @@ def sheet(config: EvaluateSubjectsConfig, folder: Path, rows: Rows) -> Array:
         cells += [np.asarray(load_image(place / f"{name}.png").convert("RGB")) for name in shown]
         labels += [f"{noun}, photos", *(label.format(noun) for label in shown.values())]
     return grid(cells, 1 + len(shown), labels)
-
-
-def compare(rows: Rows, key: str) -> Json:
-    """Return JSON that compares personalised priors with the base prior, for one method against forgetting.
-
-    Args:
-        rows: one dict per subject; its entry "found" maps "base" (base prior) and each ``key`` (personalised prior) to
-            the measurements of this prior.
-        key: method, such as "l1" (L1 penalty on the change of the weights), or method and strength (factor on the
-            change of the weights), such as "l1-0.8".
-
-    Returns:
-        "identity", "identity_interval": mean similarity of samples of the personalised priors to true views, and its
-            95 % interval over subjects.
-        "identity_gain", "own_change", "class_change", "held_out_change": differences, personalised minus base, as
-            (mean, low, high) with the 95 % interval over subjects. "identity_gain" is the difference in "identity". The
-            others are differences in the share of right answers of the probe (an image classifier): for prompts of the
-            subject (own), for the same prompts without the identifier (class), and for held-out prompts.
-        "order", "bound": share of samples of the personalised priors whose views show the sides in the right order, and
-            share of those with an accessory that show it in its colour. Each is a dict with "hits", "total", "share",
-            "low" and "high" (95 % interval).
-        "seconds": median duration of the runs that personalise.
-    """
-    tuned, base = ([row["found"][name] for row in rows] for name in (key, "base"))
-
-    def difference(ours: Sequence[Sequence[float]], name: str) -> tuple[float, float, float]:
-        theirs = [found[name] for found in base]
-        return mean_difference([np.mean(a) - np.mean(b) for a, b in zip(ours, theirs, strict=True)])
-
-    def correct(name: str) -> Json:
-        return proportion_of_groups([answer[name] for answer in found["answers"]] for found in tuned).plain()
-
-    return {
-        "identity": float(np.mean([found["identity"] for found in tuned])),
-        "identity_interval": bootstrap([float(np.mean(found["identity"])) for found in tuned]),
-        "identity_gain": difference([found["identity"] for found in tuned], "identity"),
-        "own_change": difference([found["scores"] for found in tuned], "scores"),
-        "class_change": difference([found["class"]["scores"] for found in tuned], "scores"),
-        "held_out_change": difference([found["held_out"] for found in tuned], "held_out"),
-        "order": correct("order"),
-        "bound": correct("bound"),
-        "seconds": median([found.get("seconds") for found in tuned]),
-    }
-
-
-def mean_difference(differences: Sequence[float]) -> tuple[float, float, float]:
-    """Return (mean, low, high): the mean and its 95 % bootstrap interval. They are equal for one difference."""
-    value = float(np.mean(differences))
-    return value, *(bootstrap(differences) or (value, value))
-
-
-def table(figures: Mapping[str, Json]) -> str:
-    def interval(found: Sequence[float], scale: float, digits: int) -> str:
-        value, low, high = (f"{scale * one:+.{digits}f}" for one in found)
-        return f"{value} ({low} to {high})"
-
-    heads = ["", "identity", "more than the base", "sides in order", "accessory in its colour",
-             "its prompts, points", "class prompts, points", "held-out prompts, points", "seconds"]  # fmt: skip
-    rows = []
-    for key, found in figures.items():
-        low, high = found["identity_interval"] or (None, None)
-        identity = format_estimate({"mean": found["identity"], "low": low, "high": high})
-        cells = [row_name(key), identity, interval(found["identity_gain"], 1, 3)]
-        cells += [format_rate(Proportion.of(found[name])) for name in ("order", "bound")]
-        cells += [interval(found[name], 100, 1) for name in ("own_change", "class_change", "held_out_change")]
-        rows.append([*cells, "-" if found["seconds"] is None else f"{found['seconds']:.0f}"])
-    return markdown_table(heads, rows)
 
 
 run = runner.evaluation_task(Subjects)

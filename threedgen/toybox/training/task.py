@@ -42,7 +42,8 @@ from threedgen.run.options import is_rank_zero
 from threedgen.run.seeding import generator, seed_networks
 from threedgen.run.text import say
 from threedgen.toybox.data.pictures import Photographs, ViewRings
-from threedgen.toybox.world.toybox import OpenToybox, Toybox, View
+from threedgen.toybox.world.open_toybox import OpenToybox
+from threedgen.toybox.world.toybox import Toybox, View
 from threedgen.train.status import Status
 from threedgen.train.task import Task, device, run_task
 

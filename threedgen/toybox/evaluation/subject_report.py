@@ -1,0 +1,94 @@
+"""Comparison of priors that were tuned on photos of subjects with the base prior: figures and a Markdown table.
+
+Subjects are unusual toybox objects. The base prior is the one before the tuning.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from threedgen.evaluation.metrics.figures import Json, Proportion, bootstrap, median, proportion_of_groups
+from threedgen.evaluation.report import format_estimate, format_rate, markdown_table
+
+NAMES = {"l1": "preservation L1", "l2": "preservation L2", "images": "class images", "lora": "LoRA", "none": "none"}
+Rows = Sequence[Json]
+"""Measurements of the subjects, one dict each: "subject" is the name of the subject's folder, "found" a dict.
+
+The key "base" of "found" has the measurements of the base prior. Every other key is a row of the report's table, such
+as "l1", and has the measurements of the prior that was tuned by this method."""
+
+
+def row_key(method: str, strength: float) -> str:
+    return method if strength == 1 else f"{method}-{strength:g}"
+
+
+def row_name(key: str) -> str:
+    method, _, strength = key.partition("-")
+    return f"{NAMES[method]}, strength {strength}" if strength else NAMES[method]
+
+
+def compare(rows: Rows, key: str) -> Json:
+    """Return JSON that compares personalised priors with the base prior, for one method against forgetting.
+
+    Args:
+        rows: one dict per subject; its entry "found" maps "base" (base prior) and each ``key`` (personalised prior) to
+            the measurements of this prior.
+        key: method, such as "l1" (L1 penalty on the change of the weights), or method and strength (factor on the
+            change of the weights), such as "l1-0.8".
+
+    Returns:
+        "identity", "identity_interval": mean similarity of samples of the personalised priors to true views, and its
+            95 % interval over subjects.
+        "identity_gain", "own_change", "class_change", "held_out_change": differences, personalised minus base, as
+            (mean, low, high) with the 95 % interval over subjects. "identity_gain" is the difference in "identity". The
+            others are differences in the share of right answers of the probe (an image classifier): for prompts of the
+            subject (own), for the same prompts without the identifier (class), and for held-out prompts.
+        "order", "bound": share of samples of the personalised priors whose views show the sides in the right order, and
+            share of those with an accessory that show it in its colour. Each is a dict with "hits", "total", "share",
+            "low" and "high" (95 % interval).
+        "seconds": median duration of the runs that personalise.
+    """
+    tuned, base = ([row["found"][name] for row in rows] for name in (key, "base"))
+
+    def difference(ours: Sequence[Sequence[float]], name: str) -> tuple[float, float, float]:
+        theirs = [found[name] for found in base]
+        return mean_difference([np.mean(a) - np.mean(b) for a, b in zip(ours, theirs, strict=True)])
+
+    def correct(name: str) -> Json:
+        return proportion_of_groups([answer[name] for answer in found["answers"]] for found in tuned).plain()
+
+    return {
+        "identity": float(np.mean([found["identity"] for found in tuned])),
+        "identity_interval": bootstrap([float(np.mean(found["identity"])) for found in tuned]),
+        "identity_gain": difference([found["identity"] for found in tuned], "identity"),
+        "own_change": difference([found["scores"] for found in tuned], "scores"),
+        "class_change": difference([found["class"]["scores"] for found in tuned], "scores"),
+        "held_out_change": difference([found["held_out"] for found in tuned], "held_out"),
+        "order": correct("order"),
+        "bound": correct("bound"),
+        "seconds": median([found.get("seconds") for found in tuned]),
+    }
+
+
+def mean_difference(differences: Sequence[float]) -> tuple[float, float, float]:
+    """Return (mean, low, high): the mean and its 95 % bootstrap interval. They are equal for one difference."""
+    value = float(np.mean(differences))
+    return value, *(bootstrap(differences) or (value, value))
+
+
+def table(figures: Mapping[str, Json]) -> str:
+    def interval(found: Sequence[float], scale: float, digits: int) -> str:
+        value, low, high = (f"{scale * one:+.{digits}f}" for one in found)
+        return f"{value} ({low} to {high})"
+
+    heads = ["", "identity", "more than the base", "sides in order", "accessory in its colour",
+             "its prompts, points", "class prompts, points", "held-out prompts, points", "seconds"]  # fmt: skip
+    rows = []
+    for key, found in figures.items():
+        low, high = found["identity_interval"] or (None, None)
+        identity = format_estimate({"mean": found["identity"], "low": low, "high": high})
+        cells = [row_name(key), identity, interval(found["identity_gain"], 1, 3)]
+        cells += [format_rate(Proportion.of(found[name])) for name in ("order", "bound")]
+        cells += [interval(found[name], 100, 1) for name in ("own_change", "class_change", "held_out_change")]
+        rows.append([*cells, "-" if found["seconds"] is None else f"{found['seconds']:.0f}"])
+    return markdown_table(heads, rows)
