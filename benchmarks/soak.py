@@ -93,7 +93,8 @@ def studio_samples(jobs: int) -> list[Sample]:
     The key "at" of a sample is the number of the job.
     """
     from threedgen.studio import state
-    from threedgen.studio.jobs import Job, Queue
+    from threedgen.studio.job_queue import Queue
+    from threedgen.studio.jobs import Job
     from threedgen.studio.options import StudioConfig
     from threedgen.studio.server import Server
 

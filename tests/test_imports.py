@@ -17,7 +17,7 @@ HEAVY = ("torch", "pytorch_lightning", "lightning_fabric", "diffusers", "transfo
 NO_TORCH = (
     "threedgen.cli", "threedgen.config", "threedgen.run.folder", "threedgen.run.disk", "threedgen.run.prompts",
     "threedgen.run.text", "threedgen.toybox.prompts", "threedgen.guidance.weights.tokens",
-    "threedgen.systems.prompted",
+    "threedgen.systems.prompted", "threedgen.systems.generate.sections",
 )  # fmt: skip
 """With every options.py: what answers --help, and every mistake in a config."""
 SOURCES = sorted(path for room in ("threedgen", "guidance", "representations") for path in (ROOT / room).rglob("*.py"))

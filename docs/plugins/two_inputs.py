@@ -16,8 +16,8 @@ from pydantic import Field
 from threedgen.config import Scheduled, at
 from threedgen.config.registry import register
 from threedgen.geometry.rigs import turntable
-from threedgen.systems.generate.options import SystemConfig
 from threedgen.systems.generate.phases import StepResult
+from threedgen.systems.generate.sections import SystemConfig
 from threedgen.systems.generate.system import GenerateSystem
 
 

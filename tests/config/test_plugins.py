@@ -15,7 +15,7 @@ from threedgen.config import plugins, registry
 from threedgen.run import folder as runs
 from threedgen.run.metrics import read_summary
 from threedgen.run.options import WorkersConfig
-from threedgen.run.workers import run_jobs
+from threedgen.run.worker_pool import run_jobs
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "plugins" / "antithetic.py"
 MARKER = "open(__file__ + '.imported', 'w').close()\n"

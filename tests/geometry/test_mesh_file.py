@@ -187,7 +187,7 @@ def test_limits_of_side_files_together(tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("kept", [0, 1 << 28])
 def test_parts_share_a_buffer(tmp_path: Path, kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("threedgen.geometry.gltf_file.MAX_KEPT", kept)
+    monkeypatch.setattr("threedgen.geometry.gltf_data.MAX_KEPT", kept)
     glb = _grid(1)
     glb.gltf.meshes[0].primitives *= 50
     (tmp_path / "a.bin").write_bytes(glb.data)

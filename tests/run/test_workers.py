@@ -20,7 +20,7 @@ from threedgen.config import plugins
 from threedgen.config.errors import WorkerLost
 from threedgen.run import watch, workers
 from threedgen.run.options import WorkersConfig
-from threedgen.run.workers import run_jobs
+from threedgen.run.worker_pool import run_jobs
 
 ENGINES = ("here", "processes")
 

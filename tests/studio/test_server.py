@@ -27,7 +27,8 @@ from threedgen.config import load
 from threedgen.export.options import AssetConfig
 from threedgen.run.interrupts import Interrupts
 from threedgen.studio import server, state
-from threedgen.studio.jobs import LAST_NUMBER, _start, make_job
+from threedgen.studio.job_queue import LAST_NUMBER, start_process
+from threedgen.studio.jobs import make_job
 from threedgen.studio.options import StudioConfig
 from threedgen.studio.state import plain_words
 from threedgen.systems.generate.options import GenerateConfig
@@ -208,7 +209,7 @@ def test_cancel_ends_any_run_within_two_seconds(client: Client, prompt: str) -> 
 @unix
 def test_run_ends_when_its_studio_is_killed() -> None:
     code = "from threedgen.run.interrupts import end_with_parent; end_with_parent(); import time; time.sleep(100)"
-    process = _start([sys.executable, "-c", code])
+    process = start_process([sys.executable, "-c", code])
     assert process.stdin is not None and process.poll() is None
     process.stdin.close()  # as the system does for a killed process
     assert process.wait(60) == -signal.SIGTERM

@@ -130,7 +130,7 @@ def _import_everything() -> None:
     dtypes.bf16_cpu = lambda: False  # the same bytes on all CPUs
     threedgen.toybox.training.system.SHEET_PROMPTS = ("a red dog",)
     trainings = threedgen.systems.train
-    for sheet in (trainings.mvadapter, trainings.mvdiffusion, threedgen.systems.novel_view.task):
+    for sheet in (trainings.mvadapter, trainings.mvdiffusion_systems, threedgen.systems.novel_view.task):
         sheet.SHEET_STEPS = 2
     small = threedgen.toybox.training.coarse_systems
     small.BATCH, small.FIRST_OBJECTS = 4, 8

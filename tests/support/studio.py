@@ -16,7 +16,8 @@ import pytest
 from tests.support.example_run import asset_glb, example
 from tests.support.waiting import when
 from threedgen.studio import state
-from threedgen.studio.jobs import Job, Queue
+from threedgen.studio.job_queue import Queue
+from threedgen.studio.jobs import Job
 from threedgen.studio.options import StudioConfig
 from threedgen.studio.server import Server
 from threedgen.viewer.report import write_report

@@ -107,7 +107,7 @@ def child(
     """
     from threedgen import cli
     from threedgen.guidance.priors.mvdream import MVDream
-    from threedgen.systems.dreambooth.task import DreamBoothSystem
+    from threedgen.systems.dreambooth.system import DreamBoothSystem
     from threedgen.systems.generate.system import GenerateSystem
     from threedgen.systems.novel_view.task import PairSystem
     from threedgen.systems.train.denoising import DenoisingSystem

@@ -78,21 +78,21 @@ memory  train-mvdiffusion  systems.memory:measure_mvdiffusion_training   systems
 memory  mvdreambooth       systems.memory:measure_dreambooth             systems.dreambooth.options:MVDreamBoothConfig
 memory  train-threedim     systems.memory:measure_threedim_training      systems.novel_view.options:TrainThreeDiMConfig
 # how an object is trained: a subclass of GenerateSystem
-system  generate  systems.generate.system:GenerateSystem  systems.generate.options:SystemConfig
+system  generate  systems.generate.system:GenerateSystem  systems.generate.sections:SystemConfig
 # training cameras: threedgen.geometry.rigs.RigSampler
 camera  multiview  geometry.rigs:sample_multiview  config.sections:MultiviewCameraConfig
 # (options, parameter groups) -> torch optimizer
-optimizer  adam   systems.generate.system:adam   systems.generate.options:OptimizerConfig
-optimizer  adamw  systems.generate.system:adamw  systems.generate.options:OptimizerConfig
+optimizer  adam   systems.generate.system:adam   systems.generate.sections:OptimizerConfig
+optimizer  adamw  systems.generate.system:adamw  systems.generate.sections:OptimizerConfig
 # (options, run folder) -> Lightning logger or None
 logger  csv          train.loop:csv_logger          config.sections:LoggerConfig
 logger  tensorboard  train.loop:tensorboard_logger  config.sections:LoggerConfig
 logger  wandb        train.loop:wandb_logger        config.sections:LoggerConfig
 # losses of a render, Render -> scalar; the weight is the key of this name in the section `loss`
-regulariser  orientation  representations.losses:orientation        systems.generate.options:LossConfig
-regulariser  sparsity     representations.losses:sparsity           systems.generate.options:LossConfig
-regulariser  opaque       representations.losses:opaque             systems.generate.options:LossConfig
-regulariser  z_variance   representations.losses:z_variance         systems.generate.options:LossConfig
+regulariser  orientation  representations.losses:orientation        systems.generate.sections:LossConfig
+regulariser  sparsity     representations.losses:sparsity           systems.generate.sections:LossConfig
+regulariser  opaque       representations.losses:opaque             systems.generate.sections:LossConfig
+regulariser  z_variance   representations.losses:z_variance         systems.generate.sections:LossConfig
 # checks and rewriting of prompts for a prior with a closed vocabulary: threedgen.guidance.weights.tokens.PromptReader
 prompt-reader  toybox  toybox.prompts:ToyboxPrompts  config:Config
 prior  mvdream           guidance.priors.mvdream:build           guidance.options:MVDreamConfig

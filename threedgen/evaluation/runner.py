@@ -34,7 +34,7 @@ from threedgen.run.disk import make_folder, write_atomic, write_json
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.options import WorkersConfig
 from threedgen.run.progress import ProgressDisplay
-from threedgen.run.workers import run_jobs
+from threedgen.run.worker_pool import run_jobs
 from threedgen.train.task import Stopped, Task, run_task
 
 logger = logging.getLogger(__name__)

@@ -35,7 +35,8 @@ from threedgen.viewer.local import LOCAL_NAMES, REFUSAL, is_local
 from threedgen.viewer.page import SCRIPTS, asset_variables, page
 from threedgen.viewer.report import files
 
-from .jobs import Conflict, Queue, export_job
+from .job_queue import Conflict, Queue
+from .jobs import export_job
 from .options import StudioConfig
 from .schema import AssetOrder, Error, JobInfo, Order, RunInfo, Status, Upload, Words, check_prompt, vocabulary_of
 from .state import RUN_TASKS, SUFFIXES, UPDATE_SECONDS, Studio, describe_run, plain_words

@@ -17,7 +17,8 @@ from threedgen.run.interrupts import Interrupts
 from threedgen.run.text import say
 
 from .api import create_app
-from .jobs import LIVE, Queue
+from .job_queue import Queue
+from .jobs import LIVE
 from .options import StudioConfig
 
 logger = logging.getLogger(__name__)

@@ -20,7 +20,8 @@ from threedgen.viewer.gallery import contact_sheets
 from threedgen.viewer.record import TASKS, Record, read_record
 from threedgen.viewer.report import PAGE
 
-from .jobs import LIVE, WAITING, Job, Queue, make_job
+from .job_queue import Queue
+from .jobs import LIVE, WAITING, Job, make_job
 from .options import StudioConfig
 from .schema import JobInfo, Order, Progress, RunInfo, Status, Upload
 

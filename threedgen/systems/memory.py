@@ -22,7 +22,7 @@ from threedgen.guidance.priors.mvdiffusion.unet import MultiviewUNet
 from threedgen.guidance.weights.meta_networks import meta_networks
 from threedgen.run.dtypes import compute_dtype
 from threedgen.run.memory import GPUS, PeakMemory
-from threedgen.systems.dreambooth.task import preservation
+from threedgen.systems.dreambooth.system import preservation
 from threedgen.systems.meta_prior import META, MetaPrior, measure, measure_sampling, measure_training
 
 SIDES = 6  # views of an object that MV-Adapter samples together

@@ -8,7 +8,8 @@ from skimage.measure import marching_cubes
 from tests.support.errors import refused
 from threedgen.export.shape import simplify as simplify_module
 from threedgen.export.shape import unwrap as unwrap_module
-from threedgen.export.shape.simplify import collapse, simplify, simplify_level
+from threedgen.export.shape.collapse import collapse
+from threedgen.export.shape.simplify import simplify, simplify_level
 from threedgen.export.shape.topology import compact, pieces, topology, weld
 from threedgen.export.shape.unwrap import UnwrapError, covering_faces, overlap, unwrap
 

@@ -17,9 +17,9 @@ from threedgen.guidance.weights import subject_weights
 from threedgen.guidance.weights.loading import subject_card
 from threedgen.run.metrics import read_summary
 from threedgen.run.prompts import prompt_warnings
-from threedgen.systems.dreambooth import task
+from threedgen.systems.dreambooth import system as system_module
 from threedgen.systems.dreambooth.options import MVDreamBoothConfig
-from threedgen.systems.dreambooth.task import DreamBoothSystem, augment, preservation
+from threedgen.systems.dreambooth.system import DreamBoothSystem, augment, preservation
 
 RESULT = "personalisation.safetensors"
 
@@ -178,7 +178,7 @@ def test_coarse_prediction_of_a_photo_is_that_of_its_class(tmp_path: Path) -> No
 
 
 def test_lora_has_few_parameters_and_its_file_is_the_trained_network(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(task, "LORA_RANK", 2)
+    monkeypatch.setattr(system_module, "LORA_RANK", 2)
     base = tiny_prior()
     base.save(tmp_path / "base")
     prior = MVDream.load(str(tmp_path / "base"), dtype="fp32")

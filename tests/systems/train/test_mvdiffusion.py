@@ -16,8 +16,8 @@ from threedgen.guidance.losses.lora import LoRA
 from threedgen.guidance.priors.mvdiffusion.model import MVDiffusion
 from threedgen.guidance.priors.mvdiffusion.weights import FORMAT, widened
 from threedgen.guidance.weights.files import read_card
-from threedgen.systems.train import masks, mvdiffusion
-from threedgen.systems.train.mvdiffusion import ViewsSystem
+from threedgen.systems.train import masks, mvdiffusion_systems
+from threedgen.systems.train.mvdiffusion_systems import ViewsSystem
 
 STEPS = int(str(TRAINER["max_steps"]))
 STILL = ("trainer.max_steps=1", "training.learning_rate=0", "single_view.learning_rate=0")
@@ -27,7 +27,7 @@ FROM_RUN = "blocks=run/blocks.safetensors"
 @pytest.fixture(autouse=True)
 def working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(mvdiffusion, "SHEET_STEPS", 2)
+    monkeypatch.setattr(mvdiffusion_systems, "SHEET_STEPS", 2)
 
 
 def load_base(folder: Path | str | None = None) -> MVDiffusion:

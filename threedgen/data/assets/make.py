@@ -30,7 +30,7 @@ from threedgen.run.metrics import csv_table
 from threedgen.run.progress import ProgressDisplay
 from threedgen.run.seeding import numpy_generator
 from threedgen.run.threads import set_threads, threads_each
-from threedgen.run.workers import run_jobs
+from threedgen.run.worker_pool import run_jobs
 from threedgen.train.task import Task, run_task
 
 from .options import INDEX, SHARDS, Asset, AssetsConfig, ViewsConfig

@@ -16,7 +16,7 @@ from threedgen.config.plain_file import read_bytes
 from threedgen.export.asset_folder import exported_files, read_manifest
 from threedgen.export.files.glb import GLTF_AXES, textured_glb_bytes, validate
 from threedgen.export.shape.mesh import TexturedMesh
-from threedgen.geometry.gltf_file import GltfFile, gltf_tree
+from threedgen.geometry.gltf_data import GltfData, gltf_tree
 from threedgen.geometry.images import png
 from threedgen.geometry.side_files import SideFiles
 from threedgen.run.arrays import Array
@@ -74,13 +74,14 @@ def read_asset(path: Path) -> tuple[TexturedMesh, dict[str, Array]]:
     base_colour, normal, orm (occlusion, roughness, metallic in red, green, blue).
     Raises ConfigError if a texture is damaged.
     """
-    file = GltfFile(read_bytes(path), SideFiles(path))
+    file = GltfData(read_bytes(path), SideFiles(path))
     (primitive,) = file.tree["meshes"][0]["primitives"]
     values = {name: file.accessor_array(index) for name, index in primitive["attributes"].items()}
     points, normals = (values[name] @ GLTF_AXES for name in ("POSITION", "NORMAL"))
     tangents = np.column_stack([values["TANGENT"][:, :3] @ GLTF_AXES, values["TANGENT"][:, 3]])
     uv = values["TEXCOORD_0"] * (1, -1) + (0, 1)
-    mesh = TexturedMesh(points, file.faces(primitive).astype(np.int32), normals, uv, tangents)
+    faces = file.accessor_array(primitive["indices"]).reshape(-1, 3).astype(np.int32)
+    mesh = TexturedMesh(points, faces, normals, uv, tangents)
     material = file.tree["materials"][primitive["material"]]
     pbr = material["pbrMetallicRoughness"]
     used = {"base_colour": pbr.get("baseColorTexture"), "normal": material.get("normalTexture")}

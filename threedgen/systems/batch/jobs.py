@@ -40,7 +40,7 @@ from threedgen.run.disk import Tree, write_atomic, write_json, writing
 from threedgen.run.interrupts import STOP_CODES, Stopped
 from threedgen.run.metrics import csv_table, peak_memory, read_summary, reset_peak_memory
 from threedgen.run.options import WorkersConfig
-from threedgen.run.workers import run_jobs
+from threedgen.run.worker_pool import run_jobs
 from threedgen.systems.prompted import PromptedConfig
 
 if TYPE_CHECKING:

@@ -1,16 +1,12 @@
-"""Config models of the task `generate`. The module does not import torch."""
+"""Config model of the task `generate`, with its checks. The module does not import torch."""
 
 import re
-from collections.abc import Callable, Iterator
-from contextlib import suppress
-from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, Field, create_model, model_validator
+from pydantic import Field, model_validator
 
-from threedgen.config import Config, ConfigError, Layer, Scheduled, merge, plain, registry, sections, validate
+from threedgen.config import Config, ConfigError, Layer, Scheduled, merge, plain, sections, validate
 from threedgen.config.errors import key_prefix, short
 from threedgen.config.registry import SECTION, Component
 from threedgen.export.options import ExportSection
@@ -24,199 +20,21 @@ from threedgen.run.prompts import normalise_prompt
 from threedgen.systems.prompted import PromptedConfig
 from threedgen.viewer.options import ViewConfig
 
+from .sections import (
+    FitConfig,
+    LossConfig,
+    LossWeights,
+    OptimizerConfig,
+    PreviewConfig,
+    RefineConfig,
+    ResultConfig,
+    SystemConfig,
+    WarmStartConfig,
+    registered,
+)
+
 MULTIVIEW = "Set camera.n_view=2 or more and a multi-view prior, such as prior.name=mvdream"
-
-
-class SystemConfig(Config):
-    """Config section of the default system, which trains in the phases warm start, distillation and refinement.
-
-    A system is the LightningModule with the training step of the task "generate". The default one has no options; a
-    plug-in system adds its own in a subclass.
-    """
-
-    name: str = "generate"
-
-
-class OptimizerConfig(Config):
-    """Options of the optimizer, with one learning rate for each group of parameters.
-
-    Section `optimizer` of the task "generate".
-    """
-
-    name: str = Field(description="optimizer")
-    encoding: Scheduled = Field(0.01, ge=0, description="learning rate of the field's encoding")
-    networks: Scheduled = Field(0.001, ge=0, description="learning rate of the field's networks")
-    geometry: Scheduled | None = Field(
-        None, ge=0, description="learning rate of a mesh's shape, 0: fixed shape; null: same as networks"
-    )
-    background: Scheduled = Field(0.001, ge=0, description="learning rate of the background")
-    distillation: Scheduled = Field(1e-4, ge=0, description="learning rate of the parameters of the loss (vsd)")
-
-
-class LossConfig(Config):
-    """Weights of the loss terms, as numbers or as schedules over the steps.
-
-    Section `loss` of the task "generate". In its distillation phase, the loss is the weighted sum of these terms.
-    """
-
-    distillation: Scheduled = Field(1.0, ge=0, description="weight of the distillation loss")
-    orientation: Scheduled = Field(0.0, ge=0, description="weight of the orientation loss (Ref-NeRF); needs normals")
-    sparsity: Scheduled = Field(
-        0.0, ge=0, description="weight of the sparsity loss on the opacity, against semi-transparent density"
-    )
-    opaque: Scheduled = Field(0.0, ge=0, description="weight of the entropy of the opacity, against half-transparency")
-    z_variance: Scheduled = Field(
-        0.0, ge=0, description="weight of the depth variance along rays, against semi-transparent density"
-    )
-
-    def __reduce__(self) -> "tuple[Callable[[Tree], LossConfig], tuple[Tree]]":
-        return _loss_config, (self.model_dump(),)  # pickle does not find the classes that `_loss_model` makes
-
-
-@dataclass(frozen=True)
-class LossWeights(Component):
-    """Annotation of the config section `loss` that makes pydantic validate it with a subclass of `LossConfig`.
-
-    The subclass is created when a config is validated. It has one weight for each loss term: those of `LossConfig`, one
-    for each registered component of the kind "regulariser", and those that registered representations add, such as
-    "eikonal".
-    """
-
-    kind: str = "regulariser"
-
-    def model(self, value: object) -> type[LossConfig]:
-        weights = {name: f"weight of the regulariser {name}" for name in registry.names("regulariser")}
-        for losses in representation_losses().values():
-            weights |= losses
-        return _loss_model(tuple((name, text) for name, text in weights.items() if name not in LossConfig.model_fields))
-
-    def _validate(self, value: object) -> LossConfig:
-        return self.model(value).model_validate(value.model_dump() if isinstance(value, BaseModel) else value)
-
-
-def representation_losses() -> dict[str, dict[str, str]]:
-    """Return the loss terms of each registered representation: {representation: {term: help text}}."""
-    found = {}
-    for name in registry.names("representation"):
-        with suppress(Exception):  # a broken plug-in fails only if a config names it
-            found[name] = getattr(registry.config_model("representation", name), "losses", {})
-    return found
-
-
-def _loss_config(values: Tree) -> LossConfig:
-    return LossWeights()._validate(values)
-
-
-@cache
-def _loss_model(weights: tuple[tuple[str, str], ...]) -> type[LossConfig]:
-    fields = {name: (Scheduled, Field(0.0, ge=0, description=text)) for name, text in weights}
-    return create_model("LossConfig", __base__=LossConfig, __doc__=LossConfig.__doc__, **fields)  # type: ignore[call-overload]
-
-
-class FitConfig(Config):
-    """Options of the fit of the object to images, in the warm start and in refinement.
-
-    Section `fit` of the task "generate".
-    """
-
-    rays: int = Field(4096, ge=1, description="random pixels per step; meshes: about as many, in whole images")
-    distortion: Scheduled = Field(
-        0.0, ge=0, description="weight of the distortion loss (Mip-NeRF 360); volumes rendered in one chunk only"
-    )
-    matte: str | None = Field(
-        None,
-        min_length=1,
-        description="foreground network: toybox-matte, or RUN/matte of train-toybox-matte; null: by border colour",
-    )
-
-
-Sharpen = Annotated[
-    float, Field(ge=0, le=4, description="amount of the unsharp mask on the views; its blur is 1/64 of their side")
-]
-
-
-class WarmStartConfig(Config):
-    """Options of the warm start: before distillation, the field is fitted to views that the prior samples.
-
-    Section `warm_start` of the task "generate". The field is the representation of the object.
-    """
-
-    share: float = Field(0.0, ge=0, le=1, description="fraction of trainer.max_steps; 0: none; multi-view priors only")
-    groups: int = Field(
-        1, ge=1, le=64, description="groups of camera.n_view views; all but the first are conditioned on its views"
-    )
-    guidance_scale: float = Field(2.0, ge=0, description="classifier-free guidance scale of the completed groups")
-    sharpen: Sharpen = 0.0
-
-
 DEFAULT_DISTILLATION = "reconstruction"
-
-
-class RefineConfig(Config):
-    """Options of the final rounds in which the prior resamples views by img2img and the object is fitted to them.
-
-    Section `refine` of the task "generate".
-    """
-
-    strengths: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
-        (), description="img2img noise strength of each round; []: no refinement"
-    )
-    share: float = Field(0.2, gt=0, le=1, description="fraction of trainer.max_steps per round")
-    groups: int = Field(6, ge=1, le=64, description="groups of camera.n_view views")
-    steps: int = Field(25, ge=1, le=1000, description="DDIM steps at strength 1; fewer in proportion below")
-    guidance_scale: float = Field(3.0, ge=0, description="classifier-free guidance scale")
-    sharpen: Sharpen = 0.0
-
-
-Azimuth = Annotated[float, Field(ge=-360, le=360)]
-
-
-class PreviewConfig(Config):
-    """Options of the views that the prior samples from the prompt at the beginning of a run.
-
-    Section `preview` of the task "generate".
-    """
-
-    enabled: bool = Field(True, description="sample them; a warm start always does")
-    steps: int = Field(30, ge=1, le=1000, description="DDIM steps from noise; fewer from a coarse prediction")
-    guidance_scale: float = Field(5.0, ge=0, description="classifier-free guidance scale")
-    elevation: float = Field(15.0, ge=-90, le=90, description="camera elevation, degrees")
-    azimuth: Azimuth | Annotated[tuple[Azimuth, ...], Field(min_length=2, max_length=64)] = Field(
-        0.0, description="azimuth of the first view, or a list of that of each; degrees, 0 is the front"
-    )
-
-
-def registered(kind: str) -> AfterValidator:
-    """Return a pydantic validator for a tuple of names: each must be a registered component of the kind `kind`."""
-
-    def check(names: tuple[str, ...]) -> tuple[str, ...]:
-        for name in names:
-            try:
-                registry.entry(kind, name)
-            except ConfigError as error:
-                raise ValueError(error.problem) from None
-        return names
-
-    return AfterValidator(check)
-
-
-class ResultConfig(Config):
-    """Options of the files that are written at the end of a run.
-
-    Section `result` of the tasks "generate" and "image-to-3d".
-    """
-
-    turntable: sections.OrbitCameraConfig = Field(
-        sections.OrbitCameraConfig(n_view=60, distance=2.6, height=256, width=256),
-        description="cameras of turntable.mp4",
-    )
-    fps: int = Field(20, ge=1, le=120, description="frames per second of turntable.mp4")
-    mesh_resolution: int = Field(128, ge=16, le=512, description="grid points per axis of marching cubes")
-    exporters: Annotated[tuple[str, ...], registered("exporter")] = Field(
-        (), description="plug-ins that write further files, by name"
-    )
-
-
 IMAGE_SHARE = 0.4
 """Value of `warm_start.share` (fraction of steps that fit sampled views) in runs from an image, if the config has 0."""
 
@@ -337,9 +155,8 @@ class GenerateConfig(PromptedConfig):
     def _stages(self) -> "GenerateConfig":
         for name in self.stages:
             if not re.fullmatch(r"[A-Za-z0-9_-]{1,40}", name):
-                raise ValueError(
-                    f"invalid name of a stage: stages={short(name)}. Use 1 to 40 letters, digits, '_' and '-'"
-                )
+                problem = f"invalid name of a stage: stages={short(name)}"
+                raise ValueError(f"{problem}. Use 1 to 40 letters, digits, '_' and '-'")
             try:
                 self.stage(name)
             except ConfigError as error:
@@ -363,12 +180,12 @@ class GenerateConfig(PromptedConfig):
 
     def object_text(self) -> str:
         """Return the prompt on one line; "" with an image and no prompt. Raises ConfigError if both are missing."""
-        if self.prompt.strip():
-            return normalise_prompt(self.prompt)
-        if self.image is not None or getattr(self.prior, "image", None) is not None:
-            return ""
-        if self.prior.takes_image:
-            raise ConfigError('is missing. Give an image of the object, image=car.png, or a prompt="a car"', "image")
+        if not self.prompt.strip():
+            if self.image is not None or getattr(self.prior, "image", None) is not None:
+                return ""
+            if self.prior.takes_image:
+                problem = 'is missing. Give an image of the object, image=car.png, or a prompt="a car"'
+                raise ConfigError(problem, "image")
         return normalise_prompt(self.prompt)
 
     @property
@@ -403,27 +220,22 @@ class GenerateConfig(PromptedConfig):
         return self.trainer.max_steps - self.warm_steps - len(self.refine.strengths) * self.round_steps
 
     def prompt_notes(self) -> list[str]:
-        return [*super().prompt_notes(), *self._without_effect()]
-
-    def _without_effect(self) -> Iterator[str]:
+        notes = super().prompt_notes()
         if self.distilled_steps < 1 and self.distillation.name != DEFAULT_DISTILLATION:
-            yield (
-                f"distillation.name={self.distillation.name} has no effect: warm_start.share and refine.share leave no "
-                "steps for distillation"
-            )
+            unused = f"distillation.name={self.distillation.name} has no effect"
+            notes.append(f"{unused}: warm_start.share and refine.share leave no steps for distillation")
         if self.warm_start.share and self.views_per_scene < 2:
             single = f"prior.name={self.prior.name} samples single views, which are not consistent"
-            yield f"warm_start.share={self.warm_start.share:g} has no effect: {single}"
+            notes.append(f"warm_start.share={self.warm_start.share:g} has no effect: {single}")
+        return notes
 
     @model_validator(mode="after")
     def _consistent(self) -> "GenerateConfig":
         self._check_representation()
         azimuth, n_view = self.preview.azimuth, self.camera.n_view
         if isinstance(azimuth, tuple) and len(azimuth) != n_view:
-            raise ValueError(
-                f"{len(azimuth)} azimuths for {n_view} views: preview.azimuth={list(azimuth)}. "
-                f"Set camera.n_view={len(azimuth)} or give one azimuth"
-            )
+            problem = f"{len(azimuth)} azimuths for {n_view} views: preview.azimuth={list(azimuth)}"
+            raise ValueError(f"{problem}. Set camera.n_view={len(azimuth)} or give one azimuth")
         warm, share, rounds = self.warm_start.share, self.refine.share, len(self.refine.strengths)
         if rounds * share > 1:
             problem = f"refine.share={share:g} in each of {rounds} rounds is more than the run"
@@ -440,12 +252,7 @@ class GenerateConfig(PromptedConfig):
         field, radius = self.field, getattr(self.field, "radius", self.march.radius)
         if radius != self.march.radius:
             raise ValueError(f"field.radius={radius:g} differs from march.radius={self.march.radius:g}. Set them equal")
-        for name in type(self.loss).model_fields:
-            value = getattr(self.loss, name)
-            owners = [owner for owner, losses in representation_losses().items() if name in losses]
-            if value != 0 and owners and field.name not in owners:
-                problem = f"loss.{name}={value} is no loss of field.name={field.name}"
-                raise ValueError(f"{problem}. Set loss.{name}=0 or field.name={' or '.join(owners)}")
+        self.loss.check_representation(field.name)
         if "splats" in self.result.exporters and not field.splats:
             problem = f"result.exporters=[splats] needs 3D Gaussians: field.name={field.name}"
             raise ValueError(f"{problem}. Set result.exporters=[] or field.name=gaussians")
@@ -455,9 +262,9 @@ class GenerateConfig(PromptedConfig):
             "loss.orientation": self.loss.orientation != 0,
             f"material.name={self.material.name}": self.material.name != "none",
         }
-        if not field.has_normals and any(needs.values()):
-            key = next(key for key, needed in needs.items() if needed)
-            raise ValueError(f"{key} needs normals: field.name={field.name}. Change one of the two")
+        for key, needed in needs.items():
+            if needed and not field.has_normals:
+                raise ValueError(f"{key} needs normals: field.name={field.name}. Change one of the two")
 
     def check(self) -> None:
         self.check_part(from_nothing=not self.stages)
@@ -487,15 +294,13 @@ class GenerateConfig(PromptedConfig):
         """
         prompt = self.object_text()
         refined = len(self.refine.strengths) * self.round_steps
+        single = f"prior.name={self.prior.name} samples single views here"
         if from_nothing and refined == self.trainer.max_steps and self.views_per_scene < 2:
-            raise ConfigError(
-                f"all steps fit the object to views, but prior.name={self.prior.name} samples single views here, which "
-                f"are not consistent. Set refine.strengths=[]. Or: {MULTIVIEW}",
-                "refine.share",
-            )
+            problem = f"all steps fit the object to views, but {single}, which are not consistent"
+            raise ConfigError(f"{problem}. Set refine.strengths=[]. Or: {MULTIVIEW}", "refine.share")
         if self.distillation.needs_views and self.views_per_scene < 2:
-            problem = f"couples the views of an object, but prior.name={self.prior.name} samples single views here"
-            raise ConfigError(f"{problem}. {MULTIVIEW}", "distillation.name", self.distillation.name)
+            problem = f"couples the views of an object, but {single}. {MULTIVIEW}"
+            raise ConfigError(problem, "distillation.name", self.distillation.name)
         if self.image is not None:
             loading.check_image(user_path(self.image, "image"), self.matte)
         if self.start is not None:

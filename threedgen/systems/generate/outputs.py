@@ -26,7 +26,7 @@ from threedgen.geometry.rigs import turntable
 from threedgen.run.disk import Tree, atomic_file
 from threedgen.run.progress import ProgressDisplay
 
-from .options import ResultConfig
+from .sections import ResultConfig
 from .system import GenerateSystem
 
 logger = logging.getLogger(__name__)

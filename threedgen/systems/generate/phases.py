@@ -30,8 +30,8 @@ from threedgen.representations.march import step_size
 from threedgen.run.memory import to_device
 from threedgen.run.seeding import generator
 
-from .options import RefineConfig
 from .scene import Scene
+from .sections import RefineConfig
 from .views import sharpen
 
 HUBER_BETA = 0.1

@@ -17,9 +17,10 @@ from threedgen.guidance.prior import Prior
 from threedgen.representations.base import ParameterGroup, Regulariser, Render
 from threedgen.run.seeding import generator
 
-from .options import GenerateConfig, OptimizerConfig
+from .options import GenerateConfig
 from .phases import Phase, Refinement, StepResult, warm_start
 from .scene import Scene
+from .sections import OptimizerConfig
 
 
 class GenerateSystem(Scene):

@@ -16,7 +16,7 @@ from threedgen.guidance.options import MatteName, MultiviewWeights
 from threedgen.guidance.weights.loading import check, check_matte, novel_view_model
 from threedgen.representations.options import Protocol, SubsampledProtocolConfig
 from threedgen.run.folder import user_path
-from threedgen.systems.generate.options import ResultConfig
+from threedgen.systems.generate.sections import ResultConfig
 from threedgen.systems.train.options import Count, Guidance, Share, TrainConfig, default_trainer
 
 
