@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from threedgen.export.renders import field_renderer
 from threedgen.export.shape.from_field import FieldView
 from threedgen.representations.march import step_size
-from threedgen.representations.options import MarchConfig, OccupancyConfig
+from threedgen.representations.volume.options import MarchConfig, OccupancyConfig
 from threedgen.representations.volume.render import OccupancyGrid
 
 Vector = tuple[float, float, float]  # point, direction, or sRGB colour

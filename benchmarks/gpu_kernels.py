@@ -16,7 +16,7 @@ from threedgen.representations.field.mlp import MLP
 from threedgen.representations.hashgrid import encoding, torch_twin
 from threedgen.representations.hashgrid.torch_twin import Levels, grid_levels
 from threedgen.representations.march import Samples, pack
-from threedgen.representations.options import MarchConfig
+from threedgen.representations.volume.options import MarchConfig
 
 from .gpu_stage import Bench
 

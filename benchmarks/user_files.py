@@ -123,7 +123,7 @@ def _colours(pixels: Any) -> str:
 
 
 def _weights(path: Path) -> str:
-    from threedgen.guidance.options import StableDiffusionConfig
+    from threedgen.guidance.priors.options import StableDiffusionConfig
 
     key = "embeddings" if path.stem in ("easynegative", "ti") else "loras"
     StableDiffusionConfig(weights="model", **{key: [str(path)]})  # an older checkout has no such option

@@ -15,8 +15,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tests.support.tiny_pipelines import KINDS, lora, pipelines, prior_of, released, single_file, states
-from threedgen.guidance.options import LoraFile, StableDiffusionConfig
-from threedgen.guidance.priors.latent_diffusion import build
+from threedgen.guidance.options import LoraFile
+from threedgen.guidance.priors.from_options import build
+from threedgen.guidance.priors.options import StableDiffusionConfig
 from threedgen.guidance.weights import additions
 
 from .table import Row, Table

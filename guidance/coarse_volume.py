@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention.joined import HALF_EXTENT
+from .attention.rotary import HALF_EXTENT
 from .coarse_blocks import Block
 from .view_fusion import HARMONICS, camera_harmonics
 

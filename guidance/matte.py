@@ -16,8 +16,9 @@ from threedgen.config.errors import ConfigError, one_line
 from threedgen.geometry.image_file import read_foreground
 from threedgen.geometry.views import border_pixels, resize
 from threedgen.guidance.options import ReferenceConfig
-from threedgen.guidance.weights import files, loading
-from threedgen.guidance.weights.loading import CONFIG, GRABCUT, REMBG, TENSORS
+from threedgen.guidance.weights import files, other_models
+from threedgen.guidance.weights.loading import CONFIG, TENSORS
+from threedgen.guidance.weights.other_models import GRABCUT, REMBG
 from threedgen.run.arrays import Array
 from threedgen.run.disk import write_json
 
@@ -86,7 +87,7 @@ class Matte(nn.Module):
 
         Raises ConfigError if the files are missing or damaged.
         """
-        path = loading.matte_folder(weights)
+        path = other_models.matte_folder(weights)
         files.check_sums(path)
         config = files.read_json(path / CONFIG)
         known = {key: config[key] for key in ("size", "channels") if key in config}
@@ -154,7 +155,7 @@ def remover(name: str | None) -> Callable[[Array], Array] | None:
     """
     if name is None:
         return None
-    loading.check_matte(name)
+    other_models.check_matte(name)
     if name == REMBG:
         from rembg import remove
 

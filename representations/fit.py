@@ -24,8 +24,9 @@ from .base import Render
 from .field.background import SolidBackground
 from .field.ngp import NGP
 from .march import step_size
-from .options import MarchConfig, NGPConfig, OccupancyConfig, ProtocolConfig, SolidBackgroundConfig
+from .options import NGPConfig, SolidBackgroundConfig
 from .shading import Material
+from .volume.options import MarchConfig, OccupancyConfig, ProtocolConfig
 from .volume.render import OccupancyGrid, render
 
 BETAS, EPS = (0.9, 0.99), 1e-15

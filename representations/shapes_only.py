@@ -12,7 +12,7 @@ from torch import Tensor
 
 from threedgen.representations.hashgrid.torch_twin import Levels
 from threedgen.representations.march import Samples, differentiable
-from threedgen.representations.options import MarchConfig
+from threedgen.representations.volume.options import MarchConfig
 from threedgen.run.memory import PeakMemory
 
 

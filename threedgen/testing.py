@@ -25,8 +25,8 @@ from threedgen.guidance.prior import Prior
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.representations.base import Render, Representation
 from threedgen.representations.field.background import SolidBackground
-from threedgen.representations.options import MarchConfig
 from threedgen.representations.shading import Material
+from threedgen.representations.volume.options import MarchConfig
 from threedgen.representations.volume.render import render
 from threedgen.run.disk import Tree
 

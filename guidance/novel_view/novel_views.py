@@ -17,7 +17,8 @@ from threedgen.config import ConfigError, config_hash
 from threedgen.geometry.views import Request, Views, resize
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.guidance.weights import files
-from threedgen.guidance.weights.loading import CONFIG, NOVEL_VIEW_PRIOR, NOVEL_VIEW_TENSORS, novel_view_model
+from threedgen.guidance.weights.loading import CONFIG
+from threedgen.guidance.weights.other_models import NOVEL_VIEW_PRIOR, NOVEL_VIEW_TENSORS, novel_view_model
 from threedgen.run.disk import write_json
 from threedgen.run.dtypes import compute_dtype
 from threedgen.run.seeding import generator

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from threedgen.config import Config, ConfigError
-from threedgen.guidance.weights.loading import novel_view_model
+from threedgen.guidance.weights.other_models import novel_view_model
 
 
 class CamerasConfig(Config):

@@ -13,8 +13,8 @@ from transformers import PreTrainedTokenizerBase
 from threedgen.config import ConfigError
 from threedgen.config.errors import one_line, short
 from threedgen.guidance.cuda_graph import GraphedCalls
-from threedgen.guidance.options import DeepFloydConfig
 from threedgen.guidance.prior import Prior
+from threedgen.guidance.priors.options import DeepFloydConfig
 from threedgen.guidance.schedule import Schedule
 from threedgen.guidance.weights import components, files, loading
 from threedgen.guidance.weights.tokens import read_tokenizer

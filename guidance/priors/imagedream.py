@@ -17,10 +17,10 @@ from threedgen.geometry.views import GREY, centred
 from threedgen.guidance.attention.joined import unet_output
 from threedgen.guidance.guidance import Features, add_view
 from threedgen.guidance.matte import reference_foreground
-from threedgen.guidance.options import ImageDreamConfig
+from threedgen.guidance.priors.options import ImageDreamConfig
 from threedgen.run.arrays import Array
 
-from .latent_diffusion import load_prior, with_additions
+from .from_options import load_prior, with_additions
 from .mvdream import MVDream
 
 OBJECT_SHARE = 0.8

@@ -3,7 +3,7 @@
 import re
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -16,52 +16,18 @@ from threedgen.config.errors import one_line, printable, short
 from threedgen.guidance.attention import joined
 from threedgen.guidance.coarse import TEXT_GUIDANCE, CoarsePredictor
 from threedgen.guidance.cuda_graph import GraphedCalls
-from threedgen.guidance.options import LatentPriorConfig, StableDiffusionConfig
 from threedgen.guidance.prior import Prior
 from threedgen.guidance.sampling import Generators, check_half_size, fresh_noise
 from threedgen.guidance.schedule import Prediction, Schedule
-from threedgen.guidance.weights import components, ldm, tokens
+from threedgen.guidance.weights import components, ldm, saving, tokens
 from threedgen.guidance.weights.components import SecondText
 from threedgen.guidance.weights.loading import COARSE, IMAGE_ENCODER, PARTS, SECOND
 from threedgen.run.dtypes import cast_weights, compute_dtype
 from threedgen.run.memory import GPUS, to_device
 from threedgen.run.prompts import remove_words
 
-P = TypeVar("P", bound="LatentDiffusion")
 CHECK_SIZE = 8
 """Side in latent pixels of the test image for new weights; the coarsest level of a UNet then has at least one pixel."""
-
-
-def build(options: StableDiffusionConfig, device: torch.device | str = "cpu") -> "LatentDiffusion":
-    """Build the prior of single images from its options. The camera branch of a multi-view UNet is not used.
-
-    Raises ConfigError if files are missing or damaged.
-    """
-    return with_additions(load_prior(LatentDiffusion, options, device), options)
-
-
-def load_prior(kind: type[P], options: LatentPriorConfig, device: torch.device | str) -> P:
-    """Build a prior of class `kind` from its options, on a device, without their LoRAs and textual inversions.
-
-    Raises ConfigError if files are missing or damaged, or an option does not fit the weights or the device.
-    """
-    o = options
-    if o.attention == "xformers" and torch.device(device).type != "cuda":
-        raise ConfigError(f"'xformers' computes on a CUDA device, not on {device}; choose attention=sdpa", "attention")
-    prediction: Prediction | None = "v_prediction" if o.prediction == "v" else o.prediction
-    prior = kind.load(o.weights, device, o.dtype, o.tokenizer, o.image_size, prediction, o._compact)
-    joined.set_attention(prior.unet, o.attention)
-    prior.cuda_graph = o.cuda_graph
-    return prior.with_draft(o.draft)
-
-
-def with_additions(prior: P, options: LatentPriorConfig) -> P:
-    """Add the LoRAs and textual inversions named in `options` to `prior`, in place, and return `prior`."""
-    if options.loras or options.embeddings:
-        from threedgen.guidance.weights import additions  # takes time to import
-
-        additions.add(prior, options.loras, options.embeddings)
-    return prior
 
 
 class LatentDiffusion(Prior):
@@ -266,7 +232,7 @@ class LatentDiffusion(Prior):
         Raises ConfigError if the folder contains files that no saved prior has, a weight overflows in float16, or the
         prior is SDXL or ImageDream.
         """
-        components.save(self, Path(folder))
+        saving.save(self, Path(folder))
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:

@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 from threedgen.guidance.attention.joined import SEPARATE_LEVELS, camera_vector
-from threedgen.guidance.options import MVDreamConfig
+from threedgen.guidance.priors.options import MVDreamConfig
 from threedgen.guidance.sampling import Generators
 from threedgen.guidance.weights import subject_weights
 
-from .latent_diffusion import LatentDiffusion, load_prior, with_additions
+from .from_options import load_prior, with_additions
+from .latent_diffusion import LatentDiffusion
 
 
 def build(options: MVDreamConfig, device: torch.device | str = "cpu") -> "MVDream":

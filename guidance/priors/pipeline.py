@@ -23,7 +23,7 @@ from threedgen.guidance.cuda_graph import GraphedCalls
 from threedgen.guidance.guidance import Condition, guided
 from threedgen.guidance.sampling import before_steps, fresh_noise, sample_latents
 from threedgen.guidance.schedule import Schedule
-from threedgen.guidance.weights import components
+from threedgen.guidance.weights import saving
 from threedgen.run.dtypes import DTYPES
 
 from .latent_diffusion import LatentDiffusion
@@ -75,7 +75,7 @@ class MVDreamPipeline(DiffusionPipeline):
     @classmethod
     def from_prior(cls, prior: LatentDiffusion) -> "MVDreamPipeline":
         """Return a pipeline that shares the networks of `prior`, a loaded diffusion model such as `MVDream`."""
-        scheduler = components.scheduler(prior.schedule)
+        scheduler = saving.scheduler(prior.schedule)
         found = cls(prior.unet, prior.vae, prior.text_encoder, prior.tokenizer, scheduler, prior.coarse)
         found.precision, found.image_size, found.graph = prior.precision, prior.image_size, prior.graph
         return found

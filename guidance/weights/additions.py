@@ -21,6 +21,7 @@ from threedgen.config.plain_file import parse_json
 from threedgen.run.torch_file import leaves, read_safetensors, read_torch, require_finite
 
 from . import files, loading
+from .addition_files import FIRST_KEYS, embedding_word, weight_file
 from .subject_weights import add_word, check_identifier, token_embedding
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def fuse_lora(prior: LatentDiffusion, lora: LoraFile) -> None:
     The file may have any format that diffusers reads. Raises ConfigError if the file is missing, does not fit the
     networks, or has another kind of weight changes, such as LoHa.
     """
-    path = loading.weight_file(lora.file)
+    path = weight_file(lora.file)
     content, metadata = files.read_tensors(path), files.read_header(path)[1]
     content = {name: t.float() if t.is_floating_point() else t for name, t in content.items()}
     tensors = {name: t for name, t in content.items() if "lora" in name or name.endswith(".alpha")}
@@ -222,7 +223,7 @@ def add_embedding(prior: LatentDiffusion, embedding: EmbeddingFile) -> None:
 
     Raises ConfigError if the file is missing or belongs to another base model, or the word is in the vocabulary.
     """
-    path = loading.weight_file(embedding.file)
+    path = weight_file(embedding.file)
     name, (first, second) = read_embedding(path)
     token = embedding.token or name
     encoders = [(prior.tokenizer, prior.text_encoder, first)]
@@ -256,10 +257,10 @@ def read_embedding(path: Path) -> tuple[str, tuple[Tensor | None, Tensor | None]
         read_safetensors(path) if files.weight_format(path) == "safetensors" else read_torch(path, skip_objects=True)
     )
     table = table if isinstance(table, dict) else {}
-    name = loading.embedding_word(path)
+    name = embedding_word(path)
     if "string_to_param" in table:
         table = {"emb_params": next((t for t in leaves(table["string_to_param"]) if isinstance(t, Tensor)), None)}
-    pairs = [next((table[key] for key in keys if key in table), None) for keys in (loading.FIRST_KEYS, SECOND_KEYS)]
+    pairs = [next((table[key] for key in keys if key in table), None) for keys in (FIRST_KEYS, SECOND_KEYS)]
     if pairs == [None, None] and len(table) == 1:
         key, pairs[0] = next(iter(table.items()))
         name = name if key == "emb_params" else str(key)  # of a torch file

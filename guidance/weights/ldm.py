@@ -1,4 +1,4 @@
-"""Convert checkpoints of the latent-diffusion (ldm) code base to stock diffusers and transformers networks.
+"""Convert networks of the latent-diffusion (ldm) code base to stock networks of diffusers and transformers.
 
 Each `convert_*` function infers the architecture from tensor names and shapes. The number of attention heads cannot be
 inferred, so the number of the released models is assumed. All these functions raise ConfigError for unknown tensors.
@@ -6,7 +6,6 @@ inferred, so the number of the released models is assumed. All these functions r
 
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -16,31 +15,14 @@ from torch import Tensor
 from threedgen.config import ConfigError
 from threedgen.config.errors import short
 from threedgen.guidance.attention.image_tokens import HEAD_WIDTH, IMAGE_TOKENS
-from threedgen.guidance.schedule import Prediction
 
-from .families import check_family, traits
-from .files import Json, read_header, read_tensors
-from .loading import IMAGE_ENCODER, SECOND
+from .files import Json
 
 Tensors = Mapping[str, Tensor]  # by name
 KINDS = ("weight", "bias")
 LATENT_SIZE = {True: 32, False: 64}
 """Side of the latents in training, which no file contains. Key: whether the UNet has a camera input (MVDream)."""
-V_LATENT_SIZE, SDXL_LATENT_SIZE, PIXELS = 96, 128, 8
-"""Side of the latents in training of Stable Diffusion 2 with v-prediction and of SDXL; pixels per latent pixel."""
-SDXL_SCALING = 0.13025  # factor of the latents of SDXL; other models have the default of diffusers
-PREFIXES = {
-    "model.diffusion_model.": "unet",
-    "first_stage_model.": "vae",
-    "cond_stage_model.model.": "open_clip",
-    "cond_stage_model.transformer.": "clip",
-    "conditioner.embedders.0.transformer.": "clip",
-    "conditioner.embedders.1.model.": SECOND,
-    "vae_model.": "vae",  # this and the next two: ImageDream
-    "clip_model.model.visual.": IMAGE_ENCODER,
-    "clip_model.model.": "open_clip",
-}
-"""Start of tensor names in a single file, and the network that they belong to."""
+SDXL_LATENT_SIZE = 128
 RESAMPLER = "image_embed."  # start of the names of ImageDream's resampler in a UNet
 RESAMPLER_LAYERS = {
     "0.norm1": "ln0",
@@ -68,75 +50,6 @@ class Converted(NamedTuple):
 
     config: Json
     tensors: dict[str, Tensor]
-
-
-class SingleFile(NamedTuple):
-    """Converted networks of a single-file checkpoint.
-
-    Attributes:
-        second: second text encoder of SDXL; None for other models.
-        image_encoder: CLIP's image encoder in a file of ImageDream; None for other models.
-        open_clip: whether the first text encoder is OpenCLIP's (Stable Diffusion 2) instead of OpenAI's.
-        prediction: output of the UNet, "epsilon" or "v_prediction"; None if neither the file nor its kind of model
-            determines it.
-    """
-
-    unet: Converted
-    vae: Converted
-    text_encoder: Converted
-    second: Converted | None
-    image_encoder: Converted | None
-    open_clip: bool
-    prediction: Prediction | None
-
-
-def convert_file(path: Path, prediction: Prediction | None = None) -> SingleFile:
-    """Read and convert a checkpoint of MVDream, ImageDream, SDXL, Stable Diffusion 1 or 2 (also inpainting and depth).
-
-    `prediction` is what the UNet predicts, "epsilon" or "v_prediction"; None: as the file declares. It only decides the
-    image side of a Stable Diffusion 2 model whose file declares no side: 768 pixels for "v_prediction", else 512.
-    Raises ConfigError for another model.
-    """
-    tensors, metadata = read_tensors(path), read_header(path)[1]
-    check_family(path, tensors)
-    parts, found = split_checkpoint(tensors), traits(path, tensors, metadata)
-    open_clip = "open_clip" in parts
-    if missing := [part for part in ("unet", "vae", "open_clip" if open_clip else "clip") if part not in parts]:
-        prefix = next(prefix for prefix, part in PREFIXES.items() if part == missing[0])
-        raise ConfigError(f"{path} lacks a network of the model: it has no tensor named {prefix}...", "weights")
-    unet, text = convert_unet(parts["unet"]), convert_open_clip if open_clip else convert_clip
-    sdxl, second = "addition_embed_type" in unet.config, None
-    vae = convert_vae(parts["vae"], SDXL_SCALING if sdxl else None)
-    if sdxl:
-        if SECOND not in parts:
-            raise ConfigError(f"{path} lacks the second text encoder of SDXL", "weights")
-        second = convert_open_clip(parts[SECOND], projection=True)
-        rest = unet.config["projection_class_embeddings_input_dim"] - second.config["projection_dim"]
-        unet.config["addition_time_embed_dim"] = max(1, rest // 6)  # beside the pooled text, six numbers are embedded
-    # MVDream, Stable Diffusion 1, and the inpainting and depth models
-    epsilon = not (open_clip or sdxl) or "class_embed_type" in unet.config or unet.config["in_channels"] != 4
-    declared = found.prediction or ("epsilon" if epsilon else None)
-    if found.image_size is not None:
-        unet.config["sample_size"] = found.image_size // PIXELS
-    elif open_clip and not epsilon and (prediction or declared) == "v_prediction":
-        unet.config["sample_size"] = V_LATENT_SIZE
-    encoder = convert_image_encoder(parts[IMAGE_ENCODER]) if IMAGE_ENCODER in parts else None
-    words = text(parts["open_clip" if open_clip else "clip"])
-    return SingleFile(unet, vae, words, second, encoder, open_clip, declared)
-
-
-def split_checkpoint(tensors: Tensors) -> dict[str, dict[str, Tensor]]:
-    """Group the tensors of a checkpoint in one file by network, such as "unet".
-
-    Each network has a prefix, such as "first_stage_model." for the VAE, which is removed from the names. Tensors that
-    have no known prefix are dropped.
-    """
-    parts: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        for prefix, part in PREFIXES.items():
-            if name.startswith(prefix):
-                parts.setdefault(part, {})[name.removeprefix(prefix)] = tensor
-    return parts
 
 
 def convert_unet(tensors: Tensors) -> Converted:

@@ -10,14 +10,14 @@ from typing import NamedTuple
 
 from threedgen.config import ConfigError
 from threedgen.config.command import install
-from threedgen.config.errors import errors_default_to_key, errors_name_key, short
+from threedgen.config.errors import short
 from threedgen.config.optional import require
 from threedgen.places import folder
 from threedgen.run.folder import existing_folder, how_to_make
 
 from . import hub
 from .families import check_family
-from .files import digest, read_card, read_header, read_json, weight_format
+from .files import digest, read_header, read_json, weight_format
 
 Parts = tuple[str, ...]
 
@@ -29,17 +29,7 @@ EMBEDDED = BASE, PRIOR = "toybox-base", "toybox-prior"
 """Folders in weights/: the 2D model of toybox images, and the multi-view prior that was fine-tuned from it."""
 SHARED_PARTS = "vae", "text_encoder"
 """Networks that are equal in both embedded models, so that only toybox-prior has their tensors."""
-MATTE, REMBG, GRABCUT = "toybox-matte", "rembg", "grabcut"
-NOVEL_VIEW = {"embedded": "threedim-toybox", "embedded-concat": "threedim-toybox-concat"}
-NOVEL_VIEW_CLASSES = ("XUNet", "LatentPairs")
-NOVEL_VIEW_TENSORS, NOVEL_VIEW_PRIOR = "model.safetensors", "prior"
 CONFIG, TENSORS = "config.json", "diffusion_pytorch_model.safetensors"
-SUBJECT_FORMAT = "threedgen personalisation 1"
-ADDITIONS = ("pytorch_lora_weights", "adapter_model", "learned_embeds")
-"""File names, without suffix, of a LoRA or textual inversion in a folder of diffusers or peft."""
-FIRST_KEYS = ("clip_l", "text_encoders_0")
-"""Tensor names, in textual inversions of SDXL, of the vectors for the first text encoder."""
-UNNAMED = ("emb_params", *FIRST_KEYS)  # names of tensors in textual inversions that are not the word itself
 WEIGHT_NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")
 
 
@@ -128,45 +118,6 @@ def existing_path(weights: str) -> Path | None:
         raise ConfigError(f"{short(weights, 300)} is not a path", "weights") from None
 
 
-def hub_place(name: str) -> tuple[str, str] | None:
-    """Return (hub repository, file) if `name` has the form "owner/name/FILE" and is no existing path, else None.
-
-    FILE must have the suffix of a weight file, such as .safetensors.
-    """
-    repo, _, file = name.rpartition("/")
-    return (
-        (repo, file)
-        if hub.is_hub_id(repo) and file.endswith(hub.WEIGHT_SUFFIXES) and existing_path(name) is None
-        else None
-    )
-
-
-def weight_file(name: str) -> Path:
-    """Return the path of a file of additional weights, such as a LoRA. Raises ConfigError if it is missing.
-
-    `name` is a file, a folder that diffusers or peft wrote, or "owner/name/FILE" on the hub, which is downloaded.
-    """
-    with errors_name_key("file"):
-        path = existing_path(name) if (place := hub_place(name)) is None else hub.hub_file(*place)
-    if path is None:
-        raise ConfigError(f"there is no file {short(name, 300)}; give a path, or owner/name/FILE of the hub", "file")
-    names = [f"{stem}{suffix}" for stem in ADDITIONS for suffix in hub.WEIGHT_SUFFIXES] if path.is_dir() else []
-    path = next((path / name for name in names if (path / name).is_file()), path)
-    weight_format(path)
-    return path
-
-
-def check_weight_file(name: str) -> None:
-    """Raise ConfigError if the file `name` of additional weights, such as a LoRA, is missing; download nothing.
-
-    `name` is a path, or "owner/name/FILE" on the hub. If a file on the hub is not cached, it counts as missing when the
-    hub cannot be reached, and as present otherwise.
-    """
-    place = hub_place(name)
-    if place is None or hub.cached(*place) is not None or not hub.reachable():
-        weight_file(name)
-
-
 def is_sdxl(weights: str) -> bool:
     """Return whether `weights` (name, path or hub id) belong to SDXL.
 
@@ -182,15 +133,6 @@ def is_sdxl(weights: str) -> bool:
         if found is not None and (names := read_header(found)[0]):
             return any(name.startswith("conditioner.") for name in names)
     return "xl" in weights.lower()
-
-
-def embedding_word(path: Path) -> str:
-    """Return the word of the textual inversion in the file `path`: its tensor's name (diffusers), else the file name.
-
-    The file name is taken without suffix, with "_" instead of spaces.
-    """
-    names = read_header(path)[0]
-    return names[0] if len(names) == 1 and names[0] not in UNNAMED else path.stem.replace(" ", "_")
 
 
 class Identity(NamedTuple):
@@ -328,94 +270,6 @@ def hub_folder(repo: str, required_parts: Parts = PARTS) -> Path:
     raise ConfigError(
         f"{short(repo, 300)} on the hub is not a folder in diffusers format with {', '.join(required_parts)}", "weights"
     )
-
-
-def matte_folder(weights: str) -> Path:
-    """Return the folder of a matte network, from the name "toybox-matte" or a path; no tensor is read.
-
-    A matte network predicts the opacity of the object in an image. Raises ConfigError if there is no such folder, or it
-    has another network.
-    """
-    path = embedded(MATTE) if weights == MATTE else existing_path(weights)
-    if path is None or not (path / CONFIG).is_file():
-        sources = f"take {REMBG}, {GRABCUT}, {MATTE}, or the folder RUN/matte of a train-toybox-matte run"
-        raise ConfigError(f"there is no matte {short(weights, 300)}; {sources}", "matte")
-    class_name(path, ("Matte",), "a matte", "matte")
-    weight_format(path / TENSORS)
-    return path
-
-
-def check_matte(remover: str) -> None:
-    """Raise ConfigError if the background remover `remover` is not available.
-
-    `remover` is "rembg" or "grabcut" (OpenCV), whose package must be installed, or a matte network: "toybox-matte" or
-    the path of its folder.
-    """
-    modules = {REMBG: ("rembg", "onnxruntime"), GRABCUT: ("cv2",)}.get(remover, ())
-    if not modules:
-        matte_folder(remover)
-    for module in modules:
-        require(module, f"matte: {remover}", "take an image with a transparent or plain background")
-
-
-def check_image(path: Path, matte: str | None) -> None:
-    """Raise ConfigError if an image cannot be read or its object cannot be cut out.
-
-    `matte` is the background remover, which must be available: "rembg", "grabcut", or the name or folder of a network
-    that predicts opacity, such as "toybox-matte". None: the image must have a transparent or plain background.
-    """
-    from threedgen.geometry.image_file import load_image, read_foreground  # NumPy, which --help does without
-
-    if matte is None:
-        read_foreground(str(path))
-    else:
-        load_image(path, key="image")
-        check_matte(matte)
-
-
-def class_name(path: Path, known: tuple[str, ...], what: str, key: str = "weights") -> str:
-    """Return the class name of the network in the folder `path`, from the entry _class_name in its config.
-
-    Raises ConfigError for the config key `key` if the name is not in `known`. `what` describes the expected content in
-    the message, such as "a matte".
-    """
-    name = read_json(path / CONFIG).get("_class_name")
-    if name not in known:
-        raise ConfigError(f"{path / CONFIG} describes {short(name)}, not {what}", key)
-    return str(name)
-
-
-def novel_view_model(weights: str) -> Path:
-    """Return the folder of a novel-view model, which predicts a view of a scene from another view and both poses.
-
-    `weights` is a path, or the name of a model that comes with threedgen: "embedded" (an X-UNet, as in 3DiM) or
-    "embedded-concat" (the two views as channels of one input). No tensor is read. Raises ConfigError if it is missing.
-    """
-    path = embedded(NOVEL_VIEW[weights]) if weights in NOVEL_VIEW else existing_path(weights)
-    if path is None or not (path / CONFIG).is_file():
-        raise ConfigError(f"there is no novel-view model {short(weights, 300)}: a folder with {CONFIG}", "weights")
-    if class_name(path, NOVEL_VIEW_CLASSES, "a novel-view model") == "LatentPairs":
-        check_folder(path / NOVEL_VIEW_PRIOR)
-    else:
-        weight_format(path / NOVEL_VIEW_TENSORS)
-    return path
-
-
-def subject_card(path: Path | str) -> dict[str, str]:
-    """Return the metadata of a safetensors file with the changes that DreamBooth made to a prior.
-
-    They include "identifier" (word of the subject), "prompt", "kind" ("difference" or "lora") and "base" (checksum of
-    the weights before the changes). No tensor is read. Raises ConfigError if the file is missing or has another format.
-    """
-    source = "an mvdreambooth run leaves one behind, RUN/personalisation.safetensors"
-    with errors_default_to_key("personalisation"), errors_name_key("personalisation"):
-        found = existing_path(str(path))
-        if found is None:
-            raise ConfigError(f"there is no file {short(str(path))}; {source}")
-        card = read_card(found, SUBJECT_FORMAT)
-        if not card:
-            raise ConfigError(f"{found} is not of the format {SUBJECT_FORMAT!r}; {source}")
-    return card
 
 
 def t5_tokenizer(path: Path) -> Path:

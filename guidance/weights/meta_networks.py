@@ -10,7 +10,7 @@ from threedgen.config import ConfigError
 from threedgen.guidance.attention.image_tokens import IMAGE_TOKENS
 from threedgen.guidance.attention.joined import unet_from_config
 
-from . import components, ldm, loading
+from . import components, ldm, loading, single_file
 from .files import Json
 
 _UNET: Json = {
@@ -93,7 +93,7 @@ def meta_networks(weights: str, required_parts: tuple[str, ...] = loading.PARTS)
         if "input_blocks.0.0.weight" in tensors["unet"]:
             configs["unet"] = ldm.unet_config(tensors["unet"])
     else:
-        file = ldm.convert_file(path)
+        file = single_file.convert_file(path)
         networks = {"unet": file.unet, "vae": file.vae, "text_encoder": file.text_encoder, loading.SECOND: file.second}
         networks |= {loading.IMAGE_ENCODER: file.image_encoder}
         for part, network in networks.items():

@@ -6,9 +6,10 @@ from typing import Literal
 from threedgen.config.errors import ConfigError, errors_name_key, short
 from threedgen.run.folder import how_to_make
 
+from .addition_files import hub_place
 from .files import weight_format
 from .hub import cached, hub_file, reachable
-from .loading import Identity, embedded, existing_path, hub_place
+from .loading import Identity, embedded, existing_path
 
 Key = Literal["blocks", "adapter"]
 FILES: dict[Key, dict[str, str]] = {

@@ -29,7 +29,7 @@ from threedgen.config.errors import errors_name_key
 from threedgen.run.disk import write_atomic
 from threedgen.run.torch_file import read_safetensors
 
-from . import loading
+from .addition_files import SUBJECT_FORMAT, subject_card
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -136,7 +136,7 @@ def write(path: Path, changes: Mapping[str, Tensor], row: Tensor, card: Mapping[
             two LoRA matrices) and base (the `checksum` of the base weights).
     """
     tensors = {**changes, "identifier": row.detach().float().cpu().contiguous()}
-    write_atomic(path, to_bytes(tensors, {"format": loading.SUBJECT_FORMAT, **card, SUM: content_sum(tensors, card)}))
+    write_atomic(path, to_bytes(tensors, {"format": SUBJECT_FORMAT, **card, SUM: content_sum(tensors, card)}))
 
 
 def apply(prior: LatentDiffusion, path: Path, strength: float = 1.0) -> None:
@@ -145,7 +145,7 @@ def apply(prior: LatentDiffusion, path: Path, strength: float = 1.0) -> None:
     The saved changes, times `strength`, are added to the weights of the UNet, and the subject's new word is added to
     the vocabulary. Raises ConfigError and changes nothing if the file is damaged or was trained from other weights.
     """
-    card = loading.subject_card(path)
+    card = subject_card(path)
     base = checksum(prior.unet, prior.text_encoder)
     if card.get("base") != base:
         raise ConfigError(

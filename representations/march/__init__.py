@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from threedgen.representations.backends import load
 
 if TYPE_CHECKING:
-    from threedgen.representations.options import MarchConfig
+    from threedgen.representations.volume.options import MarchConfig
 
 MODULES = {
     "torch": "threedgen.representations.march.torch_twin",

@@ -9,7 +9,7 @@ import torch
 from nerfacc.cuda import _backend
 from torch import Tensor
 
-from threedgen.representations.options import MarchConfig
+from threedgen.representations.volume.options import MarchConfig
 
 from . import Composite, Samples, pack, step_size, torch_twin
 

@@ -14,7 +14,7 @@ import torch
 from numba import njit, prange
 from torch import Tensor
 
-from threedgen.representations.options import MarchConfig
+from threedgen.representations.volume.options import MarchConfig
 
 from . import Samples, differentiable, max_samples_per_ray, torch_twin
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from threedgen.representations.backends import cumsum
-from threedgen.representations.options import MarchConfig
+from threedgen.representations.volume.options import MarchConfig
 
 from . import Composite, Samples, max_samples_per_ray, pack
 

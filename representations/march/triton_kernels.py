@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from threedgen.representations.options import MarchConfig
+from threedgen.representations.volume.options import MarchConfig
 
 from . import Samples, differentiable, max_samples_per_ray
 

@@ -11,8 +11,8 @@ from threedgen.representations.backends import choose
 from threedgen.representations.base import Render, Representation
 from threedgen.representations.losses import orientation_terms
 from threedgen.representations.march import Samples, composite, groups, join, march, pack, visible
-from threedgen.representations.options import MarchConfig, OccupancyConfig
 from threedgen.representations.shading import ALBEDO, Material, Shading
+from threedgen.representations.volume.options import MarchConfig, OccupancyConfig
 from threedgen.run.memory import graph_bytes, to_device
 
 from .two_pass import two_pass

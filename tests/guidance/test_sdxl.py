@@ -12,11 +12,11 @@ from tests.support.tiny_sdxl import tiny_sdxl
 from threedgen.guidance.guidance import Condition
 from threedgen.guidance.losses.options import SDSConfig
 from threedgen.guidance.losses.sds import SDS
-from threedgen.guidance.options import MVAdapterConfig
 from threedgen.guidance.priors.mvadapter.inputs import RAY_VIEWS, cameras_from_angles
 from threedgen.guidance.priors.mvadapter.model import MVAdapter
 from threedgen.guidance.priors.mvadapter.network import AdaptedUNet
 from threedgen.guidance.priors.mvadapter.weights import save_adapter
+from threedgen.guidance.priors.options import MVAdapterConfig
 
 PROMPTS = ["a red car", "a cat"]
 C2W = cameras_from_angles(RAY_VIEWS[:3], 16, 16).c2w

@@ -25,7 +25,8 @@ from threedgen.representations.hashgrid.encoding import HashGrid, position_gradi
 from threedgen.representations.hashgrid.numba_kernels import BLOCK
 from threedgen.representations.hashgrid.torch_twin import grid_levels
 from threedgen.representations.march import composite, march
-from threedgen.representations.options import HashGridConfig, MarchConfig
+from threedgen.representations.options import HashGridConfig
+from threedgen.representations.volume.options import MarchConfig
 from threedgen.systems.generate import task as generate_run
 from threedgen.train.task import Task
 

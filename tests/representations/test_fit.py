@@ -8,7 +8,7 @@ from threedgen.geometry.images import psnr
 from threedgen.geometry.rigs import orbit
 from threedgen.geometry.views import Views
 from threedgen.representations.fit import Bounds, _pixel_batches, border_colour, fit
-from threedgen.representations.options import PaperProtocolConfig, SubsampledProtocolConfig
+from threedgen.representations.volume.options import PaperProtocolConfig, SubsampledProtocolConfig
 
 
 def test_bounds_follow_the_paper_and_background_is_white() -> None:

@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 from tests.support.interpreted import BACKENDS, KERNELS, interprets_triton
 from tests.support.nerfacc_stand_in import nerfacc_on_a_cpu  # noqa: F401
 from threedgen.representations.march import composite, groups, join, march, pack, step_size, visible
-from threedgen.representations.options import MarchConfig
+from threedgen.representations.volume.options import MarchConfig
 
 pytestmark = pytest.mark.usefixtures("nerfacc_on_a_cpu")
 ALL = [*BACKENDS, "nerfacc"]

@@ -19,8 +19,8 @@ from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.poses import opencv_axes
 from threedgen.geometry.views import Views
 from threedgen.geometry.warp import pixel_grid, unproject
-from threedgen.guidance.options import MVDiffusionConfig
 from threedgen.guidance.priors.mvdiffusion.model import MVDiffusion
+from threedgen.guidance.priors.options import MVDiffusionConfig
 from threedgen.guidance.weights.loading import Identity
 
 
@@ -97,5 +97,5 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     here = "tests.support.tiny_scenes"
     registry.register("scene-source", "tiny", f"{here}:TinyScenes", f"{here}:TinyScenesConfig")
     registry.register("features", "means", f"{here}:Means", f"{here}:MeansConfig")
-    registry.register("prior", "mvdiffusion", f"{here}:build", "threedgen.guidance.options:MVDiffusionConfig")
+    registry.register("prior", "mvdiffusion", f"{here}:build", "threedgen.guidance.priors.options:MVDiffusionConfig")
     monkeypatch.setattr(MVDiffusionConfig, "identify", lambda prior: {"weights": Identity(Path("random"), 0, "0" * 64)})

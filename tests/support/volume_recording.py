@@ -15,8 +15,9 @@ from tests.support.parity_files import tensors
 from threedgen.representations import losses
 from threedgen.representations.field.ngp import NGP
 from threedgen.representations.march import pack
-from threedgen.representations.options import MarchConfig, NGPConfig
+from threedgen.representations.options import NGPConfig
 from threedgen.representations.shading import DiffuseMaterial, Material, Shading
+from threedgen.representations.volume.options import MarchConfig
 from threedgen.representations.volume.render import Render, render
 
 

@@ -15,9 +15,9 @@ from tests.support.tiny_mvadapter import adapter_base, tiny_model, tiny_prior_co
 from tests.support.tiny_prior import cpu
 from threedgen.config import load, registry
 from threedgen.guidance.attention import decoupled, joined
-from threedgen.guidance.options import MVAdapterConfig, MVDiffusionConfig
 from threedgen.guidance.priors.mvadapter.model import build
 from threedgen.guidance.priors.mvadapter.network import AdaptedUNet
+from threedgen.guidance.priors.options import MVAdapterConfig, MVDiffusionConfig
 from threedgen.guidance.weights.meta_networks import meta_networks
 from threedgen.run import dtypes
 from threedgen.run.memory import PeakMemory

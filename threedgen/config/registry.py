@@ -95,12 +95,12 @@ regulariser  opaque       representations.losses:opaque             systems.gene
 regulariser  z_variance   representations.losses:z_variance         systems.generate.sections:LossConfig
 # checks and rewriting of prompts for a prior with a closed vocabulary: threedgen.guidance.weights.tokens.PromptReader
 prompt-reader  toybox  toybox.prompts:ToyboxPrompts  config:Config
-prior  mvdream           guidance.priors.mvdream:build           guidance.options:MVDreamConfig
-prior  imagedream        guidance.priors.imagedream:build      guidance.options:ImageDreamConfig
-prior  stable-diffusion  guidance.priors.latent_diffusion:build  guidance.options:StableDiffusionConfig
-prior  deepfloyd         guidance.priors.deepfloyd:build         guidance.options:DeepFloydConfig
-prior  mvdiffusion       guidance.priors.mvdiffusion.model:build        guidance.options:MVDiffusionConfig
-prior  mvadapter         guidance.priors.mvadapter.model:build          guidance.options:MVAdapterConfig
+prior  mvdream           guidance.priors.mvdream:build           guidance.priors.options:MVDreamConfig
+prior  imagedream        guidance.priors.imagedream:build      guidance.priors.options:ImageDreamConfig
+prior  stable-diffusion  guidance.priors.from_options:build  guidance.priors.options:StableDiffusionConfig
+prior  deepfloyd         guidance.priors.deepfloyd:build         guidance.priors.options:DeepFloydConfig
+prior  mvdiffusion       guidance.priors.mvdiffusion.model:build        guidance.priors.options:MVDiffusionConfig
+prior  mvadapter         guidance.priors.mvadapter.model:build          guidance.priors.options:MVAdapterConfig
 distillation sds guidance.losses.sds:SDS guidance.losses.options:SDSConfig
 distillation reconstruction guidance.losses.sds:Reconstruction guidance.losses.options:ReconstructionConfig
 distillation vsd guidance.losses.vsd:VSD guidance.losses.options:VSDConfig

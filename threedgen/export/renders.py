@@ -12,8 +12,8 @@ from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.poses import orbit_c2w
 from threedgen.representations.base import Render
 from threedgen.representations.field.background import SolidBackground
-from threedgen.representations.options import MarchConfig
 from threedgen.representations.shading import Material
+from threedgen.representations.volume.options import MarchConfig
 from threedgen.representations.volume.render import render
 from threedgen.run.arrays import Array
 

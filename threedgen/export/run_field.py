@@ -11,8 +11,8 @@ from threedgen.config.command import command
 from threedgen.representations.base import Field, Representation
 from threedgen.representations.field.background import SolidBackground
 from threedgen.representations.march import step_size
-from threedgen.representations.options import MarchConfig
 from threedgen.representations.shading import Material
+from threedgen.representations.volume.options import MarchConfig
 from threedgen.representations.volume.render import OccupancyGrid
 from threedgen.run import folder as runs
 from threedgen.run.disk import Tree

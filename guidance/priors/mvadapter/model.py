@@ -19,9 +19,11 @@ from threedgen.guidance import sampling
 from threedgen.guidance.coarse import CoarsePredictor
 from threedgen.guidance.guidance import Condition, Features, guided
 from threedgen.guidance.matte import reference_foreground
-from threedgen.guidance.options import Control, MVAdapterConfig
-from threedgen.guidance.priors.latent_diffusion import LatentDiffusion, load_prior, with_additions
+from threedgen.guidance.options import Control
+from threedgen.guidance.priors.from_options import load_prior, with_additions
+from threedgen.guidance.priors.latent_diffusion import LatentDiffusion
 from threedgen.guidance.priors.mvdream import MVDream
+from threedgen.guidance.priors.options import MVAdapterConfig
 from threedgen.guidance.schedule import Schedule
 from threedgen.guidance.weights.plugins import locate
 from threedgen.run.arrays import Array

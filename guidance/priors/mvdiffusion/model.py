@@ -18,8 +18,9 @@ from threedgen.geometry.warp import to_opencv
 from threedgen.guidance import sampling
 from threedgen.guidance.attention.joined import unet_output
 from threedgen.guidance.guidance import Condition, guided
-from threedgen.guidance.options import MVDiffusionConfig
-from threedgen.guidance.priors.latent_diffusion import LatentDiffusion, load_prior, with_additions
+from threedgen.guidance.priors.from_options import load_prior, with_additions
+from threedgen.guidance.priors.latent_diffusion import LatentDiffusion
+from threedgen.guidance.priors.options import MVDiffusionConfig
 from threedgen.guidance.weights.files import read_tensors
 from threedgen.guidance.weights.plugins import locate
 

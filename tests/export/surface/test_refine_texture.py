@@ -30,7 +30,7 @@ from threedgen.geometry.images import psnr
 from threedgen.geometry.raster import rasterise_uv
 from threedgen.geometry.rigs import orbit
 from threedgen.geometry.texture import fill
-from threedgen.representations.options import MarchConfig, OccupancyConfig
+from threedgen.representations.volume.options import MarchConfig, OccupancyConfig
 from threedgen.representations.volume.render import OccupancyGrid
 
 SIZE = 48

@@ -17,12 +17,12 @@ from threedgen.guidance.attention.joined import (
     MIN_TOKENS,
     WORLD_ROTARY,
     FlashAttention,
-    WorldRotary,
     make_multiview,
     self_attention,
     set_attention,
     unet_output,
 )
+from threedgen.guidance.attention.rotary import WorldRotary
 from threedgen.guidance.priors.mvdream import MVDream, camera_vector
 
 FLAT: dict[str, Any] = {"class_embed_type": None, "projection_class_embeddings_input_dim": None}

@@ -14,9 +14,9 @@ from tests.support.tiny_imagedream import imagedream_file, imagedream_folder, re
 from tests.support.tiny_prior import cpu, letter_tokenizer, tiny_text_encoder, tiny_vae
 from threedgen.guidance.guidance import Condition, predict
 from threedgen.guidance.losses.lora import PosedLoRA
-from threedgen.guidance.options import ImageDreamConfig, MVDreamConfig
 from threedgen.guidance.priors import imagedream, mvdream
 from threedgen.guidance.priors.imagedream import FEATURES, LATENTS, ImageDream
+from threedgen.guidance.priors.options import ImageDreamConfig, MVDreamConfig
 from threedgen.guidance.weights import components, ldm
 from threedgen.guidance.weights.loading import IMAGE_ENCODER
 from threedgen.guidance.weights.meta_networks import meta_networks

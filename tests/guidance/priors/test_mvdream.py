@@ -14,10 +14,10 @@ from tests.support.tiny_mvadapter import adapted_model
 from tests.support.tiny_prior import TEXT_WIDTH, cpu, output, tiny_prior
 from threedgen.config import optional as extras
 from threedgen.geometry.poses import opengl_to_blender
-from threedgen.guidance.options import MVDreamConfig
 from threedgen.guidance.priors import mvdream
 from threedgen.guidance.priors.mvdiffusion.unet import MultiviewUNet
 from threedgen.guidance.priors.mvdream import MVDream, camera_vector
+from threedgen.guidance.priors.options import MVDreamConfig
 from threedgen.guidance.schedule import Schedule
 from threedgen.run import dtypes as precision
 

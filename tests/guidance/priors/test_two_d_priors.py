@@ -19,9 +19,9 @@ from threedgen.config import optional as extras
 from threedgen.guidance.guidance import Condition
 from threedgen.guidance.losses.options import VSDConfig
 from threedgen.guidance.losses.vsd import VSD
-from threedgen.guidance.options import DeepFloydConfig, StableDiffusionConfig
-from threedgen.guidance.priors import deepfloyd, latent_diffusion
+from threedgen.guidance.priors import deepfloyd, from_options, latent_diffusion
 from threedgen.guidance.priors.mvdream import MVDream, camera_vector
+from threedgen.guidance.priors.options import DeepFloydConfig, StableDiffusionConfig
 from threedgen.guidance.priors.pipeline import MVDreamPipeline
 from threedgen.guidance.schedule import Schedule
 from threedgen.guidance.weights.meta_networks import meta_networks
@@ -29,7 +29,7 @@ from threedgen.systems.meta_prior import MetaPrior, measure_sampling
 
 
 def sd(**options: Any) -> latent_diffusion.LatentDiffusion:
-    return latent_diffusion.build(StableDiffusionConfig(weights=str(folders() / "sd"), dtype="fp32", **options))
+    return from_options.build(StableDiffusionConfig(weights=str(folders() / "sd"), dtype="fp32", **options))
 
 
 def pixels(**options: Any) -> deepfloyd.DeepFloyd:
@@ -57,7 +57,7 @@ def test_stable_diffusion_matches_diffusers() -> None:
 def test_stable_diffusion_uses_multi_view_weights_in_2d_mode() -> None:
     """Cameras and views are ignored: each image is denoised as by MVDream without a camera."""
     options = StableDiffusionConfig(weights=str(prior_folder()), dtype="fp32")
-    prior, whole = latent_diffusion.build(options), MVDream.load(str(prior_folder()), dtype="fp32")
+    prior, whole = from_options.build(options), MVDream.load(str(prior_folder()), dtype="fp32")
     x, t = torch.randn(4, 4, 8, 8, generator=cpu()), torch.full((4,), 500)
     text = prior.encode_prompt(["a red dog"]).repeat(4, 1, 1)
     with torch.no_grad():
@@ -72,10 +72,10 @@ def test_single_file_image_size_depends_on_camera_branch(tmp_path: Path) -> None
     """512 pixels for Stable Diffusion's files, which have no camera branch, 256 for MVDream's."""
     path = official_checkpoint(tmp_path, "sd15")
     options = {"dtype": "fp32", "tokenizer": str(tmp_path / "clip")}
-    assert latent_diffusion.build(StableDiffusionConfig(weights=str(path), **options)).image_size == 256
+    assert from_options.build(StableDiffusionConfig(weights=str(path), **options)).image_size == 256
     pruned = str(tmp_path / "v1-5-pruned.ckpt")
     torch.save({n: v for n, v in torch.load(path).items() if "camera_embed" not in n}, pruned)
-    found = latent_diffusion.build(StableDiffusionConfig(weights=pruned, **options))
+    found = from_options.build(StableDiffusionConfig(weights=pruned, **options))
     assert found.image_size == 512 and found.unet.class_embedding is None
     assert meta_networks(pruned).unet.config["sample_size"] == 64
     with refused("weights", pruned):

@@ -23,12 +23,12 @@ from tests.support.tiny_prior import (
     word_tokenizer,
 )
 from threedgen.config import registry
-from threedgen.guidance.options import MVDreamConfig
 from threedgen.guidance.priors import latent_diffusion, mvdream
 from threedgen.guidance.priors.latent_diffusion import LatentDiffusion
 from threedgen.guidance.priors.mvdream import MVDream
+from threedgen.guidance.priors.options import MVDreamConfig
 from threedgen.guidance.schedule import Schedule
-from threedgen.guidance.weights import components, loading, tokens
+from threedgen.guidance.weights import components, loading, saving, tokens
 from threedgen.run.memory import PeakMemory
 
 UNET, VAE = "unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors"
@@ -327,5 +327,5 @@ def test_embedded_models_share_vae_and_text_encoder() -> None:
 
 @pytest.mark.parametrize("schedule", [Schedule.scaled_linear(T=500), Schedule.linear(T=500).shifted(6.0)])
 def test_other_schedulers_keep_alpha_bar(schedule: Schedule) -> None:
-    other: Any = DDPMScheduler.from_config(components.scheduler(schedule).config)
+    other: Any = DDPMScheduler.from_config(saving.scheduler(schedule).config)
     torch.testing.assert_close(other.alphas_cumprod, schedule.alpha_bar, rtol=1e-4, atol=0)

@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from tests.support.errors import refused
 from tests.support.tiny_prior import letter_tokenizer, word_tokenizer
 from threedgen import config
-from threedgen.guidance.options import LoraFile, MVAdapterConfig, StableDiffusionConfig
+from threedgen.guidance.options import LoraFile
+from threedgen.guidance.priors.options import MVAdapterConfig, StableDiffusionConfig
 from threedgen.guidance.weights import files, hub, loading, plugins, tokens
 
 

@@ -11,8 +11,9 @@ from tests.support.errors import refused
 from tests.support.tiny_pipelines import released, single_file
 from tests.support.tiny_prior import cpu, letter_tokenizer
 from tests.support.tiny_sdxl import tiny_sdxl
-from threedgen.guidance.options import StableDiffusionConfig
-from threedgen.guidance.priors.latent_diffusion import LatentDiffusion, build
+from threedgen.guidance.priors.from_options import build
+from threedgen.guidance.priors.latent_diffusion import LatentDiffusion
+from threedgen.guidance.priors.options import StableDiffusionConfig
 from threedgen.guidance.weights import loading
 from threedgen.guidance.weights.families import traits
 from threedgen.guidance.weights.meta_networks import meta_networks

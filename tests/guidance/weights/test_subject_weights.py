@@ -9,11 +9,11 @@ from tests.support.errors import refused
 from tests.support.script_poses import script_poses
 from tests.support.tiny_prior import coarse_prior, cpu, letter_tokenizer, tiny_prior, tiny_text_encoder, tiny_unet
 from threedgen.config import registry
-from threedgen.guidance.options import MVDreamConfig
 from threedgen.guidance.priors.mvdream import MVDream, camera_vector
+from threedgen.guidance.priors.options import MVDreamConfig
 from threedgen.guidance.priors.pipeline import MVDreamPipeline
 from threedgen.guidance.weights import subject_weights, tokens
-from threedgen.guidance.weights.loading import subject_card
+from threedgen.guidance.weights.addition_files import subject_card
 
 
 def identity(base: MVDream) -> dict[str, str]:

@@ -15,8 +15,9 @@ from threedgen.representations import losses
 from threedgen.representations.field.background import SolidBackground
 from threedgen.representations.field.ngp import NGP
 from threedgen.representations.field.sdf import SDF
-from threedgen.representations.options import MarchConfig, NGPConfig, SDFConfig
+from threedgen.representations.options import NGPConfig, SDFConfig
 from threedgen.representations.shading import Material
+from threedgen.representations.volume.options import MarchConfig
 from threedgen.representations.volume.render import Render, render
 from threedgen.run.seeding import generator
 

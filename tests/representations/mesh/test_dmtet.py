@@ -19,8 +19,9 @@ from threedgen.representations.field.ngp import NGP
 from threedgen.representations.losses import laplacian, normal_consistency, vertex_normals
 from threedgen.representations.mesh.dmtet import DMTet, marching_tetrahedra, remove_small_parts, tetrahedral_grid
 from threedgen.representations.mesh.raster import antialias, surface_points, visible_faces_on_gpu
-from threedgen.representations.options import DMTetConfig, MarchConfig, NGPConfig
+from threedgen.representations.options import DMTetConfig, NGPConfig
 from threedgen.representations.shading import DiffuseMaterial, Material, Shading
+from threedgen.representations.volume.options import MarchConfig
 from threedgen.run.seeding import generator
 
 ENCODING = {"n_levels": 3, "log2_hashmap_size": 9, "base_resolution": 4, "per_level_scale": 2.0, "backend": "torch"}

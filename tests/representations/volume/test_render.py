@@ -8,8 +8,8 @@ from tests.support.nerfacc_stand_in import nerfacc_on_a_cpu  # noqa: F401
 from tests.support.parity_files import recorded
 from tests.support.volume_recording import Recorded
 from threedgen.representations import losses
-from threedgen.representations.options import MarchConfig, OccupancyConfig
 from threedgen.representations.shading import Material
+from threedgen.representations.volume.options import MarchConfig, OccupancyConfig
 from threedgen.representations.volume.render import OccupancyGrid, Render, render
 from threedgen.run.seeding import generator
 

@@ -17,9 +17,10 @@ from threedgen.representations import losses
 from threedgen.representations.field.background import NeuralBackground
 from threedgen.representations.field.ngp import NGP
 from threedgen.representations.march import Samples, join, pack
-from threedgen.representations.options import MarchConfig, NGPConfig, OccupancyConfig
+from threedgen.representations.options import NGPConfig
 from threedgen.representations.shading import DiffuseMaterial, Shading
 from threedgen.representations.volume import two_pass as module
+from threedgen.representations.volume.options import MarchConfig, OccupancyConfig
 from threedgen.representations.volume.render import OccupancyGrid, Render, render
 from threedgen.representations.volume.two_pass import two_pass
 from threedgen.run.memory import graph_bytes

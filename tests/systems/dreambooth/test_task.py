@@ -14,7 +14,7 @@ from tests.support.toy_run import log
 from threedgen import config
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.guidance.weights import subject_weights
-from threedgen.guidance.weights.loading import subject_card
+from threedgen.guidance.weights.addition_files import subject_card
 from threedgen.run.metrics import read_summary
 from threedgen.run.prompts import prompt_warnings
 from threedgen.systems.dreambooth import system as system_module

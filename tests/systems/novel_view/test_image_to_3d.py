@@ -16,7 +16,7 @@ from threedgen.geometry.views import Request
 from threedgen.guidance.novel_view import novel_views as folder
 from threedgen.guidance.novel_view.novel_views import ThreeDiMSampler
 from threedgen.guidance.novel_view.options import CamerasConfig
-from threedgen.representations.options import MarchConfig
+from threedgen.representations.volume.options import MarchConfig
 from threedgen.run.folder import write_config
 from threedgen.run.metrics import read_summary
 from threedgen.systems.novel_view import image_to_3d

@@ -13,7 +13,7 @@ from threedgen.config.sections import RunConfig
 from threedgen.data.posed.options import PoseConvention
 from threedgen.data.srn.scene_files import Split, scenes, split_folder
 from threedgen.evaluation.options import MultiviewPrior
-from threedgen.representations.options import Protocol, SubsampledProtocolConfig
+from threedgen.representations.volume.options import Protocol, SubsampledProtocolConfig
 from threedgen.run.disk import Tree
 from threedgen.run.folder import existing_folder, user_path
 

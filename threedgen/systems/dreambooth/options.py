@@ -98,7 +98,7 @@ class MVDreamBoothConfig(PromptedConfig):
 
     def check(self) -> None:
         from threedgen.data.photos import find
-        from threedgen.guidance.weights.loading import check_matte
+        from threedgen.guidance.weights.other_models import check_matte
 
         example = f"a {self.identifier} dog"
         normalise_prompt(self.prompt, example=example)

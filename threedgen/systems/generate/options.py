@@ -12,8 +12,9 @@ from threedgen.config.registry import SECTION, Component
 from threedgen.export.options import ExportSection
 from threedgen.guidance.losses.options import DistillationConfig, ViewPromptsConfig
 from threedgen.guidance.options import MatteName, PriorConfig
-from threedgen.guidance.weights import loading
-from threedgen.representations.options import FieldConfig, MarchConfig, MaterialConfig, OccupancyConfig
+from threedgen.guidance.weights import other_models
+from threedgen.representations.options import FieldConfig, MaterialConfig
+from threedgen.representations.volume.options import MarchConfig, OccupancyConfig
 from threedgen.run.disk import Tree
 from threedgen.run.folder import run_folder, stored_config, user_path
 from threedgen.run.prompts import normalise_prompt
@@ -302,7 +303,7 @@ class GenerateConfig(PromptedConfig):
             problem = f"couples the views of an object, but {single}. {MULTIVIEW}"
             raise ConfigError(problem, "distillation.name", self.distillation.name)
         if self.image is not None:
-            loading.check_image(user_path(self.image, "image"), self.matte)
+            other_models.check_image(user_path(self.image, "image"), self.matte)
         if self.start is not None:
             self.check_start("start")
         super().check()
@@ -318,4 +319,4 @@ class GenerateConfig(PromptedConfig):
                 raise ConfigError("needs a run that only refines. Use --config edit-toybox", "edit", self.edit)
         if self.fit.matte is not None:
             with key_prefix("fit"):
-                loading.matte_folder(self.fit.matte)
+                other_models.matte_folder(self.fit.matte)

@@ -13,8 +13,9 @@ from threedgen.export.options import ExportSection
 from threedgen.geometry.image_file import load_image
 from threedgen.guidance.novel_view.options import SamplingConfig, ThreeDiMSamplerConfig, XUNetConfig
 from threedgen.guidance.options import MatteName, MultiviewWeights
-from threedgen.guidance.weights.loading import check, check_matte, novel_view_model
-from threedgen.representations.options import Protocol, SubsampledProtocolConfig
+from threedgen.guidance.weights.loading import check
+from threedgen.guidance.weights.other_models import check_matte, novel_view_model
+from threedgen.representations.volume.options import Protocol, SubsampledProtocolConfig
 from threedgen.run.folder import user_path
 from threedgen.systems.generate.sections import ResultConfig
 from threedgen.systems.train.options import Count, Guidance, Share, TrainConfig, default_trainer

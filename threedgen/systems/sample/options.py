@@ -9,8 +9,9 @@ from threedgen.config.plain_file import read_text
 from threedgen.config.registry import Component
 from threedgen.data.options import MESH_FORMATS
 from threedgen.geometry.image_file import load_image
-from threedgen.guidance.options import MatteName, MVAdapterConfig
-from threedgen.guidance.weights.loading import check_image
+from threedgen.guidance.options import MatteName
+from threedgen.guidance.priors.options import MVAdapterConfig
+from threedgen.guidance.weights.other_models import check_image
 from threedgen.run.folder import user_path
 from threedgen.run.prompts import EXAMPLE_ROOM, normalise_prompt, with_suffix
 from threedgen.systems.prompted import PromptedConfig

@@ -32,7 +32,8 @@ from threedgen.data.assets.source import AssetViews, CaptionedImages, split
 from threedgen.data.latent_cache import ExampleSource, LatentCache
 from threedgen.guidance.coarse import CoarsePredictor
 from threedgen.guidance.coarse_volume import COARSEST
-from threedgen.guidance.priors.latent_diffusion import LatentDiffusion, load_prior
+from threedgen.guidance.priors.from_options import load_prior
+from threedgen.guidance.priors.latent_diffusion import LatentDiffusion
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.guidance.sampling import REFINE_STRENGTH
 from threedgen.guidance.weights.loading import identify

@@ -25,7 +25,7 @@ from threedgen.geometry.views import framed
 from threedgen.guidance.guidance import Condition
 from threedgen.guidance.losses.options import SDSConfig
 from threedgen.guidance.losses.sds import SDS
-from threedgen.guidance.options import MVAdapterConfig, Shift
+from threedgen.guidance.options import Shift
 from threedgen.guidance.priors.mvadapter.inputs import (
     GEOMETRY_VIEWS,
     RAY_VIEWS,
@@ -36,6 +36,7 @@ from threedgen.guidance.priors.mvadapter.inputs import (
 from threedgen.guidance.priors.mvadapter.model import MVAdapter
 from threedgen.guidance.priors.mvadapter.network import AdapterSettings
 from threedgen.guidance.priors.mvdream import MVDream
+from threedgen.guidance.priors.options import MVAdapterConfig
 from threedgen.guidance.schedule import Schedule
 
 PROMPT = "a red dog"

@@ -20,7 +20,7 @@ from threedgen.guidance.priors.mvadapter.inputs import ray_maps
 from threedgen.guidance.priors.mvadapter.weights import convert_adapter
 from threedgen.guidance.sampling import ddim_step
 from threedgen.guidance.schedule import Schedule
-from threedgen.guidance.weights.components import scheduler
+from threedgen.guidance.weights.saving import scheduler
 
 
 class Recording:
