@@ -37,7 +37,7 @@ from threedgen.export.run_field import field_view, load_field
 from threedgen.geometry.images import to_uint8
 from threedgen.geometry.rigs import turntable
 from threedgen.guidance.matte import Matte
-from threedgen.guidance.weights.loading import MATTE
+from threedgen.guidance.weights.other_models import MATTE
 from threedgen.run.arrays import Array
 from threedgen.run.folder import CHECKPOINTS
 from threedgen.run.threads import set_threads

@@ -26,7 +26,7 @@ from threedgen.export.run_field import load_run_field
 from threedgen.geometry.images import to_uint8
 from threedgen.geometry.poses import orbit_array
 from threedgen.guidance.matte import Matte
-from threedgen.guidance.weights.loading import MATTE
+from threedgen.guidance.weights.other_models import MATTE
 from threedgen.run import folder as runs
 from threedgen.run.arrays import Array
 from threedgen.run.metrics import read_summary

@@ -22,7 +22,7 @@ from threedgen.evaluation.metrics.figures import Estimate, Json, Proportion, mea
 from threedgen.evaluation.prior import PriorEvaluation
 from threedgen.evaluation.runner import evaluation_task, random_ring, ring_poses
 from threedgen.guidance.matte import Matte
-from threedgen.guidance.weights.loading import MATTE
+from threedgen.guidance.weights.other_models import MATTE
 from threedgen.run.arrays import Array, evenly_spaced
 from threedgen.run.seeding import numpy_generator
 from threedgen.toybox.data.pictures import ViewRings
