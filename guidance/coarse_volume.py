@@ -49,18 +49,18 @@ class VolumeFeatures(nn.Module):
         channels: tuple[int, ...],
         maps: tuple[int, ...],
     ) -> None:
-        """Build the network.
+        """Build the network, which renders feature maps of views from volumes of text and object code.
 
         Args:
-            text_width: features D per token of text or object code.
+            text_width: features D per token of the text or of the object code, a vector for what the text leaves open.
             size: side h of the latents.
             heads: number of attention heads.
             width: length of the hidden vector that scales and shifts the inputs of the blocks.
             features: length F of the input vector that summarises text and object code.
             channels: channels of the volumes, from coarse to fine. Their sides are 4, 8, 16, ... cells. The finest does
                 not attend to the text.
-            maps: channels of the feature maps of the coarse predictor, from coarse to fine. The finest has the side h,
-                each other half the side of the next.
+            maps: channels of the feature maps to return, from coarse to fine. The finest has the side h, each other
+                half the side of the next.
 
         Raises:
             ValueError: the side of the finest volume differs from `size`.

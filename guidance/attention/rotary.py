@@ -105,7 +105,7 @@ class Rotate(torch.autograd.Function):
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate pairs of channels of x (..., D): return x cos + y sin, where y is x with two groups of channels exchanged.
 
-    `cos` and `sin` have the shape of x. With N = 6 (D // 16), the groups are channels 0 to N - 1 and N to 2 N - 1, and
+    `cos` and `sin` have the shape of x. With N = 6 * (D // 16), the groups are channels 0 to N - 1 and N to 2 N - 1;
     channel i is rotated with channel N + i. `sin` holds the negative sines for the first group and the sines for the
     second. In the remaining channels, which are not rotated, `cos` is 1 and `sin` is 0 (`WorldRotary.table`).
     """

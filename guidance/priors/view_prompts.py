@@ -38,8 +38,9 @@ def prompts(prompt: str, negative: str, options: ViewPromptsConfig) -> list[str]
 def view_text(text: Tensor, rig: Rig, options: ViewPromptsConfig) -> Condition:
     """Return the text embeddings that condition the images of the B cameras in `rig`: prompts and negative prompts.
 
-    `text` has embeddings of the texts that `prompts` returns: (2, L, D), or (6, L, D) if `options.enabled`. In the
-    result, the negative prompt is (1, L, D), and the prompt depends on the options:
+    `text` has the embeddings of the texts from `prompts`: prompt and negative prompt, (2, L, D); if `options.enabled`,
+    also the prompt with side, front, back and overhead view, (6, L, D). In the result, the negative prompt is (1, L, D),
+    and the prompt depends on the options:
 
     - `enabled` is False: one prompt for all cameras, (1, L, D).
     - `enabled` is True: for each camera the prompt with its direction, (B, L, D).

@@ -31,9 +31,10 @@ PREFIXES = {
 
 
 class SingleFile(NamedTuple):
-    """Converted networks of a single-file checkpoint.
+    """Networks of a single-file checkpoint, converted to the configs and tensor names of diffusers and transformers.
 
     Attributes:
+        unet, vae, text_encoder: the networks that all models have.
         second: second text encoder of SDXL; None for other models.
         image_encoder: CLIP's image encoder in a file of ImageDream; None for other models.
         open_clip: whether the first text encoder is OpenCLIP's (Stable Diffusion 2) instead of OpenAI's.

@@ -75,7 +75,7 @@ class GltfData:
         return self.files.read(path, count=size) if 0 < size <= MAX_KEPT else path
 
     def file_name(self, uri: str) -> str:
-        """Return the file name in a URI, percent-decoded. Return `uri` unchanged if a file exists only under it."""
+        """Return the file name in a URI, percent-decoded; `uri` unchanged if only a file of that name exists."""
         name = unquote(uri)
         return uri if self.files.find(name) is None and self.files.find(uri) is not None else name
 

@@ -290,8 +290,10 @@ def difference(measured: MeasuredViews, other: MeasuredViews, truth: MeasuredVie
 def means(scenes: list[dict[str, float | None]]) -> dict[str, stats.Estimate]:
     """Return the mean over the scenes, with its 95 % interval, of the PSNRs "psnr", "given" and "beside_given".
 
-    "psnr" is the overlap PSNR of consecutive views. The other two compare the image that the model received as view 0:
-    "given" with the sampled view 0, "beside_given" with the two neighbours of view 0 where they overlap. All are in dB.
+    All are in dB. "psnr" compares consecutive views where they overlap. The other two compare the image that the model
+    received as view 0. "given" compares it with the sampled view 0, and "beside_given" with the two neighbours of view
+    0, where they overlap.
+
     ``scenes`` has one dict of metrics per scene. Metrics that are undefined in all scenes are left out.
     """
     found = {name: stats.mean_estimate([one.get(name) for one in scenes]) for name in MEANS}

@@ -141,7 +141,7 @@ def write_frames(
         sampled: indices of the N sampled frames in `frames`.
         keys: indices in `frames` of the key frames, which the contact sheet marks.
         images: (N, H, W, 3) in [0, 1], in the order of `sampled`.
-        frame: coordinate transform from the mesh file, in whose coordinates the cameras are written, to the world.
+        frame: coordinate systems of mesh file and world. cameras.json is in the coordinates of the mesh file.
     """
     cameras, names = frames.cameras.select(sampled), [frames.names[n] for n in sampled]
     cameras = replace(cameras, c2w=frame.poses_to_file(cameras.c2w.double()))

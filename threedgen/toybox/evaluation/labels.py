@@ -140,6 +140,8 @@ def labelled(
 ) -> tuple[list[Asset], np.ndarray, Truth]:
     """Render V = ``n_view`` views of each of the N objects ``indices`` of ``box``, with ground-truth labels.
 
+    ``labels`` holds the class names of the probe, whose indices are the labels.
+
     Return the N objects, images (N * V, size, size, 3) in [0, 1], and the true noun, colours, visible parts and
     azimuth of each image. The V views of an object are consecutive. Their azimuths are evenly spaced, from a random
     first one.

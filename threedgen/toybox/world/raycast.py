@@ -187,9 +187,8 @@ def _cull_row(centre, reach, start, stop, m, slope, half_pixel, parallel, candid
 
     The solids are those with the indices ``start`` to ``stop`` - 1; solid i lies in the ball of radius ``reach[i]``
     around ``centre[i]``. The rays of the row lie in a plane that contains the right axis of the camera-to-world matrix
-    ``m``. ``slope`` is the slope (up / forward) of that plane; if ``parallel``, the rays are parallel, and it is the
-    height of the plane above the camera. ``half_pixel`` is slightly more than half the difference of ``slope`` between
-    adjacent rows.
+    ``m``. ``slope`` says which plane it is: its slope (up / forward) or, for parallel rays (``parallel``), its height
+    above the camera. ``half_pixel`` is slightly more than half the difference of ``slope`` between adjacent rows.
     """
     count = 0
     tilt = 1.0 / np.sqrt(1.0 + slope * slope)
