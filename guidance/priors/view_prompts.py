@@ -39,8 +39,8 @@ def view_text(text: Tensor, rig: Rig, options: ViewPromptsConfig) -> Condition:
     """Return the text embeddings that condition the images of the B cameras in `rig`: prompts and negative prompts.
 
     `text` has the embeddings of the texts from `prompts`: prompt and negative prompt, (2, L, D); if `options.enabled`,
-    also the prompt with side, front, back and overhead view, (6, L, D). In the result, the negative prompt is (1, L, D),
-    and the prompt depends on the options:
+    also the prompt with side, front, back and overhead view, (6, L, D). In the result, the negative prompt has shape
+    (1, L, D), and the prompt depends on the options:
 
     - `enabled` is False: one prompt for all cameras, (1, L, D).
     - `enabled` is True: for each camera the prompt with its direction, (B, L, D).
