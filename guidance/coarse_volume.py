@@ -49,10 +49,11 @@ class VolumeFeatures(nn.Module):
         channels: tuple[int, ...],
         maps: tuple[int, ...],
     ) -> None:
-        """Build the network, which renders feature maps of views from volumes of text and object code.
+        """Build the network, which renders feature maps of views from volumes computed from text and object code.
 
         Args:
-            text_width: features D per token of the text or of the object code, a vector for what the text leaves open.
+            text_width: features D per token of the text, and length of an object code (a vector for what the text
+                leaves unspecified).
             size: side h of the latents.
             heads: number of attention heads.
             width: length of the hidden vector that scales and shifts the inputs of the blocks.
@@ -136,8 +137,8 @@ class VolumeFeatures(nn.Module):
         """Render feature maps (B V, 64, h, h) of V views per object from feature volumes; h: `size` of the constructor.
 
         Each pixel samples features and opacity at 12 points of its ray (`DEPTHS`). The features of a point are
-        multiplied by `EMPTY` + `SOLID` * w, where w is opacity times transmittance as in NeRF. A linear layer maps the
-        concatenated features of all points to the 64 features of the pixel (`MAP_CHANNELS`).
+        multiplied by 0.1 + 2 w (`EMPTY`, `SOLID`), where w is opacity times transmittance as in NeRF. A linear layer
+        maps the concatenated features of all points to the 64 features of the pixel (`MAP_CHANNELS`).
 
         `volume` (B, C + 1, n, n, n) has C features and a logit of the opacity per cell, see the method `volume`.
         `camera` (B, V, 16) are camera vectors: camera-to-world matrices, row by row, with translations of length 1.

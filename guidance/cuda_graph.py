@@ -32,11 +32,12 @@ class GraphedCalls:
         self._recording: Recording | None = None
 
     def __call__(self, function: Callable[..., Tensor], *inputs: Tensor | int | None) -> Tensor:
-        """Return `function(*inputs)`, computed by the function itself or by replaying its captured graph.
+        """Return `function(*inputs)`, computed by the function itself or by replaying its captured CUDA graph.
 
-        The third consecutive call with equal shapes, dtypes, devices and values of arguments that are not tensors
-        captures the graph; it and the next such calls replay it. All other calls, and all after a failed capture,
-        run the function. The result of a replay is copied, so later calls do not overwrite it.
+        Calls are equal if their tensors have equal shapes, dtypes and devices and their other arguments equal values.
+        The third of consecutive equal calls captures a graph and replays it; the following equal calls replay it too.
+        All other calls, and all after a failed capture, run the function. The result of a replay is copied, so later
+        calls do not overwrite it.
 
         All calls must pass the same function. It is an argument and not an attribute to avoid a reference cycle: it may
         be a method of the object that owns this one.

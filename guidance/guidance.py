@@ -33,7 +33,8 @@ def repeat_text(text: Tensor, count: int) -> Tensor:
 def add_view(values: Tensor, last: Tensor) -> Tensor:
     """Put one more view after the V views of each of B objects; return (B * (V + 1), ...).
 
-    `values` (B * V, ...) are the V views of one object after the other, `last` (B, ...) one further view per object.
+    `values` (B * V, ...) holds the V views of the first object, then those of the second, and so on. `last` (B, ...)
+    holds the further view of each object.
     """
     return torch.cat([values.unflatten(0, (len(last), -1)), last[:, None]], dim=1).flatten(0, 1)
 

@@ -150,8 +150,8 @@ def remover(name: str | None) -> Callable[[Array], Array] | None:
 
     The opacity is float32 in [0, 1]. `name` is "rembg" (the package of that name), "grabcut" (OpenCV), "toybox-matte"
     (a `Matte` that comes with threedgen) or the folder of a saved `Matte`. If it is None, the result is None. Raises
-    ConfigError if a package is not installed, or weights are missing or damaged. The function raises ConfigError if
-    rembg cannot load its network, or if a `Matte` finds no background, as in a photo of a room.
+    ConfigError if a package is not installed, or weights are missing or damaged. The returned function raises
+    ConfigError if rembg cannot load its network, or if a `Matte` finds no background, as in a photo of a room.
     """
     if name is None:
         return None

@@ -41,8 +41,9 @@ class ObjectEncoder(nn.Module):
     """Transformer that computes object codes from clean latents of one or more views of each object.
 
     An object code is a vector for what a caption leaves unspecified, such as colours and the exact shape. `forward`
-    maps latents (B, V, C, h, h) and camera features (B, V, F) of V views per object to codes (B, code_width). `TOKENS`
-    (8) learned queries and the latent patches of all views attend to each other; each query gives a part of the code.
+    maps latents (B, V, C, h, h) and camera features (B, V, F) of V views per object to codes (B, code_width). The
+    camera features describe azimuth and height (`view_fusion.camera_harmonics`). `TOKENS` (8) learned queries and the
+    latent patches of all views attend to each other; each query gives a part of the code.
     """
 
     def __init__(self, latent_channels: int, size: int, camera_features: int, code_width: int) -> None:

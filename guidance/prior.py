@@ -164,9 +164,9 @@ class Prior(Protocol):
 
         `lora` is whether a LoRA is trained on the UNet:
 
-        - False: all layers of the UNet are cast. It runs without autocast and, unless `cuda_graph` is False, as a CUDA
-          graph.
-        - True: its normalisation layers keep float32. It runs with autocast and without a CUDA graph.
+        - False: all layers of the UNet are cast. The UNet runs without autocast and, unless `cuda_graph` is False, as a
+          CUDA graph.
+        - True: normalisation layers of the UNet stay float32. The UNet runs with autocast and without a CUDA graph.
         """
         return
 
@@ -226,8 +226,8 @@ class Prior(Protocol):
             text: embeddings (B, L, D) from `encode_prompt`.
             camera: result of the method `camera`, or None. A prior without cameras ignores it.
             n_view: number of consecutive images that are views of one object. A prior without cameras ignores it.
-            image: reference=FEATURES with the result of the method `reference`, if the prior is conditioned on a
-                reference image; else nothing. It is passed on to the method `network`.
+            image: if the prior is conditioned on a reference image, the keyword argument `reference`, which is the
+                result of the method `reference`; else nothing. It is passed on to the method `network`.
         """
         return self.schedule.eps_from_output(x, self.network(x, t, text, camera, n_view, **image), t)
 

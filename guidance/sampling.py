@@ -197,8 +197,8 @@ def check_image_size(size: Size, unit: int, draft: float | None, keys: tuple[str
 def check_half_size(size: Size, draft: float | None, unit: int, key: str = "draft") -> None:
     """Raise ConfigError for the config key `key` if half of a side of `size` (H, W) is no multiple of `unit` pixels.
 
-    `draft` is the img2img strength at full size after a first pass at half the size. If it is None, there is no pass at
-    half the size, and nothing is checked.
+    `draft` is the value of this key, which turns on images of half the size: for the key "draft", the strength of
+    img2img at full size after a first pass at half the size. None: it is off, and nothing is checked.
     """
     if draft is not None and any(side % (2 * unit) for side in size):
         raise ConfigError(
@@ -225,16 +225,15 @@ def img2img_strengths(draft: float | None, rounds: int = 0) -> list[float]:
 def total_steps(steps: int, draft: float | None, rounds: int = 0, init: InitLatents | None = None) -> int:
     """Return the number of denoising steps of all passes of `sample_images`: a first pass, then img2img passes.
 
-    A pass from noise takes `steps` steps, an img2img pass round(strength * steps), at least one.
+    A pass from noise takes `steps` steps, an img2img pass round(strength * steps), at least one. The strengths of n
+    img2img passes after the first pass are s, s (n - 1) / n, ..., s / n (`img2img_strengths`).
 
     Args:
-        draft: strength s of the first img2img pass, if the first pass has half the size; None: the first pass has full
-            size, and s = 0.3 (`REFINE_STRENGTH`).
-        rounds: number n of img2img passes, all at full size, that make views consistent (`ViewSync.rounds`). Their
-            strengths are s, s (n - 1) / n, ..., s / n. 0: one img2img pass with the strength `draft`; none if `draft`
-            is None.
-        init: img2img start of the first pass, which then has full size; `draft` is ignored. None: the first pass starts
-            from noise.
+        draft: strength s, if the first pass has half the size; None: the first pass has full size, and s = 0.3.
+        rounds: number n of img2img passes that make views consistent (`ViewSync.rounds`). 0: n is 1 if `draft` is not
+            None, else 0.
+        init: img2img start of the first pass, with its strength; `draft` then counts as None. None: the first pass
+            starts from noise.
     """
     first, draft = (1.0, draft) if init is None else (init.strength, None)
     return sum(max(1, round(strength * steps)) for strength in [first, *img2img_strengths(draft, rounds)])
@@ -257,9 +256,10 @@ def sample_images(
     """Sample images in one or several passes and return them, (count, H, W, 3) in [0, 1], on the CPU.
 
     The first pass has half the size if the img2img strength `model.draft` is set and `init` is None, else full size.
-    Then n img2img passes follow at full size. n is `sync.rounds`; if this is 0, n is 1 after a first pass at half the
-    size, else 0. The noise strengths of these passes are s, s (n - 1) / n, ..., s / n, where s is `model.draft` after a
-    first pass at half the size, else 0.3 (`REFINE_STRENGTH`).
+    Then n img2img passes follow at full size, with the noise strengths s, s (n - 1) / n, ..., s / n:
+
+    - First pass at half the size: s is `model.draft`, n is `sync.rounds`, but at least 1.
+    - First pass at full size: s is 0.3 (`REFINE_STRENGTH`), n is `sync.rounds`.
 
     Args:
         model: a latent diffusion model (`LatentDiffusion`), whose VAE encodes and decodes the images.

@@ -136,7 +136,7 @@ class ViewFusion(nn.Module):
         source views and convolved once more.
 
         Args:
-            latents: noisy latents (B * V, C, h, h).
+            latents: noisy latents (B * V, C, h, h) of B objects with V views each.
             pairs: features of all pairs of views (B, V, V, F), the result of `pair_features`.
         """
         B, V = pairs.shape[:2]

@@ -139,10 +139,10 @@ class Representation(nn.Module):
         return {}
 
     def resize(self, state: Mapping[str, Tensor]) -> None:
-        """Resize tensors to their shapes in the state dict `state`, as a preparation of `load_state_dict`.
+        """Resize the tensors named in `variable_shapes` to their shapes in the state dict `state`.
 
-        These are the parameters and buffers named in `variable_shapes`, whose first dimension changes during training.
-        Resized tensors are filled with 0. Tensors that `state` lacks keep their shape.
+        Call it before `load_state_dict`. Only the first dimension changes, and resized tensors are filled with 0.
+        Tensors that `state` lacks, or that differ in another dimension, keep their shape.
         """
         for name in self.variable_shapes:
             old, stored = getattr(self, name), state.get(name)

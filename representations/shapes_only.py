@@ -50,15 +50,16 @@ def place(origins: Tensor, directions: Tensor, spans: Tensor, options: MarchConf
 class EqualRays(Samples):
     """Samples on torch's meta device (shapes without values), the same number on each ray, to measure peak memory.
 
-    A render computes its rays in n chunks, one after another, each in the same memory. To measure this, three chunks
-    suffice, so `split` returns at most three slices:
-    - the rays of the first chunk;
-    - the rays of the second chunk. Its kernel launches count n - 2 times (`PeakMemory.times`), for all chunks between
-      the first and the last;
-    - all other rays, in place of the last chunk. `select_rays` returns only as many samples for them as one chunk has.
+    A render computes its rays in n chunks (groups of rays), one after another, each in the same memory. A measurement
+    computes only three of them, so `split` returns at most three slices of rays:
+
+    - the first chunk;
+    - the second chunk, for all chunks between the first and the last: each of its kernel launches counts n - 2 times
+      (`PeakMemory.times`);
+    - all other rays, for the last chunk: `select_rays` returns at most as many samples for them as one chunk has.
 
     Attributes:
-        chunks: numbers of samples per chunk, one for each call of `split` that divided the rays.
+        chunks: for each call of `split` that divided the rays, the number of samples per chunk.
     """
 
     chunks: list[int] = field(default_factory=list)

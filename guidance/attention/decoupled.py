@@ -92,16 +92,19 @@ class DecoupledAttnProcessor(nn.Module):
     ) -> Tensor:
         """Return the output of the layer (B V, L, C), for B objects with V views of L tokens each.
 
-        If `encoder_hidden_states` is given (cross-attention), this is the output of the original processor.
+        In self-attention, it is the output of the layer's original processor plus the outputs of the added branches:
+        "mv" attends to all views of the object, "ref" to a reference image. If `encoder_hidden_states` is given
+        (cross-attention), it is the output of the original processor alone.
 
         Args:
             attn, encoder_hidden_states, attention_mask, temb: the usual arguments of diffusers' attention processors.
             hidden_states: input (B V, L, C).
             n_view: number V of views per object.
             latent_size: (h, w) of the UNet's input, needed by the branch "mv"; None only if "mv" is not applied.
-            use_mv, use_ref: whether to apply the branch "mv" or "ref".
+            use_mv, use_ref: whether to apply the branch "mv" or "ref", if the layer has it.
             mv_scale, ref_scale: factors of the branches' outputs.
-            cache_hidden_states: dict to which the layer adds its input (B V, L, C) under the key `name`, or None.
+            cache_hidden_states: dict to which self-attention adds its input (B V, L, C) under the layer's name, the
+                attribute `name`; or None.
             ref_hidden_states: layer inputs (R, L', C) by layer name, which a pass with R reference images stored in its
                 `cache_hidden_states`. Each image serves B V / R consecutive views. None: the "ref" branch attends to
                 zeros.

@@ -185,9 +185,13 @@ def set_attention(unet: UNet2DConditionModel, kind: Kind) -> None:
 def unet_from_config(config: Any, **changes: Any) -> UNet2DConditionModel:
     """Build a UNet from a diffusers config; `changes` override entries of the config.
 
-    The config may also have three keys of threedgen: "world_rotary" (whether self-attention uses a `WorldRotary`),
-    "separate_levels" (whether the views of an object had different noise levels in training) and "image_tokens"
-    (arguments of `add_image_tokens`; if present, the UNet gets layers for cross-attention to image tokens).
+    The config may also have three keys of threedgen:
+
+    - "world_rotary": whether self-attention rotates queries and keys by positions in space and in the image, a rotary
+      position embedding (`WorldRotary`).
+    - "separate_levels": whether the views of an object had different noise levels in training.
+    - "image_tokens": arguments of `add_image_tokens`. If present, the UNet gets layers for cross-attention to image
+      tokens.
     """
     stock = {name: value for name, value in config.items() if name not in THREEDGEN_KEYS}
     unet: Any = UNet2DConditionModel.from_config(stock, **changes)

@@ -13,11 +13,14 @@ Angle = Annotated[float, Field(ge=0, le=180)]
 class ViewPromptsConfig(Config):
     """Options of view-dependent prompts ("a dog, front view"; DreamFusion, section 3.2) and of Perp-Neg.
 
-    Without Perp-Neg, a view gets the prompt of its side: front, side, back, or overhead for an elevation over 60
-    degrees. With Perp-Neg, its text embedding is interpolated by azimuth: between the front and the side prompt for
-    views nearer to the front than to the back, else between the side and the back prompt. Front and side prompts are
-    then also negative prompts, each with weight 0 for a camera that looks straight at that side. Overhead views keep
-    their prompt, without these negative prompts.
+    Both make objects with several fronts rarer. Without Perp-Neg, a view gets the prompt of its side: front, side,
+    back, or overhead for an elevation over 60 degrees. Perp-Neg (Armandpour et al. 2023) changes this for all views but
+    the overhead ones:
+
+    - The text embedding of a view is interpolated by azimuth: between the front and the side prompt for views nearer to
+      the front than to the back, else between the side and the back prompt.
+    - The front and the side prompt are also negative prompts, which cannot cancel the view's own prompt. Each has
+      weight 0 for a camera that looks straight at that side.
     """
 
     enabled: bool = Field(False, description="use view prompts; the prior must know the words")
@@ -84,8 +87,8 @@ class SDSConfig(WeightedConfig):
 class ReconstructionConfig(DistillationConfig):
     """Options of the loss that compares latents with their predicted clean version (MVDream, arXiv 2308.16512).
 
-    In addition to guidance and timesteps, `recon_std_rescale` moves the contrast of the prediction towards that without
-    guidance.
+    In addition to guidance and timesteps, they set how far the contrast of the prediction is moved towards that of the
+    prediction without guidance (`recon_std_rescale`).
     """
 
     name: Literal["reconstruction"] = Field("reconstruction", description="distance to the predicted image")

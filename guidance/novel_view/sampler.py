@@ -56,7 +56,10 @@ def alpha_sigma(logsnr: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def add_noise(x0: Tensor, noise: Tensor, logsnr: Tensor) -> Tensor:
-    """Return alpha x0 + sigma noise (B, ...) at log-SNR (B,) or (); `x0` and Gaussian `noise` are (B, ...)."""
+    """Return alpha x0 + sigma noise (B, ...), with alpha^2 = sigmoid(logsnr) and sigma^2 = sigmoid(-logsnr).
+
+    `x0` and Gaussian `noise` are (B, ...), the log-SNR `logsnr` is (B,) or ().
+    """
     alpha, sigma = alpha_sigma(logsnr, x0)
     return alpha * x0 + sigma * noise
 
@@ -65,7 +68,7 @@ def target(x0: Tensor, noise: Tensor, logsnr: Tensor, prediction: Prediction = "
     """Return the training target (B, ...) of a network, for clean `x0` and Gaussian `noise`, both (B, ...).
 
     The target is `noise` for prediction "epsilon", `x0` for "sample" and v = alpha noise - sigma x0 for "v_prediction",
-    with alpha and sigma at the log-SNR `logsnr`, (B,) or ().
+    with alpha^2 = sigmoid(logsnr) and sigma^2 = sigmoid(-logsnr) for the log-SNR `logsnr`, (B,) or ().
     """
     alpha, sigma = alpha_sigma(logsnr, x0)
     return {"epsilon": noise, "sample": x0, "v_prediction": alpha * noise - sigma * x0}[prediction]
@@ -85,9 +88,10 @@ def x0_from_output(z: Tensor, output: Tensor, logsnr: Tensor, prediction: Predic
 def posterior(z: Tensor, x0: Tensor, logsnr: Tensor, logsnr_next: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean (B, ...) and variance (B or 1, 1, ...) of q(z' | z, x0), for a step from z to the less noisy z'.
 
-    `z` and `x0` are (B, ...). `logsnr` and `logsnr_next`, (B,) or (), are the log-SNR of z and of z'; alpha belongs to
-    z, alpha' and sigma' to z'. The mean is alpha' ((1 - c) z / alpha + c x0) with c = 1 - exp(logsnr - logsnr_next).
-    The variance is sigma'^2 c, the smaller of the two usual choices (Ho et al. 2020, eq. 7).
+    `z` and `x0` are (B, ...). `logsnr` and `logsnr_next`, (B,) or (), are the log-SNR of z and of z'. The mean is
+    alpha' ((1 - c) z / alpha + c x0) with c = 1 - exp(logsnr - logsnr_next). The variance is sigma'^2 c, the smaller of
+    the two usual choices (Ho et al. 2020, eq. 7). Here alpha^2 = sigmoid(logsnr), alpha'^2 = sigmoid(logsnr_next) and
+    sigma'^2 = sigmoid(-logsnr_next).
     """
     alpha, _ = alpha_sigma(logsnr, z)
     alpha_next, sigma_next = alpha_sigma(logsnr_next, z)

@@ -194,12 +194,12 @@ class MVAdapterConfig(ReferenceConfig):
         """Return a copy in which a hub id "owner/name" as `adapter` is replaced by one file of that repository.
 
         The file name follows from the 2D model (SDXL or Stable Diffusion 2.1) and from the inputs of the adapter.
-        For an adapter with mesh geometry, the copy has control=geometry if `control` is None. If `adapter` is a file or
-        None, the config itself is returned.
+        For an adapter whose input is the geometry of a mesh, instead of camera rays, the option `control` of the copy
+        is "geometry" if it was None. If `adapter` is a file or None, the config itself is returned.
 
         Args:
-            image: whether the prior will sample from a reference image. The option `image` also implies this.
-            mesh: whether the prior will sample from the geometry of a mesh. control=geometry also implies this.
+            image: whether the prior will sample from a reference image. It also does if the option `image` is set.
+            mesh: whether the prior will sample from the geometry of a mesh. It also does if `control` is "geometry".
         """
         image, mesh = image or self.image is not None, mesh or self.control == "geometry"
         if self.adapter is None or not hub.is_hub_id(self.adapter) or loading.existing_path(self.adapter) is not None:

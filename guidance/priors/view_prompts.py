@@ -38,18 +38,19 @@ def prompts(prompt: str, negative: str, options: ViewPromptsConfig) -> list[str]
 def view_text(text: Tensor, rig: Rig, options: ViewPromptsConfig) -> Condition:
     """Return the text embeddings that condition the images of the B cameras in `rig`: prompts and negative prompts.
 
-    `text` has the embeddings of the texts from `prompts`: prompt and negative prompt, (2, L, D); if `options.enabled`,
-    also the prompt with side, front, back and overhead view, (6, L, D). In the result, the negative prompt has shape
-    (1, L, D), and the prompt depends on the options:
+    `text` has the embeddings of the texts from `prompts`: (2, L, D) for prompt and negative prompt; (6, L, D) if
+    `options.enabled`, where the other four are the prompt with "side view", "front view", "back view" and "overhead
+    view". In the result, the negative prompt has shape (1, L, D), and the prompt depends on the options:
 
     - `enabled` is False: one prompt for all cameras, (1, L, D).
     - `enabled` is True: for each camera the prompt with its direction, (B, L, D).
-    - `perp_neg` is True too: for each camera the overhead prompt if it is overhead, else an interpolation by azimuth
-      between the prompts front and side (front half), or side and back (back half), (B, L, D).
+    - `enabled` and `perp_neg` are True (Perp-Neg, Armandpour et al. 2023): for each camera (B, L, D). Overhead cameras
+      get the prompt with "overhead view". Others get an interpolation by azimuth: between "front view" and "side view"
+      in the front half, between "side view" and "back view" in the back half.
 
-    For Perp-Neg, the result also has two negative prompts per camera, embeddings (2, B, L, D): front and side in the
-    front half, side and front in the back half. Their weights (2, B), with which guidance subtracts their noise, are 0
-    for overhead cameras.
+    With Perp-Neg, each camera also has two more negative prompts, (2, B, L, D): first "front view", second "side view"
+    in the front half, and the reverse in the back half. Guidance subtracts the noise predicted for them with weights
+    (2, B), which are 0 for overhead cameras.
     """
     if not options.enabled:
         return Condition((text[:1], text[1:2]))

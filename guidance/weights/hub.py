@@ -45,7 +45,7 @@ def is_hub_id(name: str) -> bool:
 
 
 def hub_name(weights: str) -> tuple[str, str]:
-    """Return (hub repository, file name); `weights` count as cached if this file is in the local cache.
+    """Return (hub repository, file name) of the file that shows whether `weights` are in the local cache.
 
     `weights` is the file name of an original MVDream or ImageDream checkpoint, or a hub id "owner/name". The file is
     the checkpoint itself or, for a hub id, model_index.json.

@@ -222,8 +222,8 @@ def network_folders(path: Path, required_parts: Parts = PARTS) -> Parts:
 def tensor_files(part: Path) -> list[Path]:
     """Return the tensor files in the sub-folder `part` of a diffusers folder: one file, or the shards of an index file.
 
-    Of the models that come with threedgen, toybox-base has its VAE and text encoder in the folder of toybox-prior, so
-    the files are from there. Raises ConfigError if there are no tensor files.
+    For VAE and text encoder of toybox-base, the files are those of toybox-prior: both models come with threedgen and
+    share these networks. Raises ConfigError if there are no tensor files.
     """
     for suffix in (".safetensors", ".fp16.safetensors", ".bin"):
         for stem in WEIGHT_NAMES:

@@ -27,8 +27,8 @@ class MLP(nn.Module):
 
     The attribute `fusable` is True if the MLP has one hidden layer, and at most 64 inputs, 64 hidden units and 16
     outputs. A fusable MLP is computed by one kernel if `backend` is "triton", or "auto" selects Triton; all others are
-    computed by torch's layers. On torch's meta device, which serves to measure memory without computing values, the
-    tensors of a fusable MLP have the sizes that they have with the kernel, for any `backend`.
+    computed by torch's layers. On torch's meta device (shapes without values, to measure memory), a fusable MLP makes
+    the same tensors as the kernel, for any `backend`.
     """
 
     def __init__(

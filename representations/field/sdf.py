@@ -28,9 +28,10 @@ class SDF(EncodedField):
     generator `generator` initialises the parameters.
 
     The parameter `log_sharpness` is log s, where s is NeuS's sharpness: the surface is about 1/s thick. The buffer
-    `cosine` is NeuS's cosine annealing ratio r in [0, 1] at the current step. `along_ray` assumes the slope of f on a
-    ray as -df/dt = r max(0, -c) + (1 - r) max(0, 0.5 - 0.5 c), where t is the distance on the ray and c the cosine
-    between ray direction and outward normal. For r < 1, surfaces that face away from the camera thus get density too.
+    `cosine` is NeuS's cosine annealing ratio r in [0, 1] at the current step. `along_ray` replaces the slope of f along
+    a ray by df/dt = -r max(0, -c) - (1 - r) max(0, 0.5 - 0.5 c), where t is the distance on the ray and c the cosine of
+    the angle between ray direction and outward normal. For r < 1, surfaces that face away from the camera thus get
+    density too.
     """
 
     options: SDFConfig

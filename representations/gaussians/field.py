@@ -136,13 +136,13 @@ class Gaussians(Representation):
 
     @torch.no_grad()
     def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:
-        """Clamp standard deviations and direction-independent colours, then change the set of Gaussians.
+        """Clamp standard deviations and colour coefficients of degree 0, then change the set of Gaussians.
 
         The option `densify` selects the change. Periodic changes happen only in the part `densify_range` of the run.
 
-        - "adaptive": every `interval` steps, Gaussians whose image positions have large mean gradients are cloned or
-          split, and transparent ones are removed; every `reset_interval` steps, opacities are reset. For the mean,
-          each step adds the lengths of its gradients to `gradient_sum`.
+        - "adaptive": every `interval` steps, Gaussians are cloned or split if the gradient of their image position is
+          large, on average over the images that show them, and transparent ones are removed; every `reset_interval`
+          steps, opacities are reset.
         - "mcmc": noise is added to the positions; every `interval` steps, transparent Gaussians are moved to the places
           of opaque ones, and new ones are added there.
         - "none": no change.

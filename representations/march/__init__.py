@@ -200,9 +200,9 @@ def groups(
     has at least one ray, even if that ray has more than `max_samples` samples. The other arguments are those of
     `march`.
 
-    The samples of all rays are counted at once, so that the host waits for the GPU only once. If the back end cannot
-    count, or if R rays with `options.samples` samples each fit into one slice, nothing is counted: the slices assume
-    `options.samples` samples per ray, and the numbers are None.
+    The samples of all rays are counted at once, so that the host waits for the GPU only once. If the back end (the
+    kernel implementation `options.backend`) cannot count, or if R rays with `options.samples` samples each fit into one
+    slice, nothing is counted: the slices assume `options.samples` samples per ray, and the numbers are None.
     """
     module, n_rays, each = backend(origins, options.backend), len(origins), max(1, max_samples // options.samples)
     if n_rays <= each or not hasattr(module, "counts"):
@@ -314,7 +314,9 @@ Backward = Callable[..., tuple[Tensor, Tensor]]
 
 
 def differentiable(forward: Forward, backward: Backward) -> Callable[[Tensor, Tensor, Samples], Composite]:
-    """Create a differentiable function (sigma, values, samples) -> `Composite` from a back end's two kernels.
+    """Create a differentiable function (sigma, values, samples) -> `Composite`, which composites along rays as in NeRF.
+
+    Its forward and backward passes are the two given kernels.
 
     Args:
         forward: maps contiguous (sigma, values, t_start, t_end, start, count) to pixels (R, C + 2), weights (N,) and

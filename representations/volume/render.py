@@ -260,9 +260,10 @@ def sample_bytes(
     normals: bool,
     device: torch.device | str = "cpu",
 ) -> float:
-    """Measure the memory of a training render's autograd graph, in bytes per sample, on a few rays.
+    """Measure how many bytes each sample adds to the autograd graph of a render, with a few rays on `device`.
 
-    `normals`: True for a lit render with normals, False for an unlit render.
+    `field`, `background`, `material` and `options` are those of `render`. `normals`: True for a lit render with
+    normals, False for an unlit render.
     """
     shading = Shading("diffuse", 0.5, 0.5) if normals else ALBEDO
     shade_all = options.model_copy(update={"alpha_threshold": 0.0, "early_stop": 0.0, "chunk": None})

@@ -106,18 +106,18 @@ def as_expected_error(error: BaseException) -> ExpectedError | None:
 
 
 def key_prefix(section: str) -> AbstractContextManager[None]:
-    """Return a context manager that puts "SECTION." before the key of an ExpectedError raised in it.
+    """Return a context manager that puts `section` and a dot before the config key of an ExpectedError raised in it.
 
-    An empty key stays empty.
+    The section "trainer" changes the key "devices" to "trainer.devices". An empty key stays empty.
     """
     return _rekeyed(lambda key: key and f"{section}.{key}")
 
 
 def errors_name_key(name: str) -> AbstractContextManager[None]:
-    """Return a context manager that replaces the key of an ExpectedError raised in it by `name`.
+    """Return a context manager that sets the config key of an ExpectedError raised in it to `name`.
 
-    It is used around functions whose errors have another key, such as "path", than the config key `name` that the user
-    sets. An empty key stays empty.
+    It is used around functions whose errors have their own key, such as "path", although the value comes from the
+    config key `name`. An empty key stays empty.
     """
     return _rekeyed(lambda key: key and name)
 
@@ -175,15 +175,15 @@ MAX_SUGGESTIONS = 4
 def nearest_keys(key: str, paths: Iterable[str]) -> list[str]:
     """Return the known config keys in `paths` that the user may mean by the unknown `key`, likeliest first.
 
-    Keys are dotted: "trainer.max_steps" has the section "trainer" and the last part "max_steps". The result is, in this
-    order of preference:
+    Keys are dotted: "trainer.max_steps" has the section "trainer" and the last part "max_steps". The result is the
+    first of these that exists:
 
-    1. the keys that end with a synonym of the last part of `key` ("learning_rate" for "lr", see `ALIASES`) or with this
-       part itself, at most 4 (MAX_SUGGESTIONS). If some are in sections with a name similar to the section of `key`,
-       only those in the most similar section;
-    2. the key most similar to `key`;
-    3. the key whose last part is most similar to that of `key`;
-    4. [], if no key is similar.
+    1. all keys that end with a synonym of the last part of `key` ("learning_rate" for "lr", see `ALIASES`) or with this
+       part itself. If the section of one of them is similar to that of `key`, only the keys in the most similar
+       section. At most 4 keys (MAX_SUGGESTIONS);
+    2. one key: the most similar to `key`;
+    3. one key: that whose last part is most similar to the last part of `key`;
+    4. [], if no key is similar enough.
     """
     paths = list(paths)
     section, _, last = key.rpartition(".")

@@ -92,8 +92,9 @@ def section(field: FieldInfo, value: object = None) -> type[BaseModel] | None:
     """Return the config model of a field that is a section (a nested config); None for other fields.
 
     `value` is the value of the field (None: the default). If the field allows several models, the key `name` in the
-    value selects one. For an unknown name, the result is None if the field has a `Component` annotation, and the first
-    model if the type of the field is a union of models.
+    value selects one. They are either in the registry (the field has a `Component` annotation), or members of the
+    field's union type. For an unknown name, the result is None in the first case, and the union's first model in the
+    second.
     """
     value = with_default(field, value)
     if mark := component(field):

@@ -185,8 +185,8 @@ class Shipped(NamedTuple):
 
     Attributes:
         name: name of the config.
-        group: heading under which the config is listed: "make" (objects), "look" (at results), "train" (models, and
-            make training data) or "measure" (results).
+        group: heading under which the config is listed, by what its task does: "make" makes objects, views or scenes,
+            "look" shows results, "train" trains models or makes their training data, "measure" measures results.
         about: description of the config.
         needs: requirements, such as a GPU or a data set.
     """

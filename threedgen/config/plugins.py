@@ -71,9 +71,10 @@ def load_file(path: Path, key: str = FLAG) -> None:
 
 
 def load_all(loaded: Mapping[str, Plugin]) -> None:
-    """Import the plug-ins of the main process in this worker process, whose own registry lacks their components.
+    """Import, in this worker process, the plug-ins (the user's Python modules) that the main process has imported.
 
-    `loaded` maps module names to the plug-ins: the variable `LOADED` of the main process.
+    Plug-ins add classes and functions to the registry, and each process has its own registry. `loaded` maps module
+    names to plug-ins: the variable `LOADED` of the main process.
     """
     for name, plugin in loaded.items():
         if name.startswith("plugin_"):

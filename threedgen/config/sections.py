@@ -85,8 +85,8 @@ class TrainerConfig(Config):
     """Arguments of Lightning's Trainer, under the same names.
 
     Two options differ from Lightning's. `val_check_interval` is not passed on, because the callback `Validation` writes
-    the validation images. `deterministic` "warn" is passed as False on a CUDA device, where some sums of the
-    hash grid's Triton kernels have no fixed order anyway.
+    the validation images. `deterministic` "warn" is passed as False on a CUDA device: some sums of the hash grid's
+    Triton kernels have no fixed order there, so deterministic sums elsewhere would only cost time.
     """
 
     max_steps: int = Field(1000, ge=1, le=1_000_000_000, description="optimisation steps")
@@ -119,8 +119,8 @@ class TrainerConfig(Config):
 class CheckpointConfig(Config):
     """Options of the checkpoints of a run.
 
-    They are the time between checkpoints, the time after which one is kept, and whether the run only writes its
-    results.
+    They are the seconds between two checkpoints, the seconds of training after which an extra one is saved and never
+    overwritten, and whether the run trains no further and only writes the results of its last checkpoint.
     """
 
     seconds: float = Field(30.0, ge=0, description="seconds between two checkpoints")

@@ -65,8 +65,10 @@ class ColouredMesh:
 
     Attributes:
         parts: parts of the mesh, each with its own texture or vertex colours.
-        plain: whether no part has vertex colours, a material colour or a texture, so that all parts are white.
-        flat: whether no part has vertex colours or a texture, so that unshaded renders do not show the shape.
+        plain: True if all parts are white because the file has no vertex colours, textures or material colours. False
+            if there are `notes`.
+        flat: True if no part has vertex colours or a texture; each can have one material colour. Unlit renders of such
+            a mesh do not show its shape.
         notes: texts for the user about the file, such as missing textures.
     """
 

@@ -56,9 +56,9 @@ class ExampleSource(Protocol):
     n_view: int
 
     def describe(self) -> str:
-        """Return one line of text that is part of the key of cached examples.
+        """Return one line of text that identifies the images; sources with different images return different texts.
 
-        Sources with different images return different texts.
+        A disk cache stores the text, and is made anew if the source of a later run returns another one.
         """
 
     def render_examples(self, indices: range, size: int) -> Captioned:
@@ -93,10 +93,10 @@ class EncodedCache(ABC):
         """Make and store each block that has one or more of the entries `indices` (N,) and is not stored yet.
 
         A block is a fixed number of consecutive entries, which are encoded and stored together. `rank` = (k, n) shares
-        the work between n processes: process k, counted from 0, makes every n-th block of the sorted list of missing
-        blocks, from position k on. If the length of the list is not a multiple of n, some processes would be idle at
-        the end. So the list is first filled up to a multiple of n with blocks that later calls will probably need: the
-        missing ones among the n - 1 blocks after its last block, if there are enough of them.
+        the work between n processes: process k makes the blocks at the positions k, k + n, k + 2 n, ... of the sorted
+        list of missing blocks. Positions and processes are counted from 0. So that no process is idle at the end, the
+        list is first filled up to a multiple of n, with missing blocks among the n - 1 blocks after its last one, which
+        later calls will probably need. If there are too few of them, some processes make one block less.
         """
         lacking, (number, count) = self.cache.missing_blocks(indices), rank
         if lacking:

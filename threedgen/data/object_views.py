@@ -100,7 +100,7 @@ class ObjectViews(ABC):
     def reference_angles(self, index: int) -> tuple[float, float]:
         """Return the random (elevation, azimuth) in degrees of the reference camera of object `index`.
 
-        Azimuth 0 is the front (+x).
+        This camera renders the reference image, an input of the network. Azimuth 0 is the front (+x).
         """
         rng = np.random.default_rng([self.seed, self.split == "train", index, 5])
         return float(rng.uniform(*ELEVATION)), float(rng.uniform(-AZIMUTH, AZIMUTH))
@@ -119,7 +119,10 @@ class ObjectViews(ABC):
         return [(elevation, (offset + azimuth) % 360) for _, azimuth in self.sides]
 
     def cameras(self, index: int, size: int) -> Cameras:
-        """Return the six cameras of object `index`, without the reference camera, for `size` x `size` pixels."""
+        """Return the six cameras of object `index` for `size` x `size` pixels.
+
+        The camera of the reference image, a seventh image that is an input of the network, is not among them.
+        """
         return inputs.cameras_from_angles(self.view_directions(index), size, size, self.fov)
 
     def render_examples(self, indices: range, size: int) -> Captioned:

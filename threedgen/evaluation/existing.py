@@ -36,7 +36,8 @@ def read_existing(folder: str, run: Path, prompts: Sequence[str], c2w: Tensor, p
         folder: folder of the views.
         run: run folder of the evaluation.
         prompts: N prompts.
-        c2w: camera-to-world poses (N, V, 4, 4) of the wanted views, in a world with z up and azimuth 0 at +x.
+        c2w: camera-to-world poses (N, V, 4, 4) of the wanted views, in a world with z up and azimuth 0 at +x; used only
+            for the azimuths and elevations in wanted.csv.
         part: subfolder of both folders: views are read from FOLDER/PART, and RUN/PART/wanted.csv is written; "": none.
     """
     place = user_path(folder, KEY) / part

@@ -48,7 +48,12 @@ class PriorEvaluation(Evaluation[P, int, Row]):
     """Base class of evaluations that sample a diffusion prior. An item is the index of an object: 0, 1, ...
 
     A subclass implements `measure(item)`, which returns the result of one object, and `report(rows)`, which writes the
-    report of all results. For this it can call `load_prior`, `sample`, which samples views of prompts, and `view_use`.
+    report of all results. It can call these methods:
+
+    - `load_prior()` loads the prior of the config, unless the option `existing` names a folder of existing views.
+    - `sample(...)` samples views of prompts with the prior, or reads the existing views.
+    - `view_use(objects)` measures how much the prior uses the other views of an object when it denoises one view.
+
     Type variables: P is the class of the config, Row the class of the result of one item.
     """
 
@@ -123,7 +128,8 @@ class OwnPrior(PriorEvaluation[EvaluateOwnPriorConfig, AssetFeatures]):
 
     For the caption of each asset it samples views, which are compared with renders of the asset from the same cameras,
     by FID and by the cosine of mean features. An item, the argument of `measure`, is the index of an asset; the result
-    is its features (V, D): of V renders, of V samples, and of V renders from other cameras.
+    is a tuple of three features (V, D) of the asset: of V renders, of V samples, and of V renders from other cameras.
+    The last are compared with the first too, to show the best values that samples can reach.
     """
 
     def __init__(self, task: Task) -> None:

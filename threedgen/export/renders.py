@@ -97,8 +97,8 @@ class DepthFusion:
         """Render a colour and a depth image for each of the `cameras`, which `density` and `colour` then look up.
 
         `render` is called with one camera at a time; its result has colour, opacity and depth of each pixel. `radius`
-        is the radius of the scene sphere in world units: farther than 0.05 radii (TRUNCATION) from the surface, the
-        density is constant.
+        is the radius of the scene sphere in world units. It sets the truncation distance of the fusion, 0.05 radii
+        (TRUNCATION): farther than this from the surface, on either side, the density is constant.
         """
         self.cameras, self.truncation = cameras, TRUNCATION * radius
         renders = [render(cameras.select([k])) for k in range(len(cameras))]

@@ -159,8 +159,9 @@ def update_summary(run: Path, asset: ExportedAsset) -> None:
 def summary(asset: ExportedAsset, config: AssetConfig) -> Tree:
     """Return the content of asset.json.
 
-    It has the name, version of threedgen, preset, texture size, statistics of the mesh, sizes and SHA-256 of the files,
-    findings of the Khronos glTF validator, notes for the user, and durations in seconds.
+    It has the name, the version of threedgen, the preset (the named set of asset sizes, such as "prop"), the texture
+    size, statistics of the mesh, sizes and SHA-256 of the files, findings of the Khronos glTF validator, notes for the
+    user, and durations in seconds.
     """
     return {
         "name": asset.name,

@@ -31,7 +31,11 @@ WRAPS: dict[int, Wrap] = {33071: "clamp", 33648: "mirror"}
 
 
 class GltfFile:
-    """Reader of the triangles of one GLB or glTF file. The arguments and exceptions are those of `GltfData`."""
+    """Reader of the triangles and base colours of one GLB or glTF file.
+
+    `data` are the bytes of the file. `files` reads the buffers and images that are stored in other files. Raises
+    ConfigError if the file is glTF 1.0. For a damaged file, the methods raise exceptions of many classes.
+    """
 
     def __init__(self, data: bytes, files: SideFiles) -> None:
         self.data, self.files = GltfData(data, files), files

@@ -43,9 +43,10 @@ class SideFiles:
     def find(self, name: str, beside: Path | None = None) -> Path | None:
         """Return the path of the file that the mesh file or its MTL file calls `name`; None if it is not found.
 
-        `name` is searched as a path in the folder of the mesh file, then its last part in this folder and in the
-        folders `textures/` in it and beside it. Case is ignored. `beside` is the folder of the MTL file that names the
-        file; it is searched in the same way, before that of the mesh file. None: the mesh file names the file.
+        Four paths are tried in the folder of the mesh file: `name`, FILE, textures/FILE and ../textures/FILE, where
+        FILE is the last part of `name` (`name` itself is not tried if it is absolute or has ".."). Case is ignored. If
+        an MTL file names the file, `beside` is the folder of the MTL file, and the paths are tried there first. None:
+        the mesh file itself names the file. Raises TooLarge if too many files are searched.
         """
         found = [*self._candidates(name, beside), *self._candidates(unquote(name), beside)]
         return next((path for path in found if os.path.isfile(path) and self._inside(path)), None)

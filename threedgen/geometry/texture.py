@@ -20,7 +20,7 @@ from threedgen.run.arrays import Array
 class Texture:
     """Texture of a material, with one byte per channel, and a table of the values that the bytes stand for.
 
-    The table applies a material's colour factor, which multiplies linear colours, without a float copy of the image.
+    `pixels` is the unchanged image; the table includes the material's colour factor, which multiplies linear colours.
 
     Attributes:
         pixels: (H, W, 3 or 4) uint8.

@@ -183,11 +183,10 @@ def overlap(depth: Tensor, cameras: Cameras, one: int, other: int) -> float:
 def key_frames(depth: Tensor, cameras: Cameras, min_overlap: float) -> list[int]:
     """Return the indices of the key frames of a video of N frames, which MVDiffusion samples first (section 4.2).
 
-    Frame 0 is the first key frame. From a key frame on, the frames are searched for the first one whose overlap with
-    the key frame is below `min_overlap`; the frame before it, but at least the one after the key frame, is the next key
-    frame. The search ends if there is no such frame. The overlap of two frames is the smaller of two fractions: of the
-    pixels of each frame, those that reproject into the image of the other frame. `depth` is (N, H, W) along the viewing
-    axis in world units, 0 = unknown.
+    Frame 0 is the first key frame. If k is a key frame, the next one is frame m - 1, where m >= k + 2 is the first
+    frame whose overlap with k is below `min_overlap`; without such an m, k is the last key frame. The overlap of two
+    frames is the smaller of two fractions: of the pixels of each frame, those that reproject into the image of the
+    other frame. `depth` is (N, H, W) along the viewing axis in world units, 0 = unknown.
     """
     keys = [0]
     for number in range(2, len(depth)):
@@ -231,9 +230,9 @@ def check_pose_convention(
     """Raise ConfigError if depths of nearby frames agree much better with inverted poses than with configured ones.
 
     The user has then probably confused camera-to-world and world-to-camera poses. The agreement of a pair of frames is
-    the fraction of pixels whose depths agree. A pair supports one kind of poses if its agreement with this kind is
-    above 0.3, and above twice its agreement with the other kind plus 0.1. The error is raised if at least a quarter of
-    the pairs support the inverted poses, and these pairs are more than twice as many as those for the configured ones.
+    the fraction of pixels whose depths agree. A pair with the agreement a for one kind of poses and b for the other
+    kind supports the first kind if a > 0.3 and a > 2 b + 0.1. The error is raised if at least a quarter of the pairs
+    support the inverted poses, and these pairs are more than twice as many as those that support the configured poses.
 
     Args:
         read: function that reads P pairs of nearby frames, chosen by `spread_pairs`. Its argument, "c2w" or "w2c", says

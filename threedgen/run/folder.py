@@ -112,8 +112,9 @@ def differences(old: Tree, new: Tree, changeable: Iterable[str] = ()) -> list[st
 def how_to_make(path: str) -> str:
     """Return a note for the user: the command that writes the file `path`, and its requirements, such as a GPU.
 
-    Such a note exists for outputs/CONFIG/run and the files in it, if CONFIG is a config that comes with the project:
-    this is the default folder of a run without prompt. For other paths, the result is "".
+    The note exists only for the folder outputs/CONFIG/run and the files in it, where CONFIG is the name of a config
+    that comes with the project. A run of such a config without prompt writes to this folder by default. For other
+    paths, the result is "".
     """
     parts = Path(path).parts
     if parts[:1] != ROOT.parts or parts[2:3] != (NAME_WITHOUT_PROMPT,) or parts[1] not in shipped():
@@ -181,22 +182,23 @@ def _own_folder(config: BaseModel, config_name: str) -> Path:
 def choose_folder(config: BaseModel, config_name: str) -> tuple[Path, Tree | None]:
     """Choose, but do not create, the folder of a run: `config.out` if set, else a folder in outputs/CONFIG_NAME.
 
-    A folder in outputs/CONFIG_NAME is named after the prompt or mesh file ("run" without both). If it belongs to
-    another run, "-2", "-3", ... is appended, until one of these holds for the folder:
+    A folder in outputs/CONFIG_NAME is named after the prompt or mesh file, NAME ("run" without both). The result is the
+    first of NAME, NAME-2, NAME-3, ... for which one of these cases holds:
 
-    - It has no results, and either no config.yaml or a lock file that the last process has released.
-    - Its config.yaml has the same trainer.max_steps as `config`, and differs from it at most in keys that may change
-      on resume for all tasks (`NEUTRAL_KEYS`, such as out and threads).
+    - The folder is missing or has neither results nor a config.yaml.
+    - The folder has a config.yaml but no results, and the last process that locked it has ended without being killed.
+    - The folder has a run of the same config: its config.yaml has the same trainer.max_steps as `config`, and differs
+      from it at most in `NEUTRAL_KEYS`, the keys that every task may change on resume, such as out and threads.
 
     The config.yaml in the chosen folder decides whether a run is resumed:
 
-    - No config.yaml: the run is new. Raises ConfigError if `config.out` has other files.
-    - It differs from `config` at most in keys that may change on resume, those in `NEUTRAL_KEYS` (trainer.max_steps is
-      one) and in `config.changeable_on_resume`: the run in the folder is resumed.
-    - It differs in other keys: the run is new and replaces the one in the folder. Raises ConfigError if the folder has
-      results, which can only happen with `config.out`.
+    - There is no config.yaml: the run is new. Raises ConfigError if the folder has other files.
+    - config.yaml differs from `config` at most in keys that may change on resume: `NEUTRAL_KEYS` (trainer.max_steps is
+      one) and `config.changeable_on_resume`. The run in the folder is resumed.
+    - config.yaml differs in other keys: the run is new and replaces the one in the folder. Raises ConfigError if the
+      folder has results, which can only happen with `config.out`.
 
-    Returns the folder, and the content of its config.yaml if the run is resumed, None if it is new.
+    Returns the folder, and the content of its config.yaml as nested dicts if the run is resumed, None if it is new.
     """
     out = getattr(config, "out", None)
     folder = _own_folder(config, config_name) if out is None else user_path(out, "out")
@@ -212,13 +214,14 @@ def choose_folder(config: BaseModel, config_name: str) -> tuple[Path, Tree | Non
 def open_run(config: C, config_name: str) -> tuple[C, Path | None]:
     """Create and lock the folder of a new or resumed run, and write its config.yaml.
 
-    The folder is `config.out` or, if this is None, a folder in outputs/CONFIG_NAME (see `choose_folder`). If it has a
-    run whose config differs from `config` only in keys that may change on resume, this run is resumed. Its config.yaml
-    is kept if the run already has more steps than trainer.max_steps.
+    The folder is `config.out` or, if this is None, a folder in outputs/CONFIG_NAME (see `choose_folder`). If the folder
+    has a run whose config differs from `config` at most in keys that may change on resume, such as trainer.max_steps,
+    this run is resumed. The old config.yaml is kept if the run already has more steps than `config` asks for.
 
-    `config_name` is the name of the original config, which is also written to line 1 of config.yaml. Returns the config
-    with `out` set to the folder, and the folder to resume from (None for a new run). Raises ConfigError if the folder
-    has files of no run or results of another run, cannot be written, or is used by another process.
+    `config_name` is the name of the config, such as "fast"; it is also written to line 1 of config.yaml. Returns the
+    config with `out` set to the folder, and the folder if the run is resumed, None if it is new. Raises ConfigError if
+    the folder has results of another run or files that are not from a run, cannot be written, or is used by another
+    process, and DiskFull if the disk is (almost) full.
     """
     folder, stored = choose_folder(config, config_name)
     return _prepare_folder(folder, config, config_name, stored), None if stored is None else folder

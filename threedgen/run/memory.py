@@ -131,8 +131,8 @@ class PeakMemory(TorchDispatchMode):
             torch's GPU allocator.
         peak: largest value of `live` so far.
         launches: number of torch operators on the device that launch kernels; views and allocations do not count.
-        times: number that each operator adds to `launches`, by default 1. Code that runs one of n equal chunks and
-            skips the others sets it to n while this chunk runs.
+        times: number that each operator adds to `launches`: 1, or n while one chunk is run in place of n equal chunks.
+            The code that skips the other chunks sets it.
     """
 
     times: ClassVar[int] = 1
@@ -204,10 +204,10 @@ class _Saved:
 
 
 def graph_bytes(make: Callable[[], object]) -> int:
-    """Return the bytes that autograd saves for the backward pass of `make()`, which is called once.
+    """Call `make` once, and return the bytes that autograd keeps for a backward pass from its result.
 
-    Memory that several tensors share counts once. Saved parameters are included; to leave them out, subtract the result
-    for a smaller input.
+    Memory that several tensors share counts once. Saved parameters count too; the difference between the values for two
+    input sizes is without them.
     """
     alive: WeakSet[_Saved] = WeakSet()
 

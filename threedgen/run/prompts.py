@@ -131,10 +131,10 @@ def reading_notes(reading: Reading) -> list[str]:
 
 
 def received_note(prompt: str, reading: Reading) -> list[str]:
-    """Return a note for the user in a list: "the prior receives 'a dog'", for `reading.text` "a dog".
+    """Return a list with a note that shows the user the rewritten prompt, such as "the prior receives 'a dog'".
 
-    `reading.text` is the prompt after synonyms were replaced. Returns [] if it equals `prompt`, apart from case and
-    spaces.
+    The rewritten prompt is `reading.text`: `prompt` in words that the prior (diffusion model) knows. Returns [] if both
+    are equal, apart from case and spaces.
     """
     same = reading.text.lower().split() == prompt.lower().split()
     return [] if same else [f"the prior receives {_quoted(reading.text, 200)}"]

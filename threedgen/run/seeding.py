@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
 
 def key(seed: int, step: int, purpose: str, rank: int = 0) -> int:
-    """Return the 63-bit BLAKE2b hash of "seed/step/purpose/rank", the same on every machine and in every process."""
+    """Return the seed of a random generator: the 63-bit BLAKE2b hash of "seed/step/purpose/rank".
+
+    It is the same on every machine. `purpose` is a text such as "cameras", and `rank` the rank of the process in a
+    distributed run.
+    """
     text = f"{int(seed)}/{int(step)}/{purpose}/{int(rank)}"
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 

@@ -84,6 +84,9 @@ def duration(seconds: float | None) -> str:
 
 
 def number(value: float) -> str:
-    """Format a number with four significant digits: 0.1235, 12.35, 1,235,000, 1.235e-05, 1.235e+07."""
+    """Format a number with four significant digits: 0.1235, 12.35, 1,235,000.
+
+    Absolute values below 0.0001 and from 10 million get an exponent: 1.235e-05, 1.235e+07.
+    """
     rounded = float(f"{value:.4g}")
     return f"{rounded:,.0f}" if 1e4 <= abs(rounded) < 1e7 else f"{rounded:.4g}"

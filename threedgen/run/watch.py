@@ -34,7 +34,8 @@ class FrozenProcesses:
     def kill(self, processes: Callable[[], Iterable[psutil.Process]]) -> None:
         """Check the processes that the function `processes` returns. Kill the frozen ones, with a warning.
 
-        Calls within 5 seconds (CHECK_SECONDS) of the last check do nothing.
+        A process is frozen if 6 checks in a row (FROZEN_CHECKS) find it stopped (SIGSTOP). Calls within 5 seconds
+        (CHECK_SECONDS) of the last check do nothing.
         """
         if time.monotonic() < self._next:
             return

@@ -35,8 +35,8 @@ def run_jobs(
     kills them. With the engine "here" (this process), `work` itself must handle signals, and raise `Stopped`.
 
     Args:
-        work: function that does one job. With parallel workers it must be picklable.
         jobs: the jobs, objects that `work` takes. While all workers are busy, at most one job is read ahead.
+        work: function that does one job. With parallel workers it must be picklable.
         on_done: function that is called in this process with each job and the result of `work`.
         on_failed: function that is called with a job and the error message of the last attempt, if all attempts raised
             an exception or lost their worker.
@@ -47,7 +47,8 @@ def run_jobs(
         Exit code: 0 if all jobs are done or failed; 130 after Ctrl-C, or 143 after SIGTERM.
 
     Raises:
-        ExpectedError: `work` raised an ExpectedError other than OutOfMemory, which is only a failed attempt.
+        ExpectedError: `work` raised an ExpectedError (its message is for the user) or a disk error. OutOfMemory is not
+            raised again: it counts as a failed attempt.
         ConfigError: no Ray cluster responds, or no local process can be started.
         WorkerLost: several workers died in a row, or the Ray cluster does not answer.
     """

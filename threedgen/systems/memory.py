@@ -90,7 +90,8 @@ def training_prior(
     Its weights are float32. Its attribute `half` is the dtype of autocast: half precision on a GPU, else float32.
 
     Args:
-        weights: weights from which the training starts; they decide the shapes of the networks.
+        weights: name, path or hub id of the weights from which the training starts. They decide the shapes of the
+            networks.
         views: number of views of an object or scene that are denoised together.
         branches: kinds of attention that MV-Adapter adds, such as ("mv", "ref"), see `branches`; (): no adapter.
         geometry: cameras of the views of a scene, for MVDiffusion's attention; None: no such attention.

@@ -245,14 +245,14 @@ def measure(
 
 
 def measure_sampling(prior: MetaPrior, size: Sequence[int] | None = None, graphed: bool = False) -> PeakMemory:
-    """Measure the peak memory of loading a prior, sampling its views and decoding them, whichever takes most.
+    """Measure the peak memory of sampling: the highest of loading the prior, denoising its views, and decoding them.
 
     The result has the attributes `peak` (bytes) and `launches` (number of kernel launches of one denoising step).
 
     Args:
         size: (H, W) of a view in pixels; None: the image size of the prior.
-        graphed: whether to measure the UNet as a CUDA graph, if `prior.cuda_graph` is True (half precision on a GPU and
-            not switched off). The memory of the graph then counts, but the kernel launches of the UNet do not.
+        graphed: whether to measure the UNet as a CUDA graph, if `prior.cuda_graph` allows it. The memory of the graph
+            then counts, but the kernel launches of the UNet do not.
     """
     if graphed:
         prior.measure_graph_memory(2 * prior.views)
@@ -284,9 +284,10 @@ def measure_training(
     size: Sequence[int] | None = None,
     more: Callable[[], Tensor] | None = None,
 ) -> PeakMemory:
-    """Measure peak memory and kernel launches of a step that trains those weights of `prior` that require gradients.
+    """Measure a training step of a prior: peak memory (`peak` of the result, bytes) and kernel launches (`launches`).
 
-    They are the attributes `peak` (bytes) and `launches` of the result.
+    The step trains the weights of `prior` that require gradients. The optimizer's update is not run, but its tensors
+    count (`copies`).
 
     Args:
         images: number of images that are denoised in a step.

@@ -99,9 +99,9 @@ def similar(word: str, known: Collection[str], families: Mapping[str, Sequence[s
     """Return up to three of the `known` words that could replace an unknown word, best first. The list can be empty.
 
     Synonyms and similar objects come first (`also_called`), then words that differ by a likely typing error: two
-    adjacent letters are swapped, or in a word of seven or more letters one letter is wrong, missing or added. If there
-    is none, and `FAMILIES` lists `word` as a noun of a family, such as "animals", the first known nouns of this family
-    are returned. `families` maps each family to its known nouns; None: families are not searched.
+    adjacent letters are swapped, or in a word of seven or more letters one letter is wrong, missing or added. If no
+    such word is known, the result is the first known nouns of the family of `word` (group of nouns, such as "animals";
+    the table `FAMILIES` tells it). `families` maps each family to its known nouns; None: families are not searched.
     """
     found = [*also_called(word, known), *_misspelt(word, known)]
     if not found and families:

@@ -169,8 +169,8 @@ class Validation(StepCallback):
 def isolated_eval(module: torch.nn.Module) -> Iterator[None]:
     """Set eval mode of a module and disable gradients inside a context.
 
-    On exit, the modes of all submodules are restored, and unless an error is raised, also the global random states of
-    torch, NumPy and Python. `Seeding` sets these states before each batch of a training.
+    On exit, the modes of the module and of all submodules are restored. The global random states of torch, NumPy and
+    Python are also restored, but not after an error.
     """
     modes = [(inner, inner.training) for inner in module.modules()]
     try:

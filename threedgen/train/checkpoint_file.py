@@ -46,7 +46,8 @@ def write(checkpoint: CheckpointData, path: Path) -> None:
 def read(path: Path) -> CheckpointData:
     """Load a checkpoint to the CPU without executing code in it. Raises FileError if the file is not valid.
 
-    A valid file is an undamaged file of torch.save with the keys of a Lightning checkpoint, not only weights.
+    A valid file is an undamaged file of torch.save that contains a Lightning checkpoint with the states of the
+    optimizers and loops. A file with only weights is not valid.
     """
     checkpoint = read_torch(path)
     if not isinstance(checkpoint, dict) or any(key not in checkpoint for key in _REQUIRED_KEYS):

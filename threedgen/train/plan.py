@@ -60,10 +60,11 @@ def memory_lines(
 
 
 def notes(config: TaskConfig) -> list[str]:
-    """Return lines "note: ..." for --dry-run.
+    """Return lines "note: ..." for --dry-run, which tells what a run would do.
 
     They are the notes of the config (`config.notes()`), a warning if the prompt exceeds the token limit of the prior
-    (diffusion model), and a warning if the device can only emulate the option `prior.dtype`, so that another is used.
+    (diffusion model), and a warning if another dtype replaces the option `prior.dtype`, because the device could only
+    emulate it.
     """
     prior: Any = getattr(config, "prior", None)
     prompt = " ".join(getattr(config, "prompt", "").split())

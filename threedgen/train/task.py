@@ -140,9 +140,10 @@ class Task:
         return status
 
     def has_results(self, status: Status) -> bool:
-        """Return whether this process writes results: on rank 0, if the training is finished or --finish is set.
+        """Return whether this process writes results after a training with the final status `status`.
 
-        `status` is the final status of the training; after SIGTERM or a failure no results are written.
+        On rank 0 it does if the status is FINISHED, or if it is INTERRUPTED and the flag --finish asks for results of
+        an unfinished training. Otherwise, and on other ranks, it does not.
         """
         return self.is_global_zero and (status is Status.FINISHED or status is Status.INTERRUPTED and self.finish)
 

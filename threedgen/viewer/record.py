@@ -119,7 +119,8 @@ class Record:
     def method(self) -> str:
         """Name of the config with which the object was made; "" if unknown.
 
-        If a task such as `batch` started the run, the name is followed by the run's key=value overrides.
+        If a task that makes many objects, such as `batch`, started the run, the name can be followed by key=value
+        changes of the config, as in "mvdream-toybox size=32".
         """
         return str(read_json(self.folder / JOB).get("method") or stored_config_name(self.text))
 

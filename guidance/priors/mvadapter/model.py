@@ -157,11 +157,14 @@ class MVAdapter(LatentDiffusion):
     def camera(self, c2w: Tensor) -> Tensor:
         """Convert camera-to-world poses (B, 4, 4), OpenGL axes, to maps of rays: the argument `camera` of `denoise`.
 
-        The projection is that of the adapter's training. Perspective maps (B, 6, H, W), H = W = `image_size`, have the
-        unit direction d and the moment origin x d of each pixel's ray; the distance of the cameras from the origin is
-        that of the training, not that in `c2w`. Orthographic maps (B, 6, 1, 1) have the viewing direction and the
-        camera position scaled to length 1. Values are mapped from [-1, 1] to [0, 1] and clamped. Raises ConfigError if
-        the adapter takes the geometry of a mesh instead of rays.
+        The projection, perspective or orthographic, is that of the adapter's training. Values are mapped from [-1, 1]
+        to [0, 1] and clamped; axes are those of MV-Adapter's world (see `inputs.ray_maps`). Raises ConfigError if the
+        adapter takes the geometry of a mesh instead of rays.
+
+        - Perspective: maps (B, 6, H, W), H = W = `image_size`, of the unit direction d of each pixel's ray (3 channels)
+          and its moment (3), the cross product of the ray's origin and d. The distance of the cameras from the world
+          origin is that of the training, not that in `c2w`.
+        - Orthographic: (B, 6, 1, 1), viewing direction (3) and camera position scaled to length 1 (3).
         """
         if self.settings.control == "geometry":
             raise ConfigError("this adapter needs the geometry of a mesh; choose one with ray control", "adapter")

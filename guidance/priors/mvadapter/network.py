@@ -212,7 +212,7 @@ class AdaptedUNet(nn.Module):
                 (B V, 6, 1, 1) if they are equal for all pixels of a view; None: no guider features.
             n_view: number V of views per object.
             reference: features of R images from `reference_features`, where R divides B V. Each image serves B V / R
-                consecutive views. None: the attention "ref" attends to zeros.
+                consecutive views. None: the attention to a reference image gets zeros.
         """
         adapted = n_view > 1 or control is not None or reference is not None
         height, width = (self.factor * side for side in x.shape[-2:])

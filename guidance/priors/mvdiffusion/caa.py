@@ -224,8 +224,8 @@ def view_groups(keys: Sequence[KeyPositions], device: torch.device) -> list[list
     """Return groups of views whose attention is computed in one call, as lists of indices into `keys`.
 
     `keys` has one `KeyPositions` per view: the positions in other views to which the tokens of the view attend. On a
-    CPU, each view is a group of its own. On other devices, views with equally many other views, tokens and positions
-    per token form a group.
+    CPU, each view is a group of its own. On other devices, views form a group if they have the same number of tokens,
+    of other views to attend to, and of positions per token and other view.
     """
     if device.type == "cpu" or CHUNK.get(device.type) == CHUNK["cpu"]:
         return [[number] for number in range(len(keys))]
@@ -236,11 +236,11 @@ def view_groups(keys: Sequence[KeyPositions], device: torch.device) -> list[list
 
 
 class DepthAttention(PanoramaBlock):
-    """Attention between posed views with depth: a token attends to the positions in other views that show its point.
+    """Attention between posed views with depth: a token attends to positions in other views that show its 3D point.
 
-    `forward` maps features (B F, d, h, w) of B scenes with F views each to the same shape. It works as in
-    `PanoramaBlock`, but the positional encoding is that of the difference between the point's depth and the other
-    view's depth map.
+    `forward` maps features (B F, d, h, w) of B scenes with F views each to the same shape. As in `PanoramaBlock`, a
+    feed-forward layer follows the attention. But here the positional encoding encodes the absolute difference of two
+    depths: that of the token's 3D point, and that in the other view's depth map at the position.
     """
 
     relation_dim = 1

@@ -97,7 +97,7 @@ class Scenes(Geometry):
     """Positions that show the same 3D point, for a batch of several scenes with equally many views.
 
     `scenes` has the `Geometry` of each scene. The method `keys` returns one `KeyPositions` per view, scene after scene.
-    Its indices of other views count within a scene.
+    The indices of other views in a `KeyPositions` start at 0 in each scene.
     """
 
     def __init__(self, scenes: Sequence[Geometry]) -> None:
@@ -166,11 +166,11 @@ class DepthGeometry(Geometry):
             c2w: camera-to-world poses (F, 4, 4), OpenCV axes.
             K: intrinsics in pixels of the depth maps, (3, 3) for all views or (F, 3, 3).
             overlap: fraction of common pixels above which two views attend to each other, see `overlap_neighbours`.
-            as_released: whether to repeat two inaccuracies of the code with which the authors trained their weights.
-                The positional encoding encodes the difference of two depths: of the token's 3D point, and of the other
-                view's depth map where it shows this point. False: both depths are measured in the other camera, and
-                points behind this camera are masked and do not count as overlap. True: the depth of the point is
-                measured in the token's own camera, and points behind the other camera are used like all others.
+            as_released: True, for the authors' weights: repeat two inaccuracies of the code that trained them. First,
+                the positional encoding, which compares the depth of a token's 3D point with another view's depth map
+                at that point, takes the point's depth from the token's own camera. Second, points behind the other
+                camera are used and count as overlap. False: the point's depth is measured in the other camera, and
+                points behind it are masked and do not count as overlap.
         """
         super().__init__(len(depth))
         self.depth, self.c2w, K = (t.detach().cpu().double() for t in (depth, c2w, K))

@@ -96,11 +96,11 @@ class MVDiffusion(LatentDiffusion):
             )
 
     def with_multiview_attention(self, blocks: str | Path) -> Self:
-        """Add the attention blocks in a file to the UNet, through which views attend to each other, and return self.
+        """Add attention between views to the UNet, with the weights in a file, and return self.
 
         `blocks` is a path, the name of a file that comes with threedgen, such as "toybox-panorama", or
-        "owner/name/FILE" on the hub. If the file also has weights of a fine-tuned UNet, or their difference from the 2D
-        model, the UNet gets these weights. Raises ConfigError if the file is missing or damaged, or belongs to another
+        "owner/name/FILE" on the hub. If the file also has a fine-tuned UNet, or its difference from the 2D model, the
+        UNet gets the fine-tuned weights. Raises ConfigError if the file is missing or damaged, or belongs to another
         2D model.
         """
         path = locate("blocks", str(blocks))
@@ -205,10 +205,11 @@ class MVDiffusion(LatentDiffusion):
         return self.multiview is None or self.multiview.has_condition
 
     def kept_latents(self, image_channels: Tensor | None, known_views: Tensor | None) -> tuple[Tensor, Tensor] | None:
-        """Return a mask and clean latents of known images, which replace sampled latents, with noise, in each step.
+        """Return a mask and clean latents of known images, for a caller that keeps these images while it samples.
 
-        The mask is (F, 1, h, w), above 0 where latents are replaced; the latents are (F, C, h, w). The first case that
-        applies decides (`hold` is the attribute that keeps known images unchanged):
+        In each step, the caller replaces the sampled latents by the clean ones plus noise where the mask (F, 1, h, w)
+        is above 0. The latents are (F, C, h, w). The first case that applies decides where both come from (`hold` is
+        the attribute that keeps known images unchanged):
 
         - `known_views` is not None, and `hold` is True or the UNet has no branch for known views: from `known_views`.
         - `image_channels` is not None, `hold` is True and the UNet is for inpainting: from `image_channels`.

@@ -19,8 +19,8 @@ Args = tuple[Any, ...]
 class ImageEncoding(nn.Module):
     """Two convolutions that adapt features of known views to the channels and the resolution of a UNet block's input.
 
-    Input: features (N, channels, h, w) of N views. Output: (N, width, h / stride, w / stride), to be added to the
-    block's input. The weights of the second convolution are zero before training.
+    Input: features (N, C, h, w) of N views, C = `channels`. Output: (N, `width`, h / `stride`, w / `stride`), to be
+    added to the block's input. The weights of the second convolution are zero before training.
     """
 
     def __init__(self, channels: int, width: int, stride: int) -> None:

@@ -96,10 +96,12 @@ def is_whole(named: Mapping[str, Tensor]) -> bool:
 def with_difference(unet: UNet2DConditionModel, weights: Mapping[str, Tensor]) -> UNet2DConditionModel:
     """Return a copy of a 2D model, `unet`, with the input channels and low-rank updates of MVDiffusion weights.
 
-    `weights` is a state dict of MVDiffusion. The copy has the first convolution of `weights`, which may have additional
-    input channels. The low-rank updates (LoRA) in `weights` are added to their layers.
+    `weights` is a state dict of MVDiffusion. The first case that applies decides:
 
-    `unet` itself is returned if `weights` has no first convolution, or has a whole UNet without additional channels.
+    - `weights` has no first convolution, or a whole UNet without additional input channels: `unet` itself is returned.
+    - Otherwise: the copy has the first convolution of `weights`, which may have additional input channels, and the
+      low-rank updates (LoRA) in `weights`, if any, are added to their layers. Nothing else is copied from `weights`.
+
     Raises ConfigError if `weights` does not fit `unet`, because it was trained with another 2D model.
     """
     named = {name.removeprefix(PREFIX): tensor for name, tensor in weights.items()}

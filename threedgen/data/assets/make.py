@@ -198,8 +198,8 @@ def make_shards(config: AssetsConfig, every: list[Job], run_folder: Path, data: 
 def skip_asset(job: Job, reason: str, folder: Path) -> None:
     """Add the asset that made a job fail to the list of skipped assets, lost.json in `folder`, with the reason.
 
-    The asset is read from the file JOB.at in `folder` (JOB = `job.name`): a worker writes the name of each asset to
-    this file before it renders the asset. `reason` is the text of the failure.
+    It is the asset that the file JOB.at in `folder` (JOB = `job.name`) names, or without this file the first one of the
+    job: before a worker renders an asset, it writes the asset's name to JOB.at. `reason` is the text of the failure.
     """
     current = read_json(folder / f"{job.name}.at") or {"file": job.assets[0].file, "mark": None}
     logger.warning("asset skipped after repeated failures: %s (%s)", current["file"], reason)

@@ -185,9 +185,10 @@ class AssetsConfig(WorkersConfig):
 
     @property
     def rendered(self) -> Path | None:
-        """Folder of shards if `data` is a finished run of make-asset-views or its folder of shards.
+        """Folder of shards (tar files with rendered views) to which the option `data` leads; None if there is none.
 
-        None for other folders, which should have meshes.
+        `data` can be the folder of a finished run of make-asset-views, or the folder of shards in it. Any other folder
+        should have meshes, and the result is None.
         """
         folder = user_path(self.data, "data")
         return next((path for path in (folder, folder / SHARDS) if (path / INDEX).is_file()), None)

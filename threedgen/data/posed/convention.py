@@ -40,14 +40,16 @@ class Match(NamedTuple):
 def check_convention(photos: PosedPhotos) -> list[str]:
     """Check with the images whether `photos.convention`, such as "c2w-opengl", is the right one for the poses.
 
-    All conventions, also with y and z axes swapped, get a score: the fraction of matching pixels whose rays meet, as
-    mean over pairs of photos. A score of at least 0.3 (MIN_FIT) is good. If fewer than 3 (MIN_PAIRS) pairs of photos
-    match, the score is the median cosine between the viewing axis of a camera and its direction to the point nearest to
-    all axes. Here a score of at least 0.7 (MIN_COSINE) is good. The first case that applies counts:
+    A convention tells whether a pose matrix is camera-to-world (c2w) or world-to-camera (w2c), and whether the axes of
+    the camera are those of OpenGL or OpenCV. All four conventions, also with y and z axes swapped, get a score: the
+    fraction of matching pixels whose rays meet, as mean over pairs of photos. A score of at least 0.3 (MIN_FIT) is
+    good. If fewer than 3 (MIN_PAIRS) pairs of photos match, the score is instead the median, over the cameras, of the
+    cosine between a camera's viewing axis and its direction to the point nearest to all axes; then a score of at least
+    0.7 (MIN_COSINE) is good. The first case that applies counts:
 
     1. `photos.convention` has a good score: return [].
     2. `photos.convention` would mirror the scene, or another convention has a good score that is at least twice as
-       high: raise ConfigError.
+       high as that of `photos.convention`: raise ConfigError.
     3. Otherwise: return a list with one remark for the user, that no convention fits.
     """
     poses, declared = alternatives(photos.matrices), photos.convention

@@ -84,9 +84,9 @@ def find_photo(folders: Sequence[Path], name: str, listings: Listings, tails: bo
 
     Args:
         listings: finder of files by their name in any case; it reads the file list of each folder only once.
-        tails: whether `name` may be a path on another computer. If True, its leading folders are dropped, one after
-            the other, until a file is found. For a `name` with "..", the parent of `folders[0]` is then searched too,
-            before the other folders.
+        tails: False: only the whole `name` is searched. True: `name` may be a path on another computer; its leading
+            folders are dropped, one after the other, until a file is found. If it has "..", the parent of `folders[0]`
+            is searched too, before `folders`.
     """
     parts = Path(name[-MAX_NAME:].replace("\\", "/")).parts
     folders = [folders[0] / "..", *folders] if tails and ".." in parts else folders

@@ -27,9 +27,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Instance(SceneFiles):
-    """Scene folder with N views, checked. `cameras` are the N cameras, in pixels of the image files.
+    """Scene folder with N views, opened by `open_instance`, which checks its poses, intrinsics and image headers.
 
-    The method `views` reads the images of all or some views.
+    `cameras` are the N cameras in a z-up world, with intrinsics in pixels of the image files. The method `views` reads
+    the images of all or some views. The other attributes are those of `SceneFiles`.
     """
 
     cameras: Cameras

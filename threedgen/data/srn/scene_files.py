@@ -243,12 +243,18 @@ def _archive(path: Path, rows: list[list[float]], height: int, width: int) -> tu
 def intrinsic_matrix(
     path: Path, rows: list[list[float]], height: int, width: int, forms: str = "should hold a 3x3 or 4x4 matrix"
 ) -> Array:
-    """Convert the numbers in the `rows` of an intrinsics file, in pixels, to K (3, 3), without scaling them.
+    """Return the intrinsics K (3, 3) in pixels from the numbers of a file, without scaling them.
 
-    The 9 or 16 numbers form K or a (4, 4) matrix that starts with K. Raises ConfigError for another count, for a matrix
-    that is not of the form of K, or if a focal length is at most 0.001 (`MIN_FOCAL`) of the longer side of an image;
-    `height` and `width`, in pixels, are used only for this. The message has the file name `path` and, for another
-    count, the text `forms`, which states the supported forms of intrinsics.
+    Args:
+        path: the file, for error messages.
+        rows: numbers in the lines of the file. All together are 9, which form K, or 16, which form a (4, 4) matrix with
+            K at the top left.
+        height, width: image size in pixels, with which the focal lengths are checked.
+        forms: supported forms of intrinsics, for the error message if the count of numbers is neither 9 nor 16.
+
+    Raises:
+        ConfigError: if the count of numbers is neither 9 nor 16, if the matrix has not the form of K, or if a focal
+            length is at most 0.001 (`MIN_FOCAL`) of the longer side of an image.
     """
     numbers = [x for row in rows for x in row]
     if len(numbers) not in (9, 16):

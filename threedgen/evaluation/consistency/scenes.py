@@ -292,8 +292,8 @@ class FolderSampler:
     def indices(self, request: Request) -> list[int]:
         """Return, for each target view of ``request``, its index among the views of the requested scene in the folder.
 
-        Raises ConfigError if a view is missing, or if the pose of a view differs from the requested pose (tolerance:
-        `SAME_POSE`).
+        Raises ConfigError if a view is missing, or if a matrix entry of its pose differs from the requested pose by
+        more than 0.001 (`SAME_POSE`), times the camera's distance to the origin if that is above 1.
         """
         if request.scene not in self.scenes:
             raise ConfigError(f"{self.folder / request.scene} is missing. The scenes to score include it.")

@@ -81,8 +81,8 @@ class JanusRates(Evaluation[M, Asset, Result]):
 class Benchmark(JanusRates[JanusBenchmarkConfig, Job]):
     """Task "janus-benchmark": make an object per prompt, method and seed, and compute Janus rates of the methods.
 
-    The Janus rate is the fraction of objects with two or more fronts. An item, the argument of `measure`, is the job
-    of one object.
+    The Janus rate is the fraction of objects with two or more fronts among those with at least one. An item, the
+    argument of `measure`, is the job of one object: its method, prompt, seed and config.
     """
 
     def __init__(self, task: Task) -> None:
@@ -119,10 +119,10 @@ class Benchmark(JanusRates[JanusBenchmarkConfig, Job]):
 class Score(JanusRates[JanusScoreConfig, tuple[Path, str, str]]):
     """Task "janus-score": compute Janus rates of mesh files ASSETS/METHOD/a-blue-dog.glb or ASSETS/a-blue-dog.glb.
 
-    The Janus rate of a method is the fraction of its objects with two or more fronts. Files directly in ASSETS (the
-    folder of the option ``assets``) are of one method, named after this folder. The prompt of a file is its name
-    without suffix, with spaces instead of "-" and "_", unless the config sets another one. Each mesh is centred and
-    scaled to fit into a ball. An item, the argument of `measure`, is (path, method, prompt).
+    The Janus rate of a method is the fraction of objects with two or more fronts, among its objects with at least one.
+    Files directly in ASSETS (the folder of the option ``assets``) are of one method, named after this folder. The
+    prompt of a file is its name without suffix, with spaces instead of "-" and "_", unless the config sets another one.
+    Each mesh is centred and scaled to fit into a ball. An item, the argument of `measure`, is (path, method, prompt).
     """
 
     def __init__(self, task: Task) -> None:

@@ -113,7 +113,7 @@ class JanusScoreConfig(MeteredConfig):
     """Janus rate of existing meshes.
 
     Options of the task "janus-score": folder, axes and prompts of the mesh files. The Janus rate is the fraction of
-    objects with two or more fronts.
+    objects with two or more fronts among those with at least one.
     """
 
     assets: str = Field("", description="folder of GLB, glTF, OBJ, PLY and OFF files; a folder in it is a method")
@@ -148,7 +148,7 @@ class JanusBenchmarkConfig(MeteredConfig, WorkersConfig):
     """Janus rates of text-to-3D methods, on objects made for each prompt, method and seed.
 
     Options of the task "janus-benchmark": methods, their overrides, prompts and seeds. The Janus rate is the fraction
-    of objects with two or more fronts.
+    of objects with two or more fronts among those with at least one.
     """
 
     methods: Names = Field(
@@ -182,7 +182,10 @@ class FrontObjects(Protocol):
     """
 
     def prompts(self, count: int, seed: int) -> list[str]:
-        """Return ``count`` random prompts that are in no training data. Raises ConfigError if there are too few."""
+        """Return ``count`` random prompts of objects with a clear front.
+
+        They are held out: no training data of the package has them. Raises ConfigError if there are too few.
+        """
 
     def without_front(self, prompts: Sequence[str]) -> dict[str, str]:
         """Return those of ``prompts`` whose object has no front, each mapped to the object's noun, such as "ball"."""

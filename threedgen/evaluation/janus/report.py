@@ -105,9 +105,10 @@ class Result:
 class Reader:
     """Janus meter for mesh files: the method `read` renders a file and counts the fronts of the object.
 
-    It stores the result in ``folder``/NAME.json and the views in ``folder``/NAME.png. ``config`` are the options of the
-    Janus meter. ``prompts`` are all prompts of the benchmark, with which the views are compared. If
-    ``unknown_orientation`` is True, each asset is assumed to face the way that fits its views best.
+    It stores the result in ``folder``/NAME.json and the views in ``folder``/NAME.png, where NAME is the argument `name`
+    of `read`. ``config`` are the options of the Janus meter. ``prompts`` are all prompts of the benchmark, with which
+    the views are compared. If ``unknown_orientation`` is True, each object is assumed to face the way for which most
+    views show the correct side; if False, to face +x.
     """
 
     def __init__(

@@ -248,8 +248,8 @@ def in_order(log_probability: Floats, azimuth: Floats) -> bool:
 
     The views are divided into groups of four, 90 degrees apart. In every group, the most probable of the 24 orders of
     the four sides (greatest sum of log-probabilities) must be the order in which the cameras see them. Mirrored,
-    rotated or swapped sides are wrong. If the cameras of a group are within 15 degrees of borders between two sides,
-    the order with the sides beyond these borders is also right.
+    rotated or swapped sides are wrong. Near a border between two sides, both are accepted: an order is also right if
+    the cameras would see it with all azimuths 15 degrees smaller or larger.
 
     Args:
         log_probability: log-probabilities (V, 4) of front, left, back and right in each view.

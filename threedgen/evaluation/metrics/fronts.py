@@ -159,7 +159,7 @@ class ErrorRates:
         return self.recall.hits / self.recall.total - self.false_alarms.hits / self.false_alarms.total
 
     def corrected(self, raw: Proportion) -> float | None:
-        """Correct a measured Janus rate: (raw - false_alarms) / (recall - false_alarms), in [0, 1].
+        """Correct a measured Janus rate: (raw - false_alarms) / (recall - false_alarms), clamped to [0, 1].
 
         The method is from Rogan and Gladen 1978. The result is None if ``raw`` is undefined, or if the divisor is below
         0.2 (`MIN_DIFFERENCE`).

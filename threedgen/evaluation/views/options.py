@@ -15,7 +15,7 @@ SceneModel = Annotated[Any, Component("prior", default="mvdiffusion", only=("mvd
 
 
 class EvaluateViewsConfig(RunConfig):
-    """Comparison of sampled views of held-out scenes, with and without attention between views, with true views.
+    """Views of held-out scenes, sampled with and without attention between views, compared with true views.
 
     Options of the task "evaluate-views": scenes, model, sampling, or a folder of existing views, and the network whose
     features are compared.

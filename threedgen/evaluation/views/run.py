@@ -88,8 +88,8 @@ class EvaluatedViews(Evaluation[EvaluateViewsConfig, Item, Measurement]):
 
     Metrics are the PSNR between neighbouring views where they overlap, the Inception score, and FID and KID to true
     views. The measured views are samples with and without attention between views, or existing views of a folder. True
-    views of the same and of other scenes are measured too, as references: values of views that are consistent and real.
-    An item, the argument of `measure`, is a kind of views and the index of a scene.
+    views of the same scenes and, if there are enough, of other scenes are measured too: they show which values real
+    views reach. An item, the argument of `measure`, is a kind of views and the index of a scene.
     """
 
     stage = "views"
@@ -290,9 +290,8 @@ def difference(measured: MeasuredViews, other: MeasuredViews, truth: MeasuredVie
 def means(scenes: list[dict[str, float | None]]) -> dict[str, stats.Estimate]:
     """Return the mean over the scenes, with its 95 % interval, of the PSNRs "psnr", "given" and "beside_given".
 
-    All are in dB. "psnr" compares consecutive views where they overlap. The other two compare the image that the model
-    received as view 0. "given" compares it with the sampled view 0, and "beside_given" with the two neighbours of view
-    0, where they overlap.
+    All are in dB. "psnr" compares consecutive views where they overlap. "given" compares view 0 with the image that the
+    model received as view 0. "beside_given" compares that image with the two neighbours of view 0, where they overlap.
 
     ``scenes`` has one dict of metrics per scene. Metrics that are undefined in all scenes are left out.
     """

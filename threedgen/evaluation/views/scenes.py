@@ -43,12 +43,19 @@ MAX_MOVE = 1e-3
 
 
 class SceneSampler:
-    """Sampler that uses the MVDiffusion model of a task, and writes the sampled views of scenes to the run folder.
+    """Sampler of the views of scenes with an MVDiffusion model; it stores the views in the run folder.
 
-    A call returns the views (V, H, W, 3), uint8, of one scene. ``scenes`` is a text that identifies the list of scenes.
-    It is stored with the views; views with another text are sampled again. ``first`` is the first scene. The
-    constructor raises ConfigError if the model cannot sample the views of this scene, such as a panorama model for a
-    scene with depth. The attribute ``given`` is True if the model receives the true view 0 as an input.
+    A call returns the views (V, H, W, 3), uint8, of one scene. The attribute ``given`` is True if the model receives
+    the true view 0 as an input.
+
+    Args:
+        task: run of the task "evaluate-views", whose config names the model.
+        scenes: text that identifies the list of scenes. It is stored with the views; stored views with another text are
+            sampled again.
+        first: first scene of the list, used only to check that the model fits.
+
+    Raises:
+        ConfigError: if the model cannot sample the views of ``first``, such as a panorama model for a scene with depth.
     """
 
     def __init__(self, task: Task, scenes: str, first: SceneViews) -> None:
@@ -154,8 +161,9 @@ class FolderScenes:
 class Scene:
     """Views of one scene in a folder. ``path`` is the file cameras.json of the scene, and ``file`` its parsed content.
 
-    `check(depth)` checks that the images exist, and depth maps if ``depth`` is True. `read(depth)` returns the images,
-    cameras, captions and depth maps as `SceneViews`. All raise ConfigError if a file is missing or unusable.
+    `check(depth)` raises ConfigError if an image is missing. With ``depth`` True, the same holds for a depth map; with
+    ``depth`` False, the cameras must be at one position. `read(depth)` returns the images, cameras, captions and, with
+    ``depth`` True, depth maps as `SceneViews`. It raises ConfigError if a file is unusable.
     """
 
     def __init__(self, path: Path, file: CamerasFile) -> None:

@@ -30,7 +30,12 @@ MAX_HALF_LIGHT_DEPTH = 0.02  # maximum of `half_light_depth`; above it, a note c
 
 @dataclass(frozen=True)
 class FieldView:
-    """Trained field, wrapped for the export: its density, colour and render functions, scene radius and occupancy."""
+    """Trained field, wrapped for the export: its density, colour and render functions, scene radius and occupancy.
+
+    `density` and `colour` are functions of points (N, 3) as torch tensors, in world units. For numpy points, use
+    `on_arrays(function, points)` and `colours(points)`. `mask` (M, M, M), bool, indexed [x, y, z], states which cells
+    of the cube around the scene sphere are occupied; None: all. `radius` is the radius of this sphere.
+    """
 
     density: Field  # points (N, 3) in world units -> sigma (N,) per world unit
     colour: Field  # points (N, 3) in world units -> sRGB (N, 3) in [0, 1]
@@ -103,12 +108,16 @@ def half_light_depth(mesh: Mesh) -> float:
 def field_surface(field: FieldView, resolution: int) -> Mesh:
     """Extract the surface of a field inside the scene sphere as a closed mesh with vertex colours, in world units.
 
-    If the representation is itself a mesh, the result is that mesh without small connected pieces. Otherwise the
-    density is sampled on a grid with `resolution` points per edge of the cube around the sphere, and 0.1 (`HAZE`) times
-    the typical density of the object is subtracted. The optical depth tau of a point is the integral of this density
-    from the cube's border to the point, minimum over the six axis directions. The surface is the smoothed level set of
-    tau at ln 2 / 2; very low densities have a smaller and very high densities a larger level. Raises EmptyField for a
-    field without a surface.
+    If the representation is itself a mesh, the result is that mesh without small connected pieces. Otherwise:
+
+    1. The density is sampled on a grid with `resolution` points per edge of the cube around the sphere, and 0.1
+       (`HAZE`) times the typical density of the object is subtracted.
+    2. The optical depth tau of a grid point is the integral of this density from the cube's border to the point,
+       minimum over the six axis directions.
+    3. The surface is the level set of tau at ln 2 / 2, smoothed. If the typical density is very low, the level is
+       smaller; if it is very high, the level is larger. Small connected pieces are removed.
+
+    Raises EmptyField for a field without a surface.
     """
     if field.mesh is not None:
         vertices, faces = field.mesh()

@@ -35,7 +35,7 @@ The minimum is about one grid cell. With a smaller minimum, haze in front of the
 
 
 class EmptyField(ConfigError):
-    """Error for a field without a surface, for example because its density is too low or not finite."""
+    """Error for a field (trained 3D representation) without a surface, for example if its density is too low."""
 
 
 def depth_field(sigma: Array, cell: float, radius: float) -> tuple[Array, Tree]:

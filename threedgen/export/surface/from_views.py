@@ -35,7 +35,7 @@ class ViewTexture(NamedTuple):
 
     `texture` is (H, W, 3) in [0, 1]. `visible` (H, W) is the mask of the texels that an image shows, now or in an
     earlier projection. `share` is the fraction of visible texels among those that a face covers. `psnr` (in dB)
-    compares the texels with the colours that the new images have at the projected positions of these texels.
+    compares the colours of the texels with those of the pixels of the new images that show them.
     """
 
     texture: Array  # (H, W, 3) float32 in [0, 1], row 0 at v = 1

@@ -52,7 +52,8 @@ class Refined(NamedTuple):
 class PixelTargets(NamedTuple):
     """Target colours of P image pixels, and the texture coordinates (u, v) of S samples per pixel.
 
-    The colour of a pixel is the mean of the texture at its samples. UVs in [0, 1] cover the texture, with v upwards.
+    `target` (P, 3) are the colours, sRGB in [0, 1]; `uv` (P, S, 2) are the texture coordinates in [0, 1], v upwards.
+    The mean of the texture at the S samples of a pixel is compared with the pixel's target colour.
     """
 
     uv: Array  # (P, S, 2) float32, v upwards

@@ -103,12 +103,12 @@ def _count_visible(
 def fill_unseen(
     texture: Array, mesh: TexturedMesh, elevations: tuple[float, float], radius: float = 1.0
 ) -> tuple[Array, float]:
-    """Recolour the texels that hardly any training camera sees with colours of visible texels nearby on the surface.
+    """Replace the colours of texels that few training cameras see by those of visible texels nearby on the surface.
 
-    In such texels the colour of the field comes from its initialisation, not from training. A texel is visible if at
-    least 20 % (MIN_SHARE) of the cameras of `visible_texels`, at the training elevations, see it; other texels are
-    recoloured. Texels that no face covers get the colour of the nearest covered one. If no covered texel is visible, or
-    all are, the texture is unchanged.
+    Their colours come from the initialisation of the field (trained 3D representation), not from training. A texel is
+    visible if at least 20 % (MIN_SHARE) of the cameras of `visible_texels`, at the training elevations, see it; other
+    texels are recoloured. Texels that no face covers get the colour of the nearest covered one. If no covered texel is
+    visible, or all are, the texture is unchanged.
 
     Args:
         texture: (H, W, 3) sRGB in [0, 1], with row 0 at v = 1.

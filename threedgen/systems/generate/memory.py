@@ -128,9 +128,10 @@ def memory(
 def distinct_steps(system: GenerateSystem) -> Iterator[tuple[int, int]]:
     """Yield the distillation steps to measure, as pairs (render size in pixels, step).
 
-    During a run, the render size, the number of scenes (groups of views) per step and the use of normals can change.
-    One step is yielded for each combination of these three. Lit (shaded) renders need normals too. Whether a render is
-    lit can be random, so the first lit one of the 50 steps (FIRST_STEPS) after a change is taken, if there is one.
+    During a run, the render size, the number of scenes (groups of views) per step and the use of normals can change. At
+    the start and after each change, one step is chosen. It is the first step with a lit (shaded) render, which needs
+    normals. Whether a render is lit can be random: if the next 50 steps (FIRST_STEPS) have none, it is the first of
+    them. Of chosen steps that agree in all three properties, only the first is yielded.
     """
     config, end = system.config, system.max_steps
     schedules = [

@@ -239,14 +239,15 @@ class Refinement:
         Args:
             number: number of the round, from 0. It selects the noise strength in the option `refine.strengths`.
             rng: generator of the noise.
-            first: True in step 0 of a run, which then only refines. The start of the samples depends on the object:
+            first: whether the run starts with this round, without warm start and distillation. False: sampling starts
+                from the latents of the renders. True: what it starts from depends on the object:
 
-                - New object: it is untrained and not rendered. Samples start from the latents of the coarse predictor
-                  (network of some priors that predicts latents without denoising), or from noise if there is none.
-                - Object of another run that this run edits (option `edit`): its renders still show the old prompt. If
-                  the prior has a coarse predictor, its latents for the new prompt minus those for the old prompt are
-                  added to the latents of the renders.
-                - Object of another run, without `edit`: the renders, as if `first` were False.
+                - New object: the latents of the coarse predictor (network of some priors that predicts latents without
+                  denoising), or noise if there is none. The untrained object is not rendered.
+                - Object of another run that this run edits (option `edit`): the latents of the renders, which still
+                  show the old prompt. If the prior has a coarse predictor, its latents for the new prompt minus those
+                  for the old prompt are added.
+                - Object of another run, without `edit`: the latents of the renders.
         """
         scene, images = self.scene, []
         old_prompt_embedding = scene.old_prompt_embedding if first else None
@@ -284,7 +285,7 @@ def resample_views(
         rng: generator of the noise.
         old_prompt_embedding: embedding (1, L, D) of the old prompt, which describes `renders`, if `condition` has a new
             prompt. The coarse prediction for the new prompt minus that for the old prompt is then added to the latents
-            of `renders`. None: nothing is added.
+            of `renders`. None, or a prior without coarse predictor: nothing is added.
 
     Returns:
         Images (V, H, W, 3) in [0, 1] at the prior's image size.

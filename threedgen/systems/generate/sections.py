@@ -56,7 +56,10 @@ class LossConfig(Config):
     )
 
     def check_representation(self, name: str) -> None:
-        """Raise ValueError if a term that other representations add, but not `name`, has a weight other than 0."""
+        """Raise ValueError if a loss term has a nonzero weight, but the representation `name` does not have this term.
+
+        Some terms, such as "eikonal", exist only for the representations that add them.
+        """
         for term in type(self).model_fields:
             value = getattr(self, term)
             owners = [owner for owner, losses in representation_losses().items() if term in losses]

@@ -98,7 +98,8 @@ def gap_test(
     At each noise level the model predicts the clean target view from the noisy target view in one step.
 
     Args:
-        pairs: pairs of different scenes. Their object categories alternate: pair i has the category i % `kinds`.
+        pairs: pairs of different scenes. Their number is a multiple of `kinds`, and their object categories alternate:
+            pairs i and i + `kinds` have the same category.
         alpha_bars: noise levels in (0, 1), squared factors of the clean view; 1 is without noise.
         rng: generator of the noise on the target views.
         kinds: number of object categories. The false condition view of pair i is from pair i + `kinds` (modulo the
@@ -209,9 +210,10 @@ class PairSystem(AveragedSystem):
     def validate(self, step: int, folder: Path) -> None:
         """Write the averaged weights to folder/model, and samples to folder/samples.png.
 
-        Also run `gap_test` on held-out scenes and store PSNRs in dB in the dict `metrics`: "psnr_true" (condition view
-        of the same scene), "psnr_shuffled" (of another scene) and their difference "gap", at the noise level
-        alpha_bar = 0.05, and the gap at each tested level, such as "gap_0.5".
+        Also measure, on held-out scenes, how much the model uses its condition view (`gap_test`). The dict `metrics`
+        gets the PSNR in dB of predicted views if the condition view is of the same scene ("psnr_true") and of another
+        scene ("psnr_shuffled"), and the difference "gap", all at the noise level 0.05 (squared factor of the clean
+        view). It also gets the gap at each tested noise level, such as "gap_0.5".
         """
         cache = self.cache
         count = cache.held_out // cache.source.n_families * cache.source.n_families
@@ -319,7 +321,10 @@ def load_start(weights: str, network: XUNetConfig) -> XUNet:
 
 
 def pair_cache(config: TrainThreeDiMConfig, model: XUNet | LatentPairs, folder: Path) -> PairCache:
-    """Return the disk cache of the training views. If the model works on latents, the views are stored as latents."""
+    """Return the disk cache, in `folder`, of the views of all scenes, for training and validation.
+
+    The views are stored as latents if `model` works on latents, else as images.
+    """
     size = model.image_size[0]
     source = registry.build("pair-source", config.data, size, config.seed)
     encoder = () if isinstance(model, XUNet) else (model.encode_images, f"VAE {digest(model.prior.vae)}")

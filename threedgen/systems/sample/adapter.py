@@ -33,9 +33,10 @@ def sample_angles(task: Task, rig: AnglesConfig) -> None:
     """Sample views of an object at the angles in `rig` (options of the cameras) with MV-Adapter; write the images.
 
     The files in the run folder are views/NAME.png for each view, a contact sheet views.png and, with a mesh,
-    preview.png: renders of the untextured mesh from six sides. NAME is the index of the view; for a mesh without
-    `rig.views`, it is the side, such as "front". Raises ConfigError if the adapter does not fit the given conditions
-    (image, mesh) or the views, and Stopped after Ctrl-C.
+    preview.png: renders of the untextured mesh from six sides. If the angles `rig.views` are None, the six views of
+    MV-Adapter are sampled; for a mesh, they are its sides, and NAME is the side, such as "front". Otherwise NAME is the
+    index of the view. Raises ConfigError if the adapter does not fit the given conditions (image, mesh) or the views,
+    and Stopped after Ctrl-C.
     """
     config: SampleConfig = task.config
     source = None if config.mesh is None else read_object(config)

@@ -47,9 +47,9 @@ class MeshFrame:
         scale: metres per unit of the file.
         centre: (3,) centre of an object in metres, before `zoom`; 0 for a scene.
         zoom: factor that makes the longest side of an object 1; 1 for a scene.
-        export_axes: pair (up, front) of axes of the file that replaces `up` and `front` when a mesh is exported; None:
-            `up` and `front`. With ("+y", "+z"), a GLB file that is exported has the orientation of the original GLB,
-            glTF or OBJ file, whatever `up` and `front` are.
+        export_axes: pair of axes of the file that become +z and +x of a mesh for export (`for_file`); None: (`up`,
+            `front`). The GLB writer turns +z and +x to +y and +z, so ("+y", "+z") gives an exported GLB file the
+            orientation of the mesh file, whatever `up` and `front` are.
     """
 
     up: str = "+z"
@@ -83,12 +83,12 @@ class MeshFrame:
         return np.stack([front, np.cross(up, front), up])
 
     def for_file(self, mesh: TexturedMesh) -> TexturedMesh:
-        """Transform a mesh from the world back to its place, size and orientation in the mesh file, to export it.
+        """Transform a mesh from the world to the origin and the units of the mesh file, to export it.
 
-        Lengths in the result are in units of the file. The result is turned as the file writers expect: the axes
-        `export_axes` of the file (None: `up` and `front`) are its +z and +x. If the mesh is farther from the origin
-        than about 100 times its size, its float32 vertices are relative to `offset`, an attribute (3,) of the result,
-        so that they stay exact; otherwise `offset` is 0.
+        The axes of the result are not those of the file: the axes `export_axes` of the file (None: `up` and `front`)
+        become +z and +x, as the file writers expect. If the mesh is farther from the origin than about 100 times its
+        size, its float32 vertices are relative to `offset`, an attribute (3,) of the result, so that they stay exact;
+        otherwise `offset` is 0.
         """
         points, centre = mesh.vertices.astype(np.float64) / self.zoom, np.array(self.centre)
         far = np.abs(centre).max() > MAX_RELATIVE_DISTANCE * np.abs(points).max()
@@ -240,9 +240,9 @@ def without_uv(source: SourceMesh) -> TexturedMesh:
 def with_file_normals(mesh: TexturedMesh, source: SourceMesh) -> TexturedMesh:
     """Return `mesh` with the vertex normals of `source`, which has the same triangles in the same order.
 
-    A vertex whose triangles need different normals is duplicated, once per normal. Where a normal of `source` differs
-    too much from the normal of its triangle (cosine of 0.5 or less), the result has the normal of `mesh`. If `source`
-    has no normals, `mesh` is returned unchanged.
+    Triangles that share a vertex in `mesh` may have different normals there in `source`. Such a vertex is duplicated,
+    once per normal. Where a normal of `source` differs too much from the normal of its triangle (cosine of 0.5 or
+    less), the normal of `mesh` is kept. If `source` has no normals, `mesh` is returned unchanged.
     """
     if source.normals is None:
         return mesh

@@ -162,8 +162,9 @@ def depth_of_mesh(source: SourceMesh, cameras: Cameras) -> Tensor:
 def scannet_frames(config: TextureConfig, rig: PathConfig, folder: Path, notes: list[str]) -> Frames:
     """Read frames (cameras, depth and captions) from a ScanNet folder. Warnings are appended to `notes`.
 
-    The frames are the listed key frames and every `rig.every`-th frame (None: every 20th) of those with depth. Prompts
-    of the config replace the captions of the folder. Raises ConfigError if the folder cannot be used.
+    The frames are the key frames that a file of the folder lists, and every `rig.every`-th (None: every 20th) of all
+    frames with depth. Those without a pose are left out. Prompts of the config replace the captions of the folder.
+    Raises ConfigError if the folder cannot be used.
     """
     key_files = [path.name for path in sorted(folder.glob("key_frame_*.txt"))]
     key_file = KEY_FILE if KEY_FILE in key_files or not key_files else key_files[0]

@@ -147,9 +147,9 @@ class WindowSampler:
     synchronise: Synchronise | None = None
 
     def sample_all(self, folder: Path, quiet: bool) -> None:
-        """Sample all windows that have a new frame without an image, so that a stopped run continues where it stopped.
+        """Sample the windows one after the other, except those whose new frames are all in `images` already.
 
-        The new frames of a window, which no earlier window has sampled, are added to `images` and written to
+        The new frames of a window are those that no earlier window contains. They are added to `images` and written to
         folder/NAME.png, where NAME is the name of the frame. `quiet`: show no progress. Raises Stopped after Ctrl-C.
         """
         waiting = [k for k, window in enumerate(self.windows) if any(n not in self.images for n in window.new)]
@@ -170,9 +170,10 @@ class WindowSampler:
                             write_png(folder / f"{self.frames.names[n]}.png", image)
 
     def sample(self, number: int, on_step: Callable[[], None]) -> Tensor:
-        """Sample all F frames of the window with the index `number`, including known frames: (F, H, W, 3) in [0, 1].
+        """Sample all F frames of the window with the index `number`: images (F, H, W, 3) in [0, 1].
 
-        `on_step` is called before each denoising step.
+        Frames that an earlier window has sampled condition the others, and are sampled again, too. `on_step` is called
+        before each denoising step.
         """
         window, config, model = self.windows[number], self.config, self.model
         numbers = list(window.frames)

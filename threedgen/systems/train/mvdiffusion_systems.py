@@ -129,7 +129,8 @@ class ViewsSystem(MVDiffusionSystem):
         difference: {name: tensor} of all changes of the UNet against the 2D model, which are saved with the attention
             blocks: weights of its first convolution and LoRA matrices. None: the whole UNet is saved instead.
         lora: LoRA of the first stage, attached to the UNet; None without a first stage.
-        metadata: further values that must be equal when a stopped run is resumed.
+        metadata: values that the checkpoints store, such as the hash of a file of initial weights. A run resumes only
+            from a checkpoint with equal values.
     """
 
     stage = "views"

@@ -29,9 +29,10 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 class DenoisingConfig(Config):
     """Base class of the options of trainings of denoising networks on data that is rendered during the run.
 
-    They are the image size, the optimizer, the averaging of weights, and the batches: how many entries are in a batch,
-    how many of them are new, and how many exist at the first step. Subclasses set defaults for these three and
-    `learning_rate`.
+    They are the share of steps at half the image size, the optimizer, the averaging of weights, and three numbers of
+    entries (images, objects or scenes): `batch` entries per step, of which `fresh` are new and the others are sampled
+    from earlier ones; at step 0, the first `first` entries count as earlier ones. Subclasses set defaults for these
+    three and `learning_rate`.
     """
 
     batch: Batch

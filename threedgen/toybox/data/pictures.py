@@ -144,9 +144,9 @@ class ViewRings:
 class ToyboxObjects(ObjectViews):
     """Source of training images of toybox objects, in the six views that the model MV-Adapter generates.
 
-    The constructor is that of the base class `ObjectViews`. Its argument ``control`` is the kind of MV-Adapter's
-    condition maps, one per view. With "rays" (camera rays), small objects stay small in the image. With "geometry"
-    (positions and normals), every object is scaled to the same longest side, as MV-Adapter scales meshes to texture.
+    The base class `ObjectViews` explains the arguments of the constructor. One of them, ``control``, is the kind of the
+    maps that condition the views. With "rays" (camera rays), small objects stay small in the image. With "geometry"
+    (positions and normals), every object is scaled to the same longest side, as meshes are that MV-Adapter textures.
     """
 
     options: ToyboxObjectsConfig

@@ -65,7 +65,7 @@ class Case:
 
 
 def held_out_cases(count: int, seed: int, spread: bool = False, nouns: Collection[str] | None = None) -> list[Case]:
-    """Sample ``count`` different specifications that are held out of training.
+    """Sample ``count`` different specifications (noun, colours, size, part) that are held out of training.
 
     Args:
         seed: seed of the held-out split of the toybox, whose samples are taken in order.
@@ -73,9 +73,8 @@ def held_out_cases(count: int, seed: int, spread: bool = False, nouns: Collectio
         nouns: allowed nouns; None: all.
 
     Raises:
-        ConfigError: ``count`` exceeds half of the number of held-out specifications of the allowed nouns. Those that
-            name a size, such as "small", are not counted. With ``spread``, the noun with the fewest specifications
-            limits the number of each noun.
+        ConfigError: ``count`` exceeds half of the number of held-out specifications without a size that the allowed
+            nouns have. With ``spread``, each noun counts with as many as the noun that has the fewest.
     """
     pairs = {word: count for word, count in held_out_pairs().items() if nouns is None or word in nouns}
     most = len(COLOURS) * (len(pairs) * min(pairs.values(), default=0) if spread else sum(pairs.values())) // 2
@@ -98,9 +97,9 @@ def held_out_cases(count: int, seed: int, spread: bool = False, nouns: Collectio
 
 @cache
 def held_out_pairs() -> dict[str, int]:
-    """Return a dict from noun to the number of its held-out pairs, for all nouns that have such pairs.
+    """Return a dict from noun to the number of its pairs (main colour, part or accessory) held out of training.
 
-    A pair is (main colour of the object, part or accessory).
+    For example, no prior trains on a blue dog with a scarf. Nouns without such pairs are left out.
     """
     pairs = {
         word: sum(held_out(Spec(word, colour, "", part)) for colour in COLOURS for part in noun.parts + noun.wears)

@@ -129,7 +129,7 @@ def measure_open_prompts(
 
 
 def chance_distance(colours: Sequence[Array]) -> float:
-    """Return the mean distance of two objects' mean Lab colours (3,) over all pairs; 50 for fewer than two objects."""
+    """Return the mean distance over all pairs of Lab colours (3,), one colour per object; 50 without a pair."""
     pairs = [float(np.linalg.norm(a - b)) for a, b in combinations(colours, 2)]
     return float(np.mean(pairs)) if pairs else DEFAULT_COLOUR_DISTANCE
 

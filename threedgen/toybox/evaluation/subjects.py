@@ -176,17 +176,18 @@ class Subjects(runner.Evaluation[EvaluateSubjectsConfig, int, Json]):
         return {"identity": identity, "answers": answers, "scores": [score(verdict) for verdict in verdicts]}
 
     def measure_tuned(self, subject: Subject, tuning: MVDreamBoothConfig, key: str, strength: float) -> Json:
-        """Measure the prior that the run ``tuning`` personalised: identity of the object, and what the prior forgot.
+        """Measure the prior that the run ``tuning`` tuned on photos of a subject: identity, and what the prior forgot.
 
         ``strength`` is the factor on the change of the weights. Prompt 0 names no accessory, prompts 1 to 3 name one.
-        The views of prompt k are written to <key>-k.png (with the identifier) and <key>-class-k.png (without it) in the
-        folder of the subject.
+        All four are used with the identifier (the word for the subject, such as "[v]") and without it. The views of
+        prompt k are written to <key>-k.png (with) and <key>-class-k.png (without) in the folder of the subject.
 
         Returns:
             "identity", "answers", "scores": lists with one entry per prompt with the identifier: similarity to true
-                views, the probe's answers, and the share of right answers (`measure_samples`).
-            "class": dict with these three lists for prompts without the identifier.
-            "held_out": list of the shares of right answers for held-out prompts.
+                views of the subject, whether the answers of the probe (image classifier) are right, and the share of
+                right ones (`measure_samples`).
+            "class": dict with these three lists for the prompts without the identifier.
+            "held_out": shares of right answers, one per prompt for other objects, which training excludes.
             "seconds": duration of the run; None if unknown.
         """
         folder = Path(str(tuning.out))

@@ -117,10 +117,13 @@ def train(kind: Callable[[Any], ClassifierSystem], task: Task) -> Status:
 def measure_accuracy(probe: Probe, count: int, seed: int) -> Json:
     """Measure the accuracy of a probe on four renders of each of ``count`` new objects.
 
-    The specifications of half of the objects are held out of the training of priors. Return JSON with the share of
-    correct answers for each attribute, such as "noun", as a dict with "hits", "total", "share" and the 95 % limits
-    "low" and "high"; the median error of the camera azimuths in degrees ("azimuth_error_median", None if unknown); and
-    ``count`` under "objects".
+    Half of the objects have specifications that are held out of the training of priors (diffusion models).
+
+    Returns:
+        JSON dict with the keys "objects" (``count``), "azimuth_error_median" (median error of the camera azimuths in
+        degrees, None if unknown), and one key for each attribute, such as "noun". Its value is a dict with "hits"
+        (correct answers), "total" (all answers), "share" (hits / total), and "low" and "high", the limits of the 95 %
+        confidence interval of the share.
     """
     verdicts = []
     splits: dict[Split, int] = {"train": count - count // 2, "held-out": count // 2}
@@ -200,12 +203,12 @@ def probe_loss(raw: Logits, truth: Truth, part_weights: Tensor | float = 1.0) ->
     Args:
         raw: outputs for B images.
         truth: labels of the images. Labels equal to `UNKNOWN_LABEL` (-1) do not count.
-        part_weights: weights (W,) of the W parts and accessories of the vocabulary in the loss of their visibility, or
-            one weight for all.
+        part_weights: weights (W,) of the W parts and accessories of the vocabulary, or one weight for all. Only the
+            loss of "seen" (whether a part is visible) uses them.
 
     Returns:
         Sum (scalar) of the weighted losses of all outputs, and a dict with these losses ("loss_noun", ...) and the
-        accuracies in [0, 1] ("noun", "colour", "side", "part_colour").
+        accuracies in [0, 1] of "noun", "colour", "side" (visible side: front, left, back or right) and "part_colour".
     """
     front = torch.where(truth.front, torch.round(truth.azimuth / (torch.pi / 2)).long() % 4, UNKNOWN_LABEL)
     applicable = truth.seen != UNKNOWN_LABEL

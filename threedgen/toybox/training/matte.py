@@ -129,8 +129,8 @@ def augment(x: Tensor, rng: torch.Generator) -> Tensor:
 def evaluate(net: Matte, images: MatteImages, count: int) -> dict[str, float]:
     """Measure a matte network on the first `count` images.
 
-    Return a dict with "error" and "iou". The error is the mean absolute error of the opacity in [0, 1]. The IoU
-    (intersection over union) compares the pixels of all images with a predicted and with a true opacity above 0.5.
+    Return a dict with "error", the mean absolute error of the opacity in [0, 1], and "iou", the intersection over union
+    of the predicted and the true mask (opacity above 0.5), computed over the pixels of all images together.
     """
     rgba = images(np.arange(count))
     opacity, truth = net.opacity(rgba[..., :3].to(net.out.weight.device)).cpu(), rgba[..., 3]

@@ -19,7 +19,7 @@ GROUPS = 16
 
 
 class AutoencoderConfig(Config):
-    """Options of the autoencoder (VAE) of train-base: channels, and images per step and steps of its training."""
+    """Options of the autoencoder (VAE) in train-base: its channels, training steps and images per step."""
 
     channels: Widths = (24, 48, 96, 160)
     batch: base.Count = Field(16, description="images per step; a crop step takes two crops of each")
@@ -237,7 +237,7 @@ class MatteNetworkConfig(Config):
 
 
 class MatteTrainingConfig(Config):
-    """Options of the training in train-matte of a network that predicts the opacity of an object: numbers of images."""
+    """Options of the training of the opacity network in train-matte: images per step, at the start, and in all."""
 
     batch: base.Batch = 16
     first: base.First = 1024

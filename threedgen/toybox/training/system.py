@@ -104,13 +104,13 @@ class PriorSystem(DenoisingSystem):
     def entries(self, step: int, n_view: int, share: float) -> Array:
         """Sample the indices (n,) of the cache entries, each with ``n_view`` images, on which step ``step`` trains.
 
-        They are ``fresh`` new entries, and random ones from the pool of older entries. The pool has ``first`` entries
-        at the first step. The new entries of each step join it until it has ``pictures`` entries; after that, no entry
-        is new. These three numbers, and n = ``batch``, are options of the training that count images; here they are
-        divided by ``n_view`` and rounded up.
+        The first indices are ``fresh`` new entries, the others random entries of the pool of older ones. The pool has
+        ``first`` entries at the first step, and the new entries of each step join it. When it has ``pictures`` entries,
+        no entry is new any more. The training options ``fresh``, ``first``, ``pictures`` and ``batch`` (which gives n)
+        count images; here they are divided by ``n_view`` and rounded up, to count entries.
 
-        ``share``, in [0, 1], is the share of the steps that use this cache. The pool is as large as if ``step`` *
-        ``share`` (rounded down) earlier steps had used the cache.
+        ``share``, in [0, 1], is the share of the steps that use this cache. The size of the pool is computed as after
+        ``step`` * ``share`` (rounded down) steps.
         """
         o, rng = self.options, self.numpy_rng(step, "pictures")
         numbers = (objects_of(number, n_view) for number in (o.batch, o.pictures, o.first, o.fresh))

@@ -90,14 +90,14 @@ def load_start(task: Task, start: str, image_size: int | None = None) -> LatentD
 def latent_caches(
     task: Task, prior: LatentDiffusion, name: str, source: ExampleSource, share: float = 1.0
 ) -> list[tuple[float, LatentCache]]:
-    """Create the disk caches of latents of a source, as pairs (share of the training steps that use a cache, cache).
+    """Create the disk caches of latents of a source, as pairs (share of all training steps that use the cache, cache).
 
-    There is a cache of full-size latents. If the config's `training.half` is above 0, there is also a cache of latents
-    of images of half the size, which gets this fraction of the source's steps.
+    There is a cache for images of full size. If the config option `training.half` is above 0, there is also one for
+    images of half the size, which is used in this fraction of the source's steps. A cache without steps is left out.
 
     Args:
         prior: model whose VAE encodes the images, and whose image size is the full size.
-        name: folder of the full-size cache in the run folder.
+        name: folder of the full-size cache in the run folder; the other folder is NAME-half.
         source: source of the images.
         share: share of all training steps that use the source.
     """
@@ -117,9 +117,9 @@ def latent_cache(task: Task, name: str, source: ExampleSource, vae: AutoencoderK
 def train_networks(task: Task, source: ExampleSource) -> LatentDiffusion:
     """Train a VAE, then its decoder again on noisy latents, then a text encoder on captions and images of `source`.
 
-    VAE and decoder are trained on other toybox renders; `source` only serves to standardise the latents of the VAE.
-    Return a 2D model (generator of single images) with these networks and an untrained UNet. Networks that an earlier
-    process of the run has finished are loaded.
+    VAE and decoder are trained on new toybox renders, not on `source`; after the first training, images of `source`
+    standardise the latents of the VAE (mean 0, variance 1). Return a 2D model (generator of single images) with these
+    networks and an untrained UNet. Networks that an earlier process of the run has finished are loaded.
     """
     config: TrainBaseConfig = task.config
     seed, size, vae = config.seed, config.image_size, autoencoder.build(config.autoencoder)

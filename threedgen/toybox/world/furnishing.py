@@ -82,11 +82,11 @@ class Furnisher:
         self.items += [phrase] if phrase else []
 
     def place_on_floor(self, asset: Asset, reach: float, phrase: str, corner: bool) -> bool:
-        """Scale an object to the size ``reach`` in metres, and stand it at a free place on the floor.
+        """Scale an object, stand it at a free place on the floor, and turn its front to the centre of the room.
 
-        ``reach`` is the distance from the object's origin to the farther of the minimum and the maximum corner of its
-        bounding box. The place is in a corner of the room if ``corner``, else at a wall, and the front faces the room.
-        Captions call the object ``phrase``. Return True if the object was added, and False if no place is free.
+        ``reach`` is its size after scaling, in metres: the distance from its origin to the minimum or the maximum
+        corner of its bounding box, whichever is farther. ``corner``: True for a place in a corner of the room, False
+        for one at a wall. Captions call the object ``phrase``. Return False if no place is free, else True.
         """
         scale = reach / max(float(np.linalg.norm(bounds(asset.primitives), axis=1).max()), 1e-6)
         for direction in self.rng.permutation(CORNERS if corner else WALLS):

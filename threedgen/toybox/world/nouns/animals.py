@@ -21,8 +21,8 @@ def headwear(b: Builder) -> bool:
 def face(b: Builder, at, head: float, eye: float = 0.16, spread: float = 0.42, height: float = 0.25) -> None:
     """Add two eyes to the front (+x) of a head with the centre ``at`` (3,) and radius ``head``. Set the anchor "eyes".
 
-    An anchor is a named place for accessories. In units of ``head``, the radius of an eye is 2 ``eye``, and ``spread``
-    and ``height`` are the distances of its centre from the centre of the head, to the side and upwards.
+    An anchor is a named place for accessories. An eye is a white ball of radius 2 * ``eye`` * ``head`` with a black
+    pupil. Its centre lies ``spread`` * ``head`` to the side of the centre of the head, and ``height`` * ``head`` above.
     """
     x, _, z = at
     b.pair((x + 0.76 * head, spread * head, z + height * head), eye * head * 2.0, WHITE, "eyes")
@@ -69,8 +69,8 @@ def egg(b: Builder, radius: float, half: float, neck: float) -> None:
 
     Set the anchors (named places for accessories) "neck", "back" and "waist".
 
-    ``radius`` is the horizontal radius of the ellipsoid, ``half`` half its height, and ``neck`` its horizontal radius
-    where the neck begins.
+    ``radius`` is the largest horizontal radius of the ellipsoid, ``half`` is half its height, and ``neck`` is the
+    radius of its horizontal section at the height of the anchor "neck", in its upper half.
     """
     b.sphere((0, 0, half), (radius, radius, half))
     up = half * np.sqrt(max(1 - (neck / radius) ** 2, 0.0))
