@@ -244,6 +244,10 @@ UNUSABLE: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "focal": (transforms(lambda tree: [frame.pop("fl_x") and frame.pop("fl_y") for frame in tree["frames"]]), ["fl_x"]),
     "matrix": (transforms(lambda tree: tree["frames"][1].update(transform_matrix=[[1, 2], [3]])), ["frames.1"]),
     "shear": (transforms(lambda tree: tree["frames"][2]["transform_matrix"][0].__setitem__(0, 7.0)), ["2"]),
+    "mirrored": (
+        transforms(lambda tree: [row.insert(0, -row.pop(0)) for row in tree["frames"][2]["transform_matrix"]]),
+        ["2"],
+    ),
     "text": (transforms(lambda tree: tree["frames"][2].update(fl_x=5000 * "a")), ["frames.2", "aaa..."]),
     "missing": (transforms(lambda tree: [frame.update(file_path="no") for frame in tree["frames"]]), ["no"]),
     "cut cameras": (colmap("cameras.bin", lambda data: data[:-5]), ["sparse/0"]),

@@ -42,11 +42,16 @@ def read_existing(folder: str, run: Path, prompts: Sequence[str], c2w: Tensor, p
     """
     place = user_path(folder, KEY) / part
     position = c2w[..., :3, 3].numpy()
-    azimuth = np.rad2deg(np.arctan2(position[..., 1], position[..., 0])) % 360
+    azimuth = np.rad2deg(np.arctan2(position[..., 1], position[..., 0]))
     elevation = np.rad2deg(np.arcsin(position[..., 2] / np.linalg.norm(position, axis=-1)))
     names = [[f"{k:05d}/{view}" for view in range(c2w.shape[1])] for k in range(len(prompts))]
     rows = [
-        {"file": f"{name}.png", "prompt": prompt, "azimuth": round(float(a), 3), "elevation": round(float(e), 3)}
+        {
+            "file": f"{name}.png",
+            "prompt": prompt,
+            "azimuth": round(float(a) % 360, 3) % 360,
+            "elevation": round(float(e), 3),
+        }
         for prompt, *views in zip(prompts, names, azimuth, elevation, strict=True)
         for name, a, e in zip(*views, strict=True)
     ]

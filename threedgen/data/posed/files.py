@@ -184,10 +184,11 @@ def alternatives(matrices: Array) -> dict[str, Array]:
 def without_scale(matrices: Array, source: str) -> Array:
     """Return pose matrices (N, 4, 4) with the rotation part divided by its scale, which is equal for the three axes.
 
-    Mirrored matrices, whose determinant is negative, are accepted. Raises ConfigError, with the file name `source`, if
-    a matrix is not rigid after the division.
+    Mirrored matrices, whose determinant is negative, are accepted if all are mirrored. Raises ConfigError, with the
+    file name `source`, if only some are, or if a matrix is not rigid after the division.
     """
-    scale = np.cbrt(np.abs(np.linalg.det(matrices[:, :3, :3])))
+    determinants = np.linalg.det(matrices[:, :3, :3])
+    scale = np.cbrt(np.abs(determinants))
     unit = matrices.copy()
     unit[:, :3, :3] /= np.maximum(scale, 1e-12)[:, None, None]
     R = unit[:, :3, :3]
@@ -195,6 +196,9 @@ def without_scale(matrices: Array, source: str) -> Array:
     bad |= np.abs(matrices[:, 3] - [0, 0, 0, 1]).max(1) > 1e-6
     if bad.any():
         raise ConfigError(f"{source}: pose {int(bad.argmax())} is not a rotation and a translation. Remove its shear")
+    mirrored = determinants < 0
+    if mirrored.any() and not mirrored.all():
+        raise ConfigError(f"{source}: pose {int(mirrored.argmax())} is mirrored, others are not. Correct its axes")
     return unit
 
 
