@@ -161,8 +161,10 @@ class VolumeFeatures(nn.Module):
         return [self.seed[1].weight, *self.positions]
 
     def points(self, camera: Tensor) -> Tensor:
-        """Return the points (N, DEPTHS, h, h, 3) at which the rays of N cameras, vectors (N, 16), sample the volume.
+        """Return the points (N, DEPTHS, h, h, 3) at which the rays of N cameras sample the volume.
 
+        `camera` (N, 16) are camera-to-world matrices, row by row. The cameras look at the origin; only their rotations
+        are used.
         Each latent pixel has one ray; h is the side of the latents. The `DEPTHS` points of a ray, from near to far,
         have equal distances in depth and lie at most `RADIUS` before or behind the plane through the origin that faces
         the camera. Each camera has the distance `DISTANCE` from the origin and sees a square of side 2 `HALF_EXTENT` of

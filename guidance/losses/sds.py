@@ -67,8 +67,9 @@ class NoisyLatents(NamedTuple):
 
 
 def sds_direction(latents: NoisyLatents, schedule: Schedule, weighting: Weighting = "one_minus_alpha_bar") -> Tensor:
-    """Return w(t) (eps - eps_ref), (B, C, h, w), B times the gradient of SDS (DreamFusion, arXiv 2209.14988, eq. 3).
+    """Return w(t) (eps - eps_ref), (B, C, h, w), the direction of SDS (DreamFusion, arXiv 2209.14988, eq. 3).
 
+    The gradient of the loss, a mean over B images, is this divided by B.
     eps, eps_ref and t are fields of `latents`: guided noise, subtracted noise and timestep. w(t) is 1 - alpha_bar_t for
     the `weighting` "one_minus_alpha_bar", 1 for "uniform".
     """

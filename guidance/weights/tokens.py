@@ -178,9 +178,9 @@ class PromptReader(Protocol):
 def prompt_reader(vocabulary: Vocabulary | None) -> PromptReader:
     """Return an object that rewrites and checks the prompts of a prior in the words that the prior knows.
 
-    Its object classes are those of the toybox, the procedural world of the training images. `vocabulary` is the closed
-    vocabulary of the prior; None: the prior takes any text. Then prompts are not changed or checked, but usual heights
-    of objects are still returned.
+    It also tells the usual heights of objects, in metres. Its object classes are those of the toybox, the procedural
+    world of the training images. `vocabulary` is the closed vocabulary of the prior. None: the prior takes any text, so
+    prompts are neither changed nor checked.
     """
     return registry.implementation("prompt-reader", "toybox")(vocabulary)
 

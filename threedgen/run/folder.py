@@ -182,6 +182,9 @@ def _own_folder(config: BaseModel, config_name: str) -> Path:
 def choose_folder(config: BaseModel, config_name: str) -> tuple[Path, Tree | None]:
     """Choose, but do not create, the folder of a run: `config.out` if set, else a folder in outputs/CONFIG_NAME.
 
+    In short: a run of the same config is resumed, unfinished leftovers are replaced, and results of another config are
+    never touched.
+
     A folder in outputs/CONFIG_NAME is named after the prompt or mesh file, NAME ("run" without both). The result is the
     first of NAME, NAME-2, NAME-3, ... for which one of these cases holds:
 

@@ -112,7 +112,8 @@ class PanoramaGeometry(Geometry):
     """Corresponding positions in views from one camera position, by homographies (MVDiffusion, section 4.1).
 
     A token (cell of a view's feature map) attends to k x k positions around the point that it shows, in the previous
-    and in the next view. The views form a closed circle: the last view is the one before the first.
+    and in the next view. The views form a closed circle: the last view is the one before the first. `keys` returns the
+    positions in the feature maps (`KeyPositions`), from the intrinsics and rotations of the views.
     """
 
     def __init__(self, K: Tensor, R: Tensor, size: tuple[int, int], k: int = 3) -> None:

@@ -54,10 +54,11 @@ class Proportion:
 
     @property
     def sample_size(self) -> float:
-        """Effective number of independent answers: the number for which Wilson's interval is as long as `interval`.
+        """Effective number of independent answers, at most `total`.
 
-        The result is at most `total`. It is equal to `total` if `limits` is None, as `interval` then is Wilson's. It is
-        usually smaller if `limits` is set to another interval, such as a bootstrap interval of dependent answers.
+        It is the number for which Wilson's confidence interval of a proportion is as long as `interval`. If `limits` is
+        None, `interval` is Wilson's and the result is `total`. If `limits` holds another interval, such as a bootstrap
+        interval of dependent answers, the result is usually smaller.
         """
         if not self.total or self.interval is None:
             return 0.0

@@ -128,10 +128,10 @@ def memory(
 def distinct_steps(system: GenerateSystem) -> Iterator[tuple[int, int]]:
     """Yield the distillation steps to measure, as pairs (render size in pixels, step).
 
-    During a run, the render size, the number of scenes (groups of views) per step and the use of normals can change. At
-    the start and after each change, one step is chosen. It is the first step with a lit (shaded) render, which needs
-    normals. Whether a render is lit can be random: if the next 50 steps (FIRST_STEPS) have none, it is the first of
-    them. Of chosen steps that agree in all three properties, only the first is yielded.
+    Steps with equal render size, number of scenes (groups of views) and use of normals take equal memory, so one step
+    of each kind is yielded. The kind can change at the steps of schedules. After each of these, and at the start, the
+    first lit (shaded) step of the next 50 (FIRST_STEPS) is taken, as lit renders need normals. If none is lit, it is
+    the first of the 50.
     """
     config, end = system.config, system.max_steps
     schedules = [

@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Case:
-    """Test prompt: the specification of an object, which is usually held out of training.
+    """Test prompt: the specification of an object (`spec`: noun, colour, part), which is usually held out of training.
 
-    ``index`` is a number that seeds the random variation of this case: together with the seed of the evaluation, it
-    determines the shape of the ground-truth objects (`build_truth`) and, in evaluations of priors, the noise of the
-    samples. In the cases of `held_out_cases`, it is also the index of a sample with this specification in the held-out
-    split of `Toybox`.
+    `caption` is the specification as a text. ``index`` is a number that seeds the random variation of this case:
+    together with the seed of the evaluation, it determines the shape of the ground-truth objects (`build_truth`) and,
+    in evaluations of priors, the noise of the samples. In the cases of `held_out_cases`, it is also the index of a
+    sample with this specification in the held-out split of `Toybox`.
     """
 
     index: int

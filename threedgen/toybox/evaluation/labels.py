@@ -93,8 +93,9 @@ def word_colours(asset: Asset, labels: Labels) -> dict[str, int]:
     """Return a dict from part or accessory to the index of its colour in ``labels.colours``, -1 if it is ambiguous.
 
     The dict has those parts and accessories of the object whose names are in ``labels.words``, also if the caption does
-    not name them. A part that the caption names has a random colour, any other part mostly its usual one. A probe
-    (image classifier) trained only on named parts could answer the most unusual colour, without locating the part.
+    not name them. These are needed because a part that the caption names has a random colour, any other part mostly
+    its usual one: a probe (image classifier) that is trained only on named parts could answer the most unusual colour
+    of the image, without locating the part.
     """
     found = {asset.part: labels.colours.index(asset.part_colour)} if asset.part and asset.part_colour else {}
     for solid in asset.primitives:  # also words of other nouns, such as a dog's mouth

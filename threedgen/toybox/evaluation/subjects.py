@@ -80,8 +80,8 @@ class Subject:
 class Subjects(runner.Evaluation[EvaluateSubjectsConfig, int, Json]):
     """Evaluation of priors (image generators) that are tuned on photos of unusual toybox objects, the subjects.
 
-    It measures how well samples show the subject, and what the prior forgot. Each item, the argument of `measure`, is
-    the number of a subject.
+    It measures how well samples of a tuned prior show the subject, and how much it has forgotten: how much worse it
+    samples ordinary toybox objects than before. `measure` gets the number of a subject and returns its measurements.
     """
 
     stage = "subjects"
