@@ -20,7 +20,7 @@ from skimage.color import rgb2lab
 from threedgen.config import load
 from threedgen.evaluation.metrics.figures import bootstrap
 from threedgen.guidance.matte import Matte
-from threedgen.guidance.weights.loading import MATTE
+from threedgen.guidance.weights.other_models import MATTE
 from threedgen.run.arrays import Array
 from threedgen.run.folder import slug
 from threedgen.systems.generate.outputs import view_azimuths

@@ -147,7 +147,7 @@ def test_missing_file_is_refused(
     """The folder `space` is a namespace package: it can be imported, but has no code."""
     (tmp_path / "space").mkdir()
     monkeypatch.syspath_prepend(tmp_path)
-    for name in ("mine.py", "space", ""):
+    for name in ("mine.py", "space", "sys", ""):
         with refused("--plugin", name):
             plugins.load(name)
     assert cli.main(["--plugin", "mine.py", "--list"]) == 2

@@ -30,17 +30,18 @@ def load(names: str) -> None:
 
     A component is a class or function that a config selects by name, such as a loss.
 
-    `names` are .py files and names of installed modules, separated by commas. Raises ConfigError if a file is missing.
-    An exception in a plug-in is not caught.
+    `names` are .py files and names of installed modules, separated by commas. Raises ConfigError if a file is missing,
+    or if a name is empty or has no file (a built-in module, a folder). An exception in a plug-in is not caught.
     """
     for name in map(str.strip, names.split(",")):
         if name.endswith(".py"):
             load_file(Path(name))
         else:
             module = importlib.import_module(name) if name else None
-            if module is None or module.__file__ is None:
+            file = getattr(module, "__file__", None)
+            if file is None:
                 raise ConfigError("should be a .py file or the name of an installed module", FLAG, name)
-            _record(name, Path(module.__file__))
+            _record(name, Path(file))
 
 
 def load_file(path: Path, key: str = FLAG) -> None:

@@ -154,8 +154,9 @@ def test_memory_is_measured_for_each_kind_of_step(tmp_path: Path) -> None:
     lit_late = needed(tmp_path, "material={name: diffuse, ambient_only_steps: 5, diffuse_probability: 1}")
     assert lit_late["step at 8 px"] == pytest.approx(whole["step at 8 px"], rel=1e-3)
     assert lit_late["step at 12 px"] == pytest.approx(lit["step at 12 px"], rel=1e-3)
-    oriented = needed(tmp_path, "loss={orientation: {0: 0, 5: 1}}")
-    assert oriented["step at 12 px"] > whole["step at 12 px"]
+    for schedule in ("{0: 0, 5: 1}", "{0%: 0, 100%: 1}"):
+        oriented = needed(tmp_path, f"loss={{orientation: {schedule}}}")
+        assert oriented["step at 12 px"] > whole["step at 12 px"]
     assert vsd["final images"] > whole["final images"]
 
 

@@ -129,9 +129,9 @@ def distinct_steps(system: GenerateSystem) -> Iterator[tuple[int, int]]:
     """Yield the distillation steps to measure, as pairs (render size in pixels, step).
 
     Steps with equal render size, number of scenes (groups of views) and use of normals take equal memory, so one step
-    of each kind is yielded. The kind can change at the steps of schedules. After each of these, and at the start, the
-    first lit (shaded) step of the next 50 (FIRST_STEPS) is taken, as lit renders need normals. If none is lit, it is
-    the first of the 50.
+    of each kind is yielded. The kind can change at the steps of schedules. From each of these, and from the start, the
+    first step that uses normals is taken: for a lit (shaded) render, which can be random, or for the orientation loss.
+    Only 50 steps (FIRST_STEPS) and the last one before the next change are tried. If none uses normals, it is the first.
     """
     config, end = system.config, system.max_steps
     schedules = [
@@ -142,13 +142,14 @@ def distinct_steps(system: GenerateSystem) -> Iterator[tuple[int, int]]:
     distilled, seen = range(config.warm_steps, config.warm_steps + config.distilled_steps), set()
     starts = sorted({*distilled[:1], *(change for change in changes if change in distilled)})
 
-    def is_lit(step: int) -> bool:
-        return system.material.sample_shading(step, True, system.rng(step, "render")).lit
+    def needs_normals(step: int) -> bool:
+        lit = system.material.sample_shading(step, True, system.rng(step, "render")).lit
+        return lit or system.loss_weights(step)["orientation"] > 0
 
     for first, following in pairwise([*starts, distilled.stop]):
-        step = next(filter(is_lit, range(first, min(first + FIRST_STEPS, following))), first)
-        normals = is_lit(step) or system.loss_weights(step)["orientation"] > 0
-        kind = system.size(step), piecewise_constant(config.scenes_per_step, step, end), normals
+        steps = [*range(first, min(first + FIRST_STEPS, following)), following - 1]
+        step = next(filter(needs_normals, steps), first)
+        kind = system.size(step), piecewise_constant(config.scenes_per_step, step, end), needs_normals(step)
         if kind not in seen:
             seen.add(kind)
             yield int(kind[0]), step

@@ -37,7 +37,7 @@ from .probe import Probe, combine_views
 from .report import Judged, judge_case, write_judged
 
 VARIETY_NOUNS = 6
-DEFAULT_COLOUR_DISTANCE = 50.0  # Lab distance of the mean colours of two objects, as in the model card
+DEFAULT_COLOUR_DISTANCE = 50.0  # Lab distance of two objects if it cannot be measured; 50.4 in the model card
 LOW_DISTANCE = 15  # maximum mean Lab distance between views of an object for which their colours count as equal
 
 
