@@ -131,7 +131,8 @@ def distinct_steps(system: GenerateSystem) -> Iterator[tuple[int, int]]:
     Steps with equal render size, number of scenes (groups of views) and use of normals take equal memory, so one step
     of each kind is yielded. The kind can change at the steps of schedules. From each of these, and from the start, the
     first step that uses normals is taken: for a lit (shaded) render, which can be random, or for the orientation loss.
-    Only 50 steps (FIRST_STEPS) and the last one before the next change are tried. If none uses normals, it is the first.
+    Only 50 steps (FIRST_STEPS) and the last one before the next change are tried; if none uses normals, it is the
+    first.
     """
     config, end = system.config, system.max_steps
     schedules = [
