@@ -29,6 +29,7 @@ MIN_ELEVATION, MAX_ELEVATION = math.radians(-40), math.radians(75)
 DEPTH_VIEWS, DEPTH_SIZE = 40, 128  # number of depth images and their edge in pixels
 TRUNCATION = 0.05  # truncation distance, in scene radii. The density is constant farther than this from the surface.
 DENSITY = 4.0  # maximum density (per world unit) multiplied by the truncation distance
+EMPTY = 1 / (1 + math.exp(4))  # the sigmoid at the truncation distance; empty space has to have no density at all
 OUTLIERS = 1  # number of depth images that may wrongly show a point in front of the surface
 
 
@@ -113,12 +114,12 @@ class DepthFusion:
 
         In each depth image, a point has a distance to the visible surface along the ray, positive in front of the
         surface. d is the second largest of these distances, clamped to +-0.05 radii (TRUNCATION) of the scene sphere.
-        The density is proportional to a sigmoid of -d. So a point is outside if at least two images show it in front of
-        the surface; a single image may be wrong (OUTLIERS).
+        The density falls with d like a sigmoid, to 0 at d = 0.05 radii. So a point is outside if at least two images
+        show it in front of the surface; a single image may be wrong (OUTLIERS).
         """
         _, ahead = self._lookup(x)
         distance = ahead.clamp(-self.truncation, self.truncation).topk(OUTLIERS + 1, dim=0).values[-1]
-        return DENSITY / self.truncation * torch.sigmoid(-4 * distance / self.truncation)
+        return DENSITY / self.truncation * (torch.sigmoid(-4 * distance / self.truncation) - EMPTY).clamp(min=0)
 
     def colour(self, x: Tensor) -> Tensor:
         """Return sRGB colours (N, 3) in [0, 1] of points x (N, 3) in world units.

@@ -2,6 +2,7 @@ import json
 import math
 import struct
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -238,11 +239,11 @@ def test_glb_bytes_uses_32_bit_indices_for_large_meshes():
     assert read_json(glb_bytes(flat))["accessors"][-1]["componentType"] == 5125
 
 
-def render_ball(cameras: Cameras) -> Render:
+def render_ball(radius: float, cameras: Cameras) -> Render:
     """Render a ball exactly: red for x > 0, else blue."""
     origins, directions = (rays.reshape(-1, 3) for rays in cameras.rays())
     middle = -(origins * directions).sum(-1, keepdim=True)
-    square = 0.5**2 - (origins + middle * directions).square().sum(-1, keepdim=True)
+    square = radius**2 - (origins + middle * directions).square().sum(-1, keepdim=True)
     opacity = (square > 0).float()
     depth = (middle - square.clamp(min=0).sqrt()) * opacity
     red = (origins + depth * directions)[:, :1] > 0
@@ -250,12 +251,14 @@ def render_ball(cameras: Cameras) -> Render:
     return Render(rgb, rgb, torch.zeros_like(rgb), opacity, depth, torch.zeros_like(depth))
 
 
-def test_fused_depth_of_a_ball_gives_its_surface_and_colours() -> None:
-    fusion = DepthFusion(render_ball, spiral_cameras(24, 96), 1.0)
+@pytest.mark.parametrize("radius", [0.5, 0.15])
+def test_fused_depth_of_a_ball_gives_its_surface_and_colours(radius: float) -> None:
+    """The empty space around the small ball is 300 times as large as the ball."""
+    fusion = DepthFusion(partial(render_ball, radius), spiral_cameras(24, 96), 1.0)
     mesh = extract(fusion.density, fusion.colour, 64)
     distance = torch.from_numpy(mesh.vertices).norm(dim=-1)
-    assert abs(float(distance.median()) - 0.5) < 0.02
-    seen = mesh.vertices[:, 2] > -0.2  # the cameras are above -40 degrees
-    assert abs(distance[seen] - 0.5).max() < 0.06
-    side = (abs(mesh.vertices[:, 0]) > 0.1) & seen
+    assert abs(float(distance.median()) - radius) < 0.02
+    seen = mesh.vertices[:, 2] > -0.4 * radius  # the cameras are above -40 degrees
+    assert abs(distance[seen] - radius).max() < 0.06
+    side = (abs(mesh.vertices[:, 0]) > 0.2 * radius) & seen
     assert ((mesh.colours[side, 0] > 0.5) == (mesh.vertices[side, 0] > 0)).mean() > 0.97
