@@ -49,7 +49,7 @@ def read_existing(folder: str, run: Path, prompts: Sequence[str], c2w: Tensor, p
         {
             "file": f"{name}.png",
             "prompt": prompt,
-            "azimuth": round(float(a) % 360, 3) % 360,
+            "azimuth": round(float(a) % 360, 3) % 360,  # 359.9996 is rounded to 360
             "elevation": round(float(e), 3),
         }
         for prompt, *views in zip(prompts, names, azimuth, elevation, strict=True)

@@ -231,8 +231,8 @@ def check_pose_convention(
 
     The user has then probably confused camera-to-world and world-to-camera poses. The agreement of a pair of frames is
     the fraction of pixels whose depths agree. A pair with the agreement a for one kind of poses and b for the other
-    kind supports the first kind if a > 0.3 and a > 2 b + 0.1. The error is raised if at least a quarter of the pairs
-    support the inverted poses, and these pairs are more than twice as many as those that support the configured poses.
+    kind supports the first kind if a > 0.3 and a > 2 b + 0.1. Let m pairs support the inverted poses, and n pairs the
+    configured ones. The error is raised if m is at least a quarter of all pairs, and more than 2 n.
 
     Args:
         read: function that reads P pairs of nearby frames, chosen by `spread_pairs`. Its argument, "c2w" or "w2c", says

@@ -65,9 +65,11 @@ def check_convention(photos: PosedPhotos) -> list[str]:
         return [] if own >= enough else [f"{photos.name}: no convention of the poses fits ({unit} {own:.2f})"]
     advice = f"Set poses={best}" if best in get_args(PoseConvention) else "Correct the matrices in the file"
     problem = f"are not {declared} ({unit}: {own:.2f})" if declared in fits else "are mirrored"
-    if fits[best] < enough:
-        best, advice = "no convention; the best one is " + best, "Correct the matrices in the file"
-    raise ConfigError(f"{photos.posed.source}: the poses {problem}. They fit as {best} ({fits[best]:.2f}). {advice}")
+    if fits[best] >= enough:
+        fit = f"They fit as {best} ({fits[best]:.2f})"
+    else:
+        fit, advice = "No convention fits", "Correct the matrices in the file"
+    raise ConfigError(f"{photos.posed.source}: the poses {problem}. {fit}. {advice}")
 
 
 def matching_pixels(photos: PosedPhotos) -> list[Match]:

@@ -73,8 +73,8 @@ def held_out_cases(count: int, seed: int, spread: bool = False, nouns: Collectio
         nouns: allowed nouns; None: all.
 
     Raises:
-        ConfigError: ``count`` exceeds half of the number of held-out specifications without a size that the allowed
-            nouns have. With ``spread``, each noun counts with as many as the noun that has the fewest.
+        ConfigError: ``count`` exceeds half of the held-out specifications (without a size) of the allowed nouns. With
+            ``spread``, the limit is lower: each noun counts with the number of the noun that has the fewest.
     """
     pairs = {word: count for word, count in held_out_pairs().items() if nouns is None or word in nouns}
     most = len(COLOURS) * (len(pairs) * min(pairs.values(), default=0) if spread else sum(pairs.values())) // 2

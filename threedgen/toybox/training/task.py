@@ -108,10 +108,12 @@ def latent_caches(
     return [(part, latent_cache(task, folder, source, prior.vae, side)) for part, folder, side in sizes if part]
 
 
-def latent_cache(task: Task, name: str, source: ExampleSource, vae: AutoencoderKL, size: int) -> LatentCache:
+def latent_cache(
+    task: Task, name: str, source: ExampleSource, vae: AutoencoderKL, size: int, **layout: int
+) -> LatentCache:
     count = objects_of(task.config.training.pictures, source.n_view)
     with writing(task.folder):
-        return LatentCache(task.folder / name, source, vae, size, count)
+        return LatentCache(task.folder / name, source, vae, size, count, **layout)
 
 
 def train_networks(task: Task, source: ExampleSource) -> LatentDiffusion:
@@ -255,11 +257,9 @@ def train_own(task: Task) -> Status:
     shown = AssetViews(shards, held_out, seed, o.n_view) if held_out else None
 
     def cache(name: str, source: ExampleSource) -> LatentCache:
-        folder, count = task.folder / name, objects_of(o.pictures, source.n_view)
-        return LatentCache(folder, source, prior.vae, prior.image_size, count, block=BLOCK, text=TEXT_BYTES)
+        return latent_cache(task, name, source, prior.vae, prior.image_size, block=BLOCK, text=TEXT_BYTES)
 
-    with writing(task.folder):
-        parts = (o.two_d, cache("latents", single)), (1 - o.two_d, cache("objects", several))
+    parts = (o.two_d, cache("latents", single)), (1 - o.two_d, cache("objects", several))
     system = OwnPriorSystem(config, prior, shown, *parts)
 
     def figures() -> dict[str, float]:
