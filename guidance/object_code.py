@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 TOKENS = 8
 """Number of tokens into which the networks split a code."""
-WIDTH, HEADS = 192, 4
-"""Features per token and attention heads of the transformers."""
-ENCODER_LAYERS, TEXT_LAYERS, SAMPLER_LAYERS = 3, 2, 4
+ENCODER_WIDTH, SAMPLER_WIDTH, HEADS = 192, 96, 4
+"""Features per token of the encoder and of the sampler, and attention heads of both."""
+ENCODER_LAYERS, TEXT_LAYERS, SAMPLER_LAYERS = 3, 1, 4
 PATCH = 4
 """Side in latent pixels of the patch that is one token of the encoder."""
 FREQUENCIES = 32
@@ -22,9 +22,9 @@ EDIT_STRENGTH = 0.75
 """Noise strength in (0, 1] with which an object's code is resampled for another caption (SDEdit); 1: pure noise."""
 
 
-def transformer(layers: int) -> nn.TransformerEncoder:
-    layer = nn.TransformerEncoderLayer(WIDTH, HEADS, 4 * WIDTH, 0.0, "gelu", batch_first=True, norm_first=True)
-    return nn.TransformerEncoder(layer, layers, nn.LayerNorm(WIDTH), enable_nested_tensor=False)
+def transformer(layers: int, width: int) -> nn.TransformerEncoder:
+    layer = nn.TransformerEncoderLayer(width, HEADS, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True)
+    return nn.TransformerEncoder(layer, layers, nn.LayerNorm(width), enable_nested_tensor=False)
 
 
 def sinusoids(t: Tensor) -> Tensor:
@@ -54,12 +54,13 @@ class ObjectEncoder(nn.Module):
         length of an object code.
         """
         super().__init__()
-        self.patches = nn.Linear(latent_channels * PATCH**2, WIDTH)
-        self.positions = nn.Parameter(0.02 * torch.randn((size // PATCH) ** 2, WIDTH))
-        self.camera = nn.Sequential(nn.Linear(camera_features, WIDTH), nn.SiLU(), nn.Linear(WIDTH, WIDTH))
-        self.queries = nn.Parameter(torch.randn(TOKENS, WIDTH))
-        self.body = transformer(ENCODER_LAYERS)
-        self.out = nn.Linear(WIDTH, code_width // TOKENS)
+        width = ENCODER_WIDTH
+        self.patches = nn.Linear(latent_channels * PATCH**2, width)
+        self.positions = nn.Parameter(0.02 * torch.randn((size // PATCH) ** 2, width))
+        self.camera = nn.Sequential(nn.Linear(camera_features, width), nn.SiLU(), nn.Linear(width, width))
+        self.queries = nn.Parameter(torch.randn(TOKENS, width))
+        self.body = transformer(ENCODER_LAYERS, width)
+        self.out = nn.Linear(width, code_width // TOKENS)
 
     def forward(self, latents: Tensor, camera: Tensor) -> Tensor:
         """Return the object codes (B, code_width) of B objects, float32, with mean square 1.
@@ -86,17 +87,18 @@ class CodeSampler(nn.Module):
 
     def __init__(self, text_width: int, code_width: int) -> None:
         super().__init__()
-        self.words = nn.Linear(text_width, WIDTH)
-        self.text = transformer(TEXT_LAYERS)
-        self.code = nn.Linear(code_width // TOKENS, WIDTH)
-        self.positions = nn.Parameter(torch.randn(TOKENS, WIDTH))
-        self.time = nn.Sequential(nn.Linear(2 * FREQUENCIES, WIDTH), nn.SiLU(), nn.Linear(WIDTH, WIDTH))
-        layer = nn.TransformerDecoderLayer(WIDTH, HEADS, 4 * WIDTH, 0.0, "gelu", batch_first=True, norm_first=True)
-        self.body = nn.TransformerDecoder(layer, SAMPLER_LAYERS, nn.LayerNorm(WIDTH))
-        self.out = nn.Linear(WIDTH, code_width // TOKENS)
+        width = SAMPLER_WIDTH
+        self.words = nn.Linear(text_width, width)
+        self.text = transformer(TEXT_LAYERS, width)
+        self.code = nn.Linear(code_width // TOKENS, width)
+        self.positions = nn.Parameter(torch.randn(TOKENS, width))
+        self.time = nn.Sequential(nn.Linear(2 * FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+        layer = nn.TransformerDecoderLayer(width, HEADS, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True)
+        self.body = nn.TransformerDecoder(layer, SAMPLER_LAYERS, nn.LayerNorm(width))
+        self.out = nn.Linear(width, code_width // TOKENS)
 
     def encode_text(self, text: Tensor) -> Tensor:
-        """Let the tokens of text embeddings (B, L, D) attend to each other; return (B, L, 192), input of `forward`."""
+        """Let the tokens of text embeddings (B, L, D) attend to each other; return (B, L, 96), input of `forward`."""
         return self.text(self.words(text))
 
     def forward(self, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
@@ -106,7 +108,7 @@ class CodeSampler(nn.Module):
             x: noisy codes (1 - t) e + t z, (B, code_width). An object code is a vector for what a caption leaves
                 unspecified.
             t: times (B,) in [0, 1]; 0: noise, 1: clean code.
-            text: features (B, L, 192) of the L tokens of each caption, from `encode_text`.
+            text: features (B, L, 96) of the L tokens of each caption, from `encode_text`.
         """
         time = self.time(sinusoids(t))
         tokens = self.code(x.unflatten(1, (TOKENS, -1))) + self.positions + time[:, None]

@@ -13,9 +13,9 @@ from .object_code import FREQUENCIES, sinusoids
 HARMONICS = 4
 """Number of sines and of cosines that encode the azimuth of a camera. A coarse predictor with plain camera vectors as
 input still ignored the camera after 300 training steps."""
-WIDTH, ROW_CHANNELS, HIDDEN, GROUPS = 256, 32, 512, 8
+WIDTH, ROW_CHANNELS, HIDDEN, GROUPS = 192, 32, 48, 8
 """WIDTH: features of a view or of a pair of views. ROW_CHANNELS: channels in `RowLayer`. HIDDEN: hidden features of the
-MLPs. GROUPS: groups of the group norms."""
+MLP over all pixels. GROUPS: groups of the group norms."""
 VIEWS = 4
 """Usual number of views per object; the mean message from all views is multiplied by its square root."""
 
@@ -23,7 +23,7 @@ VIEWS = 4
 class ModulatedBlock(nn.Module):
     """Residual block: group norm, scale and shift per channel, then two 3 x 3 convolutions, each after a SiLU.
 
-    Input: feature maps (N, channels, h, w) of N views, and features (N, WIDTH = 256) of each view's camera and noise
+    Input: feature maps (N, channels, h, w) of N views, and features (N, WIDTH = 192) of each view's camera and noise
     level, from which a linear layer computes scale and shift. Output: feature maps of the same shape.
     """
 
@@ -44,7 +44,7 @@ class ModulatedBlock(nn.Module):
 class RowLayer(nn.Module):
     """Residual MLP over each row of a square feature map; it mixes all positions and channels of the row.
 
-    Input: feature maps (N, channels, side, side) of N views, and features (N, WIDTH = 256) of each view's camera and
+    Input: feature maps (N, channels, side, side) of N views, and features (N, WIDTH = 192) of each view's camera and
     noise level, which scale the channels. Output: feature maps of the same shape. The layer can move features of other
     views to their position in this view, because cameras at one elevation see a 3D point in about the same row.
     """
@@ -54,7 +54,7 @@ class RowLayer(nn.Module):
         self.reduce = nn.Conv2d(channels, ROW_CHANNELS, 1)
         self.modulation = nn.Linear(WIDTH, ROW_CHANNELS)
         size = ROW_CHANNELS * side
-        self.row = nn.Sequential(nn.Linear(size, HIDDEN), nn.SiLU(), nn.Linear(HIDDEN, size))
+        self.row = nn.Sequential(nn.Linear(size, size // 2), nn.SiLU(), nn.Linear(size // 2, size))
         self.expand = nn.Conv2d(ROW_CHANNELS, channels, 1)
 
     def forward(self, x: Tensor, features: Tensor) -> Tensor:

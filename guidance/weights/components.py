@@ -197,7 +197,7 @@ def load_file(
             "%s does not declare whether it predicts noise (epsilon) or v; epsilon is assumed. %s", path, hint
         )
     schedule = Schedule.scaled_linear(prediction=found.prediction or prediction or "epsilon")
-    if schedule.prediction == "v_prediction" and ZERO_SNR in files.read_header(path)[0]:
+    if (prediction or schedule.prediction) == "v_prediction" and ZERO_SNR in files.read_header(path)[0]:
         schedule = schedule.with_zero_snr()
     second = None
     if found.second is not None:

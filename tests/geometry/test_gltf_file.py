@@ -158,6 +158,20 @@ def test_skins_and_nodes(tmp_path: Path, seed: int) -> None:
     np.testing.assert_allclose(found, expected, atol=2e-4)
 
 
+def test_normals_of_a_stretched_joint_stay_normal(tmp_path: Path) -> None:
+    glb, normal = Glb(), np.array([0.6, 0, 0.8], np.float32)
+    weights = np.tile(np.array([1, 0, 0, 0], np.float32), (4, 1))
+    attributes = {"JOINTS_0": glb.accessor(np.zeros((4, 4), np.uint8)), "WEIGHTS_0": glb.accessor(weights)}
+    glb.square(node={"skin": 0}, NORMAL=glb.accessor(np.tile(normal, (4, 1))), **attributes)
+    glb.gltf.nodes.append(gl.Node(scale=[1, 2, 4]))
+    glb.gltf.skins, glb.gltf.scenes[0].nodes = [gl.Skin(joints=[1])], [0, 1]
+    found = read_mesh_file(glb.write(tmp_path / "a.glb")).submeshes[0].normals
+    assert found is not None
+    tangents = np.array([[0.8, 0, -0.6], [0, 1, 0]]) * [1, 2, 4]
+    np.testing.assert_allclose(found @ tangents.T, 0, atol=1e-6)
+    assert (found[:, 2] > 0).all()
+
+
 def test_joints_outside_of_the_scene_and_hidden_nodes(tmp_path: Path) -> None:
     glb, hidden = Glb(), {"extensions": {"KHR_node_visibility": {"visible": False}}}
     weights = np.tile(np.array([1, 0, 0, 0], np.float32), (4, 1))

@@ -51,7 +51,11 @@ def test_check_accepts_one_known_noun(prompt: str, embedded: Vocabulary) -> None
 def test_check_ignores_other_vocabularies(embedded: Vocabulary) -> None:
     ToyboxPrompts(None).check("justice")
     ToyboxPrompts(closed_vocabulary(word_tokenizer(["justice", "red"]).backend_tokenizer)).check("justice")
-    ToyboxPrompts(Vocabulary(embedded.backend, ["[v]"])).check("a [V] thing")
+    added = ToyboxPrompts(Vocabulary(embedded.backend, ["[v]", "sks"]))
+    for prompt in ("a [V] thing", "an sks thing", "a Sks."):
+        added.check(prompt)
+    with refused("prompt"):
+        added.check("a skshop")
     assert closed_vocabulary(letter_tokenizer().backend_tokenizer) is None and closed_vocabulary(None) is None
     assert ToyboxPrompts(None).notes("a dog and a cat") == []
 
@@ -104,11 +108,12 @@ def test_refused_prompt_starts_no_run(name: str, tmp_path: Path, capsys: pytest.
         ("a red and white ball!", "a red and white ball!"),
         ("an image of a house on a hill", "a house"),
         ("a photo of [v] dog with a hat", "[v] dog with a hat"),
+        ("a dog in a skshop", "a dog"),
         ("Ein Hund", ""),
     ],
 )
 def test_read_prompt_uses_known_words_only(prompt: str, text: str, embedded: Vocabulary) -> None:
-    assert read_prompt(prompt, embedded.known, ["[v]"]).text == text
+    assert read_prompt(prompt, embedded.known, ["[v]", "sks"]).text == text
 
 
 def test_read_prompt_names_what_changed(embedded: Vocabulary) -> None:

@@ -94,7 +94,11 @@ class GltfFile:
         if "skin" in node and "JOINTS_0" in primitive["attributes"]:  # replaces the transform of the node
             skin = self.nodes.skinning(primitive, node["skin"], rows)
             points = np.einsum("vij,vj->vi", skin[:, :3, :3], points) + skin[:, :3, 3]
-            normals = None if normals is None else np.einsum("vij,vj->vi", skin[:, :3, :3], normals)
+            normals = (
+                None
+                if normals is None
+                else np.einsum("vij,vj->vi", np.linalg.pinv(skin[:, :3, :3]).swapaxes(1, 2), normals)
+            )
             matrices = np.broadcast_to(np.eye(4), matrices.shape)
         submesh = self.coloured(primitive, Submesh(points, faces, normals), colours, rows)
         return _copies(submesh, matrices)
@@ -103,7 +107,7 @@ class GltfFile:
         """Return the number of triangles of a primitive (JSON object), without reading its vertex indices."""
         mode, index = primitive.get("mode", 4), primitive.get("indices", primitive["attributes"]["POSITION"])
         count: int = self.tree["accessors"][index]["count"]
-        return {4: count // 3, 5: count - 2, 6: count - 2}.get(mode, 0)
+        return {4: count // 3, 5: max(count - 2, 0), 6: max(count - 2, 0)}.get(mode, 0)
 
     def faces(self, primitive: Tree) -> Array:
         """Return the triangles (F, 3) of a primitive (JSON object) as vertex indices. Lines and points give F = 0."""

@@ -85,7 +85,7 @@ class ToyboxPrompts:
         vocabulary = self.vocabulary
         if vocabulary is None or not self.nouns or self._nouns_in(prompt):
             return
-        if any(word.lower() in prompt.lower() for word in vocabulary.added):
+        if any(re.search(rf"(?<!\w){re.escape(word)}(?!\w)", prompt, re.IGNORECASE) for word in vocabulary.added):
             return
         near = {word: also_called(word, vocabulary.known) for word in vocabulary.split(prompt)}
         near |= dict(vocabulary.unknown(prompt))
@@ -198,9 +198,9 @@ def _known_words(prompt: str, known: Collection[str], added: list[str], reading:
     # words and commas, with "" in place of unknown words; adds the changes to reading
     text = unicodedata.normalize("NFKC", prompt).lower()
     spaced = " ".join(re.findall(r"\w+", text))
-    names = "|".join(re.escape(word) for word in sorted(added, key=len, reverse=True))
+    names = "".join(rf"{re.escape(word)}(?!\w)|" for word in sorted(added, key=len, reverse=True))
     words, negating = list[str](), False
-    for word in re.findall(rf"{names + '|' if names else ''}\w+|[^\w\s]", text):
+    for word in re.findall(rf"{names}\w+|[^\w\s]", text):
         if word in punctuation and word not in known:
             continue
         in_noun = word not in PARTS_OF_NOUNS or PARTS_OF_NOUNS[word] in spaced

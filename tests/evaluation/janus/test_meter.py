@@ -96,10 +96,12 @@ def test_two_versions_of_an_object_are_not_independent(tmp_path: Path) -> None:
 
 def test_errors_on_files_with_known_fronts(tmp_path: Path) -> None:
     """Boxes with one front, and two of four with two fronts: half of the alarms are false."""
-    for name, fronts in (("a.glb", 1), ("b.glb", 1), ("c.glb", 2), ("d.glb", 2)):
+    for name, fronts in (("a-blue_box.glb", 1), ("b.glb", 1), ("c.glb", 2), ("d.glb", 2)):
         save_glb(janus_stub.box(fronts), tmp_path / name)
     errors = stub_errors(tmp_path, assets=str(tmp_path), objects=10)
-    rates = errors.rates(measure_all(errors))
+    measured = measure_all(errors)
+    rates = errors.rates(measured)
+    assert errors.total == len(measured) == 8 and measured[0].prompt == "a blue box"
     assert (rates.false_alarms.hits, rates.false_alarms.total) == (2, 4)
     assert (rates.recall.hits, rates.recall.total) == (4, 4) and (
         rates.front_missed.hits,

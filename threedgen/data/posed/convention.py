@@ -62,7 +62,8 @@ def check_convention(photos: PosedPhotos) -> list[str]:
         enough, unit = MIN_COSINE, "median cosine of the viewing axes with their common point"
     best, own = max(fits, key=lambda name: fits[name]), fits.get(declared, 0.0)
     if declared in fits and (own >= enough or fits[best] < max(enough, 2 * own)):
-        return [] if own >= enough else [f"{photos.name}: no convention of the poses fits ({unit} {own:.2f})"]
+        doubt = f"the poses fit badly as {declared} ({unit} {own:.2f}), and not clearly better as another convention"
+        return [] if own >= enough else [f"{photos.name}: {doubt}"]
     advice = f"Set poses={best}" if best in get_args(PoseConvention) else "Correct the matrices in the file"
     problem = f"are not {declared} ({unit}: {own:.2f})" if declared in fits else "are mirrored"
     if fits[best] >= enough:
@@ -103,7 +104,8 @@ def fraction_meeting(c2w: Array, K: Array, match: Match) -> float:
     s, t = (ab * bd - bb * ad) / determinant, (aa * bd - ab * ad) / determinant  # depths of the nearest points
     gap = np.linalg.norm(base + s[:, None] * a - t[:, None] * b, axis=1)
     depth = np.minimum(s, t)
-    return float(((depth > 0) & (gap / 2 * K[i, 0, 0] < MAX_MISS * depth)).mean())
+    focal = np.where(s < t, K[i, 0, 0], K[j, 0, 0])  # of the nearer camera
+    return float(((depth > 0) & (gap / 2 * focal < MAX_MISS * depth)).mean())
 
 
 def _rays(c2w: Array, K: Array, pixels: Array) -> Array:

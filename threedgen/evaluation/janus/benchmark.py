@@ -8,7 +8,6 @@ RUN/meter.json    error rates of the Janus meter, which counts fronts, on object
 """
 
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -23,7 +22,15 @@ from threedgen.systems.batch.jobs import FAILED, FINISHED, RECORD, REFUSED, Job,
 from threedgen.train.task import Stopped, Task
 
 from .meter import Meter, MeterErrors
-from .options import UNREADABLE, JanusBenchmarkConfig, JanusScoreConfig, MeteredConfig, asset_files, folder_of_assets
+from .options import (
+    UNREADABLE,
+    JanusBenchmarkConfig,
+    JanusScoreConfig,
+    MeteredConfig,
+    asset_files,
+    folder_of_assets,
+    words_of,
+)
 from .report import READINGS, VERSION, Reader, Result, method_row, write_janus_report
 
 logger = logging.getLogger(__name__)
@@ -148,7 +155,7 @@ class Score(JanusRates[JanusScoreConfig, tuple[Path, str, str]]):
 
 def prompt_of(path: Path, config: JanusScoreConfig) -> str:
     """Return the prompt of a file: from the config, or from the stem, such as "a blue dog" for "a-blue_dog.glb"."""
-    return config.prompts.get(path.stem) or " ".join(re.split(r"[\s_-]+", path.stem)).strip() or path.stem
+    return config.prompts.get(path.stem) or words_of(path)
 
 
 run = evaluation_task(Benchmark, FILES[0], FILES)

@@ -12,6 +12,7 @@ Objects without a front are toybox objects such as balls.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -41,6 +42,7 @@ from .options import (
     asset_files,
     folder_of_assets,
     front_objects,
+    words_of,
 )
 
 SENTENCES = ("{prompt}, front view", "{prompt}, side view facing left", "{prompt}, back view",
@@ -216,7 +218,10 @@ class MeterErrors(Evaluation[MeteredConfig, tuple[str, ColouredMesh, int], Known
     def __init__(self, task: Task) -> None:
         super().__init__(task)
         self.truth, self.meter = self.config.truth, Meter(self.config.meter)
-        self.items, self.total = self.objects(), self.truth.objects * (3 if self.truth.assets is None else 2)
+        self.files, count = list[Path](), self.truth.objects
+        if self.truth.assets is not None:
+            self.files = asset_files(folder_of_assets(self.truth.assets, "truth.assets"))[:count]
+        self.items, self.total = self.objects(), 2 * len(self.files) or 3 * count
 
     def objects(self) -> Iterator[tuple[str, ColouredMesh, int]]:
         seed, count = self.config.seed, self.truth.objects
@@ -225,8 +230,7 @@ class MeterErrors(Evaluation[MeteredConfig, tuple[str, ColouredMesh, int], Known
         if self.truth.assets is None:
             pairs, without = (front_objects().meshes(seed, FIRST_OBJECT, count, front) for front in (True, False))
         else:
-            files = asset_files(folder_of_assets(self.truth.assets, "truth.assets"))[:count]
-            pairs = ((path.stem.replace("_", " "), fit_to_ball(read_mesh(path, warn=True))) for path in files)
+            pairs = ((words_of(path), fit_to_ball(read_mesh(path, warn=True))) for path in self.files)
         for number, (prompt, mesh) in enumerate(pairs, FIRST_OBJECT):
             mesh = rough(mesh, numpy_generator(seed, number, "rough"), self.truth.rough)
             yield prompt, mesh, 1

@@ -6,6 +6,7 @@ This module does not import torch.
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,6 +143,11 @@ def folder_of_assets(text: str, key: str) -> Path:
 
 def asset_files(folder: Path, suffixes: tuple[str, ...] = MESHES) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes)
+
+
+def words_of(path: Path) -> str:
+    """Return the words of a file name, for a prompt: "a blue dog" for "a-blue_dog.glb"."""
+    return " ".join(re.split(r"[\s_-]+", path.stem)).strip() or path.stem
 
 
 class JanusBenchmarkConfig(MeteredConfig, WorkersConfig):

@@ -103,6 +103,7 @@ def initialise_from(system: GenerateSystem, folder: Path) -> None:
     prompt), `system.old_prompt_embedding` is set to the embedding of the earlier run's prompt. Raises ConfigError if
     the file cannot be read, or if the representation of the earlier run cannot initialise the one of this run.
     """
+    system.from_nothing = False
     if folder.is_file():
         system.field.init_from_file(folder)
         return
@@ -112,7 +113,6 @@ def initialise_from(system: GenerateSystem, folder: Path) -> None:
         system.field.init_from_functions(view.density, view.colour)
     else:
         system.field.init_from(field)
-    system.from_nothing = False
     if system.config.edit is not None:
         system.old_prompt_embedding = object_text(folder, system.prior)
     stored, own = part_of(checkpoint["state_dict"], "background"), system.background.state_dict()

@@ -268,7 +268,7 @@ class GenerateConfig(PromptedConfig):
                 raise ValueError(f"{key} needs normals: field.name={field.name}. Change one of the two")
 
     def check(self) -> None:
-        self.check_part(from_nothing=not self.stages)
+        self.check_part(from_nothing=not self.stages and self.start is None and self.edit is None)
         for k, name in enumerate(self.stages):
             with key_prefix(f"stages.{name}"):
                 self.stage(name).check_part(from_nothing=k == 0)
@@ -291,7 +291,7 @@ class GenerateConfig(PromptedConfig):
         """Raise ConfigError if this run cannot start, for example if a file is missing or two options conflict.
 
         Its stages (earlier runs) are not checked; each stage has its own config (`stage`), which is checked separately.
-        `from_nothing` is True if no stage precedes this run.
+        `from_nothing` is True if neither a stage nor another run or file initialises the object.
         """
         prompt = self.object_text()
         refined = len(self.refine.strengths) * self.round_steps

@@ -6,7 +6,7 @@ Nothing is trained and no weights are loaded. The memory is measured on PyTorch'
 import torch
 
 from threedgen.run.memory import free_bytes
-from threedgen.run.threads import set_threads
+from threedgen.run.threads import set_threads, threads_of
 from threedgen.systems.generate.options import GenerateConfig
 from threedgen.train.plan import END, device_line, memory_lines, notes
 from threedgen.train.task import device as device_name
@@ -27,7 +27,7 @@ def plan(config: GenerateConfig) -> str:
     if config.stages:
         lines.append(f"stages: {', '.join(config.stages)}, then the run itself; memory: the largest of them")
     lines += [f"steps: {steps(part)}" for part in parts]
-    set_threads(config.threads)
+    set_threads(threads_of(config))
     for part in parts:
         check_backends(part)
     device = torch.device(device_name(config.trainer.accelerator))

@@ -24,7 +24,7 @@ from threedgen.run.metrics import read_summary
 from threedgen.run.prompts import prompt_warnings
 from threedgen.run.seeding import generator
 from threedgen.run.text import say
-from threedgen.run.threads import set_threads
+from threedgen.run.threads import set_threads, threads_of
 from threedgen.systems.generate.options import GenerateConfig
 from threedgen.train.status import Status
 from threedgen.train.task import Stopped, Task, device, finished, run_prepared
@@ -100,7 +100,7 @@ def run_once(task: Task, init_path: Path | None = None) -> Status:
     config, folder, prompt = task.config, task.folder, task.config.object_text()
     if config.stages:
         init_path = run_stages(config, folder, task.quiet)
-        set_threads(config.threads)
+        set_threads(threads_of(config))
     elif init_path is None:
         init_path = config.start_path
     check_backends(config)

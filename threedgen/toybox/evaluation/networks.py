@@ -49,15 +49,16 @@ def prepare(images: Tensor, size: int) -> Tensor:
     return resize(images.float(), size, size).permute(0, 3, 1, 2)
 
 
-def write_network(path: Path, network: nn.Module, card: Json, half: bool = False) -> None:
+def write_network(path: Path, network: nn.Module, card: Json) -> None:
     """Write the weights of ``network`` to ``path``, a .safetensors file, and ``card`` to a .json file of the same name.
 
-    The weights are float16 if ``half``. ``card`` has the settings from which `read_network` builds the network again,
+    The weights are rounded to float16. ``card`` has the settings from which `read_network` builds the network again,
     and may have other facts. Raises OSError if a file cannot be written.
     """
-    tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
-    if half:
-        tensors = {name: value.half() if value.is_floating_point() else value for name, value in tensors.items()}
+    tensors = {
+        name: (value.half() if value.is_floating_point() else value).detach().cpu().contiguous()
+        for name, value in network.state_dict().items()
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, save(tensors))
     write_json(path.with_suffix(".json"), card)

@@ -172,7 +172,7 @@ class Probe(nn.Module):
 
     def save(self, path: Path, about: Json | None = None) -> None:
         card = {"labels": self.labels.plain(), "network": self.options.model_dump(mode="json")}
-        write_network(path, self, card | {"threshold": self.threshold, **(about or {})}, half=True)
+        write_network(path, self, card | {"threshold": self.threshold, **(about or {})})
 
     @classmethod
     def load(cls, weights: str = "embedded", key: str = "probe.weights", embedded: str = PROBE) -> "Probe":

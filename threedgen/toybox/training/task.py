@@ -54,13 +54,14 @@ from .networks import base_model, multiview_model, widen, with_camera
 from .options import CoarseConfig, TrainBaseConfig, TrainOwnPriorConfig, TrainPriorConfig
 from .system import OwnPriorSystem, PriorSystem, objects_of
 
-FUSION_CHANNELS = 40
+FUSION_CHANNELS = 32
 """Channels of the view fusion (a network that refines coarse predictions) at the full size of the latents."""
 SCATTERED = 0.5
 """Training of the coarse predictor: share of objects whose cameras are sampled independently, not evenly spaced."""
-TYPICAL, TYPICAL_SHARE = 0.3, 0.7
-"""Training of the coarse predictor: factor on the random variation of typical objects, and share of the steps that
-train on these; the other objects have the full variation. The code sampler is trained on typical objects only."""
+TYPICAL, TYPICAL_SHARE, ACCESSORIES = 0.3, 0.75, 0.5
+"""Training of the coarse predictor: factor on the random variation of typical objects, share of the steps that train on
+these, and share of them that wear an accessory for certain; the other objects have the full variation. The code sampler
+is trained on typical objects only."""
 
 
 def train_base(task: Task) -> Status:
@@ -203,19 +204,20 @@ def train_coarse(task: Task, base: LatentDiffusion, o: CoarseConfig) -> CoarsePr
     if o.fusion_steps:
         coarse.add_fusion(FUSION_CHANNELS)  # before the stages, so that a resumed run has the same first weights
 
-    def coded(folder: str, variation: float) -> CodedObjects:
+    def coded(folder: str, variation: float, accessories: float = 0.0) -> CodedObjects:
         """Return training objects of the coarse predictor, with a disk cache of their encoded views in RUN/`folder`.
 
-        `variation`, in [0, 1], is the factor on the random variation of the objects. RUN is the run folder.
+        `variation`, in [0, 1], is the factor on the random variation of the objects, `accessories` the share of objects
+        that wear an accessory for certain. RUN is the run folder.
         """
-        world = OpenToybox(seed, "train", variation=variation, scattered=SCATTERED)
+        world = OpenToybox(seed, "train", variation=variation, scattered=SCATTERED, accessories=accessories)
         source = ViewRings(world, SOURCES + TARGETS)
         with writing(task.folder):
             cache = LatentCache(task.folder / folder, source, base.vae, base.image_size, o.objects)
         weights = lru_cache(o.objects)(partial(source.part_weights, size=coarse.config["size"]))
         return CodedObjects(cache, world.caption, weights)
 
-    varied, typical = coded("coded", 1.0), coded("typical", TYPICAL)
+    varied, typical = coded("coded", 1.0), coded("typical", TYPICAL, ACCESSORIES)
 
     def train(name: str, network: nn.Module, system: PredictorSystem, metric: str) -> None:
         task.train_network(name, network, system, metric, lambda: network.load_state_dict(system.average.weights()))

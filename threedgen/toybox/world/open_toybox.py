@@ -25,8 +25,9 @@ class OpenToybox(Toybox):
     """Toybox with open captions, which leave some colours unspecified and name up to two parts or accessories.
 
     The share ``scattered`` of the objects, in [0, 1], has cameras that are sampled independently of each other instead
-    of evenly spaced in azimuth. The split ("train" or "held-out") of an object depends on its actual colours, even if
-    its caption does not state them.
+    of evenly spaced in azimuth. The share ``accessories``, in [0, 1], wears at least one accessory, such as a hat; of
+    the others about one in eight does. The split ("train" or "held-out") of an object depends on its actual colours,
+    even if its caption does not state them.
     """
 
     def __init__(
@@ -36,12 +37,14 @@ class OpenToybox(Toybox):
         view: View | None = None,
         variation: float = 1.0,
         scattered: float = 0.0,
+        accessories: float = 0.0,
     ) -> None:
         super().__init__(seed, split, view, variation)
-        self.scattered = scattered
+        self.scattered, self.accessories = scattered, accessories
 
     def describe(self) -> str:
-        return f"open captions, scattered {self.scattered:g}, {super().describe()}"
+        accessories = f"accessories {self.accessories:g}, " if self.accessories else ""
+        return f"open captions, scattered {self.scattered:g}, {accessories}{super().describe()}"
 
     def asset(self, index: int) -> Asset:
         rng = self.rng(index, 6)
@@ -50,10 +53,12 @@ class OpenToybox(Toybox):
         return build(spec, self.rng(index, 1), caption, index, self.variation)
 
     def full_spec(self, rng: np.random.Generator) -> grammar.Spec:
-        spec = sample_detailed_spec(rng)
-        while grammar.held_out(spec) != (self.split == "held-out"):
+        with_accessory = self.accessories > 0 and rng.random() < self.accessories
+        while True:
             spec = sample_detailed_spec(rng)
-        return spec
+            allowed = grammar.held_out(spec) == (self.split == "held-out")
+            if allowed and (not with_accessory or any(word in grammar.ACCESSORIES for word, _ in spec.details)):
+                return spec
 
     def caption(self, index: int, rng: np.random.Generator, stated: float = COLOURS_STATED) -> str:
         """Write another caption for sample ``index``, with random wording and a random subset of its colour words.
