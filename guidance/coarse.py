@@ -188,10 +188,11 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
         return found.detach().to(code.dtype)
 
     def add_fusion(self, channels: int) -> None:
-        """Add an untrained `ViewFusion`: a network that corrects predictions by the noisy latents of the views.
+        """Add an untrained `ViewFusion`: a network that corrects the predicted latents of an object's views.
 
-        `channels` is its number of hidden channels. It changes no prediction until it is trained. If the predictor
-        already has such a network, nothing happens.
+        Its inputs are the predictions and the noisy latents of all views of the object. `channels` is its number of
+        hidden channels. It changes no prediction until it is trained. If the predictor already has such a network,
+        nothing happens.
         """
         if self.fusion is None:
             self.fusion = ViewFusion(self.config["latent_channels"], self.config["size"], channels)

@@ -163,13 +163,14 @@ class VolumeFeatures(nn.Module):
     def points(self, camera: Tensor) -> Tensor:
         """Return the points (N, DEPTHS, h, h, 3) at which the rays of N cameras sample the volume.
 
-        `camera` (N, 16) are camera-to-world matrices, row by row. The cameras look at the origin; only their rotations
-        are used.
-        Each latent pixel has one ray; h is the side of the latents. The `DEPTHS` points of a ray, from near to far,
-        have equal distances in depth and lie at most `RADIUS` before or behind the plane through the origin that faces
-        the camera. Each camera has the distance `DISTANCE` from the origin and sees a square of side 2 `HALF_EXTENT` of
-        this plane. These lengths are in world units; the returned points (x, y, z) are scaled so that the volume is
-        [-1, 1]^3.
+        `camera` (N, 16) are camera-to-world matrices, row by row; only their rotations are used. All cameras look at
+        the origin from the distance `DISTANCE`. Each sees a square of side 2 `HALF_EXTENT` of the plane through the
+        origin that faces the camera.
+
+        Each latent pixel has one ray; h is the side of the latents. The axes h, h are image rows, from the top, and
+        columns. The `DEPTHS` points of a ray, from near to far, are equally spaced in depth and lie at most `RADIUS`
+        before or behind that plane. These lengths are in world units; the returned points (x, y, z) are scaled so that
+        the volume is [-1, 1]^3.
         """
         pose = camera.float().unflatten(1, (4, 4))[:, :3, :3]
         right, up, back = (pose[:, None, None, None, :, k] for k in range(3))

@@ -120,7 +120,7 @@ class Prior(Protocol):
     @property
     @abstractmethod
     def text_shape(self) -> tuple[int, int]:
-        """Shape (L, D) of an encoded prompt: L tokens with D features each."""
+        """Shape (L, D) of an encoded prompt: L rows (tokens and, for some priors, further vectors) of D features."""
 
     def tokens_cut(self, prompt: str) -> str:
         """Return the end of the prompt that exceeds `max_tokens`; "" if the whole prompt fits."""
@@ -154,15 +154,19 @@ class Prior(Protocol):
         return Reading(prompt) if (vocabulary := self.vocabulary) is None else vocabulary.read(prompt)
 
     def autocast(self) -> torch.autocast:
-        """Return the context in which networks compute in `dtype`; disabled for float32 and with `half_weights`."""
+        """Return the context in which networks compute in `dtype`.
+
+        It does nothing if `dtype` is float32, or if all weights already have the type `dtype` (`half_weights`).
+        """
         return torch.autocast(
             self.device.type, self.dtype, enabled=self.dtype != torch.float32 and not self.half_weights
         )
 
     def cast_networks(self, lora: bool = False) -> None:
-        """Cast the frozen weights to `dtype` on a GPU, where autocast would otherwise cast each weight at every call.
+        """Cast frozen weights to `dtype`, so that autocast need not cast them at every call.
 
-        `lora` is whether a LoRA is trained on the UNet:
+        Only a GPU with a 16-bit `dtype` needs this; otherwise, no weights change. `lora` is whether a LoRA is trained
+        on the UNet:
 
         - False: all layers of the UNet are cast. The UNet runs without autocast and, unless `cuda_graph` is False, as a
           CUDA graph.
@@ -205,7 +209,10 @@ class Prior(Protocol):
 
     @abstractmethod
     def decode_latents(self, z: Tensor) -> Tensor:
-        """Decode latents (B, C, h, w) to images (B, H, W, 3) in [0, 1], with H = factor h and W = factor w."""
+        """Decode latents (B, C, h, w) to images (B, H, W, 3) in [0, 1].
+
+        H = f h and W = f w, where f is the attribute `factor`: image pixels per latent pixel along each axis.
+        """
 
     @abstractmethod
     def network(self, x: Tensor, t: Tensor, text: Tensor, camera: Tensor | None = None, n_view: int = 1) -> Tensor:

@@ -66,9 +66,13 @@ def before_steps(callback: Callable[[], None]) -> OnStep:
 def ddim_timesteps(steps: int, T: int = 1000) -> Tensor:
     """Return the ascending timesteps at which DDIM calls the network, (steps,) int64.
 
-    They are evenly spaced: floor(i T / steps) + 1 for i = 0..steps-1 if `steps` < `T` (as in the ldm code base if
-    `steps` divides `T`), and 0..T-1 if `steps` = `T`. For sampling from noise, `T` is the number of training timesteps.
-    For img2img, it is this number times the noise strength of the start, but at least `steps`.
+    They are evenly spaced: floor(i T / steps) + 1 for i = 0..steps-1 if `steps` < `T`, and 0..T-1 if `steps` = `T`.
+    Stable Diffusion's own code gives the same timesteps if `steps` divides `T`.
+
+    Args:
+        steps: number of DDIM steps, at most `T`.
+        T: for sampling from noise, the number of training timesteps. For img2img, this number times the noise strength
+            of the start, but at least `steps`.
     """
     # With steps = T the offset of 1 would give t = T, which has no alpha_bar.
     return torch.arange(steps) * T // steps + (1 if steps < T else 0)
@@ -195,10 +199,10 @@ def check_image_size(size: Size, unit: int, draft: float | None, keys: tuple[str
 
 
 def check_half_size(size: Size, draft: float | None, unit: int, key: str = "draft") -> None:
-    """Raise ConfigError for the config key `key` if half of a side of `size` (H, W) is no multiple of `unit` pixels.
+    """Raise ConfigError if images of half the size `size` (H, W) have a side that is no multiple of `unit` pixels.
 
-    `draft` is the value of this key, which turns on images of half the size: for the key "draft", the strength of
-    img2img at full size after a first pass at half the size. None: it is off, and nothing is checked.
+    `key` is the config key that turns on images of half the size, for the message, and `draft` is its value; None: it
+    is off, and nothing is checked. The key "draft" turns on a first sampling pass at half the size.
     """
     if draft is not None and any(side % (2 * unit) for side in size):
         raise ConfigError(

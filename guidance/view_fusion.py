@@ -21,10 +21,10 @@ VIEWS = 4
 
 
 class ModulatedBlock(nn.Module):
-    """Residual block: group norm, scale and shift per channel, then two 3 x 3 convolutions, each after a SiLU.
+    """Residual block: group norm, scale and shift, SiLU, 3 x 3 convolution, SiLU, 3 x 3 convolution.
 
     Input: feature maps (N, channels, h, w) of N views, and features (N, WIDTH = 192) of each view's camera and noise
-    level, from which a linear layer computes scale and shift. Output: feature maps of the same shape.
+    level, from which a linear layer computes a scale and a shift per channel. Output: feature maps of the same shape.
     """
 
     def __init__(self, channels: int) -> None:
@@ -74,8 +74,8 @@ class ViewFusion(nn.Module):
     def __init__(self, latent_channels: int, size: int, channels: int) -> None:
         """Build the network for latents (C, h, h) with C = `latent_channels` and h = `size`.
 
-        `channels` is the number of channels at the full size, a multiple of 8. Raises ValueError if `size` is not a
-        multiple of 4.
+        `channels` is the number of channels of the feature maps at full resolution, h x h; it is a multiple of 8. Maps
+        at h/2 and h/4 have twice as many. Raises ValueError if `size` is not a multiple of 4.
         """
         super().__init__()
         if size % 4:
@@ -176,9 +176,12 @@ def view_features(camera: Tensor, noise: Tensor) -> Tensor:
 def pair_features(camera: Tensor, noise: Tensor) -> Tensor:
     """Return features (B, V, V, F) of all pairs of views: view i (second axis) gets messages from view j (third axis).
 
-    The features are cosines and sines of multiples of azimuth i minus azimuth j, the heights z of both cameras and
-    their difference, whether i = j, and both noise levels. `camera` (B, V, 16) has camera-to-world matrices, row-major,
-    `noise` (B, V, N) noise levels encoded as N values, so F = 2 HARMONICS + 4 + 2 N.
+    `camera` (B, V, 16) has camera-to-world matrices, row-major. `noise` (B, V, N) has the noise level of each view,
+    encoded as N values. The F = 2 HARMONICS + 4 + 2 N features are, in this order:
+
+    - cos(k a), then sin(k a), for k = 1..HARMONICS and a = azimuth i minus azimuth j
+    - heights z_i and z_j of the cameras, z_i - z_j, and 1 if i = j, else 0
+    - `noise` of view i, then of view j
     """
     V = camera.shape[1]
     x, y, z = camera[..., 3], camera[..., 7], camera[..., 11]

@@ -48,18 +48,18 @@ def place(origins: Tensor, directions: Tensor, spans: Tensor, options: MarchConf
 
 @dataclass(frozen=True)
 class EqualRays(Samples):
-    """Samples on torch's meta device (shapes without values), the same number on each ray, to measure peak memory.
+    """Samples without values (on torch's meta device), equally many on each ray, to measure a render's peak memory.
 
     A render computes its rays in n chunks (groups of rays), one after another, each in the same memory. A measurement
-    computes only three of them, so `split` returns at most three slices of rays:
+    computes at most three of them, so `split` returns at most three slices of rays:
 
     - the first chunk;
-    - the second chunk, for all chunks between the first and the last: each of its kernel launches counts n - 2 times
-      (`PeakMemory.times`);
-    - all other rays, for the last chunk: `select_rays` returns at most as many samples for them as one chunk has.
+    - the second chunk, which stands for all n - 2 chunks between the first and the last: each of its kernel launches is
+      counted n - 2 times (`PeakMemory.times`);
+    - all other rays, which stand for the last chunk: `select_rays` returns no more samples for them than one chunk has.
 
     Attributes:
-        chunks: for each call of `split` that divided the rays, the number of samples per chunk.
+        chunks: number of samples per chunk, one number for each call of `split` that divided the rays.
     """
 
     chunks: list[int] = field(default_factory=list)

@@ -78,7 +78,8 @@ def unconditional(denoise: Denoiser, condition: Condition) -> Predict:
 class ISM(Distillation):
     """Interval score matching (Liang et al. 2023, "LucidDreamer", arXiv 2311.11284, section 4.1).
 
-    At timestep t, with s = t - `interval`:
+    The options `interval` and `inversion_interval` are in timesteps, the option `inversion_steps` is a number of steps.
+    At timestep t, with s = t - `interval` (at least 0):
 
     1. Random noise moves the clean latents to timestep s - `inversion_steps` * `inversion_interval` (at least 0).
     2. DDIM inversion without text reaches timestep s in steps of `inversion_interval`, then t in one step. The results

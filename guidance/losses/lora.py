@@ -38,7 +38,7 @@ class LoRA(nn.Module):
         std: Callable[[int], float] | None = None,
         targets: tuple[str, ...] = ATTENTION,
     ) -> None:
-        """Create matrices of rank `rank`. Raises ConfigError if no layer of `unet` matches `targets`.
+        """Create two matrices of rank `rank` per layer: `down`, applied to the layer's input, then `up`, which is zero.
 
         Args:
             unet: network whose layers the matrices fit. It is not changed here; `attach` applies the matrices to it.
@@ -47,6 +47,9 @@ class LoRA(nn.Module):
             std: function from a layer's fan-in (input channels times kernel area) to the initial standard deviation of
                 `down`; None: 1 / rank.
             targets: name endings of the linear and convolution layers that get matrices.
+
+        Raises:
+            ConfigError: no layer of `unet` matches `targets`.
         """
         super().__init__()
         kinds = (nn.Linear, nn.Conv2d)

@@ -69,9 +69,9 @@ class NoisyLatents(NamedTuple):
 def sds_direction(latents: NoisyLatents, schedule: Schedule, weighting: Weighting = "one_minus_alpha_bar") -> Tensor:
     """Return w(t) (eps - eps_ref), (B, C, h, w), the direction of SDS (DreamFusion, arXiv 2209.14988, eq. 3).
 
-    The gradient of the loss, a mean over B images, is this divided by B.
-    eps, eps_ref and t are fields of `latents`: guided noise, subtracted noise and timestep. w(t) is 1 - alpha_bar_t for
-    the `weighting` "one_minus_alpha_bar", 1 for "uniform".
+    The gradient of the loss with respect to the latents of B images is this result divided by B. eps, eps_ref and t are
+    attributes of `latents`: the noise predicted with guidance, the noise that the loss subtracts from it, and the
+    timesteps. w(t) is 1 - alpha_bar_t for the `weighting` "one_minus_alpha_bar", 1 for "uniform".
     """
     _, sigma = schedule.alpha_sigma(latents.t, latents.z)
     return (sigma**2 if weighting == "one_minus_alpha_bar" else 1) * (latents.eps - latents.eps_ref)
@@ -179,10 +179,11 @@ class Distillation(nn.Module):
         """Sample timesteps and noise for the latents (B, C, h, w) of one optimisation step.
 
         The timesteps are uniform between the options `min_step_percent` and `max_step_percent`, fractions of the
-        number T of training timesteps.
+        number T of training timesteps. These options may change with the optimisation step `step`.
 
         Returns:
-            Timesteps: (1,) for all images or, with timestep_per=group, (B,), equal for the `n_view` views of an object.
+            Timesteps: one for all images, (1,). If the option `timestep_per` is "group" and there are several objects,
+                (B,), equal for the `n_view` consecutive views of an object.
             Noise: (B, C, h, w), unit Gaussian.
             Metrics to log: lowest and highest allowed timestep.
         """
@@ -198,10 +199,10 @@ class Distillation(nn.Module):
     ) -> NoisyLatents:
         """Add `noise` to clean latents `z`, both (B, C, h, w), predict the noise, and return all as `NoisyLatents`.
 
-        The noise is predicted with the prompt, with and without guidance. Some losses override this method; `forward`
-        calls it without gradients. `t` are timesteps, (1,) or (B,). `denoise` predicts noise without guidance;
-        `condition` has text, cameras and reference image of the views. `rng` is the random generator of the
-        optimisation step `step`.
+        There are two predictions: with classifier-free guidance, and with the prompt but without guidance. Some losses
+        override this method; `forward` calls it without gradients. `t` are timesteps, (1,) or (B,). `denoise` predicts
+        noise without guidance; `condition` has text, cameras and reference image of the views. `rng` is the random
+        generator of the optimisation step `step`.
         """
         x = self.schedule.add_noise(z, noise, t)
         return NoisyLatents(z, x, t, noise, *predict(denoise, x, t, condition, self.value("guidance_scale", step)))

@@ -64,9 +64,9 @@ class VSD(Distillation):
     def lora_loss(self, z: Tensor, condition: Condition, generator: torch.Generator) -> Tensor:
         """Compute the training loss of the LoRA on clean latents `z` (B, C, h, w) of the renders: a scalar.
 
-        It is the mean squared error of the UNet's output, noise or v, for `z` with added noise. All views of a scene
-        get the same timestep, uniform in 0..T-1. With probability `POSE_DROPOUT` (0.1), zeros replace the camera poses
-        of all images.
+        It is the mean squared error of the output, noise or v, of the UNet with the LoRA for `z` with added noise. All
+        views of a scene get the same timestep, uniform in 0..T-1. `condition` has text, cameras and poses of the views.
+        With probability `POSE_DROPOUT` (0.1), zeros replace the poses of all images.
         """
         count = len(z) // condition.n_view
         t = torch.randint(self.schedule.T, (count,), generator=generator, device=generator.device)

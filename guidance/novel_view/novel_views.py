@@ -94,10 +94,9 @@ def condition_views(request: Request) -> Views:
 
 
 def intrinsics(request: Request, height: int, width: int) -> Tensor:
-    """Return the camera intrinsics K (3, 3) shared by all views of a request, resized to `height` x `width` pixels.
+    """Return the camera intrinsics K (3, 3), in pixels, of the views of a request when resized to `height` x `width`.
 
-    K is in pixels of the resized views. Raises ConfigError if the input and target views of the request have different
-    intrinsics.
+    A request has input views and target cameras, which must all have the same intrinsics; else ConfigError is raised.
     """
     both = condition_views(request).cameras.with_size(height, width).K, request.target.with_size(height, width).K
     every = torch.cat(both)

@@ -27,7 +27,9 @@ def build(options: StableDiffusionConfig, device: torch.device | str = "cpu") ->
 
 
 def load_prior(kind: type[P], options: LatentPriorConfig, device: torch.device | str) -> P:
-    """Build a prior of class `kind` from its options, on a device, without their LoRAs and textual inversions.
+    """Build a prior of class `kind` from its options, on a device.
+
+    The LoRAs and textual inversions named in `options` are not loaded; `with_additions` adds them.
 
     Raises ConfigError if files are missing or damaged, or an option does not fit the weights or the device.
     """

@@ -115,8 +115,9 @@ class ImageDream(MVDream):
             x, t: noisy latents (B, C, h, w) and timesteps, (B,) or (); the views of an object are consecutive.
             text: embeddings (B, L, D).
             camera: camera vectors (B, 16) from the method `camera`; None: no cameras.
-            n_view: number of views per object in `x`. With `pixel_control`, cameras and n_view > 1, the latents of the
-                image are added here as one more view per object, which is not part of the result.
+            n_view: number of views per object in `x`. If the attribute `pixel_control` is True, `camera` is not None
+                and n_view > 1, the latents of the reference image are added here as one more view per object, which is
+                not part of the result.
             reference: CLIP features and latents of R images from the method `reference`, where R divides the number of
                 objects. Each image serves B / (n_view R) consecutive objects. None: zeros, which mean "no image".
         """

@@ -302,7 +302,8 @@ class LatentDiffusion(Prior):
         - One row per token: the text encoder's last hidden state after its layer norm. SDXL: the penultimate hidden
           states of both encoders, concatenated along the features.
         - SDXL: one row with the pooled text of the second encoder, padded with zeros.
-        - If the coarse predictor takes another text than the UNet (see `prompt_variants`): one row per token of it.
+        - If the coarse predictor takes another text than the UNet (see `prompt_variants`): one row per token of that
+          other text.
         - If the prior has object codes (vectors that choose what a prompt leaves unspecified): a row of zeros, which
           means "no code".
         """
@@ -374,7 +375,7 @@ class LatentDiffusion(Prior):
 
     @property
     def half_vae(self) -> bool:
-        """Whether the VAE encoder may compute in `dtype`; False for SDXL in float16, which overflows."""
+        """Whether the VAE encoder computes in `dtype`. False: in float32, as SDXL's encoder overflows in float16."""
         return self.dtype != torch.float16 or not joined.has_added_conditioning(self.unet)
 
     def posterior(self, rgb: Tensor) -> tuple[Tensor, Tensor]:

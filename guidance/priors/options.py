@@ -108,7 +108,7 @@ class ImageDreamConfig(ReferenceConfig):
 
 
 class StableDiffusionConfig(LatentPriorConfig):
-    """Options of a 2D latent diffusion prior, which samples single images without a camera, such as its weights."""
+    """Options of a 2D latent diffusion prior, such as Stable Diffusion: it samples single images without a camera."""
 
     graphs_unet: ClassVar[bool] = True
 

@@ -187,8 +187,8 @@ def load_file(
     """Load networks, tokenizers and noise schedule from a single-file checkpoint of the latent-diffusion code base.
 
     `tokenizer` is a folder or hub id; None: CLIP's tokenizer. `prediction` is the output of the UNet, "epsilon" or
-    "v_prediction"; None: as the file declares, else "epsilon" with a warning. `half` is the dtype of the linear and
-    convolution layers of the UNet; None: float32.
+    "v_prediction", if neither the file nor its kind of model determines it; None: "epsilon" with a warning. `half` is
+    the dtype of the linear and convolution layers of the UNet; None: float32.
     """
     found = single_file.convert_file(path, prediction)
     if prediction is None and found.prediction is None:

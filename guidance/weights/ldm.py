@@ -53,7 +53,11 @@ class Converted(NamedTuple):
 
 
 def convert_unet(tensors: Tensors) -> Converted:
-    """Convert ldm's UNetModel to diffusers' UNet2DConditionModel; MVDream's camera MLP becomes `class_embedding`."""
+    """Return config and tensors for diffusers' UNet2DConditionModel, from the tensors of a UNet.
+
+    `tensors` have the names of the latent-diffusion (ldm) code base. MVDream's camera MLP becomes `class_embedding`.
+    Raises ConfigError if the tensors have another architecture.
+    """
     config, image = unet_config(tensors), convert_resampler(tensors)
     tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(RESAMPLER)}
     renamed = {f"class_embedding.linear_{1 + n // 2}.{k}": f"camera_embed.{n}.{k}" for n in (0, 2) for k in KINDS}
@@ -89,9 +93,10 @@ def convert_resampler(tensors: Tensors) -> dict[str, Tensor]:
 
 
 def unet_config(tensors: Tensors) -> Json:
-    """Infer the arguments of UNet2DConditionModel from names and shapes of the tensors of an ldm UNet.
+    """Infer the arguments of diffusers' UNet2DConditionModel from names and shapes of a UNet's tensors.
 
-    Raises ConfigError if the tensors have another architecture.
+    The names are those of the latent-diffusion code base, such as "input_blocks.0.0.weight". Raises ConfigError if the
+    tensors have another architecture.
     """
     # ldm numbers the input blocks of all levels consecutively; each level except the last ends with a downsampling `op`
     inputs = count(tensors, r"input_blocks\.(\d+)\.")
@@ -139,9 +144,11 @@ def unet_config(tensors: Tensors) -> Json:
 
 
 def convert_vae(tensors: Tensors, scaling_factor: float | None = None) -> Converted:
-    """Convert ldm's AutoencoderKL, with attention in the middle block only, to diffusers' AutoencoderKL.
+    """Return config and tensors for diffusers' AutoencoderKL, from the tensors of a VAE.
 
-    `scaling_factor` is the factor from the VAE's latents to those of the UNet; None: the default of diffusers.
+    `tensors` have the names of the latent-diffusion (ldm) code base. `scaling_factor` is the factor from the VAE's
+    latents to those of the UNet; None: the default of diffusers. Raises ConfigError if the tensors have another
+    architecture, such as attention outside of the middle block.
     """
     config = vae_config(tensors) | ({} if scaling_factor is None else {"scaling_factor": scaling_factor})
     found = {name: tensor for name, tensor in tensors.items() if not name.startswith("loss.")}
@@ -169,10 +176,11 @@ def vae_config(tensors: Tensors) -> Json:
 
 
 def convert_open_clip(tensors: Tensors, projection: bool = False) -> Converted:
-    """Convert OpenCLIP's text encoder to a text model of transformers.
+    """Return config and tensors for a CLIP text model of transformers, from the tensors of OpenCLIP's text encoder.
 
-    If `projection` is False, the result is for CLIPTextModel, without the last block, as in Stable Diffusion 2. If
-    `projection` is True, as for SDXL's second text encoder, it is for CLIPTextModelWithProjection, with all blocks.
+    If `projection` is False, the model is CLIPTextModel without the last block, as in Stable Diffusion 2. If True, it
+    is CLIPTextModelWithProjection with all blocks, as for SDXL's second text encoder. Raises ConfigError if the tensors
+    have another architecture.
     """
     layers = count(tensors, r"transformer\.resblocks\.(\d+)\.") - (not projection)
     if layers < 1:
@@ -194,7 +202,10 @@ def convert_open_clip(tensors: Tensors, projection: bool = False) -> Converted:
 
 
 def convert_image_encoder(tensors: Tensors) -> Converted:
-    """Convert OpenCLIP's ViT-H image encoder to transformers' CLIPVisionModel, without its projection to text space."""
+    """Return config and tensors for transformers' CLIPVisionModel, from the tensors of OpenCLIP's ViT-H image encoder.
+
+    The encoder's projection to text space is left out.
+    """
     width, patch = (size(tensors, "conv1.weight", i) for i in (0, 2))
     model = SimpleNamespace(config=SimpleNamespace(hidden_size=width))
     blocks = {name: tensor for name, tensor in tensors.items() if name.startswith("transformer.")}
@@ -213,7 +224,11 @@ def convert_image_encoder(tensors: Tensors) -> Converted:
 
 
 def convert_clip(tensors: Tensors) -> Converted:
-    """Convert a text encoder with the tensor names of transformers, as in Stable Diffusion 1, to CLIPTextModel."""
+    """Return config and tensors for transformers' CLIPTextModel, from those of Stable Diffusion 1's text encoder.
+
+    `tensors` already have the names of transformers; the prefix "text_model." is removed. Raises ConfigError if they
+    are not those of a CLIP text encoder.
+    """
     renamed = short_names(tensors)
     layers = count(renamed, r"encoder\.layers\.(\d+)\.")
     if layers == 0:

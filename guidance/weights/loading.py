@@ -121,8 +121,11 @@ def existing_path(weights: str) -> Path | None:
 def is_sdxl(weights: str) -> bool:
     """Return whether `weights` (name, path or hub id) belong to SDXL.
 
-    Local or cached weights do if the diffusers folder has the network text_encoder_2, or if a tensor's name in the
-    single file starts with "conditioner.". Without readable local files, the result is whether `weights` contains "xl".
+    The first case that applies decides:
+
+    - Local or cached diffusers folder: whether it has the network text_encoder_2.
+    - Local or cached single file: whether a tensor's name starts with "conditioner.".
+    - No readable local files: whether `weights` contains "xl", in upper or lower case.
     """
     with suppress(ConfigError):
         path = local_path(weights)

@@ -56,7 +56,7 @@ class MetaNetworks(NamedTuple):
     Attributes:
         vae: VAE; None for a prior on pixels.
         parameters: number of parameters of all networks, including the text encoder.
-        kept: number of parameters that a run has to keep: all but those of text encoders and VAE decoder.
+        kept: number of parameters that stay in memory during a run: all but those of text encoders and VAE decoder.
         image_encoder: CLIP's image encoder of ImageDream; None for other priors.
     """
 

@@ -166,9 +166,9 @@ class PromptReader(Protocol):
         """
 
     def categories(self) -> dict[str, list[str]]:
-        """Return the known words by category: object classes under "animals", "vehicles", ..., then other words.
+        """Return a dict from category to the known words in it.
 
-        The other categories are "colours", "sizes" and "accessories".
+        First come groups of object classes ("animals", "vehicles", ...), then "colours", "sizes" and "accessories".
         """
 
     def usual_height(self, prompt: str) -> tuple[str, float] | None:

@@ -28,7 +28,9 @@ MIN_SPACING = 1e-5  # lower bound of the distance of two neighbours, world units
 
 
 def central_differences(f: Callable[[Tensor], Tensor], x: Tensor, eps: float, radius: float) -> Tensor:
-    """Return the gradients (N, 3) of a function at points by central differences, without gradients with respect to x.
+    """Return the gradients (N, 3) of a function at points, by central differences.
+
+    The result is differentiable in the parameters of `f`, but not in x.
 
     Args:
         f: maps points (M, 3) to values (M,).

@@ -167,10 +167,11 @@ def march(
     jitter: Tensor | None = None,
     total: int | None = None,
 ) -> "Samples":
-    """Divide R rays into intervals of length `step_size`, and return those with their midpoint in an occupied cell.
+    """Divide R rays into intervals of length `step_size(options)`; return those whose midpoint is in an occupied cell.
 
     Args:
         origins, directions: (R, 3) float32 each, in world units; directions have unit length.
+        options: bounding volume, number of samples on its longest chord, minimum distance of samples, and back end.
         grid: (G, G, G) bool over [-radius, radius]^3, indexed [x, y, z], True for occupied cells. None: all cells are
             occupied.
         jitter: (R,) in [0, 1), shift of each ray's samples in steps. None: no shift.
@@ -196,13 +197,14 @@ def groups(
 ) -> list[tuple[slice, int | None]]:
     """Divide R rays into consecutive slices with at most `max_samples` samples each, to `march` one at a time.
 
-    Returns a list of (slice of rays, number of samples on them); the number is the argument `total` of `march`. A slice
-    has at least one ray, even if that ray has more than `max_samples` samples. The other arguments are those of
+    Returns a list of (slice of rays, number of samples on them or None); the number is the argument `total` of `march`.
+    A slice has at least one ray, even if that ray has more than `max_samples` samples. The other arguments are those of
     `march`.
 
-    The samples of all rays are counted at once, so that the host waits for the GPU only once. If the back end (the
-    kernel implementation `options.backend`) cannot count, or if R rays with `options.samples` samples each fit into one
-    slice, nothing is counted: the slices assume `options.samples` samples per ray, and the numbers are None.
+    The samples of all rays are counted at once, so that the host waits for the GPU only once. They are not counted if
+    the back end (the kernel implementation `options.backend`) cannot count, or if all rays fit into one slice even with
+    `options.samples` samples each, the most that a ray can have. The slices then assume this number for each ray, and
+    the numbers in the list are None.
     """
     module, n_rays, each = backend(origins, options.backend), len(origins), max(1, max_samples // options.samples)
     if n_rays <= each or not hasattr(module, "counts"):
@@ -215,8 +217,9 @@ def groups(
 def spans_of(origins: Tensor, directions: Tensor, options: "MarchConfig", jitter: Tensor | None) -> Tensor:
     """Return (R, 3): start of the first sample, exit from the bounding volume, and step, as distances along the ray.
 
-    Origins and unit directions are (R, 3), all lengths in world units. `jitter` (R,) in [0, 1) shifts the start, in
-    steps; None: no shift. A ray that misses the volume has exit <= start.
+    The start is where the ray enters the volume, but at least `options.near`. `jitter` (R,) in [0, 1) shifts it, in
+    steps; None: no shift. A ray that misses the volume has exit <= start. Origins and unit directions are (R, 3), all
+    lengths in world units. `options` has the size and shape of the volume and the number of steps on its longest chord.
     """
     if options.bound == "sphere":
         projection = _dot(origins, directions)

@@ -38,13 +38,15 @@ def render(
     """Render R rays through a field by volume rendering; return colour, opacity and depth per ray, and more (`Render`).
 
     Args:
-        background: returns colours (R, 3) in [0, 1], random only in training; called with unit directions (R, 3), and
-            the keyword arguments `training` and `generator`.
+        field: the object: a function from points to densities and features.
+        background: module that maps unit directions (R, 3) to colours (R, 3) in [0, 1]. It is called with the keyword
+            arguments `training` and `generator`; its colours are random only in training.
         material: function that maps the features of points to colours.
         occupancy: grid whose empty cells are skipped, or None.
+        options: bounding volume, number of samples per ray, back end, and which samples are skipped.
         origins, directions: (R, 3) each, in world units; directions have unit length.
         generator: CPU generator for the random shift of the samples and a random background. Required in training.
-        training: if False, use `options.eval_samples` samples per ray and no random numbers.
+        training: if False, use no random numbers, and `options.eval_samples` samples per ray (None: `options.samples`).
         light: (3,) or (R, 3) world positions of point lights; None only if `shading` is unlit.
         need_normals: if True, compute normals even if the shading is unlit.
         shading: shading mode and light intensities.

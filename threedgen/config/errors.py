@@ -114,16 +114,16 @@ def key_prefix(section: str) -> AbstractContextManager[None]:
 
 
 def errors_name_key(name: str) -> AbstractContextManager[None]:
-    """Return a context manager that sets the config key of an ExpectedError raised in it to `name`.
+    """Return a context manager that changes the config key of an ExpectedError raised in its `with` block to `name`.
 
-    It is used around functions whose errors have their own key, such as "path", although the value comes from the
-    config key `name`. An empty key stays empty.
+    It is used around functions whose errors have their own key, such as "path", although the user set the value by the
+    config key `name`. An error without a key stays without one.
     """
     return _rekeyed(lambda key: key and name)
 
 
 def errors_default_to_key(name: str) -> AbstractContextManager[None]:
-    """Return a context manager that sets the key of an ExpectedError raised in it to `name` if the key is empty.
+    """Return a context manager that gives an ExpectedError raised in its `with` block the key `name` if it has none.
 
     It is used around functions that do not know which config key gave them their input.
     """
@@ -175,15 +175,15 @@ MAX_SUGGESTIONS = 4
 def nearest_keys(key: str, paths: Iterable[str]) -> list[str]:
     """Return the known config keys in `paths` that the user may mean by the unknown `key`, likeliest first.
 
-    Keys are dotted: "trainer.max_steps" has the section "trainer" and the last part "max_steps". The result is the
-    first of these that exists:
+    Keys are dotted: "trainer.max_steps" has the section "trainer" and the last part "max_steps". The first case that
+    applies counts:
 
-    1. all keys that end with a synonym of the last part of `key` ("learning_rate" for "lr", see `ALIASES`) or with this
-       part itself. If the section of one of them is similar to that of `key`, only the keys in the most similar
-       section. At most 4 keys (MAX_SUGGESTIONS);
-    2. one key: the most similar to `key`;
-    3. one key: that whose last part is most similar to the last part of `key`;
-    4. [], if no key is similar enough.
+    1. Known keys end with a synonym of the last part of `key` ("learning_rate" for "lr", see `ALIASES`) or with this
+       part itself: at most 4 (MAX_SUGGESTIONS) of them, synonyms first. If some of them are in sections similar to that
+       of `key`, only those in the most similar section.
+    2. Known keys are similar to `key`: the most similar one.
+    3. Known keys have a last part similar to that of `key`: the one with the most similar last part.
+    4. Otherwise: [].
     """
     paths = list(paths)
     section, _, last = key.rpartition(".")

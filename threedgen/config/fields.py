@@ -134,11 +134,15 @@ def _model_or_error(kind: str, name: str) -> type[BaseModel] | Exception:
 
 
 def with_default(field: FieldInfo, value: object) -> Any:
-    """Return the dict `value` of a section (nested config) with missing keys filled from the default of the field.
+    """Return the value of a field that is a section (nested config), with missing keys filled from the field's default.
 
-    Nothing is filled if `value` selects another component: its key "name" differs from that of the default. If `value`
-    is None, the default is returned. Other values, and values of fields that are no section or have no default, are
-    returned as they are. `value` is not changed.
+    `value` is not changed. The first case that applies counts:
+
+    1. The field is no section or has no default: return `value`.
+    2. `value` is None: return the default.
+    3. `value` is a dict: return a copy, filled with the keys that only the default sets. Nothing is filled if `value`
+       has another "name" than the default, because another component has other options.
+    4. Otherwise: return `value`.
     """
     if field.is_required() or not (component(field) or section_models(field)):
         return value

@@ -156,8 +156,8 @@ def width() -> int:
 def wrap(text: str, indent: int = 0, lead: str | None = None) -> str:
     """Wrap text at the terminal's width. Lines start with `indent` spaces.
 
-    If `lead` is given, such as "  trainer.max_steps  ", the first line starts with it instead. `lead` gets a line of
-    its own if it leaves less than 20 columns for the text, and the text does not fit beside it.
+    If `lead` is given, such as "  trainer.max_steps  ", the first line starts with it instead. A long `lead`, beside
+    which less than 20 columns are left, gets a line of its own, unless the whole text fits beside it.
     """
     lead = " " * indent if lead is None else lead
     how: Any = {"break_long_words": False, "break_on_hyphens": False, "subsequent_indent": " " * indent}

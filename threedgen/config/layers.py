@@ -48,15 +48,16 @@ def load_layers(
 
     The order of the layers is:
 
-    1. the names of the components: for each section (nested config), such as `prior`, whose key `name` selects a
-       component, the name that the files or `values` set, or else the default name;
+    1. the names of the components: for each section (nested config) in the files or `values` whose key `name` selects a
+       component, such as `prior`, the name that they set, or else the default name;
     2. the file that the key `base` of the config file names, recursively, and then the config file itself;
     3. `values`, then `overrides`.
 
     A layer that changes the `name` of a section drops all options that earlier layers set in the section, because
-    another component has other options. A memory preset (file of options for a small GPU) comes directly before the
-    layer whose key `preset` names it. Raises ConfigError if a file is missing or invalid, or if an override cannot be
-    parsed.
+    another component has other options. Layer 1 exists for this rule: it tells which name the options of a file belong
+    to if the file does not set it. A memory preset (file of options for a small GPU) comes directly before the layer
+    whose key `preset` names it. Raises ConfigError if a file is missing or invalid, if the task is missing or unknown,
+    or if an override cannot be parsed.
 
     Args:
         name_or_path: config file, or name of a config that comes with the project.
@@ -151,8 +152,8 @@ def shipped() -> list[str]:
 def find(name_or_path: str | Path, beside: Path | None = None) -> Path:
     """Return the path of a config file. Raises ConfigError, with a similar name as suggestion, if it does not exist.
 
-    `name_or_path` is the name of a shipped config, or a path relative to `beside` (None: the working directory). The
-    suffix `.yaml` can be left out.
+    `name_or_path` is a path relative to `beside` (None: the working directory) or, if there is no such file, the name
+    of a config that comes with the project. The suffix `.yaml` can be left out.
     """
     text = str(name_or_path)
     if not text.strip() or "\0" in text:

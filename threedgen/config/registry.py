@@ -268,7 +268,8 @@ class Component:
     def model(self, value: object) -> type[BaseModel] | None:
         """Return the config model for the value of a section: a dict, a config object or a name.
 
-        A value without a name gives the model of the default component. Returns None if the name is not registered.
+        A value without a name gives the model of the default component. Returns None if the name is not registered, or
+        if there is neither a name nor a default.
         """
         if isinstance(value, BaseModel):
             return type(value)

@@ -40,9 +40,10 @@ class Part:
 
     Attributes:
         corners: positions (F, 3, 3), as (triangle, corner, xyz), in world units.
-        values: values at the corners. Without a texture: sRGB (F, 3, 3) or RGBA (F, 3, 4), in [0, 1]. With a texture:
-            uv (F, 3, 2), v upwards; or (F, 3, 5 or 6): uv, and linear RGB or RGBA that multiplies the texture.
-        texture: texture; None: `values` are colours.
+        values: (F, 3, K) at the corners. Without a texture: colours in [0, 1], sRGB (K = 3) or RGBA (K = 4). With a
+            texture: texture coordinates u, v, with v upwards in the image (K = 2); or u, v and a linear RGB (K = 5) or
+            RGBA (K = 6) factor, by which the texture's linear colours and its alpha are multiplied.
+        texture: image that u and v refer to; None: `values` are colours.
         wrap: what the texture shows beyond its edges, along u and v: "repeat", "mirror" (repeat, every second copy
             mirrored) or "clamp" (the values at the edge).
         cutoff: points with at least this alpha are opaque, all others invisible; None: alpha is the opacity.

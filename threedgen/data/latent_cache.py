@@ -92,11 +92,13 @@ class EncodedCache(ABC):
     def prepare(self, indices: Sequence[int] | np.ndarray, rank: tuple[int, int] = (0, 1)) -> None:
         """Make and store each block that has one or more of the entries `indices` (N,) and is not stored yet.
 
-        A block is a fixed number of consecutive entries, which are encoded and stored together. `rank` = (k, n) shares
-        the work between n processes: process k makes the blocks at the positions k, k + n, k + 2 n, ... of the sorted
-        list of missing blocks. Positions and processes are counted from 0. So that no process is idle at the end, the
-        list is first filled up to a multiple of n, with missing blocks among the n - 1 blocks after its last one, which
-        later calls will probably need. If there are too few of them, some processes make one block less.
+        A block is a fixed number of consecutive entries, which are encoded and stored together.
+
+        `rank` = (k, n) shares the work between n processes: of the sorted list of missing blocks, process k makes those
+        at the positions k, k + n, k + 2 n, ...; processes and positions are counted from 0. So that no process is idle
+        at the end, missing blocks that later calls will probably need are first appended to the list, until its length
+        is a multiple of n. Only the n - 1 blocks after the last one of the list are tried. If too few of these are
+        missing, some processes make one block less.
         """
         lacking, (number, count) = self.cache.missing_blocks(indices), rank
         if lacking:

@@ -41,10 +41,10 @@ class ObjectViews(ABC):
         options: options of the subclass; its method `prepare` reads them.
         seed: seed of the random cameras.
         split: "train" or "held-out"; the random cameras depend on it too.
-        control: kind of the condition maps, an extra input of the network for each view: "rays" of the cameras, or
-            "geometry", positions and normals of the surface. The six views are at elevation 0 and azimuths 0, 45, 90,
-            180, 270 and 315 degrees for "rays"; for "geometry", they are at azimuths 0, 90, 180 and 270 degrees, above
-            and below the object.
+        control: kind of the condition maps, an extra input of the network for each view: "rays" (of the cameras) or
+            "geometry" (positions and normals of the surface). It also determines the six views. "rays": elevation 0,
+            azimuths 0, 45, 90, 180, 270 and 315 degrees. "geometry": four at elevation 0, azimuths 0, 90, 180 and 270
+            degrees, then one from above and one from below.
         reference: whether an object has a seventh image, the reference image.
         anywhere: fraction of the objects whose six cameras are turned by one random azimuth, and raised to one random
             elevation.
@@ -95,6 +95,7 @@ class ObjectViews(ABC):
 
         Returns:
             World points (V, H, W, 3), unit normals (V, H, W, 3) in world space, and a bool foreground mask (V, H, W).
+            Points and normals are valid only where the mask is True.
         """
 
     def reference_angles(self, index: int) -> tuple[float, float]:
@@ -140,15 +141,15 @@ class ObjectViews(ABC):
     def maps(self, index: int, size: int) -> Tensor:
         """Return condition maps of object `index`: (6, 6, size, size), as (view, channel, row, column), in [0, 1].
 
-        Condition maps are an extra input of the network for each view. The six channels are two vectors, mapped to [0,
-        1]. The attribute `control`, "rays" or "geometry", selects them:
+        Condition maps are an extra input of the network for each view. The six channels are two vectors with components
+        in [-1, 1], or [-0.5, 0.5] for positions, which are mapped to [0, 1]. The attribute `control` selects them:
 
         - "rays", perspective cameras: Pluecker coordinates of a pixel's ray, direction d and moment origin x d.
         - "rays", orthographic cameras: viewing direction, and unit vector from the origin to the camera. The maps are
           (6, 6, 1, 1), because all pixels are equal.
         - "geometry": position and normal of the surface. Pixels without surface are 0.5.
 
-        The vectors are in MV-Adapter's world: (x, y, z) of this world (z up, front +x) becomes (y, -x, z).
+        The vectors are in MV-Adapter's world: (x, y, z) of threedgen's world (z up, front +x) becomes (y, -x, z).
         """
         at = self.cameras(index, size)
         if self.control == "rays":

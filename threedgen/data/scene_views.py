@@ -42,9 +42,10 @@ class SceneSource(Protocol):
     """List of training examples (entries), each with `n_view` views of one scene, all of the same image size.
 
     An implementation has `n_view`, `__len__` (number of entries), `scene(index)`, which returns the views of an entry
-    as `SceneViews` (images, cameras, captions, depth), and `describe()`, which returns a line of text for a cache key.
-    The registry builds a source of the kind "scene-source" from a config, a seed and a split ("train" or "test"). The
-    attribute `has_depth` of the config states whether the entries have depth.
+    as `SceneViews` (images, cameras, captions, depth), and `describe()`, which returns a line of text for the key of
+    cached latents. A config selects a source by name (component of the kind "scene-source"). The source is built from
+    the config, a seed and a split ("train" or "test"). The attribute `has_depth` of the config states whether the
+    entries have depth.
     """
 
     n_view: int

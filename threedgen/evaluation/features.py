@@ -26,8 +26,8 @@ class FeatureNetwork(Protocol):
     """Network whose features FID and KID use, and whose class logits the Inception score uses.
 
     A subclass implements `__call__`, which maps images (V, H, W, 3), uint8, to a `NetworkOutput`: features (V, D) and
-    class logits (V, K). It sets ``description``, the name of the network in reports. The registry builds subclasses
-    from a config of the kind "features".
+    class logits (V, K). It sets ``description``, the name of the network in reports. A config selects a subclass by
+    name (component of the kind "features").
     """
 
     description: str

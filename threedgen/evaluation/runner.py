@@ -122,10 +122,11 @@ def evaluate(kind: Callable[[Task], Evaluation[C, Item, Row]], task: Task) -> No
 def evaluation_task(
     kind: Callable[[Task], Evaluation[C, Item, Row]], result: str = "report.md", files: tuple[str, ...] = ()
 ) -> Callable[..., int]:
-    """Return the function (config, resume, quiet) -> exit code that runs an evaluation as a task (`run_task`).
+    """Return the function run(config, resume, quiet) -> exit code, which runs an evaluation as a task of the CLI.
 
-    ``kind`` is the class of the evaluation. ``result`` is the main result file in the run folder, whose path is
-    printed. ``files`` are names of result files in the run folder; summary.json lists those that exist.
+    Its arguments are those of `run_task`: config of the task, folder of the run to resume or None, and whether to show
+    no progress. ``kind`` is the class of the evaluation. ``result`` is the main result file in the run folder, whose
+    path is printed. ``files`` are names of result files in the run folder; summary.json lists those that exist.
     """
     return partial(run_task, partial(evaluate, kind), result=result, files=files, rerun_finished=True)
 

@@ -101,10 +101,11 @@ def measure_view_use(prior: Prior, objects: Objects, seed: int) -> Json:
         completed    as clean, and the prior is also conditioned on an object code (vector of what a caption leaves
                      unspecified) fitted to the companions; only for priors with object codes
 
-    A prior that ignores the companions has equal errors in the cases true, wrong and alone. The result has mean squared
-    errors of the predictions with 95 % intervals. The list "levels" has one dict per time step of view 0 (350, 500, ...
-    950), with the errors of true, wrong, alone and caption and the ratios true / alone and wrong / alone. "clean" and
-    "completed" are one error each. "copied" is the error if the mirrored view opposite to view 0 is the prediction.
+    A prior that ignores the companions has equal errors in the cases true, wrong and alone. The result is a dict of
+    mean squared errors of the predictions with 95 % intervals. The list "levels" has one dict per time step "t" of view
+    0 (350, 500, 650, 800, 950), with the errors "true", "wrong", "alone" and "caption" and the ratios "true_over_alone"
+    and "wrong_over_alone". "clean" and "completed" are one error each. "copied" is the error if the mirrored view
+    opposite to view 0 is the prediction. "objects" is N, and "variance" is that of the latents.
     """
     z, last = objects.z, prior.schedule.T - 1
     noise = torch.randn(z.shape, generator=generator(seed, 0, "view use")).to(z)

@@ -56,7 +56,7 @@ class ExportedAsset:
 
     @contextmanager
     def timed(self, step: str) -> Iterator[None]:
-        """Context manager: call `on_step(step)`, run the block, and add its duration in seconds to `seconds[step]`."""
+        """Context manager: call `self.on_step(step)`, run the block, add its duration in s to `self.seconds[step]`."""
         self.on_step(step)
         start = time.perf_counter()
         yield

@@ -207,7 +207,7 @@ class ExportConfig(TaskConfig, AssetConfig):
     def asset(self) -> AssetConfig:
         """Return the asset options. Options that are not set here come from the section `export` of the run's config.
 
-        Raises ConfigError if `run` is not the folder of a run, or if an option is invalid.
+        Raises ConfigError if the option `run` is not the folder of a run, or if an option is invalid.
         """
         defaults = plain(load(runs.run_folder(self.run, "run") / runs.CONFIG).export)
         overrides = {key: value for key, value in plain(self).items() if key in self.model_fields_set}

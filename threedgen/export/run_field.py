@@ -30,7 +30,7 @@ class RunField:
     """Trained field (3D representation) of a run.
 
     Attributes:
-        view: the field as functions of points, and data of the scene.
+        view: density and colour of the field as functions of points, its renderer, scene radius and occupancy.
         config: config of the run.
         steps: number of training steps of the checkpoint.
     """

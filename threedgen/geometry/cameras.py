@@ -135,7 +135,8 @@ def view_rays(c2w: Tensor) -> Tensor:
     """Encode the poses c2w (B, 4, 4) of orthographic cameras as (B, 6), the input of a network.
 
     All pixels of such a camera have the same direction. The first three numbers are the unit viewing direction, the
-    others the camera position scaled to length 1, both in world coordinates.
+    others the camera position scaled to length 1, both in world coordinates. The camera-to-world poses c2w have OpenGL
+    axes.
     """
     return torch.cat([-normalize(c2w[:, :3, 2], dim=-1), normalize(c2w[:, :3, 3], dim=-1)], dim=1)
 

@@ -75,7 +75,7 @@ class GltfData:
         return self.files.read(path, count=size) if 0 < size <= MAX_KEPT else path
 
     def file_name(self, uri: str) -> str:
-        """Return the file name in a URI, percent-decoded; `uri` unchanged if only a file of that name exists."""
+        """Return the file name in a URI: `uri` percent-decoded, or unchanged if only the unchanged name is found."""
         name = unquote(uri)
         return uri if self.files.find(name) is None and self.files.find(uri) is not None else name
 
@@ -152,7 +152,7 @@ def typed(kind: type[T], tree: Tree) -> T:
 
 
 def refusal(extension: str) -> ConfigError:
-    """Return the error for a file with an extension that cannot be read (a key of `REFUSED`)."""
+    """Return the error for a file that uses a glTF extension that cannot be read, a key of `REFUSED`."""
     return ConfigError(f"it uses {extension}: {REFUSED[extension]}")
 
 

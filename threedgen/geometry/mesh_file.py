@@ -75,8 +75,8 @@ def read_mesh_file(path: Path, key: str = "", colours: bool = True) -> MeshFile:
 def _finite(submesh: Submesh, failures: list[str]) -> Submesh:
     """Return a submesh without NaN and infinity, and add messages about the changes to `failures`.
 
-    Triangles with NaN or infinity at a corner are removed. Such values in texture coordinates, colours and normals are
-    set to 0.
+    Triangles with NaN or infinity in the position of a corner are removed. NaN and infinity in texture coordinates,
+    colours and normals become 0.
     """
     attributes = {"texture coordinates": submesh.uv, "colours": submesh.colours, "normals": submesh.normals}
     wrong = [name for name, values in attributes.items() if values is not None and not np.isfinite(values).all()]

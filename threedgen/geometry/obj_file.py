@@ -54,8 +54,8 @@ class ObjText:
             such as "1/4 2/5 3/6": for each corner the index of its v, and those of its vt and vn if it has them. They
             start at 1.
         libraries: the lines with the key "mtllib", without the key; they name MTL files.
-        polypaint: lines with ZBrush's vertex colours, in the order of the vertices. A colour has the hexadecimal digits
-            MMRRGGBB, where MM is ZBrush's mask (not used).
+        polypaint: lines of vertex colours by ZBrush, without the key #MRGB. Each line has the 8 hexadecimal digits
+            MMRRGGBB for one or more vertices, in the order of the vertices. MM is ZBrush's mask (not used).
     """
 
     def __init__(self, data: bytes) -> None:

@@ -68,8 +68,8 @@ def skybox_views(faces: Tensor, K: Tensor, R: Tensor, height: int, width: int) -
 
     The skybox images are, in this order, the view upwards, horizontal views with yaws of 270, 0, 90 and 180 degrees,
     and the view downwards (`SKYBOX`). Yaw increases to the right, and yaw 0 looks along +z. The camera of the view
-    upwards or downwards has yaw 270 and is tilted by 90 degrees. The rendered views have the intrinsics K (3, 3) and
-    the camera-to-world rotations R (V, 3, 3), both for OpenCV axes.
+    upwards or downwards has yaw 270 and is tilted by 90 degrees. The rendered views have the intrinsics K (3, 3), with
+    the first pixel centre at (0, 0), and the camera-to-world rotations R (V, 3, 3), both for OpenCV axes.
     """
     size = faces.shape[-1]
     K_face, R_face = intrinsics(pi / 2, size, size), torch.stack([rotation(*angles) for angles in SKYBOX])
@@ -82,9 +82,9 @@ def render_from_views(
     """Render V views (V, C, height, width) from N source views (N, C, h, w) at the same position.
 
     The rendered views have intrinsics K (3, 3) and camera-to-world rotations R (V, 3, 3). The source views `faces` have
-    intrinsics K_face (3, 3) and camera-to-world rotations R_face (N, 3, 3). All cameras have OpenCV axes. Each pixel is
-    sampled bilinearly from the source view whose viewing axis is nearest to the pixel's ray. A ray outside this view
-    gets the value of the nearest border pixel.
+    intrinsics K_face (3, 3) and camera-to-world rotations R_face (N, 3, 3). All cameras have OpenCV axes, and the first
+    pixel centre is (0, 0). Each pixel is sampled bilinearly from the source view whose viewing axis is nearest to the
+    pixel's ray. A ray outside this view gets the value of the nearest border pixel.
     """
     R_face = R_face.double()
     grid = F.pad(pixel_grid(height, width), (0, 1), value=1.0)
@@ -112,9 +112,9 @@ def equirectangular_rays(height: int, width: int) -> Tensor:
 def stitch(views: Tensor, K: Tensor, R: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
     """Blend views (V, C, h, w) with K (3, 3) and camera-to-world rotations R (V, 3, 3) into an equirectangular image.
 
-    The axes are OpenCV's; +z of the world is at the centre of the image. The weight of a view falls linearly from 1 in
-    its middle column to 0 at its left and right borders. Returns the image (C, height, width), 0 where no view covers
-    it, and the sums of weights (height, width).
+    The axes are OpenCV's, and K is for a first pixel centre at (0, 0). +z of the world is at the centre of the image.
+    The weight of a view falls linearly from 1 in its middle column to 0 at its left and right borders. Returns the
+    image (C, height, width), 0 where no view covers it, and the sums of weights (height, width).
     """
     rays = equirectangular_rays(height, width)
     total, weights = views.new_zeros(views.shape[1], height, width), views.new_zeros(height, width)
@@ -140,9 +140,9 @@ def covered_rows(weights: Tensor) -> slice:
 def equirectangular_views(image: Tensor, K: Tensor, R: Tensor, height: int, width: int) -> Tensor:
     """Render V perspective views (V, C, height, width) from an equirectangular image (C, h, w).
 
-    The views have intrinsics K (3, 3) and camera-to-world rotations R (V, 3, 3). The image covers 360 degrees, with
-    square pixels, the horizon in the middle row and +z in the middle column; x is right and y down. Directions above or
-    below the image get the colours of its border.
+    The views have intrinsics K (3, 3), with the first pixel centre at (0, 0), and camera-to-world rotations R (V, 3, 3)
+    with OpenCV axes. The image covers 360 degrees, with square pixels, the horizon in the middle row and +z in the
+    middle column; x is right and y down. Directions above or below the image get the colours of its border.
     """
     rows, columns = image.shape[-2:]
     rays = F.pad(pixel_grid(height, width), (0, 1), value=1.0) @ (R.double() @ torch.linalg.inv(K.double())).mT[:, None]

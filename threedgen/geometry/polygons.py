@@ -68,7 +68,8 @@ def polygon_mesh(
 ) -> Submesh:
     """Split P polygons into triangles; return the submesh `base` with these triangles.
 
-    With `uv`, a vertex is stored once per different texture coordinate; with `colours`, once per triangle.
+    With `uv`, a vertex is stored once per distinct texture coordinate that it has. With `colours`, triangles share no
+    vertices: a vertex is stored once per triangle.
 
     Args:
         base: submesh (part of a mesh with one material) with vertices (V, 3) and their attributes, without triangles.

@@ -105,8 +105,9 @@ def sample_multiview(
 ) -> Rig:
     """Sample `n_groups` groups of `options.n_view` cameras with lights, for images of height x width pixels.
 
-    `step` is the training step. Until step `options.progressive_until`, the ranges of elevation and azimuth widen
-    linearly, from only the elevation `options.progressive_elevation` and the azimuth 0 (+x), to the elevations in
+    Before random shifts, the cameras of a group have the same elevation, distance and field of view, and evenly spaced
+    azimuths. `step` is the training step. Until step `options.progressive_until`, the ranges of elevation and azimuth
+    widen linearly, from only the elevation `options.progressive_elevation` and the azimuth 0 (+x), to the elevations in
     `options` and all azimuths. The cameras are on the device of the generator.
     """
     ramp = min(1.0, step / options.progressive_until) if options.progressive_until else 1.0
@@ -133,10 +134,11 @@ def sample_random_inputs(options: MultiviewCameraConfig, n: int, generator: torc
 def rig_from_random_inputs(
     options: MultiviewCameraConfig, inputs: Mapping[str, Tensor], height: int, width: int, ramp: float = 1.0
 ) -> Rig:
-    """Compute cameras and lights from random numbers, the result `inputs` of `sample_random_inputs`.
+    """Compute cameras and lights from random numbers, the result `inputs` of `sample_random_inputs` for n groups.
 
-    Images have height x width pixels. `ramp` in [0, 1] scales the ranges of elevation and azimuth: 0 gives only the
-    azimuth 0 (+x) and the elevation `options.progressive_elevation`, 1 gives the ranges in `options`.
+    The result has n groups of `options.n_view` cameras, whose images have height x width pixels. `ramp` in [0, 1]
+    scales the ranges of elevation and azimuth: 0 gives only the azimuth 0 (+x) and the elevation
+    `options.progressive_elevation`, 1 gives the ranges in `options`.
     """
     n_view = options.n_view
     elevation = _elevation(options, inputs, ramp)

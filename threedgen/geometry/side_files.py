@@ -46,7 +46,8 @@ class SideFiles:
         Four paths are tried in the folder of the mesh file: `name`, FILE, textures/FILE and ../textures/FILE, where
         FILE is the last part of `name` (`name` itself is not tried if it is absolute or has ".."). Case is ignored. If
         an MTL file names the file, `beside` is the folder of the MTL file, and the paths are tried there first. None:
-        the mesh file itself names the file. Raises TooLarge if too many files are searched.
+        the mesh file itself names the file. The percent-decoded `name` is tried last. Raises TooLarge if too many files
+        are searched.
         """
         found = [*self._candidates(name, beside), *self._candidates(unquote(name), beside)]
         return next((path for path in found if os.path.isfile(path) and self._inside(path)), None)

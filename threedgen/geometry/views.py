@@ -174,7 +174,7 @@ class NovelViewSampler(Protocol):
 
     A sampler implements two methods: `__call__` takes a list of requests (target cameras with input views or a prompt)
     and returns a list of image tensors; `fingerprint` returns a string that identifies the sampler's weights, settings
-    and files. Plug-ins register samplers as kind `sampler`.
+    and files. Plug-ins add samplers with `threedgen.config.registry.register("sampler", ...)`.
     """
 
     def __call__(self, requests: Sequence[Request]) -> list[Tensor]:

@@ -173,20 +173,22 @@ def overlap_fractions(depth: Tensor, c2w: Tensor, K: Tensor, behind: bool = Fals
 def overlap(depth: Tensor, cameras: Cameras, one: int, other: int) -> float:
     """Return the overlap in [0, 1] of two of N views, given by their indices `one` and `other`.
 
-    It is the smaller of two fractions: of the pixels of each view, those that reproject into the image of the other
-    view. `depth` is (N, H, W) along the viewing axis in world units, 0 = unknown.
+    It is the smaller of two fractions: of all pixels of each view, those that reproject into the image of the other
+    view. `depth` is (N, H, W) along the viewing axis in world units, 0 = unknown. A pixel does not reproject into the
+    other image if its depth is unknown, or if its point is behind the other camera.
     """
     K, c2w = to_opencv(cameras.select([one, other]))
     return float(overlap_fractions(depth[[one, other]], c2w, K)[0, 1])
 
 
 def key_frames(depth: Tensor, cameras: Cameras, min_overlap: float) -> list[int]:
-    """Return the indices of the key frames of a video of N frames, which MVDiffusion samples first (section 4.2).
+    """Return the indices of the key frames of a video of N frames, which MVDiffusion (section 4.2) generates first.
 
     Frame 0 is the first key frame. If k is a key frame, the next one is frame m - 1, where m >= k + 2 is the first
     frame whose overlap with k is below `min_overlap`; without such an m, k is the last key frame. The overlap of two
-    frames is the smaller of two fractions: of the pixels of each frame, those that reproject into the image of the
-    other frame. `depth` is (N, H, W) along the viewing axis in world units, 0 = unknown.
+    frames, in [0, 1], is the smaller of two fractions: of all pixels of each frame, those that reproject into the image
+    of the other frame. `depth` is (N, H, W) along the viewing axis in world units; pixels with depth 0 (unknown) are
+    never reprojected.
     """
     keys = [0]
     for number in range(2, len(depth)):
@@ -209,11 +211,12 @@ def spread_pairs(count: int) -> list[int]:
 
 
 def depth_agreement(depth: Tensor, cameras: Cameras) -> Tensor:
-    """Return for each of P pairs of views the fraction (P,) of pixels whose depths in both views agree.
+    """Return for each of P pairs of views the fraction (P,) of the first view's pixels with equal depth in both views.
 
-    Pair i has the views 2 i and 2 i + 1. Pixels of the first view are reprojected into the second; the depths there
-    agree if they differ by less than 5% (`DEPTH_TOLERANCE`). `depth` is (2 P, H, W) along the viewing axis in
-    world units, 0 = unknown; unknown depths do not agree.
+    Pair i has the views 2 i and 2 i + 1. A pixel of the first view is reprojected into the second. Its depth there and
+    the second view's `depth` at this place count as equal if they differ by less than 5% (`DEPTH_TOLERANCE`). `depth`
+    is (2 P, H, W) along the viewing axis in world units, 0 = unknown. A pixel whose depth is unknown in a view, or that
+    lies outside of the second image, counts as not equal.
     """
     K, c2w = (part.double() for part in to_opencv(cameras))
     pixels, depth, fractions = pixel_grid(*depth.shape[1:]).flatten(0, 1), depth.double(), []

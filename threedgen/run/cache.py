@@ -27,9 +27,9 @@ class BlockCache:
     """Disk cache of an array (count, *shape) in a memory-mapped file, which the caller fills in blocks of `size` rows.
 
     A row is one of the `count` entries along the first axis. `store` writes block k, the rows from k * size on. After
-    that, `cache[i]` returns row i of the block, an array of `shape`. `source` is the cache key: a text that names all
-    that the values depend on. `folder` has the files `name`.npy, done.npy (1 for each stored block) and source.txt (the
-    text). If one of them is missing or has another shape, dtype or text, the cache starts empty.
+    that, `cache[i]` returns a row of this block by its index i in the whole array. `source` is the cache key: a text
+    that names all that the values depend on. `folder` has the files `name`.npy, done.npy (1 for each stored block) and
+    source.txt (the text). If one of them is missing or has another shape, dtype or text, the cache starts empty.
     """
 
     def __init__(

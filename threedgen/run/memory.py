@@ -131,8 +131,8 @@ class PeakMemory(TorchDispatchMode):
             torch's GPU allocator.
         peak: largest value of `live` so far.
         launches: number of torch operators on the device that launch kernels; views and allocations do not count.
-        times: number that each operator adds to `launches`: 1, or n while one chunk is run in place of n equal chunks.
-            The code that skips the other chunks sets it.
+        times: number that each operator adds to `launches`, usually 1. Code that measures only one of n equal chunks of
+            rays, and skips the others, sets it to n for this chunk.
     """
 
     times: ClassVar[int] = 1
@@ -180,7 +180,7 @@ class PeakMemory(TorchDispatchMode):
         return tree_unflatten(made, out_form)
 
     def add(self, *tensors: Tensor) -> None:
-        """Count tensors that were created before the context in the measured memory, like those created in it.
+        """Add the bytes of tensors to `live`. Needed only for tensors that were created before the context.
 
         Memory that several tensors share counts once. It is subtracted again when it is freed.
         """
@@ -206,8 +206,8 @@ class _Saved:
 def graph_bytes(make: Callable[[], object]) -> int:
     """Call `make` once, and return the bytes that autograd keeps for a backward pass from its result.
 
-    Memory that several tensors share counts once. Saved parameters count too; the difference between the values for two
-    input sizes is without them.
+    Memory that several tensors share counts once. Saved parameters count too. To get the bytes without them, call the
+    function for two input sizes and subtract.
     """
     alive: WeakSet[_Saved] = WeakSet()
 

@@ -58,10 +58,9 @@ class Speed:
     def left(self, total: int) -> list[str]:
         """Return a list with the time until step `total`, such as ["6 s left"]; [] at the end or while it is unknown.
 
-        The time is known once the measured steps took 30 seconds (WINDOW), or are at least two steps and at least 3 %
-        of `total` (MIN_SHARE). The steps between the first two different values that `mark` receives as `step` are
-        slow, because kernels are compiled. They are not measured, unless they took at least 30 seconds and are at least
-        3 % of `total`.
+        The steps between the first two different values of `step` in `mark` are slow, because kernels are compiled.
+        They are measured only if they took at least 30 seconds (WINDOW) and are at least 3 % of `total` (MIN_SHARE).
+        The time is known once the measured steps took 30 seconds, or are at least two and at least 3 % of `total`.
         """
         if self._warm is None:
             return []

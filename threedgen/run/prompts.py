@@ -117,7 +117,10 @@ def unknown_words_note(unknown: Sequence[tuple[str, list[str]]]) -> list[str]:
 
 
 def reading_notes(reading: Reading) -> list[str]:
-    """Return warnings about the words of a prompt that `reading` lists as replaced or negated; [] if there are none."""
+    """Return warnings about words of a prompt that are replaced by synonyms, or left out as negated; [] without any.
+
+    `reading` lists these words. It is the prompt, rewritten in words that the prior (diffusion model) knows.
+    """
     notes = []
     if reading.replaced:
         words = ", ".join(

@@ -134,9 +134,9 @@ class WorkerPool(Generic[J, R]):
         return self.code != 0
 
     def fetch(self, jobs: Iterable[J]) -> bool:
-        """Read the next job from the iterator `jobs` into the queue if no job waits in the queue.
+        """Read the next job from the iterator `jobs` into the list `queue`, unless a job waits there already.
 
-        Returns whether a waiting job may start: False if no job waits, or after Ctrl-C or SIGTERM.
+        After Ctrl-C or SIGTERM no job is read. Returns whether a job waits that may start: False after these signals.
         """
         if not self.queue and not self.stopped():
             self.queue += [(job, 1) for job in islice(jobs, 1)]

@@ -278,7 +278,10 @@ def create_app(config: StudioConfig, root: Path, queue: Queue, token: str) -> Fa
 
 
 def content(kind: str) -> dict[int | str, dict[str, Any]]:
-    """Return {200: OpenAPI documentation of a response}, for binary content of the media type `kind` ("image/jpeg")."""
+    """Return the argument `responses` of a FastAPI route whose response is a file of the media type `kind`.
+
+    It is {200: description of the response in the OpenAPI format}. `kind` is for example "image/jpeg".
+    """
     return {200: {"content": {kind: BINARY}}}
 
 

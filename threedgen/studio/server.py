@@ -30,8 +30,8 @@ ACCEPTS = 16  # connections accepted in a row; without file descriptors asyncio 
 def run(config: StudioConfig, resume: Path | None = None, quiet: bool = False) -> int:
     """Run the task `studio`: print the address of the page and serve it until Ctrl-C. Returns exit code 0.
 
-    Ctrl-C also stops the current run, which keeps its checkpoint. `quiet` shortens the output. `resume` is an argument
-    of all tasks and has no effect here.
+    Ctrl-C also stops the current run, which keeps its checkpoint. `quiet`: print the address without the hint how to
+    stop the studio. `resume` is an argument of all tasks and has no effect here.
     """
     root = user_path(config.out, "out").absolute()
     with writing(root):

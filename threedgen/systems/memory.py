@@ -93,7 +93,7 @@ def training_prior(
         weights: name, path or hub id of the weights from which the training starts. They decide the shapes of the
             networks.
         views: number of views of an object or scene that are denoised together.
-        branches: kinds of attention that MV-Adapter adds, such as ("mv", "ref"), see `branches`; (): no adapter.
+        branches: kinds of attention that MV-Adapter adds, such as ("mv", "ref"), see the function `branches`; (): none.
         geometry: cameras of the views of a scene, for MVDiffusion's attention; None: no such attention.
         size: side of the images in pixels; None: the image size in the config file of the weights.
     """

@@ -96,10 +96,10 @@ class MetaPrior(Prior):
         return images.float() if self.meta.vae is None else self.meta.vae.encode(images).latent_dist.mean.float()
 
     def measure_graph_memory(self, images: int) -> None:
-        """Set the attribute `graph_memory` to a tensor with as many bytes as a CUDA graph of the UNet keeps.
+        """Set the attribute `graph_memory` to a meta tensor with as many bytes as a CUDA graph of the UNet allocates.
 
-        `images` is the number of latents in a call of the UNet. Without CUDA graphs the tensor is empty. The caller
-        passes the tensor to `measure` in `kept`, so that its bytes count.
+        `images` is the number of latents in a call of the UNet. Without CUDA graphs the tensor is empty. The tensor is
+        then passed to the function `measure`, in its argument `kept`, so that the bytes of the graph count.
         """
         self.graph_memory = torch.empty(0, device=META)
         if self.cuda_graph:
@@ -170,10 +170,10 @@ SINGLE = {F.group_norm, F.layer_norm, F.mse_loss}
 
 
 class Kernels(TorchFunctionMode):
-    """Context in which torch's functions on the meta device create tensors of the same sizes as on a real device.
+    """Context in which networks on torch's meta device (tensors without values) need as many bytes as on a real device.
 
-    Their memory can then be measured. Attention stores no attention weights, like fused kernels. Arguments are
-    converted as by autocast to `half` (float32: no autocast), because torch has no autocast for the meta device.
+    Attention stores no attention weights, like fused kernels. Since torch has no autocast for the meta device, the
+    context does its conversions of arguments, to `half` or to float32. `half` float32: no autocast.
     """
 
     def __init__(self, half: torch.dtype = torch.float32) -> None:

@@ -69,7 +69,10 @@ class ToyboxPrompts:
         return self.families() | {name: [word for word in words if word in known] for name, words in more.items()}
 
     def families(self) -> dict[str, list[str]]:
-        """Return a dict from family (group of nouns), such as "animals", to those of its nouns that the prior knows."""
+        """Return a dict from family (group of nouns), such as "animals", to its nouns that the prior knows.
+
+        The prior is the diffusion model for which the prompts are meant.
+        """
         found = dict[str, list[str]]()
         for noun in self.nouns:
             found.setdefault(NOUNS[noun].family, []).append(noun)
@@ -117,8 +120,8 @@ class ToyboxPrompts:
     def notes(self, prompt: str) -> list[str]:
         """Return warnings for the user if a prompt names several objects, or several parts or accessories.
 
-        Synonyms are first replaced by the words that the prior knows. The list is empty if there is nothing to warn
-        about, or if the prompt has no noun that the prior knows.
+        Synonyms are first replaced by the words that the prior (diffusion model) knows. The list is empty if there is
+        nothing to warn about, or if the prompt has no noun that the prior knows.
         """
         prompt = self.read(prompt).text
         found = self._nouns_in(prompt)
@@ -155,8 +158,9 @@ class ToyboxPrompts:
     def usual_height(self, prompt: str) -> tuple[str, float] | None:
         """Return the first toybox noun of a prompt, with its article, and its usual height in metres: ("a dog", 0.5).
 
-        The height is that of the real thing; an exported game asset gets it by default. The result is None if the
-        prompt has no toybox noun. Synonyms of toybox nouns are recognised. The prior need not know the noun.
+        Toybox nouns are the object classes of the data set "toybox"; their synonyms are recognised too. The height is
+        that of the real thing; an exported game asset gets it by default. The prior (diffusion model) need not know the
+        noun. The result is None if the prompt has no toybox noun.
         """
         found = find_nouns(read_prompt(prompt, NOUN_WORDS).text)
         return next(((f"{article(noun)} {noun}", NOUNS[noun].height) for noun in found), None)
@@ -171,13 +175,14 @@ def _is_compound(first: str, second: str, prompt: str) -> bool:
 
 
 def read_prompt(prompt: str, known: Collection[str], added: Collection[str] = ()) -> Reading:
-    """Rewrite a prompt with the words that a toybox prior knows.
+    """Rewrite a prompt with the words that a toybox prior (diffusion model trained on toybox captions) knows.
 
     Args:
         prompt: text of the user.
-        known: words of the prior's vocabulary. If no toybox noun is among them, the text stays unchanged, and the
-            result only lists the unknown words.
-        added: words that personalisation added, whether or not they are in `known` too. They are kept unchanged.
+        known: words of the prior's vocabulary. If no toybox noun, such as "dog", is among them, the text stays
+            unchanged, and the result only lists the unknown words.
+        added: words that DreamBooth or textual inversion added, whether or not they are in `known` too. They are kept
+            unchanged.
 
     Returns:
         `Reading` with the new text, and three groups of words of the prompt: replaced by known synonyms, left out

@@ -98,10 +98,12 @@ def also_called(word: str, known: Collection[str]) -> list[str]:
 def similar(word: str, known: Collection[str], families: Mapping[str, Sequence[str]] | None = None) -> list[str]:
     """Return up to three of the `known` words that could replace an unknown word, best first. The list can be empty.
 
-    Synonyms and similar objects come first (`also_called`), then words that differ by a likely typing error: two
-    adjacent letters are swapped, or in a word of seven or more letters one letter is wrong, missing or added. If no
-    such word is known, the result is the first known nouns of the family of `word` (group of nouns, such as "animals";
-    the table `FAMILIES` tells it). `families` maps each family to its known nouns; None: families are not searched.
+    The order is:
+    1. Synonyms and similar objects (`also_called`).
+    2. Words that differ by a likely typing error: two adjacent letters are swapped, or in a word of seven or more
+       letters one letter is wrong, missing or added.
+    3. Only if 1 and 2 give nothing: nouns of the family of `word`, a group of nouns such as "animals", according to the
+       table `FAMILIES`. `families` maps each family to its known nouns; None: this step is left out.
     """
     found = [*also_called(word, known), *_misspelt(word, known)]
     if not found and families:

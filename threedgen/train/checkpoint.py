@@ -138,7 +138,7 @@ def check_config(checkpoint: CheckpointData, config_yaml: str) -> None:
     """Raise ConfigError if a config key that changes the result differs between a checkpoint and the run.
 
     Keys that may change on resume, such as trainer.max_steps (`NEUTRAL_KEYS`), are not compared. `config_yaml` is the
-    config of the run as YAML. Nothing is compared if it is "" or the checkpoint has no config.
+    config of the run as YAML. If `config_yaml` is "", or the checkpoint has no config, nothing is compared.
     """
     old = checkpoint.get(CONFIG_KEY, "")
     if not old or not config_yaml:

@@ -19,7 +19,7 @@ STEPS = 5  # number of Newton-Schulz iterations
 
 
 class Muon(torch.optim.Optimizer):
-    """Optimizer that updates parameters with two or more dimensions by Muon, and all others by AdamW.
+    """Optimizer: Muon (orthogonalised momentum) for parameters with two or more dimensions, AdamW for all others.
 
     Parameters in `elementwise` are updated by AdamW whatever their shape. For Muon, a parameter with more than two
     dimensions is flattened to a matrix (rows = first dimension). All parameters have the same learning rate and weight

@@ -177,10 +177,11 @@ class Task:
         metric: str,
         postprocess: Callable[[], object] = lambda: None,
     ) -> None:
-        """Load `network` from RUN/NAME/NAME.safetensors; if this is not possible, train `network` and write the file.
+        """Load `network` from RUN/NAME/NAME.safetensors, or else train it and write this file.
 
-        Tasks with several trainings use this, for example to train an autoencoder before the diffusion model. Raises
-        `Stopped` if the training does not finish.
+        It is trained if the file is missing, damaged, or of another architecture. Tasks with several trainings use
+        this, for example to train an autoencoder before the diffusion model. Raises `Stopped` if the training does not
+        finish.
 
         Args:
             name: NAME in the path of the file; RUN is the run folder.

@@ -21,10 +21,11 @@ def free_port(port: int) -> int:
 
 
 def path_after_key(path: str, key: str, hosts: Sequence[str], origins: Sequence[str]) -> str | None:
-    """Check that a request is local and that its path starts with the secret `key`.
+    """Return the rest of the path of a request after /KEY/; None if the request is forbidden. KEY is the secret `key`.
 
-    Return the rest of the path after /KEY/, or None if the request is forbidden. `hosts` and `origins` are the values
-    of all Host headers and of all Origin headers of the request.
+    It is forbidden if its path does not start with KEY, or if it is not local (`is_local`): it must name this machine
+    as its host, and must not come from a foreign page. `hosts` and `origins` are the values of all Host headers and of
+    all Origin headers of the request.
     """
     first, _, rest = path.removeprefix("/").partition("/")
     has_key = secrets.compare_digest(first.encode("utf-8", "replace"), key.encode())

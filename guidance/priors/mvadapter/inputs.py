@@ -31,8 +31,8 @@ RAISED = (0.0, 30.0)
 def cameras_from_angles(angles: Sequence[tuple[float, float]], height: int, width: int, fov: float = 0.0) -> Cameras:
     """Return B cameras that look at the origin and show the cube [-0.5, 0.5]^3, into which the mesh fits.
 
-    The shorter side of the image shows 1.1 units (with perspective: at the distance 0.5 in front of the origin). The
-    cameras are 1.8 units from the origin, with perspective 0.5 + 0.55 / tan(fov / 2).
+    The shorter side of the image shows 1.1 world units, with perspective at distance 0.5 in front of the origin. The
+    distance of the cameras from the origin is 1.8 (orthographic) or 0.5 + 0.55 / tan(fov / 2) (perspective).
 
     Args:
         angles: B pairs (elevation, azimuth) in degrees. Elevations are positive for views from above. Azimuth 0 is the

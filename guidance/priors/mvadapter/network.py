@@ -66,9 +66,10 @@ class AdapterSettings:
     def from_card(cls, card: Mapping[str, str], **overrides: object) -> "AdapterSettings":
         """Read the settings from the metadata `card` of an adapter's file.
 
-        Values in `overrides` that are not None replace those of the file. A setting that is in neither gets its
-        default. The default of `layout` is "rowcol" if `control` is "geometry", else "row". Raises ConfigError for an
-        invalid value.
+        `card` and `overrides` map attribute names to values. Values in `overrides` that are not None replace those of
+        the file. An attribute that is in neither gets its default. The default of `layout` (which tokens attend to each
+        other) is "rowcol" if `control` is "geometry" (maps of a mesh), else "row". Raises ConfigError for an invalid
+        value.
         """
         settings: dict[str, object] = {field.name: card[field.name] for field in fields(cls) if field.name in card}
         settings |= {name: value for name, value in overrides.items() if value is not None}

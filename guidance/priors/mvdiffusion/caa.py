@@ -89,10 +89,11 @@ class Attention(nn.Module):
         return self.project_sums((self.project_queries(query) @ keys.mT).softmax(-1) @ keys)
 
     def project_queries(self, query: Tensor) -> Tensor:
-        """Return queries (..., H, d) of H heads for tokens (..., d), to be multiplied with unprojected keys.
+        """Project tokens (..., d) to queries (..., H, d) of H heads, for unprojected keys with d channels.
 
-        For a query q, a key n and the key projection W, q (W n) = (W^T q) n. So W is applied once per token, to q,
-        instead of to each of its S keys.
+        The dot product of a returned query and a key is the attention score before the softmax. For the usual query q
+        of a head, a key n and the key projection W, q . (W n) = (W^T q) . n. So W^T is applied once per token, to q,
+        instead of W to every key of the token.
         """
         queries = self.to_q(query).unflatten(-1, (-1, HEAD)) * HEAD**-0.5
         return torch.einsum("...hc,hcd->...hd", queries, self.to_k.weight.view(-1, HEAD, query.shape[-1]))
@@ -224,8 +225,8 @@ def view_groups(keys: Sequence[KeyPositions], device: torch.device) -> list[list
     """Return groups of views whose attention is computed in one call, as lists of indices into `keys`.
 
     `keys` has one `KeyPositions` per view: the positions in other views to which the tokens of the view attend. On a
-    CPU, each view is a group of its own. On other devices, views form a group if they have the same number of tokens,
-    of other views to attend to, and of positions per token and other view.
+    CPU, each view is a group of its own. On other devices, a group consists of views for which three numbers are equal:
+    tokens of the view, other views to which it attends, and positions per token in each other view.
     """
     if device.type == "cpu" or CHUNK.get(device.type) == CHUNK["cpu"]:
         return [[number] for number in range(len(keys))]

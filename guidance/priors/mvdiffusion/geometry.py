@@ -55,8 +55,8 @@ class KeyPositions:
     def tokens(self, start: int, stop: int) -> "KeyPositions":
         """Return a copy with only the tokens `start` to `stop` - 1 of each view in `places`, `mask` and `relation`.
 
-        Call it on a result of `stack`, in which these tensors are (G, n, T, ...): G views with T tokens each, which
-        attend to n other views.
+        Call it on a result of `stack`, in which these tensors are (G, n, T, ...): for each of G views, the positions of
+        its T tokens in n other views.
         """
         return KeyPositions(self.views, *(t[:, :, start:stop] for t in self.tables))
 
@@ -167,11 +167,11 @@ class DepthGeometry(Geometry):
             c2w: camera-to-world poses (F, 4, 4), OpenCV axes.
             K: intrinsics in pixels of the depth maps, (3, 3) for all views or (F, 3, 3).
             overlap: fraction of common pixels above which two views attend to each other, see `overlap_neighbours`.
-            as_released: True, for the authors' weights: repeat two inaccuracies of the code that trained them. First,
-                the positional encoding, which compares the depth of a token's 3D point with another view's depth map
-                at that point, takes the point's depth from the token's own camera. Second, points behind the other
-                camera are used and count as overlap. False: the point's depth is measured in the other camera, and
-                points behind it are masked and do not count as overlap.
+            as_released: True for the authors' weights: repeat two inaccuracies of the code that trained them; False:
+                avoid both. First, the positional encoding compares the depth of a token's 3D point with the depth map
+                of the other view at this point. If True, the point's depth is measured from the token's own camera; if
+                False, from the other camera. Second, if True, points behind the other camera are used and count as
+                overlap; if False, they are masked and do not count.
         """
         super().__init__(len(depth))
         self.depth, self.c2w, K = (t.detach().cpu().double() for t in (depth, c2w, K))
@@ -199,9 +199,10 @@ class DepthGeometry(Geometry):
 
 
 def token_pixels(height: int, width: int, scale: int) -> Tensor:
-    """Return the image pixel (x, y) at the centre of each token of a feature map (height, width), row by row: (T, 2).
+    """Return the image position (x, y) of each token of a feature map, row by row: (height * width, 2), float64.
 
-    `scale` is the number of image pixels per token along each axis.
+    A token is a cell of the feature map and covers scale x scale image pixels. Token n of a row or column is at
+    scale * n + scale // 2, where 0 is the centre of the first pixel.
     """
     return warp.pixel_grid(height, width).flatten(0, 1) * scale + scale // 2
 

@@ -59,17 +59,17 @@ class MVDiffusion(LatentDiffusion):
 
     @property
     def extra(self) -> Extra:
-        """Kind of the UNet's input channels after the noisy latents: "nothing", "depth", "mask" (and masked image)."""
+        """Content of the UNet's input channels after the latents: "nothing", "depth" or "mask" (mask, masked image)."""
         channels = self.latent_shape[0]
         return extra_kind(self.unet.config["in_channels"] - channels, channels)
 
     def check_size(self, size: sampling.Size, keys: tuple[str, str]) -> None:
         """Raise ConfigError if the UNet cannot sample images of `size` (H, W) in pixels.
 
-        H and W must be multiples of `size_multiple` pixels. Some weights for views with depth encode depth in pairs of
-        cells of the UNet's feature maps, as the authors' weights do. For these, the smallest feature map must also have
-        an even number of cells, height times width. If sampling starts at half the size, the same holds for half the
-        size. `keys` are the config keys of height and width, for the message.
+        H and W must be multiples of `size_multiple` pixels. Some weights for views with depth, such as the authors',
+        encode the depths of two consecutive cells of a feature map together. For these, the smallest feature map must
+        have an even number of cells, rows times columns. If sampling starts at half the size, half the size must meet
+        these conditions too. `keys` are the config keys of height and width, for the message.
         """
         sampling.check_image_size(size, self.size_multiple, self.draft, keys)
         if self.multiview is not None and self.multiview.kind == "depth" and self.multiview.encoding == "reference":
@@ -78,12 +78,12 @@ class MVDiffusion(LatentDiffusion):
     def check_pairs(self, size: sampling.Size, halved: bool, key: str) -> None:
         """Raise ConfigError if the UNet's smallest feature map has an odd number of cells for images of `size`.
 
-        Cells are the positions of a feature map, height times width. MVDiffusion's weights for views with depth encode
-        depth differences in pairs of cells, so the number of cells must be even.
+        A feature map has rows times columns cells. The authors' weights for views with depth encode the depth
+        differences of two consecutive cells together, so the number must be even.
 
         Args:
-            size: image height and width in pixels.
-            halved: whether sampling starts with images of half this size, which then have to fit too.
+            size: height and width of the images in pixels.
+            halved: whether images of half this size are used too, which must then also fit.
             key: config key that the error is about.
         """
         (height, width), token = size, self.size_multiple * (2 if halved else 1)
@@ -169,8 +169,8 @@ class MVDiffusion(LatentDiffusion):
             t: timesteps (B F,).
             text: encoded prompts (B F, L, D).
             geometry: corresponding positions of the views; None: each image is denoised separately.
-            image_channels: additional channels (B F, E, h, w), concatenated to `x`: depth (E = 1), or mask and latents
-                of the masked image (E = 1 + C); None: channels that mean "nothing is known".
+            image_channels: additional channels (B F, E, h, w), concatenated to `x`: inverse depth (E = 1), or mask (1
+                where unknown), then latents of the masked image (E = 1 + C); None: the values for "nothing is known".
             known_views: clean latents, then mask (1 for known views), (B F, C + 1, h, w), from
                 `inputs.given_condition`; None: no known views.
         """
@@ -190,7 +190,8 @@ class MVDiffusion(LatentDiffusion):
         Args:
             x, t, text: noisy latents (B F, C, h, w), timesteps (B F,) and encoded prompts (B F, L, D).
             geometry: corresponding positions of the views; None: each image is denoised separately.
-            image_channels: additional channels (B F, E, h, w), concatenated to `x`; None: "nothing is known".
+            image_channels: additional channels (B F, E, h, w), concatenated to `x`: inverse depth (E = 1), or mask (1
+                where unknown), then latents of the masked image (E = 1 + C); None: the values for "nothing is known".
             known_views: clean latents, then mask (1 for known views), (B F, C + 1, h, w); None: no known views.
         """
         channels = unknown_channels(self.extra, x) if image_channels is None else image_channels

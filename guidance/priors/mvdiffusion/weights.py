@@ -98,7 +98,8 @@ def with_difference(unet: UNet2DConditionModel, weights: Mapping[str, Tensor]) -
 
     `weights` is a state dict of MVDiffusion. The first case that applies decides:
 
-    - `weights` has no first convolution, or a whole UNet without additional input channels: `unet` itself is returned.
+    - `weights` lacks the UNet's first convolution: `unet` itself is returned.
+    - `weights` has a whole UNet, without additional input channels: `unet` itself is returned.
     - Otherwise: the copy has the first convolution of `weights`, which may have additional input channels, and the
       low-rank updates (LoRA) in `weights`, if any, are added to their layers. Nothing else is copied from `weights`.
 
@@ -175,10 +176,11 @@ def widened(unet: UNet2DConditionModel, extra: int) -> UNet2DConditionModel:
 
 
 def difference(unet: UNet2DConditionModel, lora: LoRA | None) -> dict[str, Tensor]:
-    """Return the tensors in which `unet` differs from the 2D model that it was made from, by name in weight files.
+    """Return the tensors in which a fine-tuned UNet differs from its 2D model, by their names in weight files.
 
-    These are the weights of the first convolution, which may have additional input channels, and the low-rank changes
-    `lora` of other layers; None: no other layer changed.
+    "unet.conv_in.weight" and "unet.conv_in.bias" are the first convolution of `unet`, which may have additional input
+    channels. "lora.LAYER.down" and "lora.LAYER.up" (with the LoRA's scale as factor) are the matrices of `lora`, which
+    change other layers. If `lora` is None, no other layer differs.
     """
     state = unet.state_dict()
     found = {f"unet.{name}": state[name] for name in FIRST}

@@ -196,10 +196,10 @@ def make_shards(config: AssetsConfig, every: list[Job], run_folder: Path, data: 
 
 
 def skip_asset(job: Job, reason: str, folder: Path) -> None:
-    """Add the asset that made a job fail to the list of skipped assets, lost.json in `folder`, with the reason.
+    """Add the asset that made a job fail, with the reason, to lost.json in `folder`, the list of assets to skip.
 
-    It is the asset that the file JOB.at in `folder` (JOB = `job.name`) names, or without this file the first one of the
-    job: before a worker renders an asset, it writes the asset's name to JOB.at. `reason` is the text of the failure.
+    Before a worker renders an asset, it writes the asset's file to JOB.at (JOB = `job.name`) in `folder`. So the asset
+    is the one in JOB.at, or without this file the first one of the job. `reason` is the text of the failure.
     """
     current = read_json(folder / f"{job.name}.at") or {"file": job.assets[0].file, "mark": None}
     logger.warning("asset skipped after repeated failures: %s (%s)", current["file"], reason)
@@ -209,16 +209,19 @@ def skip_asset(job: Job, reason: str, folder: Path) -> None:
 
 
 def make_shard(job: Job, views: ViewsConfig, seed: int, folder: Path, data: Path, threads: int | None) -> None:
-    """Render the assets of one shard in a worker, and write the shard to two files in `folder`.
+    """Render the assets of one shard in a worker, and write the shard to two files in `folder`; NAME is `job.name`.
 
-    NAME.tar (NAME = `job.name`) has the views, captions and cameras of the rendered assets. NAME.json has the size and
-    SHA-256 of the tar file, the list of its assets, and the left-out assets with reasons. An asset is left out if its
-    mesh cannot be read, or if `skip_asset` has listed it in lost.json because earlier attempts at this job failed while
-    they rendered it. If its mesh file has changed since, it is tried again.
+    - NAME.tar: views, captions and cameras of the rendered assets.
+    - NAME.json: size and SHA-256 of NAME.tar, list of its assets, and left-out assets with reasons.
+
+    An asset is left out if its mesh cannot be read, or if it is in lost.json in `folder`, to which `skip_asset` adds
+    the asset at which a worker failed repeatedly. It is tried again if its mesh file has changed since then.
 
     Args:
+        job: name and assets of the shard.
         views: options of the cameras, the light and the image size.
         seed: seed of the random cameras.
+        folder: folder of the shards.
         data: folder of the meshes.
         threads: number of CPU threads; None: one per core.
 

@@ -88,7 +88,7 @@ def list_assets(folder: Path, captions: str, up: Up = "y") -> Listing:
 
 
 def find_captions(folder: Path, captions: str) -> Path:
-    """Return the path of the captions file `captions`, which is in the working directory or in `folder`.
+    """Return the path of the captions file `captions`, searched in the working directory first, then in `folder`.
 
     Raises ConfigError if there is no such file in either folder.
     """

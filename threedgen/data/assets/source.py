@@ -27,10 +27,10 @@ GREY = (0.4, 0.6)  # range of the grey value of backgrounds, as for the toybox
 class AssetViews:
     """Training examples (an `ExampleSource`) from rendered assets, which are meshes with captions.
 
-    Example i has `n_view` views, with caption and cameras, of the asset `entries[i % len(entries)]`. They are chosen
-    from the stored views of the asset, which lie on rings of cameras: one random ring, a random first azimuth, and from
-    there evenly spaced over the full turn, counter-clockwise seen from above. The background is one random grey for all
-    views. `seed` determines the random choices. The constructor raises ConfigError if `entries` is empty.
+    Example i has `n_view` views, with caption and cameras, of the asset `entries[i % len(entries)]`. The stored views
+    of an asset lie on rings of cameras. The views of an example are evenly spaced over the full turn of one random
+    ring, counter-clockwise (seen from above) from a random first one. All have the same random grey as background.
+    `seed` determines the random choices. The constructor raises ConfigError if `entries` is empty.
     """
 
     def __init__(self, shards: Shards, entries: list[Entry], seed: int, n_view: int) -> None:

@@ -40,9 +40,10 @@ class _Model(NamedTuple):
 def read_colmap(folder: Path) -> PosedFiles:
     """Read the COLMAP model in `folder`, binary or text: photo paths, poses, intrinsics and scene points.
 
-    The photos are searched in `folder` and in the three folders above it, and in the subfolders images* (such as
-    images_4) and input of these four folders. The names of photos that are not found are in `PosedFiles.missing`.
-    Raises ConfigError if a file of the model is missing or damaged, or if a camera model is not supported.
+    The photos are searched in `folder`, then in the three folders above it, the nearest first. In each of the four, the
+    order is: the subfolders images* (such as images_4), the subfolder input, the folder itself. The names of photos
+    that are not found are in `PosedFiles.missing`. Raises ConfigError if a file of the model is missing or damaged, or
+    if a camera model is not supported.
     """
     try:
         model = _binary(folder) if (folder / "images.bin").is_file() else _text(folder)

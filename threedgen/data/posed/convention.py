@@ -26,10 +26,11 @@ MAX_MISS = 2.0  # maximum distance in pixels of a matching pixel from the point 
 
 
 class Match(NamedTuple):
-    """Matching pixels of two photos. `first` and `second` are the indices of the two photos.
+    """Matching pixels of the two photos with the indices `first` and `second`.
 
-    Each of the M rows of `pixels` (M, 4) is a match: (x, y) in the first photo, then (x, y) in the second. The photos
-    are resized and without lens distortion. The centre of a photo's first pixel is (0.5, 0.5).
+    Each row of `pixels` (M, 4) is one of the M matches: (x, y) in the first photo, then (x, y) in the second. They are
+    pixels of the photos after these are resized and their lens distortion is removed. The centre of the top left pixel
+    is (0.5, 0.5).
     """
 
     first: int
@@ -41,16 +42,20 @@ def check_convention(photos: PosedPhotos) -> list[str]:
     """Check with the images whether `photos.convention`, such as "c2w-opengl", is the right one for the poses.
 
     A convention tells whether a pose matrix is camera-to-world (c2w) or world-to-camera (w2c), and whether the axes of
-    the camera are those of OpenGL or OpenCV. All four conventions, also with y and z axes swapped, get a score: the
-    fraction of matching pixels whose rays meet, as mean over pairs of photos. A score of at least 0.3 (MIN_FIT) is
-    good. If fewer than 3 (MIN_PAIRS) pairs of photos match, the score is instead the median, over the cameras, of the
-    cosine between a camera's viewing axis and its direction to the point nearest to all axes; then a score of at least
-    0.7 (MIN_COSINE) is good. The first case that applies counts:
+    the camera are those of OpenGL or OpenCV. The candidates are the four conventions, each without and with swaps of y
+    and z; those that mirror the scene are left out. Each candidate gets a score:
 
-    1. `photos.convention` has a good score: return [].
-    2. `photos.convention` would mirror the scene, or another convention has a good score that is at least twice as
-       high as that of `photos.convention`: raise ConfigError.
-    3. Otherwise: return a list with one remark for the user, that no convention fits.
+    - If at least 3 (MIN_PAIRS) pairs of photos have enough matching pixels: the fraction of these whose rays meet, as
+      mean over the pairs. It is good if it is at least 0.3 (MIN_FIT).
+    - Otherwise: the median, over the cameras, of the cosine between a camera's viewing axis and its direction to the
+      point nearest to all axes. It is good if it is at least 0.7 (MIN_COSINE).
+
+    The first case that applies counts:
+
+    1. `photos.convention` mirrors the scene: raise ConfigError.
+    2. `photos.convention` has a good score: return [].
+    3. A candidate has a good score, at least twice that of `photos.convention`: raise ConfigError.
+    4. Otherwise: return a list with one remark for the user, that no convention fits.
     """
     poses, declared = alternatives(photos.matrices), photos.convention
     matches, K = matching_pixels(photos), photos.cameras.K.double().numpy()
@@ -90,7 +95,8 @@ def matching_pixels(photos: PosedPhotos) -> list[Match]:
 def fraction_meeting(c2w: Array, K: Array, match: Match) -> float:
     """Return the fraction of matching pixels whose two rays meet in front of both cameras.
 
-    Rays meet if half of their shortest distance, seen from the nearer camera, is less than 2 pixels (MAX_MISS).
+    Rays meet if the point halfway between them, where they are closest, is seen less than 2 pixels (MAX_MISS) from both
+    matching pixels.
 
     `match` has the matching pixels of two of the N photos. `c2w` (N, 4, 4) are the camera-to-world poses of all photos
     with OpenGL axes, and `K` (N, 3, 3) their intrinsics, in the pixels of `match`.

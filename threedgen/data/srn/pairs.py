@@ -28,8 +28,9 @@ class PairSource(Protocol):
     """Source of scenes with several views each, for training novel-view models on pairs of views of a scene.
 
     An implementation has the attributes below, `__len__` (number of scenes), `scene(index)`, which returns all views
-    (images and cameras) of a scene, and `describe()`, which returns a line of text for a cache key. The registry builds
-    a source of the kind "pair-source" from a config, an image size and a seed.
+    (images and cameras) of a scene, and `describe()`, which returns a line of text for the key of the cache of views
+    (`PairCache`). A config selects a source by name (component of the kind "pair-source"). The source is built from the
+    config, an image size and a seed.
 
     Attributes:
         views: number of views of each scene.
@@ -46,7 +47,7 @@ class PairSource(Protocol):
         """Return all views of the scene `index`. Raises ConfigError if a file is unreadable."""
 
     def describe(self) -> str:
-        """Return one line of text for the cache key. Sources with different images return different texts."""
+        """Return one line of text for the key of the cache of views (`PairCache`); it differs if the images differ."""
 
 
 class ArchiveScenes:

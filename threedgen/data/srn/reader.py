@@ -91,9 +91,9 @@ _WARNED: set[Path] = set()  # folders for which the warning about transparent pi
 def write_instance(folder: Path | str, views: Views, numbers: Sequence[int] | None = None) -> Path:
     """Write views atomically to a new scene folder with rgb/ (8 bits), pose/ and intrinsics.txt. Return its path.
 
-    The pose files have OpenCV axes. `numbers` are the view numbers for the file names; None: 0, 1, ... Raises
-    ValueError unless all views have the same K with square pixels and no skew, FileExistsError if the folder exists,
-    and OSError if a file cannot be written.
+    The pose files are camera-to-world, with OpenCV axes. `numbers` are the view numbers for the file names; None: 0, 1,
+    ... Raises ValueError unless all views have the same K with square pixels and no skew, FileExistsError if the folder
+    exists, and OSError if a file cannot be written.
     """
     folder = Path(folder)
     K = views.cameras.K[0].double().numpy()

@@ -253,8 +253,9 @@ def intrinsic_matrix(
         forms: supported forms of intrinsics, for the error message if the count of numbers is neither 9 nor 16.
 
     Raises:
-        ConfigError: if the count of numbers is neither 9 nor 16, if the matrix has not the form of K, or if a focal
-            length is at most 0.001 (`MIN_FOCAL`) of the longer side of an image.
+        ConfigError: if the count of numbers is neither 9 nor 16, if the rows of the matrix are not (fx, s, cx),
+            (0, fy, cy) and (0, 0, 1) with a skew |s| of at most fx, or if a focal length is at most 0.001 (`MIN_FOCAL`)
+            of the longer side of an image.
     """
     numbers = [x for row in rows for x in row]
     if len(numbers) not in (9, 16):

@@ -84,7 +84,8 @@ class Scene:
     def request(self, seed: int, with_images: bool = True) -> Request:
         """Return the input of a sampler: cameras and numbers of all target views, prompt, and condition views.
 
-        If ``with_images`` is False, the condition views are left out. ``seed`` determines the noise of the sampler.
+        The target views have the order of `targets`. If ``with_images`` is False, the condition views are left out.
+        ``seed`` determines the noise of the sampler.
         """
         given = self.original(self.condition) if with_images and self.original and self.condition else None
         numbers = tuple(self.numbers[k] for k in self.targets)
@@ -93,7 +94,8 @@ class Scene:
     def all_views(self, request: Request, sampled: Tensor) -> Views:
         """Return all V views of the scene in the order of its cameras.
 
-        They are the condition views of ``request`` and the N target views ``sampled`` (N, H, W, 3), in [0, 1].
+        They are the condition views of ``request`` and the N target views ``sampled`` (N, H, W, 3), in [0, 1], which
+        have the order of `targets`.
         """
         images = torch.empty(len(self.cameras), *sampled.shape[1:])
         images[self.targets] = sampled

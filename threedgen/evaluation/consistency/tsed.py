@@ -30,10 +30,10 @@ SIZE = 256  # side in pixels to which views are resized before features are dete
 
 
 class Pairs(NamedTuple):
-    """Epipolar consistency of P pairs of views.
+    """Epipolar consistency of P pairs of views, the result of `judge`.
 
     Attributes:
-        consistent: number of consistent pairs, with enough matches and a small median distance (`judge`).
+        consistent: number of consistent pairs: those with enough matches and a small median epipolar distance.
         total: number of pairs P.
         matches: number of feature matches of each pair (P values).
     """
@@ -82,10 +82,11 @@ def judge(distances: Sequence[Floats], max_error: float = MAX_ERROR, min_matches
 
 
 def tsed(views: Views, count: int) -> Pairs:
-    """Count the consistent pairs (`judge`) among at most ``count`` evenly spaced pairs of consecutive views.
+    """Count the consistent pairs among at most ``count`` evenly spaced pairs of consecutive views.
 
-    The views, in the order of the camera path, are resized to 256 x 256 pixels (`SIZE`) first. TSED is the property
-    ``share`` of the result: the fraction of pairs that are consistent.
+    A pair is consistent if it has at least 10 feature matches and their median epipolar distance is below 2 pixels
+    (`judge`). The views, in the order of the camera path, are resized to 256 x 256 pixels (`SIZE`) first. TSED is the
+    property ``share`` of the result: the fraction of pairs that are consistent, None without pairs.
     """
     pairs = [(k, k + 1) for k in evenly_spaced(len(views) - 1, count)]
     if not pairs:

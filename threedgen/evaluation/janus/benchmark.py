@@ -88,8 +88,9 @@ class JanusRates(Evaluation[M, Asset, Result]):
 class Benchmark(JanusRates[JanusBenchmarkConfig, Job]):
     """Task "janus-benchmark": make an object per prompt, method and seed, and compute Janus rates of the methods.
 
-    The Janus rate is the fraction of objects with two or more fronts among those with at least one. An item, the
-    argument of `measure`, is the job of one object: its method, prompt, seed and config.
+    A method is a config that makes an object of a prompt. The Janus rate is the fraction of objects with two or more
+    fronts among those with at least one. An item, the argument of `measure`, is the job of one object: its method,
+    prompt, seed and config.
     """
 
     def __init__(self, task: Task) -> None:

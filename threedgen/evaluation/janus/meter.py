@@ -64,7 +64,8 @@ class ViewClassifier(Protocol):
 
     An implementation has two methods, whose images are V square views (V, S, S, 3) of one object, in [0, 1].
     `sides(images, prompt)` returns probabilities (V, 4) of the sides. `likeness(images, prompts)` returns scores (V, N)
-    of how well N prompts fit the views, or None. The registry builds classifiers from configs (kind "view-classifier").
+    of how well N prompts fit the views, or None. A config selects a classifier by name (component of the kind
+    "view-classifier").
     """
 
     def sides(self, images: Tensor, prompt: str) -> Tensor:
@@ -77,8 +78,9 @@ class ViewClassifier(Protocol):
     def likeness(self, images: Tensor, prompts: Sequence[str]) -> Tensor | None:
         """Return scores (V, N) of how well each of N prompts fits each view; higher is better.
 
-        The range depends on the classifier. CLIP gives the cosine of the embeddings of view and prompt; the toybox
-        probe gives log-probabilities. The result is None if the classifier does not support one of the prompts.
+        The range depends on the classifier. CLIP gives the cosine of the embeddings of view and prompt. The probe, a
+        classifier of toybox objects (procedural objects of this package), gives log-probabilities. The result is None
+        if the classifier does not support one of the prompts.
         """
 
 
@@ -179,7 +181,8 @@ class Meter:
         """Return one score per prompt: how well it fits the views (V, S, S, 3) in [0, 1], mean over the views.
 
         A higher score is a better fit. The range depends on the classifier: for CLIP a cosine in [-1, 1], for the
-        toybox probe a log-probability. The result is None if the classifier does not support one of the prompts.
+        probe (classifier of toybox objects, the procedural objects of this package) a log-probability. The result is
+        None if the classifier does not support one of the prompts.
         """
         scores = self.classifier.likeness(torch.from_numpy(views), prompts)
         return None if scores is None else scores.double().mean(0).tolist()

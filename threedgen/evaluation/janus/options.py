@@ -153,8 +153,9 @@ def words_of(path: Path) -> str:
 class JanusBenchmarkConfig(MeteredConfig, WorkersConfig):
     """Janus rates of text-to-3D methods, on objects made for each prompt, method and seed.
 
-    Options of the task "janus-benchmark": methods, their overrides, prompts and seeds. The Janus rate is the fraction
-    of objects with two or more fronts among those with at least one.
+    Options of the task "janus-benchmark": methods (configs that make an object of a prompt), overrides of their
+    options, prompts and seeds. The Janus rate is the fraction of objects with two or more fronts among those with at
+    least one.
     """
 
     methods: Names = Field(
@@ -180,7 +181,8 @@ class JanusBenchmarkConfig(MeteredConfig, WorkersConfig):
 class FrontObjects(Protocol):
     """Source of prompts and meshes of objects with one clear front.
 
-    Plug-ins register an implementation under the kind "front-objects". It has three methods:
+    The Janus tasks use the implementation "toybox" of the kind "front-objects" in the registry (list of components by
+    kind and name). It has three methods:
 
     - `prompts(count, seed)` returns a list of random prompts of such objects.
     - `without_front(prompts)` returns those of the given prompts whose object has no front: a dict from prompt to noun.
@@ -237,8 +239,9 @@ def make_plan(methods: Sequence[str], overrides: Sequence[str], prompts: Sequenc
     """Plan the jobs of a benchmark, ordered by seed, prompt, method, so that an unfinished run compares all methods.
 
     A method is the name of a config, optionally followed by overrides "key=value". ``overrides`` are overrides of all
-    methods. Prompts of objects without a front are left out, and so are methods whose config fails its check. Raises
-    ConfigError if a config makes no 3D object, if a prompt names an unknown object, or if no prompt is left.
+    methods. Prompts of objects without a front are left out, and so are methods whose config fails its `check`. Raises
+    ConfigError if a config cannot be loaded or makes no object of a prompt, if a prompt names an object that the
+    diffusion model of a method does not know, or if no prompt is left.
     """
     nouns = front_objects().without_front(prompts)
     left_out = {prompt: f"a {noun} has no front" for prompt, noun in nouns.items()}

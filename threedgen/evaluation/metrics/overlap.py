@@ -103,8 +103,8 @@ def given_view(views: Tensor, given: Tensor, K: Tensor, R: Tensor) -> dict[str, 
         R: camera-to-world rotations (V, 3, 3), OpenCV axes.
 
     Returns:
-        "given": PSNR in dB between ``given`` and view 0; "beside_given": mean PSNR in dB between ``given`` and the two
-            neighbours of view 0 where they overlap, None if they do not.
+        "given": PSNR between ``given`` and view 0. "beside_given": PSNR between ``given`` and a neighbour of view 0
+            where they overlap, mean over the neighbours that overlap it; None if neither does. Both are in dB.
     """
     ring = [len(views) - 1, 0, 1]
     around = panorama_overlap(torch.stack([views[-1], given, views[1]]), K.expand(len(R), 3, 3)[ring], R[ring])

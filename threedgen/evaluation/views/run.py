@@ -290,8 +290,9 @@ def difference(measured: MeasuredViews, other: MeasuredViews, truth: MeasuredVie
 def means(scenes: list[dict[str, float | None]]) -> dict[str, stats.Estimate]:
     """Return the mean over the scenes, with its 95 % interval, of the PSNRs "psnr", "given" and "beside_given".
 
-    All are in dB. "psnr" compares consecutive views where they overlap. "given" compares view 0 with the image that the
-    model received as view 0. "beside_given" compares that image with the two neighbours of view 0, where they overlap.
+    All are in dB. "psnr" compares consecutive views where they overlap. The others compare the input image, which the
+    model received as view 0, with views of the result: "given" with view 0, "beside_given" with the two neighbours of
+    view 0, where they overlap the input image.
 
     ``scenes`` has one dict of metrics per scene. Metrics that are undefined in all scenes are left out.
     """

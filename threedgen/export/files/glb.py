@@ -219,8 +219,8 @@ def _pack(
     """Return the bytes of a GLB with one node for each glTF mesh object in `meshes`.
 
     `buffer` has the binary chunk. `more`: one dict of further keys per node; None: no further keys. `lists`: further
-    top-level lists of the glTF JSON by key, such as `materials`; colliders have none. `gltf_extras`: JSON data for the
-    `extras` of the asset and, except for colliders, of each node.
+    top-level lists of the glTF JSON by key, such as `materials`. `gltf_extras`: JSON data for the `extras` of the asset
+    and, if there are `lists`, of each node. A GLB of colliders has no `lists`.
     """
     extras = gltf_extras or {}
     own = {"extras": extras} if lists else {}

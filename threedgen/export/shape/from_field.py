@@ -67,11 +67,12 @@ def dense_surface(field: FieldView, resolution: int) -> tuple[Mesh, list[str]]:
         resolution: number of grid points per edge of the cube around the scene sphere.
 
     Returns:
-        The mesh, and notes for the user if the object is cut off at the scene boundary or translucent.
+        The mesh, and notes for the user: one if the object is cut off, with more than 1 % of its surface on the
+            boundary of the scene sphere, and one if it is translucent.
 
     Raises:
         EmptyField: if the field has no surface.
-        ConfigError: if much of the surface lies on the scene boundary.
+        ConfigError: if more than 20 % of the surface lies on the boundary of the scene sphere.
     """
     mesh = field_surface(field, resolution)
     area = np.linalg.norm(area_vectors(mesh.vertices, mesh.faces), axis=1)

@@ -29,7 +29,8 @@ class TexturedMesh:
     """Triangle mesh with UVs, normals and tangents, z up, front +x. A vertex on a UV seam is stored once per side.
 
     It has `vertices` (V, 3), `faces` (F, 3), unit `normals` (V, 3), `uv` (V, 2) with v upwards, and `tangents` (V, 4):
-    a unit vector along +u, and the sign of the bitangent. `offset` is the world position of the vertices' origin.
+    a unit vector along +u, and a sign w, where the bitangent is w * cross(normal, tangent). `offset` is the world
+    position of the vertices' origin.
     """
 
     vertices: Array  # (V, 3) float32

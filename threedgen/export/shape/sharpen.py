@@ -24,7 +24,7 @@ EDGE_ROUNDS, MOVES = 3, 10  # rounds of the filter before vertices move, and the
 def sharpen(vertices: Array, faces: Array) -> Array:
     """Return the vertices (V, 3) float32 of a mesh, moved so that flat regions become smooth and edges sharp.
 
-    Takes vertices (V, 3) and faces (F, 3). A vertex moves by a fraction of an edge length.
+    Takes vertices (V, 3) and faces (F, 3). A vertex usually moves by less than the length of its edges.
     """
     normals, areas = _normals_and_areas(vertices, faces)
     normals = _filter(normals, areas, faces, len(vertices), EDGE_ROUNDS, SHAPE_NOISE)
@@ -32,9 +32,10 @@ def sharpen(vertices: Array, faces: Array) -> Array:
 
 
 def sharp_normals(vertices: Array, faces: Array, rounds: int) -> Array:
-    """Return unit vertex normals (V, 3) float32, smoothed on each side of a sharp edge but not across it.
+    """Return unit vertex normals (V, 3) float32 of a mesh whose face normals are smoothed, but not across sharp edges.
 
-    Takes vertices (V, 3) and faces (F, 3). `rounds` is the number of filter passes; more passes smooth coarser noise.
+    Takes vertices (V, 3) and faces (F, 3). Each of `rounds` passes of a filter smooths the face normals; more passes
+    remove coarser noise. A vertex normal is the area-weighted mean of the smoothed normals of the faces around it.
     """
     normals, areas = _normals_and_areas(vertices, faces)
     normals = _filter(normals, areas, faces, len(vertices), rounds, SHADING_NOISE)

@@ -115,7 +115,10 @@ def with_dense_normals(low: TexturedMesh, dense: Mesh) -> TexturedMesh:
 
 
 class Texels(NamedTuple):
-    """N texels: surface points (N, 3), unit normals (N, 3), unit tangents (N, 3), signs (N,) of the bitangents."""
+    """N texels: surface `points` (N, 3), unit `normals` (N, 3), unit `tangents` (N, 3) and `signs` (N,), +1 or -1.
+
+    The bitangent of a texel is sign * cross(normal, tangent).
+    """
 
     points: Array  # (N, 3), world units
     normals: Array  # (N, 3), unit

@@ -13,10 +13,15 @@ MIN_WEIGHT = 1e-5  # sum of weights below which a texel's colour is darkened in 
 class BlendOptions:
     """Rules for projecting several images onto a mesh's texture: which images colour a texel, and with which weights.
 
-    An image contributes if the texel is visible (less than `error` behind the surface that the camera sees there), not
-    too oblique (`cosine`) and opaque in the image (`opacity`). The weight is a power of the cosine. It is reduced near
-    depth edges (depth steps of at least `jump`) and, with `window`, towards the image borders. For perspective cameras,
-    `error` and `jump` are fractions of the depth; for orthographic cameras, they are in world units.
+    An image colours a texel if the texel is less than `error` behind the surface that the camera sees there, the cosine
+    between normal and direction to the camera is above `cosine`, and the image's opacity there is above `opacity`. For
+    perspective cameras, `error` and `jump` are fractions of the depth, for orthographic ones they are in world units.
+
+    The weight is the cosine (perspective cameras: divided by the distance to the camera) to the power `power`, times:
+
+    - `beside_edge` (0: not used) within `margin` pixels of a depth edge, which is a depth step of at least `jump`;
+    - with `feather` > 0, a factor that rises to 1 over the distance `feather` * image height from depth edges;
+    - with `window`, a factor that falls from 1 at the image centre to almost 0 at the image borders.
     """
 
     error: float = 0.02  # maximum depth difference between texel and visible surface

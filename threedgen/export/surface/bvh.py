@@ -18,10 +18,12 @@ SLACK = 1e-7  # tolerance of barycentric weights, so that no ray passes between 
 
 
 class Bvh(NamedTuple):
-    """Bounding volume hierarchy of a mesh: a box per node, and corners (P, 3, 3) and face indices (P,) of P triangles.
+    """Bounding volume hierarchy of a mesh: a binary tree of boxes around P triangles.
 
-    Node k of the binary tree has the children 2 k + 1 and 2 k + 2. Each leaf has the same number of consecutive
-    triangles. P is at least the number of faces, because the last face is repeated to fill the leaves.
+    `bounds` (nodes, 6) has the minimum and the maximum corner of each node's box, `corners` (P, 3, 3) the corners of
+    the triangles, and `face` (P,) the index of the mesh face of each triangle. Node k has the children 2 k + 1 and
+    2 k + 2. Each leaf has the same number of consecutive triangles. P is at least the number of faces, because the last
+    face is repeated to fill the leaves.
     """
 
     bounds: Array  # (nodes, 6) float32, minimum corner and maximum corner of each node's box

@@ -45,7 +45,7 @@ class ViewTexture(NamedTuple):
 
 
 class TexelGeometry(NamedTuple):
-    """World positions of N texels, and their unit normals: of the face (`normals`), and interpolated (`smooth`).
+    """World positions `points` of N texels, and unit normals: of the face (`normals`), and interpolated (`smooth`).
 
     The normals point to the side of the face that more pixels of the images show. If neither side is shown more, they
     keep the direction that the order of the face's vertices gives them, and the bool mask `two_sided` (N,) is True.

@@ -125,8 +125,8 @@ def job(method: str, base: RunConfig, prompt: str, seed: int) -> Job:
     """Create the job of one object.
 
     `method` is a config name with optional key=value changes, and `base` the config of this method (`object_config`).
-    The config of the job is `base` with `prompt` and `seed`. Its run folder and number of CPU threads are None;
-    `make` sets them.
+    The config of the job is `base` with `prompt` and `seed`. The options `out` (run folder) and `threads` of the config
+    are None; the function `make`, which runs the job, sets them.
     """
     config = base.model_copy(update={"prompt": prompt, "seed": seed, "out": None, "threads": None})
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(words_of(method)[0]).stem).strip("-")[:40]

@@ -152,7 +152,10 @@ class DreamBoothSystem(DenoisingSystem):
 
     @property
     def trained(self) -> dict[str, nn.Parameter]:
-        """Trained parameters by name, without the embedding of the identifier: those of the LoRA, else of the UNet."""
+        """Trained parameters by name: those of the LoRA or, without a LoRA, those of the UNet.
+
+        The embedding of the identifier (the subject's word, such as "[v]") is trained too, but not included.
+        """
         if self.lora is not None:
             return dict(self.lora.named_parameters())
         return {name: p for name, p in self.unet.named_parameters() if p.requires_grad}
@@ -160,7 +163,7 @@ class DreamBoothSystem(DenoisingSystem):
     def encode_prompt(self, prompt: str) -> Tensor:
         """Return the embedding (1, L, D) of a prompt, L rows of D numbers, as `prior.encode_prompt` does.
 
-        In contrast to `prior.encode_prompt`, gradients flow to the embedding of the identifier.
+        In contrast to `prior.encode_prompt`, gradients flow to the embedding of the subject's word, such as "[v]".
         """
         prior = self.model
         table = token_embeddings(prior)
@@ -228,7 +231,7 @@ class DreamBoothSystem(DenoisingSystem):
         write_png(sheet_path(folder, step), grid(enlarge_small(rows), 2 * N_VIEW, labels))
 
     def write(self, path: Path) -> None:
-        """Write the embedding of the identifier and the changes of the UNet to the safetensors file `path`.
+        """Write the embedding of the subject's word, and the changes of the UNet, to the safetensors file `path`.
 
         The changes are the LoRA or, without a LoRA, the differences of the trained weights from the original ones.
         """

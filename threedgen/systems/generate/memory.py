@@ -129,10 +129,12 @@ def distinct_steps(system: GenerateSystem) -> Iterator[tuple[int, int]]:
     """Yield the distillation steps to measure, as pairs (render size in pixels, step).
 
     Steps with equal render size, number of scenes (groups of views) and use of normals take equal memory, so one step
-    of each kind is yielded. The kind can change at the steps of schedules. From each of these, and from the start, the
-    first step that uses normals is taken: for a lit (shaded) render, which can be random, or for the orientation loss.
-    Only 50 steps (FIRST_STEPS) and the last one before the next change are tried; if none uses normals, it is the
-    first.
+    of each kind is yielded. Normals are used if the render is lit (shaded), which can be random, or if the weight of
+    the orientation loss is above 0.
+
+    The kind can change at a key of a schedule, and after the material's unlit first steps. The steps from one such
+    change to the next are an interval. Of each interval the first step with normals is taken or, if none has normals,
+    the first step. Only the first 50 steps (FIRST_STEPS) and the last step of an interval are tried.
     """
     config, end = system.config, system.max_steps
     schedules = [

@@ -42,7 +42,7 @@ class OptimizerConfig(Config):
 class LossConfig(Config):
     """Weights of the loss terms, as numbers or as schedules over the steps.
 
-    Section `loss` of the task "generate". In its distillation phase, the loss is the weighted sum of these terms.
+    Section `loss` of the task "generate". In the phase of distillation, the loss is the weighted sum of these terms.
     """
 
     distillation: Scheduled = Field(1.0, ge=0, description="weight of the distillation loss")

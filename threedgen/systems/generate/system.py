@@ -115,7 +115,10 @@ class GenerateSystem(Scene):
         return int(piecewise_constant(self.config.size, step, self.max_steps))
 
     def training_rig(self, step: int) -> Rig:
-        """Sample the cameras and point lights of a step: `scenes_per_step` groups of `camera.n_view` views."""
+        """Sample the cameras and point lights of a step, in groups of `camera.n_view` views of the object.
+
+        The number of groups is the value of the option `scenes_per_step` at the step.
+        """
         size = self.size(step)
         groups = int(piecewise_constant(self.config.scenes_per_step, step, self.max_steps))
         rng = self.rng(step, "cameras")
@@ -130,7 +133,8 @@ class GenerateSystem(Scene):
     def regularisers(self) -> dict[str, Regulariser]:
         """Regularisers by their key in the config section `loss`: functions from a render to a scalar loss.
 
-        If a representation has its own function for a key, this replaces the registered one.
+        They are the registered components of the kind "regulariser". If the representation of the object has a function
+        of its own for a key, that function is used instead.
         """
         own, names = self.field.regularisers(), type(self.config.loss).model_fields
         known = registry.names("regulariser")

@@ -80,7 +80,7 @@ def run_status(
             option `start` or `edit`, else a new object.
 
     Raises:
-        ConfigError: the run is not possible with its prompt, prior, checkpoint or disk.
+        ConfigError: the prompt, the prior or the checkpoint cannot be used, or a file cannot be written.
     """
     config = choose_preset(config, torch.device(device(config.trainer.accelerator)), Path(str(config.out)))
     task = Task(config, resume, quiet, FILES)
@@ -95,7 +95,7 @@ def run_once(task: Task, init_path: Path | None = None) -> Status:
 
     If the config has stages (earlier runs), they are run first, unless they are finished. The result of the last one
     initialises the object of this run, and `init_path` is ignored. Without stages, `init_path` is the run folder or
-    point cloud file that initialises the object; None: `config.start_path` or, if this is None too, a new object.
+    point cloud file that initialises the object; None: the path in the option `edit` or `start`, else a new object.
     """
     config, folder, prompt = task.config, task.folder, task.config.object_text()
     if config.stages:

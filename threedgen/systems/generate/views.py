@@ -115,9 +115,9 @@ def sample_views(
         quiet: show no progress.
 
     Returns:
-        Images (V, H, W, 3) in [0, 1] and their V cameras; H = W is the image size of the prior. `image` is included
-        four times, which gives it four times the weight of another view in the fit. (None, None) for a
-        single-view prior, or if the config has neither preview nor warm start.
+        Images (V, H, W, 3) in [0, 1], sharpened as the option `warm_start.sharpen` says, and their V cameras; H = W is
+        the image size of the prior. `image` is included four times, which gives it four times the weight of another
+        view in the fit. (None, None) for a single-view prior, or if the config has neither preview nor warm start.
     """
     p, n_view, size = config.preview, config.views_per_scene, prior.image_size
     if not (p.enabled or config.warm_steps) or n_view < 2:
@@ -180,9 +180,9 @@ def step_count(label: str, quiet: bool) -> Iterator[OnStep]:
 def view_cameras(config: GenerateConfig, groups: int, size: int) -> Cameras:
     """Return the cameras of `groups` groups of `camera.n_view` views, with images of `size` x `size` pixels.
 
-    The first group has the elevation and azimuths of the config section `preview`. Group k > 0 has evenly spaced
-    azimuths, turned by k / `groups` of their spacing, and the elevation at the fraction 0.618 k mod 1 of
-    `camera.elevation_range`.
+    The first group has the elevation and azimuths of the config section `preview`. Group k = 1, 2, ... has evenly
+    spaced azimuths; the first of them is the first one of `preview` plus k / `groups` of the spacing. Its elevation is
+    at the fraction (0.618 k) mod 1 of `camera.elevation_range`, where 0 is the lowest elevation.
     """
     p, table, n_view = config.preview, config.result.turntable, config.views_per_scene
     azimuths = torch.deg2rad(torch.tensor(p.azimuth)) if isinstance(p.azimuth, tuple) else None

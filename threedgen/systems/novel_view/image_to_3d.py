@@ -86,7 +86,7 @@ def asset(
     """Write the textured mesh of a field (asset) to `folder`, and return it.
 
     `view` has the density and colour of the field as functions. `provenance` (image, seed, config hash) is stored in
-    the files. Raises ConfigError if the export fails.
+    the files. `quiet`: show no progress. Raises ConfigError if the export fails.
     """
     name = asset_name(config.export.name or config.prompt)
     with progress_bar(quiet) as on_step:

@@ -117,7 +117,7 @@ class ImageTo3DConfig(RunConfig):
 
     @property
     def threedim(self) -> ThreeDiMSamplerConfig:
-        """Options of the 3DiM view sampler: those of the section `sampler`, and the option `weights`."""
+        """Options of the sampler of views (3DiM, a diffusion model): the section `sampler` and the option `weights`."""
         return ThreeDiMSamplerConfig(**self.sampler.model_dump(), weights=self.weights)
 
     def check(self) -> None:

@@ -130,7 +130,10 @@ def gap_test(
 
 
 def once_around(views: Views, count: int) -> Views:
-    """Sort views by camera azimuth from -180 to 180 degrees; return at most `count`, evenly spaced in that order."""
+    """Return `count` of the views, evenly spaced in the order of their camera azimuths from -180 to 180 degrees.
+
+    If there are fewer views, all are returned in this order.
+    """
     position = views.cameras.position
     order = torch.atan2(position[:, 1], position[:, 0]).argsort()
     chosen = torch.linspace(0, len(order) - 1, min(count, len(order))).round().long()
@@ -294,8 +297,8 @@ def train(task: Task) -> Status:
 def build(config: TrainThreeDiMConfig) -> XUNet | LatentPairs:
     """Return the model to train, which `config.model` selects: an X-UNet on pixels, or a prior's UNet on latents.
 
-    The weights are loaded from `config.model.start`. If this is None, which only the X-UNet permits, they are random.
-    Raises ConfigError if the weights are missing or do not fit.
+    X-UNet is the network of 3DiM. The weights are loaded from `config.model.start`. If this is None, which only the
+    X-UNet permits, they are random. Raises ConfigError if the weights are missing or do not fit.
     """
     if isinstance(config.model, PixelsConfig):
         if config.model.start is not None:

@@ -61,12 +61,12 @@ class MeshFrame:
 
     @classmethod
     def of(cls, config: SamplingConfig, scale: float = 1.0) -> "MeshFrame":
-        """Create the transform for the mesh file of a config. It only turns and scales: `centre` is 0 and `zoom` is 1.
+        """Create the transform from the mesh file of a config to the world.
 
-        The up and the front axis are the options `up` and `front`. If `up` is "auto", the up axis is +y for GLB, glTF
-        and OBJ files, else +z. If `front` is "auto", the front axis is +z; if +z or -z is up, it is -y for an object
-        and +x for a scene. `scale` is in metres per unit of the file. Raises ConfigError if up and front axis are
-        parallel.
+        It only turns and scales: `centre` is 0 and `zoom` is 1. The options `up` and `front` of the config are the axes
+        of the file that become +z and +x. If `up` is "auto", it is +y for GLB, glTF and OBJ files, else +z. If `front`
+        is "auto", it depends on the up axis: for x or y up, it is +z; for z up, it is -y for an object and +x for a
+        scene. `scale` is in metres per unit of the file. Raises ConfigError if up and front axis are parallel.
         """
         y_up = config.mesh is not None and Path(config.mesh).suffix.lower() in (".glb", ".gltf", ".obj")
         up = config.up if config.up != "auto" else "+y" if y_up else "+z"
@@ -85,10 +85,10 @@ class MeshFrame:
     def for_file(self, mesh: TexturedMesh) -> TexturedMesh:
         """Transform a mesh from the world to the origin and the units of the mesh file, to export it.
 
-        The axes of the result are not those of the file: the axes `export_axes` of the file (None: `up` and `front`)
-        become +z and +x, as the file writers expect. If the mesh is farther from the origin than about 100 times its
-        size, its float32 vertices are relative to `offset`, an attribute (3,) of the result, so that they stay exact;
-        otherwise `offset` is 0.
+        The axes of the result are those that the file writers expect, z up and +x in front: the axes `export_axes` of
+        the file (None: `up` and `front`) become +z and +x. If the mesh is farther from the origin than about 100 times
+        its size, its float32 vertices are relative to `offset`, an attribute (3,) of the result, so that they stay
+        exact; otherwise `offset` is 0.
         """
         points, centre = mesh.vertices.astype(np.float64) / self.zoom, np.array(self.centre)
         far = np.abs(centre).max() > MAX_RELATIVE_DISTANCE * np.abs(points).max()

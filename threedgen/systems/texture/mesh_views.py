@@ -95,7 +95,8 @@ def read_views(config: TextureConfig, rig: SidesConfig) -> MeshViews | PosedPhot
     - If the path is or contains a file of photo poses (transforms.json or a COLMAP model), read this file and the image
       headers, and return PosedPhotos, which reads the pixels later. Photos are reduced if their longer side has more
       than `rig.size` pixels.
-    - Otherwise read six images SIDE.png, such as front.png, completely, and return MeshViews.
+    - Otherwise read six images with their pixels, and return MeshViews. The files in the folder are front.png,
+      right.png, back.png, left.png, top.png and bottom.png.
 
     Raises ConfigError if a file is missing or cannot be used.
     """
@@ -108,9 +109,10 @@ def read_views(config: TextureConfig, rig: SidesConfig) -> MeshViews | PosedPhot
 
 
 def read_sides(folder: Path) -> MeshViews:
-    """Read the six images SIDE.png of a folder, such as front.png. Their alpha channels become the masks.
+    """Read six views of an object from a folder. Their alpha channels become the masks, their cameras are orthographic.
 
-    Raises ConfigError if an image is missing or not square, or if the sizes differ or all images are transparent.
+    The files, in the order of the result, are front.png, right.png, back.png, left.png, top.png and bottom.png. Raises
+    ConfigError if an image is missing or not square, or if the sizes differ or all images are transparent.
     """
     images = [np.asarray(load_image(folder / f"{side}.png", key="views").convert("RGBA")) for side in SIDES]
     height, width = images[0].shape[:2]

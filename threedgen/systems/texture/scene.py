@@ -228,8 +228,9 @@ def with_uv(source: SourceMesh, texture: int, choice: str = "auto") -> tuple[Tex
 def uv_fault(source: SourceMesh, texture: int) -> str:
     """Return the reason why the file's texture coordinates cannot be used; "" for usable coordinates.
 
-    Reasons are missing coordinates, values outside of [0, 1], and too much surface without area in the texture or too
-    many texels that belong to two places of the mesh. `texture` is the number of texels per side of the texture.
+    Possible reasons: not all parts of the file have coordinates; some are outside of [0, 1]; too much of the surface
+    has no area in the texture; too many texels belong to two places of the mesh; no texel belongs to the mesh.
+    `texture` is the number of texels per side of the texture.
     """
     if source.uv is None:
         return "it has none, or not for all of its parts"

@@ -135,7 +135,10 @@ class DenoisingSystem(AveragedSystem):
             write_png(folder / "samples.png", grid(*sheet))
 
     def save(self, folder: Path) -> None:
-        """Write the trained weights to `folder`. `validate` calls it while the averaged weights are in place."""
+        """Write the trained weights to `folder`. The base class writes nothing.
+
+        `validate` calls this method while the modules have their averaged weights (EMA), if there is an average.
+        """
 
     def sample_sheet(self) -> Sheet:
         """Return the images and labels of samples.png. The base class returns none, so that no file is written."""

@@ -199,10 +199,10 @@ def add_adapter(config: TrainMVAdapterConfig, model: MVAdapter) -> AdaptedUNet:
 def trained_adapter(config: TrainMVAdapterConfig, model: MVAdapter, settings: AdapterSettings) -> AdaptedUNet:
     """Add the adapter in the file `config.adapter` to the model's UNet, and return the UNet with the trainable adapter.
 
-    `settings` of the new training, such as the kind of condition maps, replace those in the file. The condition guider
-    of an adapter encodes the condition maps for the levels of the UNet; a fine guider encodes them for the output of
-    the UNet's first layer. If the config has `guider_fine`, and the file has a condition guider but no fine guider, an
-    untrained fine guider is added.
+    `settings` of the new training, such as the kind of condition maps, replace those in the file. Two networks of an
+    adapter can encode the condition maps: the condition guider for the levels of the UNet, and the fine guider for the
+    output of the UNet's first layer. The option `guider_fine` adds an untrained fine guider to an adapter that has a
+    condition guider, but no fine guider.
 
     Raises:
         ConfigError: the adapter does not fit the UNet, has other attention `branches` (to other views, to a reference

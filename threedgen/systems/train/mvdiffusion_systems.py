@@ -126,8 +126,9 @@ class ViewsSystem(MVDiffusionSystem):
 
     Args:
         data: pairs (fraction of the steps, training data of one image size).
-        difference: {name: tensor} of all changes of the UNet against the 2D model, which are saved with the attention
-            blocks: weights of its first convolution and LoRA matrices. None: the whole UNet is saved instead.
+        difference: tensors {name: tensor} in which the UNet differs from the 2D model: weights of its first
+            convolution, and LoRA matrices. They are saved with the attention blocks. None: the whole UNet is saved
+            instead.
         lora: LoRA of the first stage, attached to the UNet; None without a first stage.
         metadata: values that the checkpoints store, such as the hash of a file of initial weights. A run resumes only
             from a checkpoint with equal values.

@@ -54,7 +54,8 @@ class DenoisingConfig(Config):
 class ViewNoiseConfig(Config):
     """Options of the noise levels of the views of a training object. By default all views have the same level.
 
-    They are for the training of the UNet of a multi-view prior: shares of objects whose views have different levels.
+    They are for the training of multi-view priors. Both are shares of the objects: `independent`, objects with a random
+    level for each view, and `companions`, objects with low noise in some views and a common level in the others.
     """
 
     independent: Share = Field(0.0, description="share of objects with a noise level for each view")

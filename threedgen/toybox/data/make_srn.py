@@ -229,9 +229,9 @@ class ToyboxScenes:
     """Source of scenes (`data.srn.pairs.PairSource`): rendered cars and chairs with marks on their four sides.
 
     A scene has views of one object; `scene(index)` returns them. Models that generate new views from an input view
-    train on pairs of views of a scene. The marks (a panel with a symbol on each side) of an object differ. The task
-    `make-srn-toybox` writes the same training scenes to disk for the same seed, families, image size, and numbers of
-    scenes and views.
+    train on pairs of views of a scene. A mark is a panel with a symbol; the four marks of an object differ. The task
+    `make-srn-toybox` writes the same training scenes to disk if it has the same seed, image size, families (cars,
+    chairs), and numbers of scenes and views.
     """
 
     def __init__(self, config: ToyboxPairsConfig, size: int, seed: int) -> None:

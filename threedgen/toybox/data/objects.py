@@ -32,10 +32,12 @@ AZIMUTHS = (25, -40, 60, 150, 20, 230, -70, 0)
 def sheet_specs(noun: str, count: int, split: str, seed: int) -> list[Spec]:
     """Return up to ``count`` specifications (noun, colours, part) of objects of ``noun`` for a contact sheet.
 
-    In the split "train", about every second specification names a part or accessory, if the noun can have one. In
-    "held-out", every specification has a combination of colour and part or accessory that is excluded from training;
-    the list is empty for nouns without such combinations. Main colours (in "held-out": combinations) are taken in a
-    cyclic order, which starts at an offset that depends on ``seed``.
+    - ``split`` "train": about every second specification names a part or accessory, if the noun can have one. The main
+      colours take turns.
+    - ``split`` "held-out": every specification has a pair (main colour, part or accessory) that is excluded from
+      training. The pairs take turns. The list is empty for nouns without such pairs.
+
+    The first colour or pair depends on ``seed``.
     """
     entry, names = NOUNS[noun], list(COLOURS)
     options = entry.parts + entry.wears

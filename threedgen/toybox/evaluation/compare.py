@@ -225,10 +225,11 @@ object are judged by the probe. Differences are from the first variant, mean ove
         return table
 
     def true_objects(self) -> Json:
-        """Return the metrics of ground-truth objects, one per prompt, for comparison: a dict like that of `summary`.
+        """Return the metrics of ground-truth objects, one object per prompt, for comparison with those of a variant.
 
-        "step" and "seconds" are left out: these objects are not trained. "fid" compares their views with those of other
-        ground-truth objects of the same prompts, the ones that `summary` uses.
+        The result is a dict from metric to dict, as that of `summary`, but without "step" and "seconds", because these
+        objects are not trained. Each prompt has two ground-truth objects: the metrics are those of the second one, and
+        "fid" compares it with the first one. The "fid" of `summary` compares generated objects with the first one, too.
         """
         pairs = list(self.truth.values())
         verdicts: list[Json] = [

@@ -87,8 +87,8 @@ class Surface(NamedTuple):
 
     Attributes:
         roughness: mean angle between normals of neighbouring pixels in renders, degrees; None: no visible surface.
-        translucent: whether half of the light gets deeper below the surface than 2 % (`MAX_HALF_LIGHT_DEPTH`) of the
-            longest side of the object.
+        translucent: whether a ray still has more than half of its light when it is 2 % (`MAX_HALF_LIGHT_DEPTH`) of the
+            longest side of the object below the surface. The density of the object is then low.
     """
 
     roughness: float | None
@@ -148,10 +148,11 @@ COUNTS = {"translucent": "translucent objects", "without_surface": "objects with
 def fidelity_table(figures: Json) -> str:
     """Return a Markdown table of the metrics of generated objects, beside those of ground-truth objects.
 
-    ``figures`` has the metrics "fid", "kid", "roughness" and "mottle", their values for ground-truth objects
-    ("floor_fid", ...), and 95 % intervals of both ("fid_interval", "floor_fid_interval", ...), which are written in
-    brackets. It also has the numbers of "translucent" objects and of those "without_surface". Missing metrics have no
-    row.
+    ``figures`` has the metrics "fid", "kid", "roughness" (angle between normals of neighbouring pixels, degrees) and
+    "mottle" (Lab distance of the colours from a palette of four colours, high for patchy surfaces), their values for
+    ground-truth objects ("floor_fid", ...), and 95 % intervals of both ("fid_interval", "floor_fid_interval", ...),
+    which are written in brackets. It also has the numbers of "translucent" objects and of those "without_surface".
+    Missing metrics have no row.
     """
 
     def cell(key: str) -> str:

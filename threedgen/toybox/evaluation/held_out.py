@@ -54,10 +54,11 @@ class Case:
     def render_truth(
         self, seed: int, count: int, turntable: OrbitCameraConfig, azimuth: np.ndarray, size: int
     ) -> list[RenderResult]:
-        """Render ``count`` ground-truth objects (`build_truth`) from a turntable's cameras, on grey, with normals.
+        """Render ``count`` ground-truth objects of this case from a turntable's cameras, on grey, with normals.
 
-        ``azimuth`` (V,) has the azimuths of the cameras in radians, and ``size`` is the side of an image in pixels.
-        Elevation, field of view and distance are those of ``turntable``.
+        The objects are those of `build_truth` with ``seed`` and the numbers 0 to ``count`` - 1. ``azimuth`` (V,) has
+        the azimuths of the cameras in radians, and ``size`` is the side of an image in pixels. Elevation, field of view
+        and distance are those of ``turntable``. Return one result with V views per object.
         """
         elevation, fov = np.deg2rad([turntable.elevation, turntable.fov])
         camera = (azimuth, elevation, size, True, fov, turntable.distance * np.tan(fov / 2))
@@ -68,13 +69,14 @@ def held_out_cases(count: int, seed: int, spread: bool = False, nouns: Collectio
     """Sample ``count`` different specifications (noun, colours, size, part) that are held out of training.
 
     Args:
-        seed: seed of the held-out split of the toybox, whose samples are taken in order.
+        seed: seed of the toybox data set. The samples of its held-out split are taken in the order of their indices.
         spread: use each noun once before a noun is repeated.
         nouns: allowed nouns; None: all.
 
     Raises:
-        ConfigError: ``count`` exceeds half of the held-out specifications (without a size) of the allowed nouns. With
-            ``spread``, the limit is lower: each noun counts with the number of the noun that has the fewest.
+        ConfigError: ``count`` exceeds M / 2. M is the number of held-out specifications of all allowed nouns, where
+            those that differ only in size count once. With ``spread``, M is the number of allowed nouns times the
+            number of specifications of the noun that has the fewest.
     """
     pairs = {word: count for word, count in held_out_pairs().items() if nouns is None or word in nouns}
     most = len(COLOURS) * (len(pairs) * min(pairs.values(), default=0) if spread else sum(pairs.values())) // 2
@@ -149,11 +151,12 @@ class FrontObjects:
         return {prompt: noun for prompt, noun in nouns.items() if not NOUNS[noun].front}
 
     def meshes(self, seed: int, first: int, count: int, front: bool = True) -> Iterator[tuple[str, ColouredMesh]]:
-        """Yield pairs (caption, mesh) of ``count`` objects, cycling through the nouns with a clear front.
+        """Yield pairs (caption, mesh) of ``count`` objects. The nouns take turns, and each has a single caption.
 
-        If ``front`` is False, the nouns are those without a front. ``seed`` selects one held-out caption per noun. The
-        objects of a noun are numbered ``first``, ``first`` + 1, ...; ``seed``, caption and number determine the shape.
-        Meshes have z up and the front at +x.
+        The nouns are those with a clear front (`clear_nouns`) or, if ``front`` is False, those without a front.
+        ``seed`` selects the caption of a noun among captions that are held out of training. The objects of a noun are
+        numbered ``first``, ``first`` + 1, ...; ``seed``, caption and number determine the shape. Meshes have z up and
+        the front at +x.
         """
         nouns = clear_nouns() if front else tuple(word for word in held_out_pairs() if not NOUNS[word].front)
         cases = held_out_cases(len(nouns), seed, spread=True, nouns=nouns)

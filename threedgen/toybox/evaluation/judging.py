@@ -51,8 +51,8 @@ class Verdict:
 
     Attributes:
         answers: maps "noun", "colour" and other keys of `FIGURES` to whether the attribute is correct. Keys that do not
-            apply to the object are missing or None. Keys that concern single views have a list with one answer per
-            view.
+            apply to the object are missing or None. Keys that concern single views ("side", "noun_single",
+            "colour_single") have a list with one answer per view.
         words: maps "noun", "colour" and, if the prompt names a part, "part" to what the probe (an image classifier)
             finds, such as "dog", "red" and "blue hat" (or "no hat").
         fronts: number of fronts found; None if the noun has no front or the camera azimuths are unknown.
@@ -147,11 +147,14 @@ def _sides(views: Answers, azimuth: np.ndarray) -> tuple[dict[str, Answer], int,
 
 
 def tally(verdicts: Sequence[Verdict]) -> dict[str, Proportion]:
-    """Return the shares of correct answers over all verdicts, by attribute: keys of `FIGURES`, such as "noun".
+    """Return the shares of correct answers over all verdicts: a dict from attribute (key of `FIGURES`, such as "noun").
 
-    Attributes without any answer are left out. The 95 % interval of a share is Wilson's score interval. For answers
-    about single views, which depend on each other, it is a bootstrap over objects; if all answers are equal, so that
-    the bootstrap has no spread, it is Wilson's interval with one answer per object.
+    A verdict says which attributes of an object are correct. Attributes without any answer are left out.
+
+    The 95 % interval of a share is Wilson's score interval. Answers about single views ("side", "noun_single",
+    "colour_single") depend on each other if the views show one object, so their interval is a bootstrap over objects.
+    If all these answers are equal, the bootstrap has no spread: the interval is then Wilson's, with one answer per
+    object.
     """
     figures = {}
     for key in FIGURES:
@@ -163,10 +166,11 @@ def tally(verdicts: Sequence[Verdict]) -> dict[str, Proportion]:
 
 
 def judge_ground_truth(probe: Probe, box: Toybox, indices: Sequence[int]) -> list[Verdict]:
-    """Judge four ground-truth renders of each of the objects ``indices`` of ``box``, to measure the probe's accuracy.
+    """Judge four views of each of the ground-truth objects ``indices`` of ``box``, to measure the probe's accuracy.
 
-    Return one verdict per object. If the object lacks accessories that its noun can wear, the probe also has to notice
-    that one of them is absent: the answer "part_absent" is True if the probe does not find this accessory.
+    ``box`` is a data set of toybox objects, ``probe`` a classifier of their images. Return one verdict per object,
+    which compares the probe's answers with the true noun, colours and part. If the object lacks accessories that its
+    noun can wear, the verdict has an answer about one of them: "part_absent" is True if the probe does not find it.
     """
     verdicts = []
     for asset, views, truth in _classified(probe, box, indices):

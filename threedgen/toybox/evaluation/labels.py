@@ -92,10 +92,10 @@ def nearest_colour(value: np.ndarray) -> int:
 def word_colours(asset: Asset, labels: Labels) -> dict[str, int]:
     """Return a dict from part or accessory to the index of its colour in ``labels.colours``, -1 if it is ambiguous.
 
-    The dict has those parts and accessories of the object whose names are in ``labels.words``, also if the caption does
-    not name them. These are needed because a part that the caption names has a random colour, any other part mostly
-    its usual one: a probe (image classifier) that is trained only on named parts could answer the most unusual colour
-    of the image, without locating the part.
+    The dict has all parts and accessories of the object whose names are in ``labels.words``, not only the one that the
+    caption names. A named part has a random colour, the other parts mostly have their usual one. A probe (image
+    classifier) that learns only from named parts could therefore answer the most unusual colour of the image, without
+    locating the part.
     """
     found = {asset.part: labels.colours.index(asset.part_colour)} if asset.part and asset.part_colour else {}
     for solid in asset.primitives:  # also words of other nouns, such as a dog's mouth

@@ -49,11 +49,17 @@ def probe_file(weights: str, key: str, embedded: str = PROBE) -> Path:
 
 
 def load_task(key: str, task: str, name: str, overrides: Sequence[str], values: Tree) -> Any:
-    """Load the config ``name`` (name or file) of the task ``task``, and override options. Return the config model.
+    """Load a config of the task ``task``, override options in it, and return the config model.
 
-    ``overrides`` are "key=value" strings, ``values`` is a dict from config key, such as "trainer.max_steps", to value;
-    ``overrides`` win if both have a key. ``key`` is the option of the caller's config that has ``name`` as its value.
-    Raises ConfigError for this option if the config is of another task.
+    Args:
+        key: option of the caller's config that has ``name`` as its value, for error messages.
+        task: task that the config must have.
+        name: name or file of the config.
+        overrides: "key=value" strings.
+        values: dict from config key, such as "trainer.max_steps", to value; ``overrides`` win if both have a key.
+
+    Raises:
+        ConfigError: the config is of another task (the error names ``key``), or it has mistakes.
     """
     if (found := task_of(name)) != task:
         raise ConfigError(f"should be a config of the task {task} (got {short(name)}, {found})", key)
@@ -129,7 +135,8 @@ class ProbeConfig(Config):
 class ProbeSidesConfig(ProbeConfig):
     """Probe (classifier of toybox images) that tells which side a view shows: front, left, back or right.
 
-    It was trained also on noisy and two-fronted meshes. Options: the location of its weights.
+    Its training images include typical faults of 3D objects: noisy meshes, and a second front on the back. Options: the
+    location of its weights.
     """
 
     embedded: ClassVar[str] = "toybox-sides"

@@ -48,14 +48,12 @@ Cases = dict[str, list[Case]]
 
 
 def open_cases(nouns: int, seeds: int) -> Cases:
-    """Return prompts that leave colours unspecified, as a dict from group to prompts.
+    """Return prompts that leave colours unspecified, as a dict from the name of a group to its prompts.
 
-    There is a group for each measurement, with one prompt for each of ``nouns`` different nouns:
-
-    - "agreement": the noun alone; measured is whether all views of an object have equal colours.
-    - "worn": with an accessory, such as a hat; measured is whether it is there.
+    - "agreement": ``nouns`` different nouns alone, to measure whether all views of an object have equal colours.
+    - "worn": ``nouns`` prompts with a noun and an accessory, such as a hat, to measure whether the accessory is there.
     - "plain": the prompts of "worn" without the accessory, for comparison.
-    - "variety": the noun alone, at most 6 nouns, each prompt ``seeds`` times; measured are differences between seeds.
+    - "variety": at most 6 of the nouns of "agreement", each ``seeds`` times, to measure differences between seeds.
     """
     vocabulary, worn = list(NOUNS), []
     spread = [vocabulary[k * len(vocabulary) // nouns] for k in range(nouns)]
@@ -85,22 +83,24 @@ def true_views(case: Case, azimuth: Array, size: int, seed: int) -> Array:
 def measure_open_prompts(
     probe: Probe, matte: Matte, cases: Cases, views: Sequence[Array], truth: Sequence[Array]
 ) -> Json:
-    """Measure samples ``views`` of prompts without colours, and ground-truth renders ``truth`` of these prompts.
+    """Measure samples ``views`` of prompts without colours, and ground-truth renders ``truth`` of the same prompts.
 
-    Both have images (V, H, W, 3) in [0, 1] for each prompt, in the order of the groups in ``cases``.
+    ``cases`` has the prompts in groups, as `open_cases` returns them. ``views`` and ``truth`` have images (V, H, W, 3)
+    in [0, 1] for each prompt, group by group.
 
     Returns:
-        Dict with the three keys below. Each value is a dict with "measured" (from the samples) and "truth" (from the
-        renders), whose values are:
+        Dict with the three keys below. Each value is a dict with the keys "measured" (samples) and "truth" (renders).
+        Their values, in which a mean or a share is a dict with its 95 % interval, are:
         - "agreement": Lab distance between the mean foreground colours of two views of an object, averaged over all
-          pairs of views and all objects. Further keys beside "measured" and "truth": "chance", the mean distance
-          between two different ground-truth objects; "below_15", the number of sampled objects with a distance below
-          15; "nouns", dict from noun to the distance of its sampled object.
-        - "accessories": dict with the keys "with" and "without": share of objects on which the probe finds the
-          accessory, for prompts with it and for the same prompts without it.
+          pairs of views and all objects.
+        - "accessories": dict with the keys "with" and "without": share of objects on which the probe (image classifier)
+          finds the accessory, for prompts with it and for the same prompts without it.
         - "variety": dict of means over nouns. "colour_entropy": entropy, in bits, of the colour names that the probe
           finds on samples of one prompt with different seeds. "shape_distance": 1 - IoU of the outlines of two such
           samples.
+        Only "agreement" has further keys: "chance", the mean distance between two different ground-truth objects;
+        "below_15", the number of sampled objects with a distance below 15; "nouns", dict from noun to the distance of
+        its sampled object.
     """
     ends = np.cumsum([0, *map(len, cases.values())])
     parts = {name: slice(ends[k], ends[k + 1]) for k, name in enumerate(cases)}

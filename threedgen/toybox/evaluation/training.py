@@ -115,15 +115,15 @@ def train(kind: Callable[[Any], ClassifierSystem], task: Task) -> Status:
 
 
 def measure_accuracy(probe: Probe, count: int, seed: int) -> Json:
-    """Measure the accuracy of a probe on four renders of each of ``count`` new objects.
+    """Measure the accuracy of a probe, a classifier of toybox images, on four renders of each of ``count`` new objects.
 
     Half of the objects have specifications that are held out of the training of priors (diffusion models).
 
     Returns:
-        JSON dict with the keys "objects" (``count``), "azimuth_error_median" (median error of the camera azimuths in
-        degrees, None if unknown), and one key for each attribute, such as "noun". Its value is a dict with "hits"
-        (correct answers), "total" (all answers), "share" (hits / total), and "low" and "high", the limits of the 95 %
-        confidence interval of the share.
+        JSON dict with the keys "objects" (``count``), "azimuth_error_median" (median over the objects of the error of
+        the camera azimuth in degrees, None if no object has a front), and one key for each attribute, such as "noun".
+        The value of an attribute is a dict with "hits" (correct answers), "total" (all answers), "share" (hits /
+        total), and "low" and "high", the limits of the 95 % confidence interval of the share.
     """
     verdicts = []
     splits: dict[Split, int] = {"train": count - count // 2, "held-out": count // 2}
@@ -198,7 +198,7 @@ class ProbeSystem(ClassifierSystem):
 
 
 def probe_loss(raw: Logits, truth: Truth, part_weights: Tensor | float = 1.0) -> tuple[Tensor, dict[str, float]]:
-    """Compute the loss of a probe.
+    """Compute the loss of a probe, a classifier of toybox images.
 
     Args:
         raw: outputs for B images.
@@ -207,8 +207,9 @@ def probe_loss(raw: Logits, truth: Truth, part_weights: Tensor | float = 1.0) ->
             loss of "seen" (whether a part is visible) uses them.
 
     Returns:
-        Sum (scalar) of the weighted losses of all outputs, and a dict with these losses ("loss_noun", ...) and the
-        accuracies in [0, 1] of "noun", "colour", "side" (visible side: front, left, back or right) and "part_colour".
+        Sum (scalar) of the losses of the six outputs, each with a fixed weight, and a dict with these weighted losses
+        ("loss_noun", ...) and the accuracies in [0, 1] of "noun", "colour", "side" (visible side: front, left, back or
+        right) and "part_colour".
     """
     front = torch.where(truth.front, torch.round(truth.azimuth / (torch.pi / 2)).long() % 4, UNKNOWN_LABEL)
     applicable = truth.seen != UNKNOWN_LABEL
@@ -243,8 +244,9 @@ def probe_loss(raw: Logits, truth: Truth, part_weights: Tensor | float = 1.0) ->
 def augment(x: Tensor, rng: torch.Generator) -> Tensor:
     """Augment images (B, 3, S, S) in [0, 1] by random shift, scale, blur, saturation, brightness, tint and noise.
 
-    The result has the same shape and range, and resembles samples of priors and volume renders. Images are never
-    mirrored, because that would swap the left and right sides of objects. ``rng`` is a generator on the CPU.
+    The result has the same shape and range. It resembles volume renders and samples of priors (diffusion models).
+    Images are never mirrored, because that would swap the left and right sides of objects. ``rng`` is a generator on
+    the CPU.
     """
     count, size = len(x), x.shape[-1]
 

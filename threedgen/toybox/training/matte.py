@@ -46,8 +46,9 @@ FRESH, RANDOM_SOLIDS_SHARE, MEASURED = 3, 0.1, 256
 class MatteImages:
     """Disk cache of `count` training images with opacity (RGBA, stored as uint8), rendered on first use.
 
-    To look like samples of `prior`, the colours are encoded by its VAE, noise is added to the latents, and they are
-    decoded. Call the object with the indices (N,) of images to get them. `folder` is the folder of the cache.
+    To look like samples of the diffusion model `prior`, the colours are encoded by its VAE, noise is added to the
+    latents, and the latents are decoded. Call the object with the indices (N,) of images to get them. `folder` is the
+    folder of the cache.
     """
 
     def __init__(
@@ -127,7 +128,7 @@ def augment(x: Tensor, rng: torch.Generator) -> Tensor:
 
 @torch.no_grad()
 def evaluate(net: Matte, images: MatteImages, count: int) -> dict[str, float]:
-    """Measure a matte network on the first `count` images.
+    """Measure a matte network, which predicts the opacity of an object at each pixel, on the first `count` images.
 
     Return a dict with "error", the mean absolute error of the opacity in [0, 1], and "iou", the intersection over union
     of the predicted and the true mask (opacity above 0.5), computed over the pixels of all images together.

@@ -43,8 +43,8 @@ def base_model(
 
     `channels` are the numbers of channels of the UNet's levels, and `image_size` is the side of an image in pixels. The
     sum of the time embedding and a pooled caption embedding scales and shifts the features of residual blocks. The
-    model predicts v (v-prediction, Salimans and Ho 2022). The last noise level leaves less signal (alpha_bar 4e-5) than
-    that of Stable Diffusion (5e-3), at which latents of this small size would still be recognisable.
+    model predicts v (v-prediction, Salimans and Ho 2022). Its last noise level has alpha_bar 4e-5. At 5e-3, as in
+    Stable Diffusion, latents of this small size would still be recognisable.
     """
     latent_channels, levels = int(vae.config["latent_channels"]), len(channels) - 1
     unet = UNet2DConditionModel(

@@ -57,7 +57,7 @@ class WordsConfig(Config):
 
 
 class DiffusionConfig(base.DenoisingConfig):
-    """Options of the training of a UNet in train-base, train-prior and train-own-prior: images, noise, rate."""
+    """Options of a UNet's training in train-base, train-prior and train-own-prior: images, noise, learning rate."""
 
     batch: base.Batch = 64
     fresh: base.Fresh = 4
@@ -88,11 +88,11 @@ class PhotographsConfig(DiffusionConfig):
 class MultiviewDiffusionConfig(DiffusionConfig):
     """Options of the training of a multi-view prior's UNet on 2D and multi-view batches, as in MVDream (section 3).
 
-    They belong to the tasks train-prior and train-own-prior. A step trains on `batch` images: `fresh` new ones, and
-    random ones from the pool of earlier images. The pool has `first` images at the first step. The new images of each
-    step join it until it has `pictures` images; after that, no image is new. 2D and multi-view batches have separate
-    pools. In multi-view batches, an object has `n_view` images, and `batch`, `fresh`, `first` and `pictures` are
-    rounded up to whole objects.
+    They belong to the tasks train-prior and train-own-prior. A 2D batch has single images without cameras, a multi-view
+    batch `n_view` views of each object; the two kinds have separate pools of images. A step trains on `batch` images:
+    `fresh` new ones, and random ones from the pool of earlier images. The pool has `first` images at the first step.
+    The new images of each step join it until it has `pictures` images; after that, no image is new. For multi-view
+    batches, these four numbers are rounded up to whole objects.
     """
 
     n_view: int = Field(4, ge=2, le=16, description="views of an object that attend to each other")
@@ -237,7 +237,7 @@ class MatteNetworkConfig(Config):
 
 
 class MatteTrainingConfig(Config):
-    """Options of the training of the opacity network in train-matte: images per step, at the start, and in all."""
+    """Training options of the opacity network in train-matte: images per step, distinct images at first, and in all."""
 
     batch: base.Batch = 16
     first: base.First = 1024

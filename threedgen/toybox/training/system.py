@@ -104,13 +104,13 @@ class PriorSystem(DenoisingSystem):
     def entries(self, step: int, n_view: int, share: float) -> Array:
         """Sample the indices (n,) of the cache entries, each with ``n_view`` images, on which step ``step`` trains.
 
-        The first indices are ``fresh`` new entries, the others random entries of the pool of older ones. The pool has
-        ``first`` entries at the first step, and the new entries of each step join it. When it has ``pictures`` entries,
-        no entry is new any more. The training options ``fresh``, ``first``, ``pictures`` and ``batch`` (which gives n)
-        count images; here they are divided by ``n_view`` and rounded up, to count entries.
+        The first indices are new entries, the others random entries of the pool of older ones. The new entries of each
+        step join the pool. Four training options give the numbers: ``batch`` entries per step (n), ``fresh`` of them
+        new, ``first`` entries in the pool at the first step, and at most ``pictures`` later. Once the pool is full, no
+        entry is new. The options count images; here they are divided by ``n_view`` and rounded up, to count entries.
 
-        ``share``, in [0, 1], is the share of the steps that use this cache. The size of the pool is computed as after
-        ``step`` * ``share`` (rounded down) steps.
+        ``share``, in [0, 1], is the share of the steps that use this cache. The pool has the size that it has after
+        ``step`` * ``share`` (rounded down) steps with this cache.
         """
         o, rng = self.options, self.numpy_rng(step, "pictures")
         numbers = (objects_of(number, n_view) for number in (o.batch, o.pictures, o.first, o.fresh))

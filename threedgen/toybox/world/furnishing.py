@@ -60,8 +60,8 @@ class Furnisher:
     """Builder of one room, in metres with z up and the origin in the centre of the floor. Its methods add items.
 
     `solids` are the solids so far, and `items` the phrases of the items for captions, such as "a red sofa". `occupied`
-    has the occupied boxes on the floor (lower and upper corner, x and y), and `wall_spans` the occupied spans of walls
-    (index in ``WALLS``, first and last position).
+    has the occupied rectangles of the floor, as pairs of lower and upper corner (x, y). `wall_spans` has the occupied
+    spans of walls, as triples (index in ``WALLS``, start, end); start and end are metres from the centre of the wall.
     """
 
     def __init__(self, rng: np.random.Generator) -> None:

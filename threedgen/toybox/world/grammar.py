@@ -182,16 +182,17 @@ WORDINGS = 6
 
 
 def find_nouns(text: str) -> list[str]:
-    """Return the toybox nouns in a text, in text order, each once. Nouns of two words ("ice cream") are found too."""
+    """Return the nouns of the table `NOUNS` ("dog", "ice cream", ...) that occur in a text, in order, each once."""
     words = re.findall(r"[a-z]+", text.lower())
     pairs = [" ".join(words[k : k + length]) for k in range(len(words)) for length in (2, 1)]
     return [word for word in dict.fromkeys(pairs) if word in NOUNS]
 
 
 def parse_prompt(text: str) -> Spec | None:
-    """Return a `Spec` with the first toybox noun of a text and the last colour word before this noun.
+    """Return a `Spec` with the first toybox noun (object class, such as "dog") of a text, and its colour.
 
-    The colour is "" if there is no colour word before the noun. The result is None if the text has no toybox noun.
+    The colour is the last colour word before the noun, "" if there is none. The result is None if the text has no
+    toybox noun.
     """
     if not (nouns := find_nouns(text)):
         return None

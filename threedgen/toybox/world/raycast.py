@@ -186,9 +186,10 @@ def _cull_row(centre, reach, start, stop, m, slope, half_pixel, parallel, candid
     """Write the indices of the solids that a pixel row can hit into the array ``candidates``; return their number.
 
     The solids are those with the indices ``start`` to ``stop`` - 1; solid i lies in the ball of radius ``reach[i]``
-    around ``centre[i]``. The rays of the row lie in a plane that contains the right axis of the camera-to-world matrix
-    ``m``. ``slope`` says which plane it is: its slope (up / forward) or, for parallel rays (``parallel``), its height
-    above the camera. ``half_pixel`` is slightly more than half the difference of ``slope`` between adjacent rows.
+    around ``centre[i]``. ``m`` is the camera-to-world matrix. The rays of the row lie in a plane parallel to the right
+    axis of the camera. In perspective (``parallel`` False), it contains the camera and has the slope ``slope`` (up /
+    forward). For parallel rays, it is also parallel to the forward axis, at the height ``slope`` above the camera.
+    ``half_pixel`` is slightly more than half the difference of ``slope`` between adjacent rows.
     """
     count = 0
     tilt = 1.0 / np.sqrt(1.0 + slope * slope)

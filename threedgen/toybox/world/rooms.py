@@ -114,11 +114,13 @@ MAX_ITEMS, MIN_AREA = 3, 0.012
 
 
 def describe_view(room: Room, label: np.ndarray, rng: np.random.Generator | None) -> str:
-    """Write the caption of a view: the wall colour, and the largest visible items from left to right.
+    """Write the caption of a view: the wall colour, and up to three items, the largest visible ones, left to right.
+
+    Items that cover less than 1.2 % of the view (`MIN_AREA`) are left out.
 
     Args:
         label: label image (H, W) of the view: k + 1 stands for ``room.items[k]``.
-        rng: chooses the wording; None: the wording that also names the colour of the floor.
+        rng: chooses the wording; None: the wording that names the colour of the floor, and at most two items.
     """
     n, wording = len(room.items), FLOOR_WORDING if rng is None else int(rng.integers(ROOM_WORDINGS))
     area = np.bincount(label.ravel(), minlength=n + 2)[1 : n + 1] / label.size

@@ -18,7 +18,7 @@ BODY = ("scarf", "backpack", "cape", "bow")  # below the head
 
 
 def arms(b: Builder, hands, radius: float = 0.12, raised: float = 0.35, width: float = 0.33) -> list:
-    """Add two arms, each raised with the probability ``raised``.
+    """Add two arms to a standing figure, with shoulders at z = 1.08. Each is raised with probability ``raised``.
 
     ``hands`` is the sRGB colour (3,) of the hands, ``radius`` the radius of an arm, and ``width`` half the distance
     between the shoulders. Return a list of the positions (x, y, z) of the right (-y) and the left hand.
@@ -51,9 +51,10 @@ def torso(b: Builder, robe: bool = False) -> None:
 
 
 def head(b: Builder, skin, radius: float = 0.4) -> tuple[float, float, float]:
-    """Add a head of the sRGB colour ``skin`` (3,) and radius ``radius``, with eyes and nose. Return its centre (3,).
+    """Add a head with eyes and nose on the shoulders of a standing figure. Return the centre (3,) of the head.
 
-    Set the anchors (named places for accessories) "eyes", "head_top" and "head".
+    ``skin`` is the sRGB colour (3,) of the head, ``radius`` its radius. Set the anchors (named places for accessories)
+    "eyes", "head_top" and "head".
     """
     at = (0.0, 0.0, 1.24 + 0.82 * radius)
     b.sphere(at, radius, skin, "head")
