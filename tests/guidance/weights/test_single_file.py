@@ -75,10 +75,11 @@ def test_undeclared_prediction_is_epsilon_with_a_warning_unless_set(tensors: Any
     caplog.clear()
     found = prior(tmp_path / "mine.safetensors", tensors["sd21"], prediction="v")
     assert found.schedule.prediction == "v_prediction" and found.image_size == 96 * found.factor and not caplog.records
-    zero = prior(tmp_path / "zero.safetensors", tensors["sd21"] | {n: torch.zeros(0) for n in ("v_pred", "ztsnr")})
-    assert zero.schedule.alpha_bar[-1] < 1e-6 < found.schedule.alpha_bar[-1] and not caplog.records
     content = tensors["sd21"] | {n: torch.zeros(0) for n in ("v_pred", "ztsnr")}
-    assert prior(tmp_path / "zero.safetensors", content, prediction="epsilon").schedule.alpha_bar[-1] > 1e-6, "epsilon says nothing about an image of pure noise"
+    zero = prior(tmp_path / "zero.safetensors", content)
+    assert zero.schedule.alpha_bar[-1] < 1e-6 < found.schedule.alpha_bar[-1] and not caplog.records
+    noise = prior(tmp_path / "zero.safetensors", content, prediction="epsilon")
+    assert noise.schedule.alpha_bar[-1] > 1e-6, "the noise of pure noise says nothing about the image"
     caplog.clear()
     found = prior(tmp_path / "768-v.safetensors", tensors["sd21"], prediction="epsilon")
     assert found.schedule.prediction == "epsilon" and caplog.records  # contradicts the name
