@@ -77,7 +77,7 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
             starts_samples: whether a diffusion prior may start its samples from the prediction (img2img); only stored
                 here.
             fusion: hidden channels of `ViewFusion`, an additional network that corrects the predictions for the views
-                of an object by their noisy latents. `forward` does not call it. 0: no such network.
+                of an object with the noisy latents of all these views. `forward` does not call it. 0: no such network.
             volume: channels of the feature volumes (`VolumeFeatures`), from coarse to fine. Feature maps rendered from
                 the finest volume are added to those of each level. (): no volumes.
         """
@@ -162,7 +162,7 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
         return self.encoder(latents, camera_harmonics(camera))
 
     def fit_code(self, code: Tensor, text: Tensor, latents: Tensor, camera: Tensor, steps: int = FIT_STEPS) -> Tensor:
-        """Optimise the object codes of B objects until predictions fit known views better; return the new codes (B, D).
+        """Optimise the object codes of B objects, so that the predictions fit known views; return the new codes (B, D).
 
         Adam lowers the squared error of the predictions for the known views, plus a penalty on the change of the code.
 
@@ -188,22 +188,23 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
         return found.detach().to(code.dtype)
 
     def add_fusion(self, channels: int) -> None:
-        """Add an untrained `ViewFusion`: a network that corrects the predicted latents of an object's views.
+        """Add an untrained `ViewFusion`, which corrects coarse predictions with the noisy latents of all views.
 
-        Its inputs are the predictions and the noisy latents of all views of the object. `channels` is its number of
-        hidden channels. It changes no prediction until it is trained. If the predictor already has such a network,
-        nothing happens.
+        Coarse predictions are the latents that `forward` predicts for the views of an object. The network changes no
+        prediction before it is trained. `channels`, a multiple of 8, is its number of channels at full resolution. If
+        the predictor already has such a network, nothing happens.
         """
         if self.fusion is None:
             self.fusion = ViewFusion(self.config["latent_channels"], self.config["size"], channels)
             self.register_to_config(fusion=channels)
 
     def add_volume(self, channels: Sequence[int]) -> None:
-        """Add untrained layers (`VolumeFeatures`) that render a feature volume of the object for the camera.
+        """Add untrained layers (`VolumeFeatures`) that render a feature volume of the object for each camera.
 
-        The rendered maps are added to the network's own feature maps; they are zero until the layers are trained.
-        `channels` are the channels of the volumes, from coarse to fine. Volumes with other channels are replaced; if
-        the predictor already has volumes with these channels, nothing happens.
+        They also compute the volume, from text and object code. The rendered maps are added to the network's own
+        feature maps. They are zero until the layers are trained. `channels` are the channels of the volumes, from
+        coarse to fine. If the predictor already has volumes with these channels, nothing happens; volumes with other
+        channels are replaced.
         """
         if tuple(channels) != tuple(self.config["volume"]):
             self.volume = self._volume(channels)

@@ -229,13 +229,14 @@ def img2img_strengths(draft: float | None, rounds: int = 0) -> list[float]:
 def total_steps(steps: int, draft: float | None, rounds: int = 0, init: InitLatents | None = None) -> int:
     """Return the number of denoising steps of all passes of `sample_images`: a first pass, then img2img passes.
 
-    A pass from noise takes `steps` steps, an img2img pass round(strength * steps), at least one. The strengths of n
-    img2img passes after the first pass are s, s (n - 1) / n, ..., s / n (`img2img_strengths`).
+    A pass from noise takes `steps` steps, an img2img pass round(strength * steps), at least one. The strengths of the
+    img2img passes are those of `img2img_strengths`.
 
     Args:
-        draft: strength s, if the first pass has half the size; None: the first pass has full size, and s = 0.3.
-        rounds: number n of img2img passes that make views consistent (`ViewSync.rounds`). 0: n is 1 if `draft` is not
-            None, else 0.
+        draft: strength of the first img2img pass, if the first pass has half the size; None: the first pass has full
+            size, and that strength is 0.3.
+        rounds: number of img2img passes that make views consistent (`ViewSync.rounds`). 0: there is one img2img pass if
+            `draft` is not None, else none.
         init: img2img start of the first pass, with its strength; `draft` then counts as None. None: the first pass
             starts from noise.
     """
@@ -259,21 +260,24 @@ def sample_images(
 ) -> Tensor:
     """Sample images in one or several passes and return them, (count, H, W, 3) in [0, 1], on the CPU.
 
-    The first pass has half the size if the img2img strength `model.draft` is set and `init` is None, else full size.
-    Then n img2img passes follow at full size, with the noise strengths s, s (n - 1) / n, ..., s / n:
+    The first pass starts from noise, or by img2img from `init`. Its images have half the size if the option
+    `model.draft` is set and `init` is None, else the full size.
 
-    - First pass at half the size: s is `model.draft`, n is `sync.rounds`, but at least 1.
-    - First pass at full size: s is 0.3 (`REFINE_STRENGTH`), n is `sync.rounds`.
+    Then n img2img passes refine the images at full size. Their noise strengths fall linearly: s, s(n-1)/n, ..., s/n. If
+    the first pass had half the size, s is `model.draft`, and n is `sync.rounds` but at least 1. Otherwise s is 0.3
+    (`REFINE_STRENGTH`), and n is `sync.rounds`, so that there may be no such pass.
+
+    If `sync.rounds` is not 0, `sync.synchronise` makes the images consistent before each of the n passes.
 
     Args:
         model: a latent diffusion model (`LatentDiffusion`), whose VAE encodes and decodes the images.
         count: number of images.
         size: (H, W) in pixels.
         sample: function (size, noise (count, C, h, w), img2img start or None) -> clean latents, for one pass.
-        generator: random generator of the noise of all passes, or one for each equal part of the images; None: torch's
-            global generator.
-        sync: number of img2img rounds, and the function that makes the images consistent before each round; the default
-            has no rounds.
+        generator: random generator of the noise from which the passes start, or a list of m generators, each for
+            count/m consecutive images; None: torch's global generator.
+        sync: number of img2img rounds that make the images consistent, and the function for it; the default has no
+            rounds.
         decode_batch: number of images that are decoded together.
         init: img2img start of the first pass; None: that pass starts from noise.
     """

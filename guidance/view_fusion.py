@@ -1,4 +1,4 @@
-"""View fusion: a convolutional network that improves the coarse predictions of views with the views' noisy latents.
+"""View fusion: a convolutional network that corrects the coarse predictions of views with their noisy latents.
 
 The views of an object are denoised together, so each prediction can use what the noise leaves visible in all views. The
 features that one view gets from another are modulated by the cameras and noise levels of both.
@@ -64,11 +64,11 @@ class RowLayer(nn.Module):
 
 
 class ViewFusion(nn.Module):
-    """Network that improves predictions of the clean latents of an object's views by the noisy latents of all views.
+    """Network that corrects coarse predictions of the latents of an object's views with the noisy latents of all views.
 
-    Another network made the input predictions, called coarse, without the noisy latents. First each view gets features
-    from all views (`messages`). Then a small UNet, the same for every view, predicts a correction, which is added to
-    the coarse prediction. Before training, the correction is zero.
+    Another network made the coarse predictions without the noisy latents. First each view gets features from all views
+    (`messages`). Then a small UNet, the same for every view, predicts a correction, which is added to the coarse
+    prediction. Before training, the correction is zero.
     """
 
     def __init__(self, latent_channels: int, size: int, channels: int) -> None:

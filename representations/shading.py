@@ -37,8 +37,10 @@ ALBEDO = Shading()
 class Material:
     """Unlit material: the colour is the sigmoid of the features (MVDream's default). Base class of all materials.
 
-    A call of a material maps features of N points to colours (N, 3). Subclasses override `__call__`, and
-    `sample_shading`, which chooses the shading mode of a render.
+    A call of a material maps features (N, 3) of N points to colours (N, 3). For each render, `sample_shading` gets the
+    optimisation step, and whether it is a training render, and returns a `Shading`: the mode and the intensities of the
+    lights. In this class, the mode is always "albedo" (unlit). Subclasses override both methods. `DiffuseMaterial` also
+    has the modes "diffuse" (lit) and "textureless" (lit, on a white surface).
     """
 
     def __init__(self, options: Config | None = None) -> None:

@@ -19,8 +19,8 @@ HEAD_WIDTH = 64  # channels per head of the resampler
 def add_image_tokens(unet: UNet2DConditionModel, image_width: int, tokens: int, heads: int) -> None:
     """Add untrained layers to `unet`, in place, with which its cross-attention can also attend to image tokens.
 
-    A resampler (`unet.image_embed`) turns the features of an image encoder into tokens. Each cross-attention layer gets
-    key and value layers for these tokens.
+    One of them is the resampler (`unet.image_embed`), a small transformer that turns the features of an image encoder
+    into a fixed number of tokens. Each cross-attention layer gets key and value layers for these tokens.
 
     Args:
         image_width: features per token of the image encoder.
@@ -45,7 +45,8 @@ def attend_to_image(attn: Attention, x: Tensor, text: Tensor, tokens: Tensor) ->
         attn: attention layer of diffusers, extended by `add_image_tokens`.
         x: input (B, L, C), from which the queries are computed.
         text: text embeddings (B, S, D) of S text tokens.
-        tokens: image tokens (B, N, D): for each of the B inputs, the N tokens that the resampler returns for its image.
+        tokens: image tokens (B, N, D), N per input. The UNet's resampler, a small transformer, computes them from the
+            features of an image encoder.
     """
 
     def heads(features: Tensor) -> Tensor:

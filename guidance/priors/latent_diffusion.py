@@ -261,9 +261,16 @@ class LatentDiffusion(Prior):
     def split_text(self, text: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Split the result (n, L, D) of `encode_prompt` into (UNet text, predictor text, object codes).
 
-        The texts for the UNet and for the coarse predictor are embeddings (n, L', D), L' <= L, and differ only if words
-        that DreamBooth or textual inversion added were removed for the predictor. Object codes (n, D), vectors that
-        choose what a prompt leaves unspecified, are the last of the L rows; None if the prior has no such codes.
+        The L rows of a prompt are, in this order:
+
+        - K rows with the text for the UNet
+        - K rows with the text for the coarse predictor, only if it takes another text than the UNet
+          (`prompt_variants`); without these rows, both texts are equal
+        - one row with the object code, a vector that chooses what the prompt leaves unspecified, only if the prior has
+          object codes
+
+        Returns:
+            The two texts (n, K, D), and the codes (n, D). The codes are None if the prior has none.
         """
         words, code = (text[:, :-1], text[:, -1]) if self.has_code else (text, None)
         first, last = words.chunk(2, 1) if words.shape[1] == 2 * self.max_tokens else (words, words)
@@ -426,13 +433,16 @@ class LatentDiffusion(Prior):
         return joined.unet_output(self.unet, x, t, text, camera, n_view, factor=self.factor)
 
     def fuse_views(self, coarse: Tensor, x: Tensor, t: Tensor, camera: Tensor | None, n_view: int) -> Tensor:
-        """Refine the coarse predictor's latents `coarse` (B, C, s, s), given noisy latents of all views; same shape.
+        """Correct coarse predictions `coarse` (B, C, s, s) with the noisy latents of all views; return the same shape.
 
-        The coarse predictor predicts the latents of each view from text and camera. `x` are the noisy latents
-        (B, C, h, w) at timesteps `t`, (B,) or (); `n_view` consecutive images are views of one object. `camera` (B, 16)
-        are camera vectors: camera-to-world matrices with translations of length 1. `coarse` is returned unchanged if
-        the predictor has no network for this (`ViewFusion`), if `camera` is None, or if `x` has another size than
-        `coarse`.
+        The coarse predictor has predicted the latents of each view from text and camera. `coarse` is returned unchanged
+        if the predictor has no network for the correction (`ViewFusion`), if `camera` is None, or if `x` has another
+        size than `coarse`.
+
+        Args:
+            x, t: noisy latents (B, C, h, w) and timesteps, (B,) or ().
+            camera: camera vectors (B, 16): camera-to-world matrices with translations of length 1.
+            n_view: number of consecutive images that are views of one object.
         """
         fusion = None if self.coarse is None else self.coarse.fusion
         if fusion is None or camera is None or x.shape[-2:] != coarse.shape[-2:]:

@@ -140,10 +140,11 @@ def write(path: Path, changes: Mapping[str, Tensor], row: Tensor, card: Mapping[
 
 
 def apply(prior: LatentDiffusion, path: Path, strength: float = 1.0) -> None:
-    """Apply the file that DreamBooth training on one subject saved to `prior`, in place.
+    """Apply a file that DreamBooth training on one subject has written: change `prior` in place.
 
-    The saved changes, times `strength`, are added to the weights of the UNet, and the subject's new word is added to
-    the vocabulary. Raises ConfigError and changes nothing if the file is damaged or was trained from other weights.
+    The file `path` has changes of the UNet's weights and the subject's new word. The changes, times `strength`, are
+    added to the weights, and the word is added to the vocabulary. Raises ConfigError and changes nothing if the file is
+    damaged or was trained from other weights.
     """
     card = subject_card(path)
     base = checksum(prior.unet, prior.text_encoder)

@@ -200,9 +200,10 @@ class OccupancyGrid(nn.Module):
         """Update cells with the density at one random point each. Call it at every step; most calls do nothing.
 
         Only steps that are multiples of the option `interval` change the grid. Such a step updates all cells if it is
-        below the option `warmup`, later a random quarter of all cells and up to as many random occupied cells. The new
-        value of a cell is the larger one of its old value * `decay` and density * step_size. All cells whose value is
-        above the option `threshold`, or above the mean of all values if that is lower, become occupied, others empty.
+        below the option `warmup`, later a random quarter of all cells and up to as many random occupied cells. The
+        value of a cell is an optical depth: density * the length of a ray step (`step_size`, world units). The new
+        value is the larger one of the old value * `decay` and this product. Then all cells whose value is above the
+        option `threshold`, or above the mean of all values if that is lower, become occupied, and all others empty.
 
         Args:
             density: maps points (M, 3) in world units to densities (M,) in 1 / world unit.

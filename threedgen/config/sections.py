@@ -159,7 +159,7 @@ class TaskConfig(Config):
     needs: str = Field("", description="requirements for --list")
 
     def destination(self) -> Path | None:
-        """Return the output folder of the run, which is printed at its start; None: there is none to print."""
+        """Return the output folder of the run, which is printed at its start. None: there is no such folder."""
         return None
 
     def notes(self) -> list[str]:

@@ -151,8 +151,8 @@ MIN_SUPPORT = 0.25  # minimum fraction of pairs that support the inverted poses,
 def overlap_fractions(depth: Tensor, c2w: Tensor, K: Tensor, behind: bool = False) -> Tensor:
     """Return the overlaps (F, F), float64 in [0, 1], of all pairs of F views.
 
-    The overlap of two views is the smaller of two fractions: pixels of the first view that reproject into the image of
-    the second, and pixels of the second that reproject into the image of the first.
+    The overlap of two views is the smaller of two fractions: the fraction of the pixels of the first view that
+    reproject into the image of the second, and the fraction of those of the second that reproject into the first.
 
     Args:
         depth: (F, H, W), along the viewing axis in world units, 0 = unknown. Unknown pixels never count as overlap.
@@ -173,9 +173,10 @@ def overlap_fractions(depth: Tensor, c2w: Tensor, K: Tensor, behind: bool = Fals
 def overlap(depth: Tensor, cameras: Cameras, one: int, other: int) -> float:
     """Return the overlap in [0, 1] of two of N views, given by their indices `one` and `other`.
 
-    It is the smaller of two fractions: of all pixels of each view, those that reproject into the image of the other
-    view. `depth` is (N, H, W) along the viewing axis in world units, 0 = unknown. A pixel does not reproject into the
-    other image if its depth is unknown, or if its point is behind the other camera.
+    It is the smaller of two fractions: the fraction of the pixels of view `one` that reproject into the image of view
+    `other`, and the fraction of the pixels of `other` that reproject into `one`. `depth` is (N, H, W) along the viewing
+    axis in world units, 0 = unknown. A pixel does not reproject into the other image if its depth is unknown, or if its
+    point is behind the other camera.
     """
     K, c2w = to_opencv(cameras.select([one, other]))
     return float(overlap_fractions(depth[[one, other]], c2w, K)[0, 1])
@@ -186,9 +187,9 @@ def key_frames(depth: Tensor, cameras: Cameras, min_overlap: float) -> list[int]
 
     Frame 0 is the first key frame. If k is a key frame, the next one is frame m - 1, where m >= k + 2 is the first
     frame whose overlap with k is below `min_overlap`; without such an m, k is the last key frame. The overlap of two
-    frames, in [0, 1], is the smaller of two fractions: of all pixels of each frame, those that reproject into the image
-    of the other frame. `depth` is (N, H, W) along the viewing axis in world units; pixels with depth 0 (unknown) are
-    never reprojected.
+    frames is the smaller of two fractions: the fraction of the pixels of one that reproject into the image of the
+    other, and the reverse. `depth` is (N, H, W) along the viewing axis in world units; pixels with depth 0 (unknown)
+    are never reprojected.
     """
     keys = [0]
     for number in range(2, len(depth)):

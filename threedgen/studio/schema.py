@@ -132,12 +132,10 @@ class Words(BaseModel):
     Attributes:
         words: all words of the prompt.
         notes: warnings for the user.
-        nouns: suggested nouns (names of objects) of the vocabulary, by the first case that applies:
-
-            - the last word of the prompt is unknown, such as "eleph", and is the beginning of nouns: these nouns
-            - the prompt has a known noun: []
-            - otherwise: examples
-        typed: in the first case the last word of the prompt, which one of `nouns` can replace; otherwise "".
+        nouns: suggested nouns (names of objects) of the vocabulary. If `typed` is not empty: the nouns that start with
+            it. Otherwise: examples, or none if the prompt has a known noun.
+        typed: last word of the prompt, if it is unknown and nouns start with it, such as "eleph"; one of `nouns` can
+            replace it. Otherwise "".
     """
 
     words: list[Word] = []

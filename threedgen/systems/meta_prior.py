@@ -245,9 +245,13 @@ def measure(
 
 
 def measure_sampling(prior: MetaPrior, size: Sequence[int] | None = None, graphed: bool = False) -> PeakMemory:
-    """Measure the peak memory of sampling: the highest of loading the prior, denoising its views, and decoding them.
+    """Measure the peak memory of sampling with a prior, and its kernel launches, without computing any values.
 
-    The result has the attributes `peak` (bytes) and `launches` (number of kernel launches of one denoising step).
+    `prior` stands for a diffusion model, whose networks are on torch's meta device: tensors have shapes but no values.
+    What counts are the bytes that they would need on a real device.
+
+    The result has two attributes: `peak` is the highest memory, in bytes, of three phases: loading the prior, a
+    denoising step of all views, and decoding them. `launches` is the number of kernel launches of the denoising step.
 
     Args:
         size: (H, W) of a view in pixels; None: the image size of the prior.
@@ -286,8 +290,8 @@ def measure_training(
 ) -> PeakMemory:
     """Measure a training step of a prior: peak memory (`peak` of the result, bytes) and kernel launches (`launches`).
 
-    The step trains the weights of `prior` that require gradients. The optimizer's update is not run, but its tensors
-    count (`copies`).
+    Tensors are on torch's meta device, with shapes but no values, so nothing is computed. The step trains the weights
+    of `prior` that require gradients. The optimizer's update is not run, but its tensors count (`copies`).
 
     Args:
         images: number of images that are denoised in a step.

@@ -140,24 +140,28 @@ class Task:
         return status
 
     def has_results(self, status: Status) -> bool:
-        """Return whether this process writes results after a training with the final status `status`.
+        """Return whether this process may write results after a training with the final status `status`.
 
-        On rank 0 it does if the status is FINISHED, or if it is INTERRUPTED and the flag --finish asks for results of
-        an unfinished training. Otherwise, and on other ranks, it does not.
+        Only rank 0 may, and only if the training is finished or, with the flag --finish, if it was stopped before its
+        last step (status INTERRUPTED).
         """
         return self.is_global_zero and (status is Status.FINISHED or status is Status.INTERRUPTED and self.finish)
 
     def train(
         self, system: System, metrics: Iterable[str] = (), finish: Callable[[], Tree] = dict, partial: bool = True
     ) -> Status:
-        """Train a LightningModule, validate it once more, write results and summary, and return the final status.
+        """Train a LightningModule, write results and summary.json, and return the final status of the training.
+
+        A training that is stopped before its last step is unfinished: it writes no results, and can be resumed. If it
+        is resumed with the flag --finish, it trains no further, and the results of the last checkpoint are written if
+        `partial` is True. A failed training never writes results.
 
         Args:
             system: module to train.
             metrics: names in `system.metrics` to show in the progress display.
             finish: function that writes the results and returns further entries {name: value} of summary.json.
-            partial: True: validate at the end, and write results of an unfinished training if the flag --finish is set.
-                False: do not validate, and write results of a finished training only.
+            partial: True: call `system.validate` before `finish`, and allow results of an unfinished training. False:
+                do neither.
         """
         status = self.fit(system, metrics)
         if self.has_results(status) and (partial or status is Status.FINISHED):

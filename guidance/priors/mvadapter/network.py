@@ -92,9 +92,16 @@ RELEASED = AdapterSettings()
 class AdaptedUNet(nn.Module):
     """Frozen UNet of a 2D model with an MV-Adapter: added attention layers, and guiders for cameras or a mesh.
 
-    `forward` maps noisy latents (B V, C, h, w) of V views of B objects to the UNet's output of the same shape. The
-    added layers attend to the other views of the object and to a reference image. A condition guider adds features of
-    camera rays or mesh geometry to those of the UNet. Only the modules in `new_parts` are trainable.
+    `forward` maps noisy latents (B V, C, h, w) of V views of B objects to the UNet's output of the same shape. Its
+    other inputs are:
+
+    - timesteps and encoded prompts of the views
+    - maps of camera rays or of mesh geometry, as `settings.control` says. The guiders, convolutional networks, turn
+      them into features that are added to those of the UNet.
+    - features of a reference image, from `reference_features`. The added layers attend to them, and to the other views
+      of the object.
+
+    Only the modules in `new_parts` are trainable.
 
     Attributes:
         factor: image pixels per latent pixel along each axis.

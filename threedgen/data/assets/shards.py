@@ -38,9 +38,9 @@ REMEDY = "run the command that made it again; it renders only the missing shards
 
 
 def add_asset(tar: tarfile.TarFile, name: str, metadata: Tree, images: list[bytes]) -> None:
-    """Add the files of an asset to a shard: `metadata` as NAME.json, `images` (PNG bytes) as NAME.v00.png and so on.
+    """Add an asset to the shard `tar`: `metadata` as NAME.json, `images` (PNG bytes) as NAME.v00.png and so on.
 
-    Raises OSError if the shard cannot be written.
+    NAME is the argument `name`. Raises OSError if the shard cannot be written.
     """
     files = {f"{name}.json": json.dumps(metadata, ensure_ascii=False).encode()}
     for file, data in (files | {f"{name}.v{number:02d}.png": image for number, image in enumerate(images)}).items():
@@ -83,7 +83,7 @@ def is_complete(folder: Path, summary: Tree) -> bool:
 
 @dataclass(frozen=True)
 class Entry:
-    """One asset in a shard.
+    """One asset in a shard, a tar file with the rendered views of many assets.
 
     `shard` is the file name of the shard, `name` the common name of the asset's files in it, and `file` the original
     mesh file. `notes` are remarks for the user.

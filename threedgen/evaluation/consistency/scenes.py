@@ -185,12 +185,13 @@ def camera_warnings(scene: Scene) -> list[str]:
 class GroupSampler:
     """Base class of novel-view samplers that use a diffusion model (prior).
 
-    A subclass implements `sample_group(request, c2w, rng)`, which samples the M views with the camera-to-world poses
-    c2w (M, 4, 4) jointly and returns images (M, H, W, 3) in [0, 1].
+    A call takes a list of requests, one per scene. A request has the cameras of the N target views (views to sample),
+    the prompt, the condition views (given images with cameras) and the seed. The call returns one tensor (N, H, W, 3)
+    of images per request.
 
-    A call maps a list of requests, one per scene, to one tensor of images (N, H, W, 3) per request, of the N target
-    views (views to sample). They are divided into groups of at most ``config.together`` views (0: one group), and each
-    group is sampled by `sample_group`. With G groups, group k has the target views k, k + G, k + 2 G, ...
+    The target views are divided into groups of at most ``config.together`` views (0: one group). With G groups, group k
+    has the target views k, k + G, k + 2 G, ... The views of a group are sampled jointly by `sample_group`, which
+    subclasses implement.
     """
 
     needs_text, on_disk = False, False

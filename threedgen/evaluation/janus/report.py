@@ -57,25 +57,28 @@ RESULT_KEYS = {"correct": "right"}
 class Result:
     """Result of the Janus meter for one asset: an object that a method made from a prompt.
 
+    In the task "janus-benchmark", a run makes the object. In the task "janus-score", it is an existing mesh file.
+
     Attributes:
         method, prompt, seed: method, prompt and seed that made the object. The seed of an existing mesh is None.
-        folder: folder of the run that made the object; for an existing mesh, name of the files in which `Reader` stores
-            the result.
+        folder: path of the run that made the object, relative to the run folder of the benchmark; for an existing mesh,
+            a name made from its path. The last part of it is the file name, without suffix, of the stored views and
+            side probabilities (`Reader`).
         state: "seen" (evaluated), "empty" (nothing to render), "unreadable", "failed" (its run failed) or "missing"
             (not made yet). Unless it is "seen", ``fronts``, ``certainty`` and ``likeness`` are None, and ``shown``,
             ``correct`` and ``sides`` are empty.
         reason: why the state is not "seen"; "" if it is.
         fronts: number of fronts.
-        certainty: largest front probability in [0, 1] among the views whose likeliest side is the front, after
-            smoothing over neighbouring views of the ring; 0 if there are no such views, or if the object probably has
-            no front.
+        certainty: how clearly a front is visible: the largest front probability, in [0, 1], among the views that more
+            probably show the front than any other side. The probabilities are first smoothed over neighbouring views.
+            It is 0 if there are no such views, or if the object probably has no front.
         shown: for each view, whether it shows a front.
         correct: for each view, whether the classified side is the side that the camera sees.
         sides: probabilities (V, 4) of front, left, back and right in each view.
         likeness: score of how well each prompt of the benchmark fits the views, in the order of the prompts; higher is
             better (`Meter.likeness`). None if the classifier computes no such scores.
         seconds, memory_mib: duration in seconds and peak memory in MiB of the run that made the object; None for an
-            existing mesh.
+            existing mesh, or if the run has not made an object.
     """
 
     method: str

@@ -26,8 +26,9 @@ class RingResult:
     Attributes:
         fronts: number of fronts: the largest number of views that show a front and are pairwise more than 90 degrees
             apart.
-        certainty: largest front probability among the views whose likeliest side is the front, after smoothing over
-            neighbouring views; 0 if there are no such views, or if the object probably has no front.
+        certainty: how clearly a front is visible: the largest front probability, in [0, 1], among the views that more
+            probably show the front than any other side. The probabilities are first smoothed over neighbouring views.
+            It is 0 if there are no such views, or if the object probably has no front.
         shown: for each view, whether it shows a front.
         correct: for each view, whether the classified side is correct: the side that the camera sees, with a tolerance
             of 15 degrees.
@@ -47,11 +48,16 @@ class RingResult:
 def classify_ring(sides: Floats, azimuth: Floats, threshold: float, unknown_orientation: bool = False) -> RingResult:
     """Count the fronts of an object in V views from a ring of cameras, and check the side that each view shows.
 
+    Neighbouring views often show the same front. The number of fronts is therefore the largest number of views that
+    show a front and are pairwise more than 90 degrees apart.
+
     Args:
         sides: probabilities (V, 4) that a view shows the front, left, back or right side. If the four of a view sum to
             less than 1, the rest is the probability that the object has no front.
         azimuth: azimuths (V,) of the cameras, radians, 2 pi / V apart; azimuth 0 is in front of the object.
-        threshold: a view shows a front if its front probability, smoothed over neighbouring views, is at least this.
+        threshold: a view shows a front if the front is its likeliest side, with at least this probability, given that
+            the object has a front. Probabilities are first smoothed over neighbouring views. If the object probably has
+            no front, no view shows one.
         unknown_orientation: False: the object faces azimuth 0. True: the object may face any way; the way for which
             most views show the correct side is assumed. The number of fronts does not depend on this.
     """

@@ -71,8 +71,10 @@ class Measurement(NamedTuple):
     """Measured metrics and features of the V views of one scene.
 
     Attributes:
-        item: kind of the views, and index of the scene.
-        figures: dict from the name of a metric, such as "psnr" (overlap PSNR, dB), to its value; None: undefined.
+        item: kind of the views, and index of the scene. The kinds are "truth", "attention" and "base" (samples with and
+            without attention between views), "views" (of a folder) and "other_truth" (true views of other scenes).
+        figures: dict from the name of a metric to its value; None: undefined. "psnr" is the mean overlap PSNR in dB: it
+            compares each view with the next view, warped into it, where the two overlap.
         output: features (V, D) and class logits (V, K) of the views, for FID, KID and Inception score.
         strip: cell of the contact sheet: a label and images (V, H, W, 3), uint8. None: the item is not on the sheet.
     """

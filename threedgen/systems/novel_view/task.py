@@ -324,9 +324,10 @@ def load_start(weights: str, network: XUNetConfig) -> XUNet:
 
 
 def pair_cache(config: TrainThreeDiMConfig, model: XUNet | LatentPairs, folder: Path) -> PairCache:
-    """Return the disk cache, in `folder`, of the views of all scenes, for training and validation.
+    """Return the disk cache, in `folder`, of the views of all scenes, from which pairs of views are read.
 
-    The views are stored as latents if `model` works on latents, else as images.
+    The model is trained on pairs of views of one scene: it predicts the second view from the first. Validation uses
+    such pairs of other scenes. The views are stored as latents if `model` works on latents, else as images.
     """
     size = model.image_size[0]
     source = registry.build("pair-source", config.data, size, config.seed)

@@ -30,13 +30,19 @@ MAX_ROW = 8  # maximum number of columns in views.png
 
 
 def sample_angles(task: Task, rig: AnglesConfig) -> None:
-    """Sample views of an object at the angles in `rig` (options of the cameras) with MV-Adapter; write the images.
+    """Sample views of an object with MV-Adapter at the angles in `rig`, and write the images to the run folder.
 
-    The files in the run folder are views/NAME.png for each view, a contact sheet views.png and, with a mesh,
-    preview.png: renders of the untextured mesh from six sides. If the angles `rig.views` are None, the six views of
-    MV-Adapter are sampled; for a mesh, they are its sides, and NAME is the side, such as "front". Otherwise NAME is the
-    index of the view. Raises ConfigError if the adapter does not fit the given conditions (image, mesh) or the views,
-    and Stopped after Ctrl-C.
+    If `rig.views` is None, six views are sampled. With a mesh, these are its sides: front, right, back, left, top and
+    bottom. Without a mesh, their azimuths are 0, 45, 90, 180, 270 and 315 degrees, and their elevation is 0.
+
+    The files are:
+
+    - views/NAME.png, one per view. NAME is the side, such as "front", for the six sides of a mesh, else the index of
+      the view.
+    - views.png, a contact sheet of the views
+    - preview.png, only with a mesh: renders of its six sides without a texture
+
+    Raises ConfigError if the adapter does not fit the image, the mesh or the views, and Stopped after Ctrl-C.
     """
     config: SampleConfig = task.config
     source = None if config.mesh is None else read_object(config)

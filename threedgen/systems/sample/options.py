@@ -63,8 +63,8 @@ def check_ring(views: int, fov: float, name: str) -> None:
 class SamplingConfig(PromptedConfig):
     """Base class of the options of tasks that sample views: conditions (text, image, mesh), steps and guidance.
 
-    Examples are the tasks "sample" and "texture". Their subclasses add the option `rig`, the set of cameras, and call
-    `check_rig` to reject options that have no effect with the chosen rig.
+    Examples are the options of the tasks "sample" and "texture". Subclasses add the option `rig`, the set of cameras,
+    and call `check_rig` to reject options that have no effect with the chosen rig.
     """
 
     prior: Annotated[Any, Component("prior", "mvdream", SAMPLERS)] = Field({}, description="diffusion prior")
@@ -146,10 +146,16 @@ class SamplingConfig(PromptedConfig):
         return texts
 
     def check_adapter(self, control: Literal["rays", "geometry"]) -> None:
-        """Raise ConfigError if a prompt, image or adapter file is missing that MV-Adapter needs for this run.
+        """Check the inputs of a run with MV-Adapter. Raise ConfigError if one is missing or unusable.
 
-        `control` is the condition of the views: camera rays ("rays") or the geometry of a mesh ("geometry"). A run with
-        a mesh or an image needs an adapter file, since the 2D model without adapter takes only text.
+        - A prompt is required, unless the option `image` is set.
+        - An adapter file (`prior.adapter`) is required for a run with an image, or if `control` is "geometry". A run
+          with only a prompt and `control` "rays" needs none: the 2D model itself takes text.
+        - The image must be in the option `image`, not in `prior.image`, and readable. Without the option `matte`, its
+          background must be plain or transparent.
+        - The prompt, if any, must name an object that the prior knows.
+
+        `control` is the description of the views: rays of their cameras ("rays") or geometry of a mesh ("geometry").
         """
         self.object_text()
         if self.prior.image is not None:

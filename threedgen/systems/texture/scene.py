@@ -134,14 +134,16 @@ def write_frames(
 ) -> None:
     """Write cameras.json, depth/NAME.png, frames.mp4 and a contact sheet (sheet.png) of N sampled frames to `folder`.
 
-    A frame is a camera view with depth; NAME is its name. The depth maps are 16-bit PNG files in millimetres, 0 for
-    unknown depth. frames.mp4 shows `images`. Raises OSError if a file cannot be written.
+    A frame is a camera view of the scene with its depth map and its name NAME. Sampled frames are those with a sampled
+    image. The depth maps are 16-bit PNG files in millimetres, 0 for unknown depth. frames.mp4 is a video of the images.
+    Raises OSError if a file cannot be written.
 
     Args:
-        sampled: indices of the N sampled frames in `frames`.
-        keys: indices in `frames` of the key frames, which the contact sheet marks.
-        images: (N, H, W, 3) in [0, 1], in the order of `sampled`.
-        frame: coordinate systems of mesh file and world. cameras.json is in the coordinates of the mesh file.
+        frames: all frames.
+        sampled: indices in `frames` of the N sampled frames.
+        keys: indices in `frames` of the key frames, which were sampled first. The contact sheet marks them.
+        images: images (N, H, W, 3) in [0, 1] of the sampled frames, in the order of `sampled`.
+        frame: transform from the mesh file to the world (not a view). cameras.json is in coordinates of the mesh file.
     """
     cameras, names = frames.cameras.select(sampled), [frames.names[n] for n in sampled]
     cameras = replace(cameras, c2w=frame.poses_to_file(cameras.c2w.double()))
@@ -157,11 +159,14 @@ def write_frames(
 def texture_mesh(task: Task, mesh: TexturedMesh, frame: MeshFrame, cameras: Cameras, images: np.ndarray) -> Tree:
     """Project images (N, H, W, 3) in [0, 1] of N cameras onto a mesh. Write the textured mesh, and renders of it.
 
-    The run folder gets scene.glb, texture.png, and the renders walk/NN.png and walk.png. `frame` is the coordinate
-    transform from the mesh file, in whose coordinates scene.glb is written, to the world. Returns metrics for
-    summary.json: texels_seen (fraction of the texels that an image shows), triangles (their number), and psnr_of_views,
-    the PSNR in dB between texels and the image pixels that were blended to them; it is high if images are consistent.
-    Raises OSError if a file cannot be written, and ConfigError if no image shows the mesh.
+    The run folder gets scene.glb, texture.png, and the renders walk/NN.png and walk.png. `frame` is the transform from
+    the mesh file to the world; scene.glb is in coordinates of the mesh file. Raises OSError if a file cannot be
+    written, and ConfigError if no image shows the mesh.
+
+    Returns:
+        Metrics for summary.json: texels_seen (fraction of the texels that an image shows), triangles (their number),
+        and psnr_of_views, the PSNR in dB between texels and the image pixels that were blended to them; it is high if
+        the images are consistent.
     """
     config: TextureConfig = task.config
     with ProgressDisplay("texturing", 2 * len(cameras), task.quiet) as count:

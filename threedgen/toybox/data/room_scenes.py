@@ -190,8 +190,9 @@ class RoomWalk:
 def room_walks(options: RoomPathsConfig, seed: int, split: SceneSplit, length: int | None = None) -> list[RoomWalk]:
     """Return one camera walk (frames of a moving camera) through each of ``options.count`` rooms.
 
-    The rooms are generated on first use. ``length`` is the number of frames per walk; None: 9 (``FRAMES_PER_KEY``)
-    times ``options.views``, the number of views of a training example.
+    The rooms are generated on first use. ``seed`` and ``split`` determine which rooms they are: "train" and "test" have
+    different rooms. ``length`` is the number of frames per walk; None: 9 (``FRAMES_PER_KEY``) times ``options.views``,
+    the number of views of a training example.
     """
     rooms = _rooms(seed, split, options.clutter)
     return [RoomWalk(rooms, k, length or FRAMES_PER_KEY * options.views, options) for k in range(options.count)]
@@ -202,7 +203,8 @@ def room_paths(config: RoomPathsConfig, seed: int = 0, split: SceneSplit = "trai
 
     Key frames are frames of the walk, chosen so that consecutive ones overlap by about 60 % of the pixels. In the split
     "test" there is one example per room: the first key frames of the walk. In "train" an example is random: consecutive
-    key frames or, with the probability ``config.between``, two key frames and some of the frames between them.
+    key frames or, with the probability ``config.between``, two key frames and some of the frames between them. ``seed``
+    determines the rooms and the random examples.
     """
     o, walks = config, room_walks(config, seed, split)
     rooms = f"seed {seed}, {split}, clutter {o.clutter:g}"

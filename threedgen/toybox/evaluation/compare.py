@@ -91,8 +91,9 @@ class Row(NamedTuple):
 class Comparison(Evaluation[Compare3DConfig, tuple[str, Job], Row]):
     """Evaluation that makes the objects of all variants of a config and compares their measurements.
 
-    Each item, the argument of `measure`, is a pair (label of the variant, batch job that makes the object of a prompt).
-    `measure` returns a `Row`, which has the measurements and images of this object.
+    A variant is the config with some options changed. Each item, the argument of `measure`, is a pair (label of the
+    variant, batch job that makes the object of a prompt). `measure` returns a `Row`, which has the measurements and
+    images of this object.
     """
 
     stage = "measuring"
@@ -201,17 +202,19 @@ object are judged by the probe. Differences are from the first variant, mean ove
         write_report(self.task, "report", rounded(figures), "\n\n".join(parts) + "\n")
 
     def summary(self, budget: str, rows: Sequence[Row]) -> Json:
-        """Return the metrics of one variant, from the rows of its objects, as a dict from metric to dict.
+        """Return the metrics of one variant, computed from the rows of its objects, as a dict from metric to dict.
 
-        ``budget`` selects when the objects were measured: "steps" (at the end of the training) or "time" (after a fixed
-        training time). Each inner dict has a 95 % interval ("low" and "high") and, by metric:
+        A variant is the config with some options changed. ``budget`` selects when its objects were measured: "steps"
+        (at the end of the training) or "time" (after a fixed training time).
 
-        - Keys of `JUDGED`, such as "noun": "hits" (number of objects that are right, by the probe), "total" (number of
-          judged objects) and "share" (hits / total).
-        - "disagreement" (colour difference between views), "step" and "seconds" (length of the training so far):
+        Each inner dict has a value and its 95 % interval ("low" and "high"). The value is:
+
+        - for the keys of `JUDGED`, such as "noun": "share", the fraction of objects that are right, by the probe.
+          "hits" is their number, and "total" the number of judged objects.
+        - for "disagreement" (colour difference between views), "step" and "seconds" (length of the training so far):
           "mean", over the objects.
-        - "roughness": "mean", which here holds the median over the objects.
-        - "fid", only for two or more objects: "mean", which here holds the FID to ground-truth views of the prompts.
+        - for "roughness": the median over the objects, although its key is "mean", too.
+        - for "fid", only for two or more objects: the FID to ground-truth views of the prompts, under the key "mean".
         """
         found = [row.found[budget] for row in rows]
         table: Json = {key: proportion([one.get(key) for one in found]).plain() for key in JUDGED}

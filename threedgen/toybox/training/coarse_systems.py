@@ -76,7 +76,7 @@ class PredictorSystem(AveragedSystem):
 
     A subclass implements the training step. A coarse predictor computes the latents of a view in one step, from
     caption, camera and object code: a vector of what the caption leaves unspecified. It has two parts that are trained
-    separately: a sampler of object codes, and the view fusion, which improves predictions by the noisy latents of all
+    separately: a sampler of object codes, and the view fusion, which corrects predictions with the noisy latents of all
     views.
 
     `coarse` is the coarse predictor. The frozen text encoder of `prior`, a diffusion model, encodes the captions.
@@ -183,10 +183,10 @@ class FusionSystem(PredictorSystem):
     """LightningModule that trains the view fusion of `coarse`, a coarse predictor.
 
     The coarse predictor computes the latents of each view in one step, from caption, camera and object code: a vector
-    of what the caption leaves unspecified. The view fusion improves these predictions: from them, the noisy latents of
-    all views of an object and the cameras, it predicts the clean latents. The loss is their mean squared error. For
-    about half of the objects, the coarse predictions use no caption, and for most no object code, so that the view
-    fusion must use the noisy latents.
+    of what the caption leaves unspecified. The view fusion corrects these predictions with the noisy latents of all
+    views of an object, given their cameras. The loss is the mean squared error of the corrected predictions. For about
+    half of the objects, the coarse predictions use no caption, and for most no object code, so that the view fusion
+    must use the noisy latents.
     """
 
     stage = "view fusion"

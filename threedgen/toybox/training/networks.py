@@ -73,14 +73,16 @@ def multiview_model(
 ) -> MVDream:
     """Build a multi-view prior from the networks of `base`, a 2D model (single images) or a multi-view prior.
 
-    A UNet without camera input gets one. The UNet is a copy if anything is added to it; the other networks are those of
-    `base`. Before training, only `rotary` changes the output of the UNet, because the weights of new input channels and
-    the last layers of the camera embedding and of new attention are zero.
+    The UNet gets a camera input if it has none. `coarse` and `attention` add further inputs and layers. If anything is
+    added, the UNet is a copy; the other networks are those of `base`. Before training, only `rotary` changes the output
+    of the UNet.
 
     Args:
         coarse: network that predicts latents in one step, which become an input of the UNet; None: no predictor.
         attention: add attention to the UNet levels that have none.
-        rotary: use a rotary embedding of 3D points and of image positions in self-attention (`WorldRotary`).
+        rotary: use a rotary position embedding in self-attention (`WorldRotary`). The heads use in turn two kinds of
+            positions of a token: a 3D point, where the ray of its pixel meets the plane through the object's centre
+            that faces the camera, and the position in the image.
     """
     unet: Any = base.unet
     if coarse is not None and base.coarse is None:

@@ -106,8 +106,8 @@ class CoarseConfig(Config):
 
     The inputs of the coarse predictor are caption, camera and object code, a vector of what the caption leaves
     unspecified. Three networks are trained one after the other, each with its own number of steps: the predictor, the
-    sampler of object codes, and the view fusion, which improves predictions by the noisy latents of all views. A
-    network with 0 steps is not trained: it stays as in the weights from which the training starts (option `start` of
+    sampler of object codes, and the view fusion, which corrects predictions with the noisy latents of all views.
+    A network with 0 steps is not trained: it stays as in the weights from which the training starts (option `start` of
     the task).
     """
 

@@ -173,7 +173,7 @@ def train_coarse(task: Task, base: LatentDiffusion, o: CoarseConfig) -> CoarsePr
     """Train the coarse predictor, its sampler of object codes and its view fusion, one after the other.
 
     From caption, camera and object code (a vector of what the caption leaves unspecified), the coarse predictor
-    computes latents in one step, which become an input of the UNet. The view fusion improves its predictions by the
+    computes latents in one step, which become an input of the UNet. The view fusion corrects its predictions with the
     noisy latents of all views. Networks that an earlier process of the run has finished are loaded.
 
     Args:
