@@ -42,6 +42,27 @@ def test_code_is_similar_to_that_of_the_run(run: Path, tmp_path: Path, prior: MV
     assert edited > new + 0.2
 
 
+def test_noise_of_the_code_follows_from_seed_and_prompt(tmp_path: Path, prior: MVDream, monkeypatch) -> None:
+    def noise(seed: int, *texts: str) -> list[float]:
+        seen = list[float]()
+
+        def sampled(text: torch.Tensor, rng: torch.Generator, near: torch.Tensor | None) -> torch.Tensor:
+            seen.append(float(torch.randn(1, generator=rng)))
+            return text
+
+        monkeypatch.setattr(prior, "sample_code", sampled)
+        folder = tmp_path / f"{seed}-{texts[0]}"
+        folder.mkdir(exist_ok=True)
+        (folder / "text.safetensors").unlink(missing_ok=True)
+        options = config.load("mvdream-toybox", [f"prompt={texts[0]}", f"seed={seed}"])
+        embeddings(options, prior, list(texts), None, folder)
+        return seen
+
+    dog = noise(0, "a dog", "", "a dog, side view")
+    assert len(set(dog)) == 1 and noise(0, "a dog", "") == dog[:1]
+    assert len({dog[0], noise(0, "a cat", "")[0], noise(1, "a dog", "")[0]}) == 3
+
+
 @torch.no_grad()
 def test_only_the_change_of_the_coarse_prediction_is_added(run: Path, prior: MVDream, monkeypatch) -> None:
     options = config.load("edit-toybox", ["prompt=a dog", "refine.steps=2"])

@@ -162,15 +162,16 @@ def embeddings(config: GenerateConfig, prior: Prior, texts: list[str], image: Te
     Args:
         texts: prompt, negative prompt, and any further texts, such as prompts of the side or back view.
         image: first view of the object (1, H, W, 3) in [0, 1], from which the codes are computed. None: the code of
-            each text is sampled from the same noise, which the seed determines. With the option `edit`, sampling starts
-            from the code of the run to edit plus noise, so the new object is similar.
+            each text is sampled from the same noise, which seed and prompt determine, so that one seed does not give
+            all prompts one colour. With the option `edit`, sampling starts from the code of the run to edit plus noise,
+            so the new object is similar.
         folder: run folder.
     """
     near = None if config.edit is None else object_text(run_folder(config.edit, "edit"), prior)
 
     def with_code(text: Tensor) -> Tensor:
         if image is None:
-            return prior.sample_code(text, generator(config.seed, 0, "object"), near)
+            return prior.sample_code(text, generator(config.seed, 0, f"object: {texts[0]}"), near)
         latents = prior.encode_images(image, generator(config.seed, 0, "image"))
         c2w = view_cameras(config, 1, prior.image_size).c2w[None, :1]
         return prior.encode_code(text, latents[None], c2w, fit=True)
