@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention.rotary import HALF_EXTENT
 from .coarse_blocks import Block
 from .view_fusion import HARMONICS, camera_harmonics
 
@@ -18,6 +17,9 @@ COARSEST, SEED_RANK = 4, 128
 RADIUS, REACH = 0.85, 0.88
 """RADIUS: half the depth range, around the origin, of the samples of a ray. REACH: half the side of the feature volume.
 Both in world units."""
+HALF_EXTENT = 0.95
+"""Half the side, in world units, of the square that `VolumeFeatures` assumes to be visible; the toybox cameras are
+about 0.95 / tan(fov / 2) away from the object's centre."""
 DISTANCE = 2.61
 """Assumed distance of the cameras from the origin, in world units; camera vectors have no distance."""
 INNER_BLOCKS, MAP_CHANNELS, MAP_BLOCKS, DEPTHS = 2, 64, 2, 12

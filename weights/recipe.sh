@@ -14,7 +14,7 @@ python launch.py --config train-toybox-matte out=$OUT/matte
 python launch.py --config train-toybox-base out=$OUT/base
 python launch.py --config train-toybox-base-rooms start=$OUT/base/base out=$OUT/rooms
 python launch.py --config train-toybox-prior start=$OUT/base/base out=$OUT/prior
-python launch.py --config train-toybox-views start=$OUT/prior/prior coarse={} out=$OUT/views
+python launch.py --config train-toybox-views start=$OUT/prior/prior out=$OUT/views
 
 # layers between views for the 2D model
 python launch.py --config train-mvdiffusion-toybox start=$OUT/rooms/base out=$OUT/panorama

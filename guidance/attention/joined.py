@@ -17,21 +17,16 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .image_tokens import IMAGE_TOKENS, add_image_tokens, attend_to_image
-from .rotary import WorldRotary
 
 CAMERA_DIM = 16
-WORLD_ROTARY = "world_rotary"
-"""Key of a UNet's config: whether its self-attention has a rotary position embedding (`WorldRotary`)."""
 SEPARATE_LEVELS = "separate_levels"
 """Key of a UNet's config. The value tells whether the views of an object had separate noise levels in training. Such a
 network can sample new views beside known ones (`completion.py`), and its prediction for a single view can serve as the
 unconditional branch of classifier-free guidance."""
-THREEDGEN_KEYS = (WORLD_ROTARY, SEPARATE_LEVELS, IMAGE_TOKENS)
+THREEDGEN_KEYS = (SEPARATE_LEVELS, IMAGE_TOKENS)
 Kind = Literal["sdpa", "xformers"]
 """Attention backend: torch's scaled_dot_product_attention or xformers' memory_efficient_attention."""
 MIN_TOKENS = 512  # sequence length from which on `FlashAttention` is faster than attention with an explicit softmax
-ROTARY_WIDTH = 32
-"""Channels per head of self-attention with `WorldRotary`. Cross-attention has the head count of the UNet's config."""
 
 
 class FlashAttention(torch.autograd.Function):
@@ -94,44 +89,36 @@ class MultiviewAttnProcessor(AttnProcessor2_0):
         attention_mask: Tensor | None = None,
         temb: Tensor | None = None,
         n_view: int = 1,
-        rotary: WorldRotary | None = None,
         image_tokens: Tensor | None = None,
     ) -> Tensor:
         """Return the layer's output (B F, L, C) for hidden_states (B F, L, C), of B objects with F = `n_view` views.
 
-        Without `encoder_hidden_states`, the layer is self-attention over the F L tokens of an object. `rotary` rotates
-        its queries and keys; None: no rotation. With text embeddings `encoder_hidden_states` (B F, S, D), it is
-        cross-attention to the S text tokens; separate cross-attention to N `image_tokens` (B F, N, D) is added to it,
-        unless they are None. `attn`, `attention_mask` and `temb` are the usual arguments of diffusers' attention
-        processors.
+        Without `encoder_hidden_states`, the layer is self-attention over the F L tokens of an object. With text
+        embeddings `encoder_hidden_states` (B F, S, D), it is cross-attention to the S text tokens; separate
+        cross-attention to N `image_tokens` (B F, N, D) is added to it, unless they are None. `attn`, `attention_mask`
+        and `temb` are the usual arguments of diffusers' attention processors.
         """
         if image_tokens is not None and encoder_hidden_states is not None:
             return attend_to_image(attn, hidden_states, encoder_hidden_states, image_tokens)
         joined = n_view > 1 and encoder_hidden_states is None
         tokens = hidden_states.unflatten(0, (-1, n_view)).flatten(1, 2) if joined else hidden_states
         training = trains_on_cpu(tokens) and attention_mask is None
-        if encoder_hidden_states is None and (training or rotary is not None):
-            out = self_attention(attn, tokens, n_view, rotary)
+        if encoder_hidden_states is None and training:
+            out = self_attention(attn, tokens)
         else:
             process = self.plain if training else self.xformers or super().__call__
             out = process(attn, tokens, encoder_hidden_states, attention_mask, temb)
         return out.reshape(hidden_states.shape) if joined else out
 
 
-def self_attention(attn: Attention, tokens: Tensor, n_view: int = 1, rotary: WorldRotary | None = None) -> Tensor:
-    """Return the output (B, F L, C) of the self-attention layer `attn` for the `tokens` (B, F L, C) of B objects.
+def self_attention(attn: Attention, tokens: Tensor) -> Tensor:
+    """Return the output (B, L, C) of the self-attention layer `attn` for `tokens` (B, L, C), in training on a CPU.
 
-    An object has F = `n_view` views with L tokens each. `rotary` rotates queries and keys; None: no rotation. `attn`
-    must have no norm layers.
+    `attn` must have no norm layers.
     """
     layers = (attn.to_q, attn.to_k, attn.to_v)
-    heads = attn.heads if rotary is None else max(1, attn.inner_dim // ROTARY_WIDTH)
-    q, k, v = (layer(tokens).unflatten(-1, (heads, -1)).transpose(1, 2) for layer in layers)
-    if rotary is not None:
-        q, k = rotary(q, n_view), rotary(k, n_view)
-    if not trains_on_cpu(tokens):
-        out = F.scaled_dot_product_attention(q, k, v)
-    elif tokens.shape[1] >= MIN_TOKENS:
+    q, k, v = (layer(tokens).unflatten(-1, (attn.heads, -1)).transpose(1, 2) for layer in layers)
+    if tokens.shape[1] >= MIN_TOKENS:
         out = FlashAttention.apply(q, k, v)
     else:
         out = torch.softmax(q @ k.mT * q.shape[-1] ** -0.5, dim=-1).to(v.dtype) @ v
@@ -185,10 +172,8 @@ def set_attention(unet: UNet2DConditionModel, kind: Kind) -> None:
 def unet_from_config(config: Any, **changes: Any) -> UNet2DConditionModel:
     """Build a UNet from a diffusers config; `changes` override entries of the config.
 
-    The config may also have three keys of threedgen:
+    The config may also have two keys of threedgen:
 
-    - "world_rotary": whether self-attention rotates queries and keys by positions in space and in the image, a rotary
-      position embedding (`WorldRotary`).
     - "separate_levels": whether the views of an object had different noise levels in training.
     - "image_tokens": arguments of `add_image_tokens`. If present, the UNet gets layers for cross-attention to image
       tokens.
@@ -236,8 +221,6 @@ def unet_output(
     if unet.class_embedding is not None:
         labels = x.new_zeros(x.shape[0], 0) if camera is None else camera.to(x.dtype)
     text, added = split_text(unet, text, *(factor * side for side in x.shape[-2:]))
-    if unet.config.get(WORLD_ROTARY):
-        views["rotary"] = WorldRotary(camera, len(x), x.device)
     more: dict[str, Any] = added | {"class_labels": labels, "cross_attention_kwargs": {"n_view": n_view, **views}}
     if features is not None:
         more["down_intrablock_additional_residuals"] = list(features)  # a copy, because the network empties the list

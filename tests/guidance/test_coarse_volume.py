@@ -9,9 +9,8 @@ from tests.support.tiny_prior import TEXT_WIDTH, coarse_prior, cpu, tiny_coarse
 from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.poses import orbit_array
 from threedgen.guidance.attention.joined import camera_vector
-from threedgen.guidance.attention.rotary import HALF_EXTENT
 from threedgen.guidance.coarse import CoarsePredictor
-from threedgen.guidance.coarse_volume import DEPTHS, DISTANCE, REACH, shuffle
+from threedgen.guidance.coarse_volume import DEPTHS, DISTANCE, HALF_EXTENT, REACH, shuffle
 
 SIDE = 16
 

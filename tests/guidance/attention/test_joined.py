@@ -12,18 +12,16 @@ from diffusers.models.attention_processor import Attention, AttnProcessor
 from torch import Tensor
 
 from tests.support.tiny_prior import TEXT_WIDTH, tiny_prior, tiny_unet
-from threedgen.geometry.poses import orbit_c2w
 from threedgen.guidance.attention.joined import (
     MIN_TOKENS,
-    WORLD_ROTARY,
+    SEPARATE_LEVELS,
     FlashAttention,
     make_multiview,
     self_attention,
     set_attention,
     unet_output,
 )
-from threedgen.guidance.attention.rotary import WorldRotary
-from threedgen.guidance.priors.mvdream import MVDream, camera_vector
+from threedgen.guidance.priors.mvdream import MVDream
 
 FLAT: dict[str, Any] = {"class_embed_type": None, "projection_class_embeddings_input_dim": None}
 
@@ -126,64 +124,23 @@ def test_self_attention_matches_diffusers_block(length: int) -> None:
     assert torch.allclose(self_attention(attn, tokens), AttnProcessor()(attn, tokens), atol=1e-5)
 
 
-CAMERA: Any = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 16}
-CPU = torch.device("cpu")
-
-
-def ring(n_view: int = 4, elevation: float = 0.0) -> torch.Tensor:
-    azimuth = torch.arange(n_view) * 2 * torch.pi / n_view
-    return camera_vector(orbit_c2w(torch.full((n_view,), elevation), azimuth, torch.full((n_view,), 2.5)))
-
-
-def test_mirrored_pixels_of_opposite_views_share_a_position() -> None:
-    cos, sin = (part.unflatten(2, (8, 8)) for part in WorldRotary(ring(), 4, CPU).table(64, 32))
-    for part in (cos[:, 0], sin[:, 0]):
-        assert torch.allclose(part[0], part[2].flip(1), atol=1e-5)
-    assert not torch.allclose(sin[0, 0], sin[2, 0], atol=0.1)
-
-
-def test_every_other_head_rotates_by_the_position_in_the_image() -> None:
-    rotary, x = WorldRotary(ring(), 4, CPU), torch.ones(1, 3, 4 * 64, 32)
-    world, image, again = rotary(x, 4)[0].unflatten(1, (4, 64))
-    assert torch.equal(image[0], image[1]) and not torch.allclose(world[0], world[1], atol=0.1)
-    assert torch.equal(world, again) and not torch.allclose(image[0, 0], image[0, 1], atol=0.1)
-
-
-def test_dot_products_depend_on_relative_position() -> None:
-    rotary, rng = WorldRotary(None, 1, CPU), torch.Generator().manual_seed(0)
-    q, k = (torch.randn(1, 1, 1, 32, generator=rng).expand(1, 1, 64, 32) for _ in range(2))
-    products = (rotary(q, 1) @ rotary(k, 1).mT)[0, 0].unflatten(0, (8, 8)).unflatten(2, (8, 8))
-    assert torch.allclose(products[1, 2, 4, 3], products[2, 4, 5, 5], atol=1e-4)  # both 3 down, 1 to the right
-    assert not torch.allclose(products[1, 2, 4, 3], products[1, 2, 4, 2], atol=1e-3)
-    assert torch.allclose(rotary(q, 1).norm(dim=-1), q.norm(dim=-1), atol=1e-4)
-
-
-@pytest.mark.parametrize("width", [8, 16, 24, 40])
-def test_gradient_of_rotation_matches_finite_differences(width: int) -> None:
-    x = torch.randn(1, 2, 2 * 4, width, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: WorldRotary(ring()[:2], 2, CPU)(x, 2), x)
-
-
-def test_rotary_unet_gives_same_output_in_training() -> None:
-    unet = tiny_unet(**CAMERA)
-    x, t, text = torch.randn(4, 4, 8, 8), torch.tensor([500]), torch.randn(4, 6, 24)
-    plain = unet_output(unet, x, t, text, ring(), 4)
-    unet.register_to_config(**{WORLD_ROTARY: True})
-    trained = unet_output(unet, x, t, text, ring(), 4)
+def test_joined_attention_gives_same_output_in_training(unet: UNet2DConditionModel) -> None:
+    x, t, text, camera = inputs()
+    trained = unet_output(unet, x, t, text, camera, 4)
     with torch.no_grad():
-        sampled = unet_output(unet, x, t, text, ring(), 4)
+        sampled = unet_output(unet, x, t, text, camera, 4)
+        alone = unet_output(unet, x, t, text, camera)
     assert trained.requires_grad and torch.allclose(trained, sampled, atol=1e-4)
-    assert not torch.allclose(plain, sampled, atol=1e-3)
-    assert unet_output(unet, x, t, text).shape == x.shape
+    assert (trained - sampled).abs().max() < 0.1 * (alone - sampled).abs().max()
 
 
 def test_config_entry_is_saved_and_loads_without_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    prior = tiny_prior(**CAMERA)
-    prior.unet.register_to_config(**{WORLD_ROTARY: True})
+    prior = tiny_prior()
+    prior.unet.register_to_config(**{SEPARATE_LEVELS: True})
     prior.save(tmp_path / "prior")
     with caplog.at_level(logging.WARNING):
         again = MVDream.load(str(tmp_path / "prior"))
-    assert again.unet.config[WORLD_ROTARY] and WORLD_ROTARY not in caplog.text
+    assert again.unet.config[SEPARATE_LEVELS] and SEPARATE_LEVELS not in caplog.text
 
 
 @torch.no_grad()

@@ -1,6 +1,5 @@
 import shutil
 import signal
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,12 +9,11 @@ from safetensors.torch import load_file
 
 from tests.support.errors import refused
 from tests.support.task_server import TINY_BASE, assert_same, finished_run, saved_at, server, weights, write_config
-from tests.support.tiny_prior import cpu, tiny_prior
+from tests.support.tiny_prior import cpu
 from tests.support.tiny_trainings import TRAININGS, base_command, prior_command
 from tests.support.toy_run import log
 from threedgen import config
 from threedgen.geometry.poses import orbit_c2w
-from threedgen.guidance.attention.joined import WORLD_ROTARY
 from threedgen.guidance.coarse import CoarsePredictor
 from threedgen.guidance.priors.latent_diffusion import LatentDiffusion
 from threedgen.guidance.priors.mvdream import MVDream
@@ -86,16 +84,6 @@ def test_new_multi_view_model_computes_what_the_2d_model_does() -> None:
     made.predict(x, t, text, camera, 2).square().sum().backward()
     assert made.unet.class_embedding.linear_2.weight.grad.abs().max() > 0, "the camera is not trained"
     assert made.unet.conv_in.weight.grad[:, made.latent_shape[0] :].abs().max() > 0, "the coarse input is not trained"
-
-
-@pytest.mark.parametrize("make", [tiny_prior, lambda: LatentDiffusion.load(str(base() / "base"), dtype="fp32")])
-def test_rotary_embedding_is_added_to_a_copy(make: Callable[[], LatentDiffusion]) -> None:
-    found = make()
-    made = multiview_model(found, None, rotary=True)
-    assert made.unet is not found.unet and made.unet.config[WORLD_ROTARY] and WORLD_ROTARY not in found.unet.config
-    assert made.vae is found.vae
-    copied = dict(made.unet.state_dict())
-    assert_same({name: copied[name] for name in found.unet.state_dict()}, dict(found.unet.state_dict()))
 
 
 def test_saved_networks_are_the_averages() -> None:

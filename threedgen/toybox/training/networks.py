@@ -1,7 +1,6 @@
-"""Initial UNets of the trainings: new ones, and trained UNets with added inputs, attention, channels or cameras."""
+"""Initial UNets of the trainings: new ones, and trained UNets with added inputs, channels or cameras."""
 
 from collections.abc import Sequence
-from copy import deepcopy
 from itertools import pairwise
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, PreTrainedTokenizerFast
 
 from threedgen.config.errors import ConfigError
-from threedgen.guidance.attention.joined import CAMERA_DIM, WORLD_ROTARY, unet_from_config
+from threedgen.guidance.attention.joined import CAMERA_DIM, unet_from_config
 from threedgen.guidance.coarse import CoarsePredictor
 from threedgen.guidance.priors.latent_diffusion import LatentDiffusion
 from threedgen.guidance.priors.mvdiffusion.weights import widened
@@ -21,8 +20,6 @@ from threedgen.guidance.schedule import Schedule
 from .options import GROUPS
 from .text_encoder import TEXT_HEADS, TEXT_WIDTH
 
-HEAD_WIDTH = 64
-"""Channels per attention head in added attention layers."""
 BASE_HEAD_WIDTH = 56
 """Minimum number of channels per attention head of the 2D model, whose first level has no attention."""
 SINUSOIDS = "time_embedding.linear_1.weight"
@@ -68,30 +65,16 @@ def base_model(
     return LatentDiffusion(unet, vae, text_encoder, tokenizer, Schedule.linear(prediction="v_prediction"))
 
 
-def multiview_model(
-    base: LatentDiffusion, coarse: CoarsePredictor | None, attention: bool = False, rotary: bool = False
-) -> MVDream:
+def multiview_model(base: LatentDiffusion, coarse: CoarsePredictor | None) -> MVDream:
     """Build a multi-view prior from the networks of `base`, a 2D model (single images) or a multi-view prior.
 
-    The UNet gets a camera input if it has none. `coarse` and `attention` add further inputs and layers. If anything is
-    added, the UNet is a copy; the other networks are those of `base`. Before training, only `rotary` changes the output
-    of the UNet.
-
-    Args:
-        coarse: network that predicts latents in one step, which become an input of the UNet; None: no predictor.
-        attention: add attention to the UNet levels that have none.
-        rotary: use a rotary position embedding in self-attention (`WorldRotary`). The heads use in turn two kinds of
-            positions of a token: a 3D point, where the ray of its pixel meets the plane through the object's centre
-            that faces the camera, and the position in the image.
+    `coarse` is a network that predicts latents in one step, which become an input of the UNet; None: no predictor. The
+    UNet gets a camera input if it has none. If an input is added, the UNet is a copy, with the same output before
+    training; the other networks are those of `base`.
     """
     unet: Any = base.unet
     if coarse is not None and base.coarse is None:
         unet = widened(unet, coarse.config["latent_channels"])
-    if attention:
-        unet = with_attention(unet)
-    if rotary:
-        unet = deepcopy(unet) if unet is base.unet else unet  # the config of `base` stays as it is
-        unet.register_to_config(**{WORLD_ROTARY: True})
     return MVDream(with_camera(unet), base.vae, base.text_encoder, base.tokenizer, base.schedule, coarse)
 
 
@@ -108,28 +91,6 @@ def with_camera(unet: UNet2DConditionModel) -> UNet2DConditionModel:
     found.load_state_dict(found.state_dict() | unet.state_dict())
     for parameter in found.class_embedding.linear_2.parameters():
         parameter.zero_()
-    return found
-
-
-@torch.no_grad()
-def with_attention(unet: UNet2DConditionModel) -> UNet2DConditionModel:
-    """Return a copy of the UNet with attention at all levels. The added layers output zero before training."""
-    config: Any = unet.config
-    widths, heads = config["block_out_channels"], list(config["attention_head_dim"])  # numbers of heads
-    for level, kind in enumerate(config["down_block_types"]):
-        if "CrossAttn" not in kind:
-            heads[level] = max(1, widths[level] // HEAD_WIDTH)
-    found: Any = unet_from_config(
-        config,
-        down_block_types=("CrossAttnDownBlock2D",) * len(widths),
-        up_block_types=("CrossAttnUpBlock2D",) * len(widths),
-        attention_head_dim=heads,
-    )
-    trained = unet.state_dict()
-    found.load_state_dict(found.state_dict() | trained)
-    for name, parameter in found.named_parameters():
-        if name not in trained and ".proj_out." in name:
-            parameter.zero_()
     return found
 
 

@@ -162,9 +162,6 @@ class TrainPriorConfig(base.TrainConfig):
 
     start: str = Field(min_length=1, description="2D model or multi-view prior to start from")
     coarse: CoarseConfig | None = Field(CoarseConfig(), description="coarse predictor; null: as in start")
-    widen: tuple[int, ...] | None = Field(None, description="channels of each level, multiples of those of start")
-    attention: bool = Field(False, description="attention added at the levels without it")
-    rotary: bool = Field(False, description="rotary embedding of 3D points and of image positions in self-attention")
     open_captions: bool = Field(False, description="captions with some colours or none and up to two parts")
     scattered: base.Share = Field(0.0, description="share of objects with independent cameras; open captions only")
     fov_range: Fovs = Field((35.0, 45.0), description="range of fields of view, degrees")

@@ -69,22 +69,22 @@ def train_base(task: Task) -> Status:
     torch.manual_seed(config.seed)
     o = config.training
     source = Photographs(config.seed, "train", o.variation, o.rooms, o.clutter, o.style)
-    start = config.start
-    prior = train_networks(task, source) if start is None else load_start(task, start, config.image_size)
+    if config.start is None:
+        prior = train_networks(task, source)
+    else:
+        prior = load_start(task, config.start, config.image_size)
+        if config.widen is not None:
+            prior.unet = widen(prior.unet, config.widen, generator(config.seed, 0, "wider"))
     return task.train(PriorSystem(config, prior, *latent_caches(task, prior, "latents", source)), metrics=("loss_2d",))
 
 
 def load_start(task: Task, start: str, image_size: int | None = None) -> LatentDiffusion:
     """Load the model that a training starts from. `start` is the name or folder of its weights.
 
-    If the config has numbers of channels in `widen`, the levels of the UNet are widened to them. `image_size` is the
-    side of an image in pixels; None: the image size of the loaded model.
+    `image_size` is the side of an image in pixels; None: the image size of the loaded model.
     """
-    config: TrainBaseConfig | TrainPriorConfig = task.config
     prior = LatentDiffusion.load(start, image_size=image_size)
     task.record_weights({"start": identify(start)})
-    if config.widen is not None:
-        prior.unet = widen(prior.unet, config.widen, generator(config.seed, 0, "wider"))
     return prior
 
 
@@ -156,7 +156,7 @@ def train_prior(task: Task) -> Status:
     base = load_start(task, config.start)
     coarse = base.coarse if config.coarse is None else train_coarse(task, base, config.coarse)
     seed_networks(seed, "camera")
-    prior = multiview_model(base, coarse, config.attention, config.rotary)
+    prior = multiview_model(base, coarse)
     view = View(fov=config.fov_range, relative_distance=config.distance_range)
     if config.open_captions:
         world: Toybox = OpenToybox(seed, "train", view, o.variation, config.scattered)
