@@ -30,6 +30,22 @@ class KnownViews(NamedTuple):
     camera: Tensor
 
 
+def known_views(prior: Prior, z: Tensor, c2w: Tensor, generator: torch.Generator | None = None) -> KnownViews:
+    """Return the known views of an object for `with_known_views`, with the little noise of `KNOWN_VIEWS_TIMESTEP`.
+
+    Args:
+        prior: prior whose `separate_levels` is True, so that its views may have different noise levels.
+        z: clean latents of the known views (A, C, h, w).
+        c2w: their camera-to-world matrices (A, 4, 4), OpenGL axes, world z up.
+        generator: random generator of the noise; None: torch's global generator.
+    """
+    camera = prior.camera(c2w.to(prior.device).float())
+    if camera is None:
+        raise ValueError("a prior without cameras cannot complete views")
+    t = torch.tensor(KNOWN_VIEWS_TIMESTEP, device=z.device)
+    return KnownViews(prior.schedule.add_noise(z, fresh_noise(z, generator), t), camera)
+
+
 @torch.no_grad()
 def complete_views(
     prior: Prior,
@@ -60,15 +76,12 @@ def complete_views(
         on_step: progress callback (steps done, total steps).
     """
     z, schedule = prior.encode_images(views, generator), prior.schedule
-    noisy = schedule.add_noise(z, fresh_noise(z, generator), torch.tensor(KNOWN_VIEWS_TIMESTEP, device=z.device))
-    known_camera, camera = (prior.camera(poses.to(prior.device).float()) for poses in (views_c2w, c2w))
-    if known_camera is None:
-        raise ValueError("a prior without cameras cannot complete views")
+    known = known_views(prior, z, views_c2w, generator)
+    camera = prior.camera(c2w.to(prior.device).float())
     if prior.has_code and not text[0][:, -1].any():
         text = (prior.encode_code(text[0], z[None], views_c2w[None], fit=True), text[1])
     condition = Condition(text, camera, len(c2w), single_view_uncond=prior.guide_views)
-    known_views = KnownViews(noisy, known_camera)
-    denoise = with_known_views(prior.denoise, known_views, len(views)) if prior.separate_levels else prior.denoise
+    denoise = with_known_views(prior.denoise, known, len(views)) if prior.separate_levels else prior.denoise
     predict = guided(denoise, condition, guidance_scale)
     init = prior.coarse_start(repeat_text(text[0], len(c2w)), c2w)
     noise = fresh_noise(z.new_empty(len(c2w), *z.shape[1:]), generator)

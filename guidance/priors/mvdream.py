@@ -19,7 +19,7 @@ def build(options: MVDreamConfig, device: torch.device | str = "cpu") -> "MVDrea
     prior = with_additions(load_prior(MVDream, options, device), options)
     if options.personalisation is not None:
         subject_weights.apply(prior, Path(options.personalisation).expanduser(), options.personalisation_strength)
-    prior.guide_views = prior.separate_levels if options.guide_views is None else options.guide_views
+    prior.guide_views = options.guide_views
     return prior
 
 

@@ -43,9 +43,7 @@ class MVDreamConfig(LatentPriorConfig):
     personalisation_strength: float = Field(
         1.0, ge=0, le=2, description="strength of the personalisation: lower follows the prompt more, the subject less"
     )
-    guide_views: bool | None = Field(
-        None, description="unconditional branch without attention between views; null: if trained for it"
-    )
+    guide_views: GuideViews = False
 
     @property
     def alters_weights(self) -> bool:

@@ -6,7 +6,8 @@ import torch
 from tests.support.errors import refused
 from tests.support.tiny_prior import coarse_prior, tiny_prior
 from threedgen import config
-from threedgen.geometry.rigs import ring_rig
+from threedgen.geometry.rigs import Rig, ring_rig
+from threedgen.guidance.completion import KnownViews, known_views
 from threedgen.guidance.guidance import Condition
 from threedgen.guidance.priors import latent_diffusion
 from threedgen.guidance.priors.mvdream import MVDream
@@ -82,6 +83,27 @@ def test_only_the_change_of_the_coarse_prediction_is_added(run: Path, prior: MVD
     assert (changed - resampled(other, None)).abs().max() > 1e-3
     monkeypatch.setattr(latent_diffusion, "TEXT_GUIDANCE", 5.0)
     torch.testing.assert_close(resampled(other, old), changed, msg="the change is not exaggerated")
+
+
+@torch.no_grad()
+def test_resampled_views_depend_on_known_views(prior: MVDream) -> None:
+    options = config.load("quick-toybox", ["prompt=a dog", "refine.steps=4"]).refine
+    rig = ring_rig(config.load("quick-toybox").result.turntable, 2, 4, (0.0, 30.0), prior.image_size)
+    first, second = rig.groups()
+    text = prior.sample_code(prior.encode_prompt(["a dog", ""])[:1], torch.Generator().manual_seed(0))
+
+    def resampled(part: Rig, known: KnownViews | None = None) -> torch.Tensor:
+        c2w = part.cameras.c2w
+        condition = Condition((text, prior.encode_prompt([""])), prior.camera(c2w), 4, c2w=c2w)
+        return resample_views(prior, None, part, condition, options, 0.5, torch.Generator().manual_seed(1), None, known)
+
+    z = resampled(first)
+    assert z.shape == (4, *prior.latent_shape)
+    rng = torch.Generator().manual_seed(2)
+    views = [known_views(prior, latents, first.cameras.c2w, rng) for latents in (z, -z)]
+    alone, seen, other = resampled(second), *(resampled(second, known) for known in views)
+    assert (seen - alone).abs().max() > 1e-6 and (seen - other).abs().max() > 1e-6
+    torch.testing.assert_close(resampled(second, views[0]), seen)
 
 
 def test_prior_without_object_codes_is_refused(run: Path) -> None:

@@ -20,6 +20,7 @@ from threedgen.config import at
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.rigs import Rig, ring_rig
 from threedgen.geometry.views import Pixels, Views
+from threedgen.guidance.completion import KnownViews, known_views, with_known_views
 from threedgen.guidance.guidance import Condition, guided, repeat_text
 from threedgen.guidance.prior import Prior
 from threedgen.guidance.sampling import InitLatents, fresh_noise, sample_latents
@@ -249,13 +250,16 @@ class Refinement:
                   for the old prompt are added.
                 - Object of another run, without `edit`: the latents of the renders.
         """
-        scene, images = self.scene, []
+        scene, images, known = self.scene, list[Tensor](), None
         old_prompt_embedding = scene.old_prompt_embedding if first else None
         with scene.track_progress(f"sampling views, {self.name(number)}", len(self.rig.cameras)) as count:
             for rig in self.rig.groups():
                 renders = None if first and scene.from_nothing else scene.images(rig.cameras).to(scene.device)
-                parts = (scene.prior, renders, rig, scene.condition(rig), self.options)
-                images.append(resample_views(*parts, self.options.strengths[number], rng, old_prompt_embedding))
+                parts = (scene.prior, renders, rig, scene.condition(rig), self.options, self.options.strengths[number])
+                z = resample_views(*parts, rng, old_prompt_embedding, known)
+                if renders is None and known is None and scene.prior.separate_levels:
+                    known = known_views(scene.prior, z, rig.cameras.c2w, rng)  # the other groups are completed from it
+                images.append(sharpen(scene.prior.decode_latents(z), self.options.sharpen))
                 count.add(len(rig.cameras))
         self.images.copy_(torch.cat(images))
 
@@ -270,8 +274,9 @@ def resample_views(
     strength: float,
     rng: torch.Generator,
     old_prompt_embedding: Tensor | None = None,
+    known: KnownViews | None = None,
 ) -> Tensor:
-    """Resample V views of one object together by img2img (SDEdit, Meng et al. 2022).
+    """Resample V views of one object together by img2img (SDEdit, Meng et al. 2022), and return latents (V, C, h, w).
 
     Some priors have a coarse predictor, which predicts latents from text and cameras without denoising.
 
@@ -280,15 +285,13 @@ def resample_views(
             from pure noise if the prior has no such predictor.
         rig: cameras of the V views.
         condition: inputs of the prior for these views: text, cameras and reference image.
-        options: number of steps, guidance scale, and amount of sharpening of the resampled images.
+        options: number of steps and guidance scale.
         strength: img2img noise strength in (0, 1]. A start from pure noise has strength 1 instead.
         rng: generator of the noise.
         old_prompt_embedding: embedding (1, L, D) of the old prompt, which describes `renders`, if `condition` has a new
             prompt. The coarse prediction for the new prompt minus that for the old prompt is then added to the latents
             of `renders`. None, or a prior without coarse predictor: nothing is added.
-
-    Returns:
-        Images (V, H, W, 3) in [0, 1] at the prior's image size.
+        known: V other views of the object, almost without noise, which the resampled views see; None: there are none.
     """
 
     def coarse(text: Tensor, text_guidance: bool = True) -> Tensor | None:
@@ -302,7 +305,7 @@ def resample_views(
         z = z if new is None or old is None else z + new - old
     if z is None:
         z, strength = torch.zeros(len(rig.cameras), *prior.latent_shape, device=prior.device), 1.0
-    predict = guided(prior.denoise, condition, options.guidance_scale)
+    denoise = prior.denoise if known is None else with_known_views(prior.denoise, known, len(known.latents))
+    predict = guided(denoise, condition, options.guidance_scale)
     init, noise = InitLatents(z, strength), fresh_noise(z, rng)
-    z = sample_latents(predict, noise, prior.schedule, options.steps, init)
-    return sharpen(prior.decode_latents(z), options.sharpen)
+    return sample_latents(predict, noise, prior.schedule, options.steps, init)
