@@ -164,6 +164,7 @@ class TrainPriorConfig(base.TrainConfig):
     coarse: CoarseConfig | None = Field(CoarseConfig(), description="coarse predictor; null: as in start")
     open_captions: bool = Field(False, description="captions with some colours or none and up to two parts")
     scattered: base.Share = Field(0.0, description="share of objects with independent cameras; open captions only")
+    accessories: base.Share = Field(0.0, description="share of objects that must wear one; open captions only")
     fov_range: Fovs = Field((35.0, 45.0), description="range of fields of view, degrees")
     distance_range: Positives = Field((0.9, 1.0), description="range of camera distances, in 1 / tan(fov / 2)")
     training: MultiviewDiffusionConfig = MultiviewDiffusionConfig()

@@ -159,7 +159,7 @@ def train_prior(task: Task) -> Status:
     prior = multiview_model(base, coarse)
     view = View(fov=config.fov_range, relative_distance=config.distance_range)
     if config.open_captions:
-        world: Toybox = OpenToybox(seed, "train", view, o.variation, config.scattered)
+        world: Toybox = OpenToybox(seed, "train", view, o.variation, config.scattered, config.accessories)
     else:
         world = Toybox(seed, "train", view, o.variation)
     parts = [
