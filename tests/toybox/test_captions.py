@@ -3,7 +3,7 @@ import re
 import numpy as np
 import pytest
 
-from threedgen.toybox.world.grammar import COLOURS, NOUNS, Spec
+from threedgen.toybox.world.grammar import ACCESSORIES, COLOURS, NOUNS, Spec
 from threedgen.toybox.world.open_toybox import EXCLUSIVE_GROUPS, SCATTERED_ELEVATION, OpenToybox, conflicts
 from threedgen.toybox.world.primitives import Asset
 
@@ -68,3 +68,12 @@ def test_share_of_objects_has_independent_cameras() -> None:
             low, high = SCATTERED_ELEVATION
             assert ((low - 0.1 <= elevation) & (elevation <= high + 0.1)).all()
     assert 15 < scattered < 45
+
+
+def test_share_of_objects_with_accessories() -> None:
+    def wearing(share: float) -> int:
+        box = OpenToybox(3, accessories=share)
+        return sum(bool({a.part, a.second} & ACCESSORIES.keys()) for a in map(box.asset, range(80)))
+
+    assert wearing(0.0) < 25 and 30 < wearing(0.5) < 60 and wearing(1.0) == 80
+    assert OpenToybox(3, accessories=0.5).describe() != OpenToybox(3).describe()
