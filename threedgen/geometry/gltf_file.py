@@ -94,11 +94,8 @@ class GltfFile:
         if "skin" in node and "JOINTS_0" in primitive["attributes"]:  # replaces the transform of the node
             skin = self.nodes.skinning(primitive, node["skin"], rows)
             points = np.einsum("vij,vj->vi", skin[:, :3, :3], points) + skin[:, :3, 3]
-            normals = (
-                None
-                if normals is None
-                else np.einsum("vij,vj->vi", np.linalg.pinv(skin[:, :3, :3]).swapaxes(1, 2), normals)
-            )
+            if normals is not None:
+                normals = np.einsum("vij,vj->vi", _normal_matrices(skin[:, :3, :3]), normals)
             matrices = np.broadcast_to(np.eye(4), matrices.shape)
         submesh = self.coloured(primitive, Submesh(points, faces, normals), colours, rows)
         return _copies(submesh, matrices)
@@ -192,6 +189,15 @@ class GltfFile:
         if source is not None:
             image = self.data.image(self.tree["images"][source], source)
         return None if image is None else Texture.tinted(image, factor), (u, v)
+
+
+def _normal_matrices(linear: Array) -> Array:
+    # cofactor matrices of (V, 3, 3), the inverse transposes up to a factor: they turn normals as the matrices points
+    a, b, c = linear.swapaxes(0, 1)
+    with np.errstate(all="ignore"):  # for joints that are not finite
+        cofactors = np.stack([np.cross(b, c), np.cross(c, a), np.cross(a, b)], axis=1)
+        mirrored = (a * cofactors[:, 0]).sum(1) < 0
+    return np.where(mirrored[:, None, None], -cofactors, cofactors)
 
 
 def _copies(submesh: Submesh, matrices: Array) -> Submesh:

@@ -26,7 +26,7 @@ def run(tmp_path: Path, prior: MVDream) -> Path:
     """Return the folder of a run of the prompt "a dog", with its embeddings."""
     folder = tmp_path / "run"
     folder.mkdir()
-    (folder / "config.yaml").write_text("task: generate\n")
+    (folder / "config.yaml").write_text("task: generate\nprompt: a dog\n")
     embeddings(config.load("mvdream-toybox", ["prompt=a dog", "seed=5"]), prior, ["a dog", ""], None, folder)
     return folder
 
@@ -43,8 +43,8 @@ def test_code_is_similar_to_that_of_the_run(run: Path, tmp_path: Path, prior: MV
     assert edited > new + 0.2
 
 
-def test_noise_of_the_code_follows_from_seed_and_prompt(tmp_path: Path, prior: MVDream, monkeypatch) -> None:
-    def noise(seed: int, *texts: str) -> list[float]:
+def test_noise_of_the_code_follows_from_seed_and_prompt(run: Path, tmp_path: Path, prior: MVDream, monkeypatch) -> None:
+    def noise(seed: int, *texts: str, config_name: str = "mvdream-toybox", words: tuple[str, ...] = ()) -> list[float]:
         seen = list[float]()
 
         def sampled(text: torch.Tensor, rng: torch.Generator, near: torch.Tensor | None) -> torch.Tensor:
@@ -55,13 +55,15 @@ def test_noise_of_the_code_follows_from_seed_and_prompt(tmp_path: Path, prior: M
         folder = tmp_path / f"{seed}-{texts[0]}"
         folder.mkdir(exist_ok=True)
         (folder / "text.safetensors").unlink(missing_ok=True)
-        options = config.load("mvdream-toybox", [f"prompt={texts[0]}", f"seed={seed}"])
+        options = config.load(config_name, [f"prompt={texts[0]}", f"seed={seed}", *words])
         embeddings(options, prior, list(texts), None, folder)
         return seen
 
     dog = noise(0, "a dog", "", "a dog, side view")
     assert len(set(dog)) == 1 and noise(0, "a dog", "") == dog[:1]
     assert len({dog[0], noise(0, "a cat", "")[0], noise(1, "a dog", "")[0]}) == 3
+    edited = noise(0, "a red dog", "", config_name="edit-toybox", words=(f"edit={run}",))
+    assert edited == dog[:1], "an edit starts with the noise of the run, so that the object stays similar"
 
 
 @torch.no_grad()

@@ -110,8 +110,9 @@ def fraction_meeting(c2w: Array, K: Array, match: Match) -> float:
     s, t = (ab * bd - bb * ad) / determinant, (aa * bd - ab * ad) / determinant  # depths of the nearest points
     gap = np.linalg.norm(base + s[:, None] * a - t[:, None] * b, axis=1)
     depth = np.minimum(s, t)
-    focal = np.where(s < t, K[i, 0, 0], K[j, 0, 0])  # of the nearer camera
-    return float(((depth > 0) & (gap / 2 * focal < MAX_MISS * depth)).mean())
+    with np.errstate(divide="ignore", invalid="ignore"):  # a depth may be 0
+        miss = gap / 2 * np.maximum(K[i, 0, 0] / s, K[j, 0, 0] / t)
+    return float(((depth > 0) & (miss < MAX_MISS)).mean())
 
 
 def _rays(c2w: Array, K: Array, pixels: Array) -> Array:

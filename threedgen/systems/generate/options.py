@@ -271,7 +271,8 @@ class GenerateConfig(PromptedConfig):
         self.check_part(from_nothing=not self.stages and self.start is None and self.edit is None)
         for k, name in enumerate(self.stages):
             with key_prefix(f"stages.{name}"):
-                self.stage(name).check_part(from_nothing=k == 0)
+                part = self.stage(name)
+                part.check_part(from_nothing=k == 0 and part.start is None and part.edit is None)
 
     def check_start(self, key: str) -> None:
         """Raise ConfigError if the path in the option `key` ("start" or "edit") cannot initialise the object.

@@ -18,7 +18,7 @@ from threedgen.representations.backends import load as load_backend
 from threedgen.representations.hashgrid import encoding
 from threedgen.run import folder as runs
 from threedgen.run.cache import cached_tensor
-from threedgen.run.folder import run_folder
+from threedgen.run.folder import run_folder, stored_config
 from threedgen.run.memory import explain_out_of_memory
 from threedgen.run.metrics import read_summary
 from threedgen.run.prompts import prompt_warnings
@@ -163,15 +163,18 @@ def embeddings(config: GenerateConfig, prior: Prior, texts: list[str], image: Te
         texts: prompt, negative prompt, and any further texts, such as prompts of the side or back view.
         image: first view of the object (1, H, W, 3) in [0, 1], from which the codes are computed. None: the code of
             each text is sampled from the same noise, which seed and prompt determine, so that one seed does not give
-            all prompts one colour. With the option `edit`, sampling starts from the code of the run to edit plus noise,
-            so the new object is similar.
+            all prompts one colour. With the option `edit`, sampling starts from the code of the run to edit plus that
+            run's noise (if the seed is the same), so the new object is similar.
         folder: run folder.
     """
-    near = None if config.edit is None else object_text(run_folder(config.edit, "edit"), prior)
+    near, named = None, texts[0]
+    if config.edit is not None:
+        edited = run_folder(config.edit, "edit")
+        near, named = object_text(edited, prior), (stored_config(edited) or {}).get("prompt", named)
 
     def with_code(text: Tensor) -> Tensor:
         if image is None:
-            return prior.sample_code(text, generator(config.seed, 0, f"object: {texts[0]}"), near)
+            return prior.sample_code(text, generator(config.seed, 0, f"object: {named}"), near)
         latents = prior.encode_images(image, generator(config.seed, 0, "image"))
         c2w = view_cameras(config, 1, prior.image_size).c2w[None, :1]
         return prior.encode_code(text, latents[None], c2w, fit=True)
