@@ -226,7 +226,7 @@ def convert_image_encoder(tensors: Tensors) -> Converted:
 def convert_clip(tensors: Tensors) -> Converted:
     """Return config and tensors for transformers' CLIPTextModel, from those of Stable Diffusion 1's text encoder.
 
-    `tensors` already have the names of transformers; the prefix "text_model." is removed. Raises ConfigError if they
+    `tensors` already have the names of transformers; this function removes their prefix "text_model.". Raises ConfigError if they
     are not those of a CLIP text encoder.
     """
     renamed = short_names(tensors)

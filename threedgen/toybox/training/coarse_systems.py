@@ -54,16 +54,17 @@ FIRST_OBJECTS, NEW_OBJECTS_PER_STEP = 2048, 2
 
 
 class CodedObjects(NamedTuple):
-    """Training objects of a coarse predictor, which predicts latents of a view in one step, and of its object codes.
+    """Objects on which a coarse predictor and its sampler of object codes are trained.
 
-    An object code is a vector of what the caption of an object leaves unspecified.
+    A coarse predictor computes latents of a view in one step. An object code is a vector of what the caption of an
+    object leaves unspecified.
 
     Attributes:
         cache: disk cache with the latents and cameras of six views of each object.
         caption: ``caption(index, rng, stated)`` writes a new caption for an object, with random wording and a random
             subset of its colour words. It states all colours with the probability `stated`.
         part_weights: ``part_weights(index)`` returns weights (V, h, h) of the squared errors of the h x h latent pixels
-            in the V cached views of an object, so that small parts count more.
+            in the V = 6 cached views of an object, so that small parts count more.
     """
 
     cache: LatentCache
