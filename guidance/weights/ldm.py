@@ -226,8 +226,8 @@ def convert_image_encoder(tensors: Tensors) -> Converted:
 def convert_clip(tensors: Tensors) -> Converted:
     """Return config and tensors for transformers' CLIPTextModel, from those of Stable Diffusion 1's text encoder.
 
-    `tensors` already have the names of transformers; this function removes their prefix "text_model.". Raises ConfigError if they
-    are not those of a CLIP text encoder.
+    `tensors` already have the names of transformers; this function removes their prefix "text_model.". Raises
+    ConfigError if they are not those of a CLIP text encoder.
     """
     renamed = short_names(tensors)
     layers = count(renamed, r"encoder\.layers\.(\d+)\.")
