@@ -224,7 +224,7 @@ class MeterErrors(Evaluation[MeteredConfig, tuple[str, ColouredMesh, int], Known
         self.files, count = list[Path](), self.truth.objects
         if self.truth.assets is not None:
             self.files = asset_files(folder_of_assets(self.truth.assets, "truth.assets"))[:count]
-        self.items, self.total = self.objects(), 2 * len(self.files) or 3 * count
+        self.items, self.total = self.objects(), 3 * count if self.truth.assets is None else 2 * len(self.files)
 
     def objects(self) -> Iterator[tuple[str, ColouredMesh, int]]:
         seed, count = self.config.seed, self.truth.objects

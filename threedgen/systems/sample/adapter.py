@@ -97,7 +97,7 @@ def sample_views(
     image = None if cut is None else framed(torch.from_numpy(cut), *size)
 
     def sample() -> Tensor:
-        rng = generator(config.seed, 0, f"object: {text}")
+        rng = generator(config.seed, 0, "object")
         init = model.init_latents(text, cameras.c2w, size, rng) if image is None else None
         with task.track_progress("sampling", total_steps(config.steps, model.draft, sync.rounds, init)) as on_step:
             return model.sample_views(
