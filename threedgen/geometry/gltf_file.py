@@ -192,9 +192,10 @@ class GltfFile:
 
 
 def _normal_matrices(linear: Array) -> Array:
-    # cofactor matrices of (V, 3, 3), the inverse transposes up to a factor: they turn normals as the matrices points
+    # the matrices (N, 3, 3) for normals, if `linear` (N, 3, 3) are those for points: cofactors, which are the inverse
+    # transposes up to a factor, but also exist without an inverse
     a, b, c = linear.swapaxes(0, 1)
-    with np.errstate(all="ignore"):  # for joints that are not finite
+    with np.errstate(all="ignore"):  # for matrices that are not finite
         cofactors = np.stack([np.cross(b, c), np.cross(c, a), np.cross(a, b)], axis=1)
         mirrored = (a * cofactors[:, 0]).sum(1) < 0
     return np.where(mirrored[:, None, None], -cofactors, cofactors)
@@ -211,7 +212,7 @@ def _copies(submesh: Submesh, matrices: Array) -> Submesh:
         submesh,
         vertices=points.reshape(-1, 3),
         faces=(faces + count * np.arange(copies)[:, None, None]).reshape(-1, 3),
-        normals=None if normals is None else (normals @ np.linalg.pinv(linear)).reshape(-1, 3),
+        normals=None if normals is None else (normals @ _normal_matrices(linear).swapaxes(1, 2)).reshape(-1, 3),
         uv=None if uv is None else np.tile(uv, (copies, 1)),
         colours=None if colours is None else np.tile(colours, (copies, 1)),
     )
