@@ -1,6 +1,8 @@
+import errno
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ from threedgen import cli
 from threedgen.config import load, registry
 from threedgen.export import task as export_run
 from threedgen.export.asset import ExportedAsset
-from threedgen.export.asset_folder import asset_name, clear
+from threedgen.export.asset_folder import asset_name, clear, write_files
 from threedgen.export.options import PRESETS, AssetConfig, material_of
 from threedgen.export.run_field import load_run_field
 from threedgen.export.shape.from_field import dense_surface
@@ -241,3 +243,27 @@ def test_clear_deletes_only_exported_files(exported: Path, tmp_path: Path) -> No
     changed.unlink()
     clear(tmp_path)
     assert not tmp_path.exists()
+
+
+def test_write_files_full_disk_keeps_earlier_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that is full at the sync of any file, the manifest included, loses nothing of the earlier export."""
+
+    def manifest(files: dict[str, bytes]) -> dict[str, object]:
+        return {"files": list(files), "sha256": {n: hashlib.sha256(b).hexdigest() for n, b in files.items()}}
+
+    old, new = {"a.glb": b"old", "b.glb": b"old"}, {"a.glb": b"new", "c.glb": b"new"}
+    write_files(tmp_path, old, manifest(old))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    fsync = os.fsync
+    for allowed in range(len(new) + 1):
+        calls = iter(range(allowed))
+
+        def full(descriptor: int, calls: Iterator[int] = calls) -> None:
+            if next(calls, None) is None:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            fsync(descriptor)
+
+        with monkeypatch.context() as patch, pytest.raises(OSError):
+            patch.setattr(os, "fsync", full)
+            write_files(tmp_path, new, manifest(new))
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from threedgen.config.errors import ConfigError
 from threedgen.config.plain_file import read_json
-from threedgen.run.disk import Tree, atomic_file, json_text, make_folder
+from threedgen.run.disk import Tree, atomic_file, json_text, make_folder, sync_file
 from threedgen.run.folder import remove_temporary_files, slug
 
 FOLDER, MANIFEST = "asset", "asset.json"
@@ -77,7 +77,9 @@ def write_files(folder: Path, files: Mapping[str, bytes], manifest: Tree) -> Non
 
     with ExitStack() as stack:  # files are renamed in reverse order of entry
         for name, data in files.items():
-            stack.enter_context(atomic_file(folder / name)).write(data)
+            file = stack.enter_context(atomic_file(folder / name))
+            file.write(data)
+            sync_file(file)  # if the disk is full, before the earlier files are deleted
         stack.enter_context(atomic_file(folder / MANIFEST, delete_previous)).write(json_text(manifest).encode("utf-8"))
 
 

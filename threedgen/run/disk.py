@@ -138,14 +138,19 @@ def atomic_file(path: Path, before: Callable[[], None] = lambda: None) -> Iterat
     try:
         with open(temporary, "wb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
+            sync_file(file)
         before()
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     sync(path.parent)
+
+
+def sync_file(file: BinaryIO) -> None:
+    """Write the buffered data of an open file to the disk."""
+    file.flush()
+    os.fsync(file.fileno())
 
 
 @contextmanager

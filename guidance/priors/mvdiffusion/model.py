@@ -203,7 +203,7 @@ class MVDiffusion(LatentDiffusion):
 
     @property
     def has_condition_branch(self) -> bool:
-        return self.multiview is None or self.multiview.has_condition
+        return self.multiview is not None and self.multiview.has_condition
 
     def kept_latents(self, image_channels: Tensor | None, known_views: Tensor | None) -> tuple[Tensor, Tensor] | None:
         """Return a mask and clean latents of known images, for a caller that keeps these images while it samples.

@@ -259,5 +259,6 @@ def make_plan(methods: Sequence[str], overrides: Sequence[str], prompts: Sequenc
             refused[method] = str(error)
     order = itertools.product(seeds, kept, bases.items())
     jobs = [job(method, base, prompt, seed) for seed, prompt, (method, base) in order if method not in refused]
-    toybox = all(isinstance(base, PromptedConfig) and base.vocabulary() is not None for base in bases.values())
+    kept_bases = [base for method, base in bases.items() if method not in refused]
+    toybox = all(isinstance(base, PromptedConfig) and base.vocabulary() is not None for base in kept_bases)
     return Plan(jobs, kept, refused, left_out, toybox)

@@ -47,6 +47,8 @@ SMOOTHNESS_WEIGHT = 0.05
 """Weight of the smoothness loss, which reduces bumps: the difference between normals at nearby points."""
 SURFACE_POINTS = 512
 """Maximum number of surface points per step in the smoothness loss."""
+COMPLETION_STEPS = 0.6
+"""Fraction of `refine.steps` for views that are completed from known views: these determine most of them."""
 SURFACE_DISTANCE = 0.02
 """Standard deviation of the offset between the two points whose normals the smoothness loss compares.
 
@@ -308,4 +310,5 @@ def resample_views(
     denoise = prior.denoise if known is None else with_known_views(prior.denoise, known, len(known.latents))
     predict = guided(denoise, condition, options.guidance_scale)
     init, noise = InitLatents(z, strength), fresh_noise(z, rng)
-    return sample_latents(predict, noise, prior.schedule, options.steps, init)
+    steps = options.steps if known is None else max(1, round(COMPLETION_STEPS * options.steps))
+    return sample_latents(predict, noise, prior.schedule, steps, init)

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from threedgen.run.cache import cached_tensor
 from threedgen.run.folder import run_folder, stored_config
 from threedgen.run.memory import explain_out_of_memory
 from threedgen.run.metrics import read_summary
-from threedgen.run.prompts import prompt_warnings
+from threedgen.run.prompts import normalise_prompt, prompt_warnings
 from threedgen.run.seeding import generator
 from threedgen.run.text import say
 from threedgen.run.threads import set_threads, threads_of
@@ -153,6 +154,18 @@ def check_backends(config: GenerateConfig) -> None:
             load_backend(modules, getattr(options, "backend", "auto"), target)
 
 
+def noise_prompt(run: Path) -> str:
+    """Return the prompt that determined, with the seed, the noise of a run's object code.
+
+    It is the prompt of the run, or for an edit that of the run which it edits, if that folder still exists.
+    """
+    config = stored_config(run) or {}
+    if config.get("edit") is not None:
+        with suppress(ConfigError):
+            return noise_prompt(run_folder(config["edit"], "edit"))
+    return normalise_prompt(config.get("prompt") or "")
+
+
 def embeddings(config: GenerateConfig, prior: Prior, texts: list[str], image: Tensor | None, folder: Path) -> Tensor:
     """Encode n texts, and return their embeddings (n, L, D). They are cached in `folder` for a resumed run.
 
@@ -170,7 +183,7 @@ def embeddings(config: GenerateConfig, prior: Prior, texts: list[str], image: Te
     near, named = None, texts[0]
     if config.edit is not None:
         edited = run_folder(config.edit, "edit")
-        near, named = object_text(edited, prior), (stored_config(edited) or {}).get("prompt", named)
+        near, named = object_text(edited, prior), noise_prompt(edited)
 
     def with_code(text: Tensor) -> Tensor:
         if image is None:

@@ -106,7 +106,8 @@ class MatteSystem(System):
     def training_step(self, batch: int, index: int) -> Tensor:
         step, o = int(batch), self.options
         rng = self.numpy_rng(step, "pictures")
-        rgba = self.images(sample_entries(rng, step, o.batch, o.pictures, o.first, FRESH)).permute(0, 3, 1, 2)
+        entries = sample_entries(rng, step, o.batch, o.pictures, o.first, min(FRESH, o.batch))
+        rgba = self.images(entries).permute(0, 3, 1, 2)
         x, opacity = augment(rgba[:, :3], self.rng(step, "variation")).to(self.device), rgba[:, 3].to(self.device)
         with autocast_bf16(self.device):
             logits = self.net(x)

@@ -76,6 +76,13 @@ def test_given_frames_enter_by_branch_or_are_held(kind: str) -> None:
     assert all((free[view] - held[view]).abs().max() > 1e-5 for view in range(3))
 
 
+def test_given_views_are_held_without_attention_between_views() -> None:
+    model, latents = tiny_model(), torch.randn(8, 4, 8, 8, generator=cpu())
+    known = given_condition(latents, torch.arange(8) == 0)
+    held = sample(model, None, conditions=lambda size: (None, known))
+    torch.testing.assert_close(held[0], model.decode_latents(latents[:1])[0].float(), atol=1e-5, rtol=0)
+
+
 def test_compact_halves_memory_and_keeps_samples() -> None:
     model, geometry = trained_model(), ring(8, 16)
     model.dtype = torch.bfloat16
