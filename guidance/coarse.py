@@ -199,12 +199,13 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
             self.register_to_config(fusion=channels)
 
     def add_volume(self, channels: Sequence[int]) -> None:
-        """Add untrained layers (`VolumeFeatures`) that render a feature volume of the object for each camera.
+        """Add untrained layers (`VolumeFeatures`) that compute a feature volume of an object and render it per camera.
 
-        They also compute the volume, from text and object code. The rendered maps are added to the network's own
-        feature maps. They are zero until the layers are trained. `channels` are the channels of the volumes, from
-        coarse to fine. If the predictor already has volumes with these channels, nothing happens; volumes with other
-        channels are replaced.
+        The volume is computed from text and object code (a vector for what the caption leaves unspecified). `forward`
+        adds the rendered feature maps to its own; they are zero until the layers are trained. The volume is refined in
+        levels of 4, 8, 16, ... cells per side, and `channels` are the channels of these levels, from coarse to fine. If
+        the predictor already has volumes with these channels, nothing happens; volumes with other channels are
+        replaced.
         """
         if tuple(channels) != tuple(self.config["volume"]):
             self.volume = self._volume(channels)

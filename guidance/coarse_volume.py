@@ -56,14 +56,17 @@ class VolumeFeatures(nn.Module):
         Args:
             text_width: features D per token of the text, and length of an object code (a vector for what the text
                 leaves unspecified).
-            size: side h of the latents.
+            size: side h of the latents, and of the finest volume.
             heads: number of attention heads.
-            width: length of the hidden vector that scales and shifts the inputs of the blocks.
-            features: length F of the input vector that summarises text and object code.
-            channels: channels of the volumes, from coarse to fine. Their sides are 4, 8, 16, ... cells. The finest does
-                not attend to the text.
-            maps: channels of the feature maps to return, from coarse to fine. The finest has the side h, each other
-                half the side of the next.
+            width: length of the hidden vector, computed from the input vector, that scales and shifts the inputs of the
+                blocks.
+            features: length F of the input vector that summarises text and object code (the argument `features` of
+                `forward`).
+            channels: channels of the volumes, one number per volume, from coarse to fine. Their sides are 4, 8, 16,
+                ..., h cells. All but the finest attend to the text.
+            maps: channels of the feature maps to return, one number per map, from coarse to fine. Their sides are ...,
+                h / 4, h / 2, h. All are rendered from the finest volume, so there may be more or fewer maps than
+                volumes.
 
         Raises:
             ValueError: the side of the finest volume differs from `size`.
@@ -136,14 +139,18 @@ class VolumeFeatures(nn.Module):
         return self.to_feature(F.silu(self.volume_norm(x)))
 
     def project(self, volume: Tensor, camera: Tensor) -> Tensor:
-        """Render feature maps (B V, 64, h, h) of V views per object from feature volumes; h: `size` of the constructor.
+        """Render feature maps (B V, 64, h, h) of V views of each of B objects; h is the constructor's `size`.
 
-        Each pixel samples features and opacity at 12 points of its ray (`DEPTHS`). The features of a point are
-        multiplied by 0.1 + 2 w (`EMPTY`, `SOLID`), where w is opacity times transmittance as in NeRF. A linear layer
-        maps the concatenated features of all points to the 64 features of the pixel (`MAP_CHANNELS`).
+        The ray of each pixel has 12 points (`DEPTHS`), from near to far through the volume. Features and a logit are
+        interpolated there, and the opacity is sigmoid(logit + `OPACITY_BIAS`). As in NeRF, the weight w of a point is
+        its opacity times the share of light that passes the points in front of it. The features of the point are
+        multiplied by `EMPTY` + `SOLID` w = 0.1 + 2 w, so those of empty or hidden points become small but not zero. A
+        linear layer maps the concatenated features of the 12 points to the 64 features of the pixel (`MAP_CHANNELS`).
 
-        `volume` (B, C + 1, n, n, n) has C features and a logit of the opacity per cell, see the method `volume`.
-        `camera` (B, V, 16) are camera vectors: camera-to-world matrices, row by row, with translations of length 1.
+        Args:
+            volume: feature volumes (B, C + 1, n, n, n) from the method `volume`: C features and the logit per cell,
+                n = h cells per side.
+            camera: camera vectors (B, V, 16): camera-to-world matrices, row by row, with translations of length 1.
         """
         B, V = camera.shape[:2]
         points = self.points(camera.flatten(0, 1)).flip(-1).unflatten(0, (B, V)).flatten(1, 2)  # as z, y, x
@@ -155,24 +162,27 @@ class VolumeFeatures(nn.Module):
         return self.flatten((sampled[:, :-1] * (EMPTY + SOLID * weight)).flatten(1, 2))
 
     def position_weights(self) -> list[nn.Parameter]:
-        """Return the weights with separate values for each cell of a volume, for the argument `elementwise` of Muon.
+        """Return the weights that have separate values for each cell of a volume.
 
-        These are the layer that computes the coarsest volume, and the position embeddings of all levels. The optimiser
-        Muon updates them by AdamW, because they are no matrices that it should orthogonalise.
+        These are the weight of the layer that computes the coarsest volume, and the position embeddings of all levels.
+        The optimiser Muon treats a weight as a matrix from inputs to outputs and orthogonalises its update, which does
+        not suit such tables of values. Weights passed as its argument `elementwise` are updated by AdamW instead.
         """
         return [self.seed[1].weight, *self.positions]
 
     def points(self, camera: Tensor) -> Tensor:
-        """Return the points (N, DEPTHS, h, h, 3) at which the rays of N cameras sample the volume.
+        """Return the points (N, 12, h, h, 3) at which the rays of N cameras sample the volume.
 
-        `camera` (N, 16) are camera-to-world matrices, row by row; only their rotations are used. All cameras look at
-        the origin from the distance `DISTANCE`. Each sees a square of side 2 `HALF_EXTENT` of the plane through the
-        origin that faces the camera.
+        Each latent pixel has a ray with 12 points; h is the side of the latents. The axes h, h are image rows, from the
+        top, and columns. The last axis is (x, y, z), scaled so that the volume, a cube of side 1.76 world units
+        (2 `REACH`) around the origin, is [-1, 1]^3.
 
-        Each latent pixel has one ray; h is the side of the latents. The axes h, h are image rows, from the top, and
-        columns. The `DEPTHS` points of a ray, from near to far, are equally spaced in depth and lie at most `RADIUS`
-        before or behind that plane. These lengths are in world units; the returned points (x, y, z) are scaled so that
-        the volume is [-1, 1]^3.
+        All cameras look at the origin from a distance of 2.61 world units (`DISTANCE`). Let P be the plane through the
+        origin that faces the camera. The rays of a camera cover a square of P with side 1.9 world units
+        (2 `HALF_EXTENT`). The 12 points of a ray (`DEPTHS`), from near to far, are the centres of 12 equal depth
+        intervals, which reach from 0.85 world units (`RADIUS`) in front of P to 0.85 behind P.
+
+        `camera` (N, 16) are camera-to-world matrices, row by row; only their rotations are used.
         """
         pose = camera.float().unflatten(1, (4, 4))[:, :3, :3]
         right, up, back = (pose[:, None, None, None, :, k] for k in range(3))

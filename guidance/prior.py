@@ -175,10 +175,12 @@ class Prior(Protocol):
         return
 
     def replayed(self, function: Callable[..., Tensor], *inputs: Tensor | int | None) -> Tensor:
-        """Return `function(*inputs)`, where `function` runs the UNet on `inputs`.
+        """Return `function(*inputs)`, where `function` runs the UNet on `inputs`; replay its CUDA graph if possible.
 
-        If the attribute `graph` is set and gradients are disabled, the third of consecutive calls with equal shapes
-        captures `function` as a CUDA graph, and the following calls replay it.
+        This needs the attribute `graph` and disabled gradients; else `function` runs normally. Calls are equal if their
+        tensors have equal shapes, dtypes and devices and their other inputs equal values. The third of consecutive
+        equal calls captures `function` as a CUDA graph, and the following equal calls replay it. All calls on one prior
+        must pass the same `function`.
         """
         return function(*inputs) if self.graph is None or torch.is_grad_enabled() else self.graph(function, *inputs)
 
@@ -347,11 +349,22 @@ class Prior(Protocol):
         on_step: sampling.OnStep = sampling.no_callback,
         init_strength: float = COARSE_STRENGTH,
     ) -> Tensor:
-        """Sample V views of each of P encoded prompts by DDIM; return images (P V, s, s, 3) in [0, 1] on the CPU.
+        """Sample V views of each of P encoded prompts by DDIM, in one batch.
 
-        `text` holds the embeddings of the prompts (P, L, D), with object codes (vectors for what a prompt leaves
-        unspecified) if the prior has them, and of the negative prompt (1, L, D). The method `sample` explains the
-        result and the other arguments.
+        Args:
+            text: embeddings of the prompts (P, L, D), with object codes (vectors for what a prompt leaves unspecified)
+                if the prior has them, and embedding of the negative prompt (1, L, D).
+            c2w: camera-to-world matrices (V, 4, 4) for all prompts, or (P, V, 4, 4), OpenGL axes, world z up; None: one
+                image per prompt, without a camera.
+            steps: number of DDIM steps from noise.
+            guidance_scale: classifier-free guidance scale; 1: off.
+            generator: one random generator, or one per prompt; None: torch's global generator.
+            on_step: progress callback (steps done, total steps).
+            init_strength: noise strength in (0, 1] of samples that start by img2img from the prediction of the coarse
+                predictor (see `coarse_latents`); 1, or without such a predictor: they start from noise.
+
+        Returns:
+            Images (P V, s, s, 3) in [0, 1] on the CPU, s = `image_size`; the V views of a prompt are consecutive.
         """
         n_view = 1 if c2w is None else c2w.shape[-3]
         poses = camera = None

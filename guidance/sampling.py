@@ -64,15 +64,15 @@ def before_steps(callback: Callable[[], None]) -> OnStep:
 
 
 def ddim_timesteps(steps: int, T: int = 1000) -> Tensor:
-    """Return the ascending timesteps at which DDIM calls the network, (steps,) int64.
+    """Return the ascending timesteps at which DDIM calls the network, (steps,) int64, evenly spaced in 0..T-1.
 
-    They are evenly spaced: floor(i T / steps) + 1 for i = 0..steps-1 if `steps` < `T`, and 0..T-1 if `steps` = `T`.
+    They are floor(i T / steps) + 1 for i = 0..steps-1. If `steps` = `T`, where this would end at T, they are 0..T-1.
     Stable Diffusion's own code gives the same timesteps if `steps` divides `T`.
 
     Args:
         steps: number of DDIM steps, at most `T`.
-        T: for sampling from noise, the number of training timesteps. For img2img, this number times the noise strength
-            of the start, but at least `steps`.
+        T: number of timesteps to choose from, beginning with the least noisy one. For sampling from noise, these are
+            all training timesteps; for img2img, a share of them equal to the noise strength of the start.
     """
     # With steps = T the offset of 1 would give t = T, which has no alpha_bar.
     return torch.arange(steps) * T // steps + (1 if steps < T else 0)
@@ -201,8 +201,9 @@ def check_image_size(size: Size, unit: int, draft: float | None, keys: tuple[str
 def check_half_size(size: Size, draft: float | None, unit: int, key: str = "draft") -> None:
     """Raise ConfigError if images of half the size `size` (H, W) have a side that is no multiple of `unit` pixels.
 
-    `key` is the config key that turns on images of half the size, for the message, and `draft` is its value; None: it
-    is off, and nothing is checked. The key "draft" turns on a first sampling pass at half the size.
+    `key` is the config key that turns on images of half the size, and `draft` is its value; both are shown in the
+    message. The key is "draft" for a first sampling pass at half the size, or "training.half" for training at half the
+    size. If `draft` is None, the key is off, and nothing is checked.
     """
     if draft is not None and any(side % (2 * unit) for side in size):
         raise ConfigError(
@@ -227,18 +228,18 @@ def img2img_strengths(draft: float | None, rounds: int = 0) -> list[float]:
 
 
 def total_steps(steps: int, draft: float | None, rounds: int = 0, init: InitLatents | None = None) -> int:
-    """Return the number of denoising steps of all passes of `sample_images`: a first pass, then img2img passes.
+    """Return the number of denoising steps of all passes of `sample_images`: a first pass, then n img2img passes.
 
-    A pass from noise takes `steps` steps, an img2img pass round(strength * steps), at least one. The strengths of the
-    img2img passes are those of `img2img_strengths`.
+    A pass from noise takes `steps` steps, an img2img pass round(strength * steps), at least one. The strengths of the n
+    passes fall linearly from s to s / n:
+
+    - `draft` is not None and `init` is None: s = `draft`, and n is `rounds`, but at least 1.
+    - Otherwise: s = 0.3 (`REFINE_STRENGTH`), and n = `rounds`.
 
     Args:
-        draft: strength of the first img2img pass, if the first pass has half the size; None: the first pass has full
-            size, and that strength is 0.3.
-        rounds: number of img2img passes that make views consistent (`ViewSync.rounds`). 0: there is one img2img pass if
-            `draft` is not None, else none.
-        init: img2img start of the first pass, with its strength; `draft` then counts as None. None: the first pass
-            starts from noise.
+        draft: img2img strength at full size after a first pass at half the size; None: the first pass has full size.
+        rounds: number of img2img passes that make views consistent (`ViewSync.rounds`).
+        init: img2img start of the first pass, with its strength; None: the first pass starts from noise.
     """
     first, draft = (1.0, draft) if init is None else (init.strength, None)
     return sum(max(1, round(strength * steps)) for strength in [first, *img2img_strengths(draft, rounds)])
@@ -260,12 +261,12 @@ def sample_images(
 ) -> Tensor:
     """Sample images in one or several passes and return them, (count, H, W, 3) in [0, 1], on the CPU.
 
-    The first pass starts from noise, or by img2img from `init`. Its images have half the size if the option
-    `model.draft` is set and `init` is None, else the full size.
+    The first pass starts from noise, or by img2img from `init`. Then n img2img passes refine the images at full size,
+    with noise strengths that fall linearly from s to s / n. `model.draft`, an img2img strength or None, decides:
 
-    Then n img2img passes refine the images at full size. Their noise strengths fall linearly: s, s(n-1)/n, ..., s/n. If
-    the first pass had half the size, s is `model.draft`, and n is `sync.rounds` but at least 1. Otherwise s is 0.3
-    (`REFINE_STRENGTH`), and n is `sync.rounds`, so that there may be no such pass.
+    - `model.draft` is not None and `init` is None: the first pass has half the size, s = `model.draft`, and n is
+      `sync.rounds`, but at least 1.
+    - Otherwise: the first pass has the full size, s = 0.3 (`REFINE_STRENGTH`), and n = `sync.rounds`, which may be 0.
 
     If `sync.rounds` is not 0, `sync.synchronise` makes the images consistent before each of the n passes.
 

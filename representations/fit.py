@@ -54,12 +54,13 @@ class Bounds(NamedTuple):
     def from_cameras(cls, cameras: Cameras) -> "Bounds":
         """Return the bounds of a scene from all cameras of the scene, including those of held-out views.
 
-        The cameras are at distances d_min to d_max from the origin, and a is the largest angle between the viewing axis
-        and a corner of the image. With p = min(1, 2 tan a):
+        Let d_min and d_max be the smallest and the largest distance of a camera from the origin, and a the largest
+        angle between the viewing axis and a corner of the image. In the plane through the origin, an image shows at
+        most d_max tan a on each side.
 
-            radius = p d_max / 2        d_max tan a: what the images show around the origin; at most d_max / 2
-            near = (1 - 5/8 p) d_min    1.25 radii before the origin, if d_min = d_max
-            far = d_max + radius        end of the ball for the farthest camera
+            radius = min(d_max tan a, d_max / 2)      what the images show; the limit keeps `near` above 0
+            near = d_min (1 - 1.25 radius / d_max)    with equal distances: a quarter of the radius before the ball
+            far = d_max + radius                      end of the ball, seen from the farthest camera
         """
         distance, K = cameras.position.norm(dim=-1), cameras.K
         corner = torch.stack([cameras.width / K[:, 0, 0], cameras.height / K[:, 1, 1]], -1).norm(dim=-1) / 2
@@ -169,12 +170,12 @@ def loss(options: ProtocolConfig, result: Render, colours: Tensor, span: float, 
         orientation    normals that face away from the camera; weight `orientation`; only for renders with normals
 
     Args:
-        result: render of the rays.
+        result: render of the rays. Its unit of length is the radius of the scene's ball.
         colours: target colours (R, 3) in [0, 1].
-        span: `Bounds.span`, the unit of length of the distortion loss: the length of the sampled part of a ray, divided
-            by the radius of the scene's ball.
-        orientation: weight of the orientation loss, as in the config, for this step. This function divides it by
-            `options.normals`, because `fit` renders only this fraction of a step's rays with normals.
+        span: `Bounds.span`, the length of the sampled part of a ray in the same unit. The distortion loss divides all
+            distances by it.
+        orientation: weight of the orientation loss in this step. `fit` computes normals only for the fraction
+            `options.normals` of a step's rays, so this function divides the weight by that fraction.
     """
     total = mse_loss(result.rgb, colours)
     if (distortion := losses.distortion(result, span)) is not None:

@@ -48,18 +48,19 @@ def place(origins: Tensor, directions: Tensor, spans: Tensor, options: MarchConf
 
 @dataclass(frozen=True)
 class EqualRays(Samples):
-    """Samples without values (on torch's meta device), equally many on each ray, to measure a render's peak memory.
+    """Samples without values (on torch's meta device), equally many on each ray, to measure the memory of a render.
 
-    A render computes its rays in n chunks (groups of rays), one after another, each in the same memory. A measurement
-    computes at most three of them, so `split` returns at most three slices of rays:
+    A render computes its rays in n chunks (groups of rays), one after another, each in the same memory. So it is enough
+    to run up to three of them. `split`, which divides the rays into chunks, returns three slices at most:
 
     - the first chunk;
-    - the second chunk, which stands for all n - 2 chunks between the first and the last: each of its kernel launches is
-      counted n - 2 times (`PeakMemory.times`);
-    - all other rays, which stand for the last chunk: `select_rays` returns no more samples for them than one chunk has.
+    - the second chunk, in place of all chunks between the first and the last. `PeakMemory`, which measures the memory,
+      counts each of its kernel launches n - 2 times, because `PeakMemory.times` has this value while it runs;
+    - all other rays, in place of the last chunk. `select_rays` returns only as many samples for them as one chunk has.
 
     Attributes:
-        chunks: number of samples per chunk, one number for each call of `split` that divided the rays.
+        chunks: number of samples in a chunk. Each call of `split` that divides the rays appends its number to this
+            list.
     """
 
     chunks: list[int] = field(default_factory=list)

@@ -203,10 +203,14 @@ def decouple(
 
     Args:
         branches: "mv" attends to all views of the object, "ref" to a reference image.
-        layout: tokens that a token attends to in "mv". "row": its image row in all views. "rowcol", for the six views
-            front, right, back, left, top, bottom of a mesh: tokens of the first four views attend to their row in these
-            four; tokens of front, back, top and bottom attend to their column in these four, with the front view
-            mirrored left-right. Front and back are in both groups and get the mean of the two outputs.
+        layout: tokens that a token attends to in "mv". "row": those in its image row, in all views. "rowcol", for the
+            six views front, right, back, left, top, bottom of a mesh, has two groups of views. Front and back are in
+            both, and their two outputs are averaged:
+
+            - Tokens of front, right, back and left attend to those in their image row, in the views of this group.
+            - Tokens of front, back, top and bottom attend to those in their image column, in the views of this group.
+              The front view is mirrored left-right for this, because its camera sees left and right swapped, compared
+              with the other three.
         arrangement: input of a branch. "parallel": the input of the layer. "serial": that input plus the outputs of the
             self-attention and of the preceding branches.
     """

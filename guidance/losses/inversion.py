@@ -78,12 +78,13 @@ def unconditional(denoise: Denoiser, condition: Condition) -> Predict:
 class ISM(Distillation):
     """Interval score matching (Liang et al. 2023, "LucidDreamer", arXiv 2311.11284, section 4.1).
 
-    The options `interval` and `inversion_interval` are in timesteps, the option `inversion_steps` is a number of steps.
-    At timestep t, with s = t - `interval` (at least 0):
+    The loss for a sampled timestep t uses two earlier timesteps, t_0 and s: s is `interval` timesteps before t, and t_0
+    is `inversion_steps` steps of `inversion_interval` timesteps before s. Both are at least 0. The names in quotes are
+    options.
 
-    1. Random noise moves the clean latents to timestep s - `inversion_steps` * `inversion_interval` (at least 0).
-    2. DDIM inversion without text reaches timestep s in steps of `inversion_interval`, then t in one step. The results
-       are the noisy latents x_s and x_t.
+    1. Random noise moves the clean latents to timestep t_0.
+    2. DDIM inversion without text, which adds predicted noise, continues from there. Steps of `inversion_interval`
+       timesteps give the noisy latents x_s at s. One further step, from s to t, gives x_t.
     3. The gradient with respect to the clean latents of B images is w(t) (eps_t - eps_s) / B. eps_t is the noise
        predicted for x_t with guidance, eps_s that for x_s without text. As in the authors' code,
        w(t) = sqrt((1 - alpha_bar_t) / alpha_bar_t).
@@ -108,14 +109,19 @@ class ISM(Distillation):
 class SDI(Distillation):
     """Score distillation via inversion (Lukoianov et al. 2024, arXiv 2405.15891, section 5).
 
-    1. DDIM inversion, with text and a negative guidance scale, moves the clean latents z to a random timestep u in
-       [t, t + interval), where `interval` is the length of an inversion step in timesteps. The result is
-       sqrt(alpha_bar_u) z + sqrt(1 - alpha_bar_u) kappa, which defines the noise kappa.
-    2. This noise gives the noisy latents x_t = sqrt(alpha_bar_t) z + sqrt(1 - alpha_bar_t) kappa.
-    3. The gradient with respect to z is (z - x0) / B for B images; x0 are the clean latents predicted from x_t with
-       guidance.
+    This is like the reconstruction loss (`Reconstruction`), with noise kappa in place of random noise. DDIM inversion
+    finds kappa for the clean latents z. The loss for a sampled timestep t:
 
-    t decreases during the run.
+    1. DDIM inversion moves z from timestep 0 to the noisy latents x_u at a timestep u, random in [t, t + n) (at most
+       T - 1). A step has n = T / `inversion_steps` timesteps, where T is the number of training timesteps; the last one
+       ends at u. The noise is predicted with text and the guidance scale `inversion_guidance_scale`, negative by
+       default; `inversion_eta` is the amount of fresh noise in each step.
+    2. kappa is the noise in x_u: the solution of x_u = sqrt(alpha_bar_u) z + sqrt(1 - alpha_bar_u) kappa.
+    3. The same noise gives the noisy latents at t: x_t = sqrt(alpha_bar_t) z + sqrt(1 - alpha_bar_t) kappa.
+    4. The gradient with respect to z is (z - x0) / B for B images; x0 are the clean latents predicted from x_t with
+       `guidance_scale`.
+
+    By default, t decreases during the run.
     """
 
     def predictions(

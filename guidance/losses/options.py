@@ -13,14 +13,16 @@ Angle = Annotated[float, Field(ge=0, le=180)]
 class ViewPromptsConfig(Config):
     """Options of view-dependent prompts ("a dog, front view"; DreamFusion, section 3.2) and of Perp-Neg.
 
-    Both make objects with several fronts rarer. Without Perp-Neg, a view gets the prompt of its side: front, side,
-    back, or overhead for an elevation over 60 degrees. Perp-Neg (Armandpour et al. 2023) changes this for all views but
-    the overhead ones:
+    Both make objects with several fronts rarer. View-dependent prompts (`enabled`) give a view the prompt of its side:
+    front, side, back, or overhead for an elevation over 60 degrees. Perp-Neg (`perp_neg`; Armandpour et al. 2023)
+    changes this for all views but the overhead ones:
 
     - The text embedding of a view is interpolated by azimuth: between the front and the side prompt for views nearer to
       the front than to the back, else between the side and the back prompt.
-    - The front and the side prompt are also negative prompts, which cannot cancel the view's own prompt. Each has
-      weight 0 for a camera that looks straight at that side.
+    - The front and the side prompt are also negative prompts of every view. The weight of each is 0 for a camera that
+      looks straight at that side, and grows with the angle from there. Guidance subtracts only the component of a
+      negative prompt's noise that is perpendicular to that of the view's own embedding. So it cannot cancel the
+      embedding, which may contain the same prompt.
     """
 
     enabled: bool = Field(False, description="use view prompts; the prior must know the words")
@@ -112,7 +114,9 @@ class ISMConfig(DistillationConfig):
 class CSDConfig(WeightedConfig):
     """Options of the loss CSD (classifier score distillation, arXiv 2310.19415).
 
-    In addition to guidance, timesteps and weight, they set the share of a negative prompt in the unconditional noise.
+    They set guidance scale, timesteps and the factor w(t) of the gradient at timestep t. In addition, `negative_weight`
+    is the share of a negative prompt in the noise predicted without the prompt; the rest is predicted with the empty
+    prompt.
     """
 
     empty_prompt: ClassVar[bool] = True
@@ -144,7 +148,9 @@ class SDIConfig(DistillationConfig):
 class JSDConfig(WeightedConfig):
     """Options of the loss JSD (joint score distillation, JointDreamer, arXiv 2407.12291).
 
-    In addition to guidance, timesteps and weight, they set how strongly the multi-view prediction couples the views.
+    They set guidance scale, timesteps and the factor w(t) of the gradient at timestep t. In addition, `view_weight`
+    sets how strongly the loss makes the views consistent, by the difference from a prediction for all views together.
+    `view_guidance_scale` is the guidance scale of this prediction, `recon_std_rescale` the correction of its contrast.
     """
 
     needs_views: ClassVar[bool] = True

@@ -93,10 +93,13 @@ def reconstruction_direction(latents: NoisyLatents, schedule: Schedule, std_resc
 
 
 def rescale_std(x0: Tensor, x0_cond: Tensor, share: float, n_view: int) -> Tensor:
-    """Return share * rescaled + (1 - share) * x0, where `rescaled` is `x0` with the standard deviation of `x0_cond`.
+    """Move the standard deviation of clean latents `x0` towards that of `x0_cond` (Lin et al. 2023, eq. 15).
 
-    `x0` and `x0_cond` are (B, ...). The standard deviation is computed over all values of `n_view` consecutive images:
-    with one factor per image, the views would differ in contrast. Lin et al. 2023, eq. 15, rescale a single image.
+    `x0` is predicted with classifier-free guidance, which exaggerates the contrast, `x0_cond` with the prompt but
+    without guidance; both are (B, ...). The result (B, ...) is share * rescaled + (1 - share) * x0, where `rescaled` is
+    `x0` multiplied by a factor, so that its standard deviation is that of `x0_cond`. The standard deviations are those
+    of all values of `n_view` consecutive images, the views of an object: with one factor per image, the views would
+    differ in contrast.
     """
     groups, groups_cond = (part.reshape(len(part) // n_view, -1) for part in (x0, x0_cond))
     factor = (groups_cond.std(dim=1) + 1e-8) / (groups.std(dim=1) + 1e-8)
@@ -152,8 +155,9 @@ class Distillation(nn.Module):
 
         Args:
             options: config of the loss.
-            max_steps: optimisation steps of the run. Needed if an option has values for steps in percent of the run,
-                such as {"0%": 0.98, "50%": 0.5}; else it may be None.
+            max_steps: number of optimisation steps of the run. Needed if the value of an option is a schedule in
+                percent of the run, such as {"0%": 0.98, "50%": 0.5}: linear from 0.98 to 0.5 in the first half, then
+                constant. Else it may be None.
             prior, generator: for losses with trained parameters, such as VSD's LoRA on the UNet of `prior`; the
                 generator samples their initial values. None for other losses.
         """

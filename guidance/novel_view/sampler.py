@@ -77,7 +77,9 @@ def target(x0: Tensor, noise: Tensor, logsnr: Tensor, prediction: Prediction = "
 def x0_from_output(z: Tensor, output: Tensor, logsnr: Tensor, prediction: Prediction = "epsilon") -> Tensor:
     """Return the clean tensor x0 (B, ...) that a network predicts by its `output` (B, ...) for noisy `z` (B, ...).
 
-    `logsnr` (B,) or () is the log-SNR of z. `prediction` is the kind of output: noise, v or x0, see `target`.
+    `logsnr`, (B,) or (), is the log-SNR of z = alpha x0 + sigma eps: alpha^2 = sigmoid(logsnr), sigma^2 =
+    sigmoid(-logsnr). The output is the noise eps for `prediction` "epsilon", x0 for "sample" and
+    v = alpha eps - sigma x0 for "v_prediction".
     """
     alpha, sigma = alpha_sigma(logsnr, z)
     if prediction == "sample":

@@ -241,16 +241,25 @@ class XUNet(nn.Module):
 class LatentPairs(nn.Module):
     """Diffusion model of the latents of a view, given another view: the UNet of an MVDream prior on pairs of views.
 
-    `predict` takes the clean condition view, at timestep 0, and the noisy target view, both latents (B, C, h, w), with
-    their cameras; it returns the UNet's prediction for the target, noise or v. The two views attend to each other. The
-    prompt is empty.
+    `predict` returns the UNet's prediction for the target view, noise or v, (B, C, h, w). The two views of a pair
+    attend to each other. The prompt is empty. If the UNet has input channels for latents of a coarse predictor, these
+    are zero. The arguments of `predict` are, for B pairs:
 
-    In unconditional predictions, noise at the last timestep replaces the condition, and zeros replace the camera
-    vectors of both views. Intrinsics are ignored, because the prior takes camera directions only. If the UNet has input
-    channels for latents of a coarse predictor, these are zero. Only the UNet is trainable.
+    - x: clean latents of the condition view (B, C, h, w), at timestep 0.
+    - z: noisy latents of the target view (B, C, h, w).
+    - logsnr: log-SNR of z (B,), which is converted to timesteps of the prior (method `timestep`).
+    - c2w: camera-to-world poses (B, 2, 4, 4) of condition and target, OpenGL axes.
+    - K: intrinsics, which are ignored, because the prior takes camera directions only.
+    - has_condition: (B,) bool. False: the prediction is unconditional; x should be noise and gets the last timestep,
+      and zeros replace the camera vectors of both views.
 
-    The attributes and the methods `encode_images`, `decode_images` and `predict` are those of `XUNet`, with latents
-    (N, C, h, w) instead of images in [-1, 1]. `clip` is None: latents have no bound.
+    `encode_images` converts images (N, H, W, 3) in [0, 1] to latents (N, C, h, w), `decode_images` converts latents
+    back. Only the UNet is trainable.
+
+    Attributes:
+        clip: None: latents have no bound, so predictions are not clamped.
+        image_size: (height, width) of images in pixels.
+        prediction: kind of output: "epsilon" (noise) or "v_prediction".
     """
 
     clip = None  # latents have no bound

@@ -191,13 +191,14 @@ class MVAdapterConfig(ReferenceConfig):
     def with_adapter_file(self, image: bool = False, mesh: bool = False) -> Self:
         """Return a copy in which a hub id "owner/name" as `adapter` is replaced by one file of that repository.
 
-        The file name follows from the 2D model (SDXL or Stable Diffusion 2.1) and from the inputs of the adapter.
-        For an adapter whose input is the geometry of a mesh, instead of camera rays, the option `control` of the copy
-        is "geometry" if it was None. If `adapter` is a file or None, the config itself is returned.
+        The file name follows from the 2D model (SDXL or Stable Diffusion 2.1) and from two inputs of the adapter:
+        whether it takes a reference image, and whether it takes the geometry of a mesh instead of camera rays. With
+        geometry, the option `control` of the copy is "geometry" if it was None. If `adapter` is a file or None, the
+        config itself is returned.
 
         Args:
-            image: whether the prior will sample from a reference image. It also does if the option `image` is set.
-            mesh: whether the prior will sample from the geometry of a mesh. It also does if `control` is "geometry".
+            image: whether to take an adapter with a reference image; one is also taken if the option `image` is set.
+            mesh: whether to take an adapter for a mesh; one is also taken if the option `control` is "geometry".
         """
         image, mesh = image or self.image is not None, mesh or self.control == "geometry"
         if self.adapter is None or not hub.is_hub_id(self.adapter) or loading.existing_path(self.adapter) is not None:

@@ -36,21 +36,24 @@ def prompts(prompt: str, negative: str, options: ViewPromptsConfig) -> list[str]
 
 
 def view_text(text: Tensor, rig: Rig, options: ViewPromptsConfig) -> Condition:
-    """Return the text embeddings that condition the images of the B cameras in `rig`: prompts and negative prompts.
+    """Return the `Condition` of the images of the B cameras in `rig`: prompts and negative prompts.
 
-    `text` has the embeddings of the texts from `prompts`: (2, L, D) for prompt and negative prompt; (6, L, D) if
-    `options.enabled`, where the other four are the prompt with "side view", "front view", "back view" and "overhead
-    view". In the result, the negative prompt has shape (1, L, D), and the prompt depends on the options:
+    `text` has the embeddings of the texts from `prompts`, L tokens with D features each: (2, L, D) for prompt and
+    negative prompt; (6, L, D) if `options.enabled`, where the other four are the prompt with "side view", "front view",
+    "back view" and "overhead view". The result's attribute `text` is a pair of embeddings: the prompt, and the negative
+    prompt (1, L, D). The prompt depends on the options:
 
     - `enabled` is False: one prompt for all cameras, (1, L, D).
-    - `enabled` is True: for each camera the prompt with its direction, (B, L, D).
-    - `enabled` and `perp_neg` are True (Perp-Neg, Armandpour et al. 2023): for each camera (B, L, D). Overhead cameras
-      get the prompt with "overhead view". Others get an interpolation by azimuth: between "front view" and "side view"
-      in the front half, between "side view" and "back view" in the back half.
+    - `enabled` is True, `perp_neg` False: for each camera the prompt with its direction, (B, L, D).
+    - Both are True (Perp-Neg, Armandpour et al. 2023): for each camera (B, L, D). Overhead cameras get "overhead view".
+      For the others, the embedding changes linearly with the absolute azimuth: from "front view" at 0 to "side view" at
+      90 degrees, then to "back view" at 180 degrees.
 
-    With Perp-Neg, each camera also has two more negative prompts, (2, B, L, D): first "front view", second "side view"
-    in the front half, and the reverse in the back half. Guidance subtracts the noise predicted for them with weights
-    (2, B), which are 0 for overhead cameras.
+    With Perp-Neg, the result also has `negatives`: two more negative prompts for each camera, embeddings (2, B, L, D)
+    and weights (2, B). They are "front view", then "side view" if the absolute azimuth is below 90 degrees, else "side
+    view", then "front view". Guidance subtracts the noise predicted for a prompt times its weight. The weight is about
+    0 where the camera has the direction of the prompt, grows with the difference in azimuth, and is 0 for overhead
+    cameras.
     """
     if not options.enabled:
         return Condition((text[:1], text[1:2]))

@@ -183,13 +183,18 @@ def peft_names(names: Iterable[str], prefix: str) -> dict[str, str]:
 def lora_factor(layer: str, rank: int, alpha: float | None, options: files.Json, prefix: str) -> float:
     """Return the factor of the product of a LoRA's two matrices in one layer.
 
-    The factor is alpha / rank. If alpha comes from `options` and use_rslora is set there, it is alpha / sqrt(rank). If
-    there is no alpha, it is 1.0.
+    The first case that applies:
+
+    - `alpha` is not None: alpha / rank.
+    - `options` has the key "PREFIX.lora_alpha", where PREFIX is `prefix`: alpha / rank, or alpha / sqrt(rank) if
+      "PREFIX.use_rslora" is true. Alpha is the value of that key, but "PREFIX.alpha_pattern" may map ends of layer
+      names to other values.
+    - Otherwise: 1.0.
 
     Args:
-        layer: name of the layer in its network; `options` can have different values of alpha for some layers.
+        layer: name of the layer in its network.
         rank: rank of the matrices.
-        alpha: alpha of the layer in the LoRA's file (kohya); None: alpha comes from `options`.
+        alpha: alpha of the layer in the LoRA's file (kohya); None: the file has none.
         options: options of a LoRA that peft wrote, such as {"unet.lora_alpha": 8} (`peft_options`); {} for others.
         prefix: name of the network, such as "unet".
     """

@@ -54,9 +54,10 @@ class SingleFile(NamedTuple):
 def convert_file(path: Path, prediction: Prediction | None = None) -> SingleFile:
     """Read and convert a checkpoint of MVDream, ImageDream, SDXL, Stable Diffusion 1 or 2 (also inpainting and depth).
 
-    `prediction` is what the UNet predicts, "epsilon" or "v_prediction"; None: as the file declares. It has one effect:
-    if the file of a Stable Diffusion 2 model declares no image size, the side is 768 pixels for "v_prediction", else
-    512. It is not copied to the attribute `prediction` of the result. Raises ConfigError for another model.
+    `prediction` is the output of the UNet, "epsilon" or "v_prediction"; None: as the file declares. It only determines
+    the latent size in the UNet's config (`sample_size`) for a Stable Diffusion 2 model whose file declares no image
+    size: that of images of 768 pixels for "v_prediction", else 512. The attribute `prediction` of the result does not
+    depend on it. Raises ConfigError for another model.
     """
     tensors, metadata = read_tensors(path), read_header(path)[1]
     check_family(path, tensors)

@@ -52,7 +52,8 @@ def checksum(unet: nn.Module, text_encoder: nn.Module) -> str:
 def content_sum(tensors: Mapping[str, Tensor], card: Mapping[str, str]) -> str:
     """Return the SHA-256 of the tensors of a safetensors file and of its metadata `card`, as a check sum.
 
-    `card` has no keys "format" and "sum". The check sum is needed because safetensors does not detect changed bytes.
+    Pass `card` without the keys "format" and "sum", since the result is stored as "sum". The check sum is needed
+    because safetensors does not detect changed bytes.
     """
     digest = hashlib.sha256(repr(sorted(card.items())).encode())
     for name, value in sorted(tensors.items()):

@@ -101,7 +101,8 @@ class Vocabulary:
     Attributes:
         known: all words of the tokenizer except special tokens; includes words that were added after its training.
         added: words for new objects, such as "[v]", from DreamBooth or textual inversion: first those added to the
-            tokenizer after its training, then those of the argument `added`, which need not be in the tokenizer.
+            tokenizer after its training, then those of the constructor's argument `added`, which need not be in the
+            tokenizer.
     """
 
     def __init__(self, backend: Tokenizer, added: Iterable[str] = ()) -> None:

@@ -28,10 +28,13 @@ class SDF(EncodedField):
     generator `generator` initialises the parameters.
 
     The parameter `log_sharpness` is log s, where s is NeuS's sharpness: the surface is about 1/s thick. The buffer
-    `cosine` is NeuS's cosine annealing ratio r in [0, 1] at the current step. `along_ray` replaces the slope of f along
-    a ray by df/dt = -r max(0, -c) - (1 - r) max(0, 0.5 - 0.5 c), where t is the distance on the ray and c the cosine of
-    the angle between ray direction and outward normal. For r < 1, surfaces that face away from the camera thus get
-    density too.
+    `cosine` is NeuS's cosine annealing ratio r in [0, 1]. `before_step` sets it to the option `cosine`, which by
+    default grows from 0 at the start of training to 1 at its end.
+
+    The slope of f along a ray is c, the cosine of the angle between ray and outward normal. For the opacity, the method
+    `along_ray` replaces it by a slope that is never positive: min(0, c) for r = 1, (c - 1) / 2 for r = 0, a linear mix
+    for other r. For r < 1, surfaces that face away from the camera (c > 0) thus are visible too, so that training keeps
+    them.
     """
 
     options: SDFConfig

@@ -34,12 +34,14 @@ NOISE_OPACITY, NOISE_SHARPNESS = 0.005, 100.0
 def after_step(field: Gaussians, step: int, optimizer: Optimizer) -> None:
     """Change number and places of the Gaussians after training step `step`, in `field` and in the optimizer's state.
 
-    The option `densify` selects the changes. They happen between two fractions of all steps, `densify_range`, except
-    for the noise of "mcmc", which is added at every step.
+    The option `densify` selects the changes. Changes at intervals of steps happen only in a part of the run, from the
+    first to the second number in the option `densify_range`, which are fractions of all steps.
 
-    - "adaptive": clone, split and remove Gaussians every `interval` steps, and reset the opacities every
-      `reset_interval` steps.
-    - "mcmc": relocate Gaussians and add new ones every `interval` steps; add noise to the positions.
+    - "adaptive": every `interval` steps, Gaussians whose image position has a large mean gradient are cloned if they
+      are small, else split into two smaller ones, and transparent ones are removed. Every `reset_interval` steps, all
+      opacities are reduced (`reset_opacity`).
+    - "mcmc": every `interval` steps, transparent Gaussians are moved to the places of others, chosen at random in
+      proportion to their opacity, and new ones are added there. After every step, noise is added to the positions.
     - "none": no changes.
     """
     o, done, total = field.options, step + 1, field.max_steps
@@ -129,18 +131,18 @@ def _relocate(field: Gaussians, optimizer: Optimizer, rng: torch.Generator) -> N
 
 
 def split_equally(opacity: Tensor, copies: Tensor) -> tuple[Tensor, Tensor]:
-    """Return opacity and size of n equal Gaussians at one place that together look most like one given Gaussian.
+    """Return opacity and size of n equal Gaussians that replace one Gaussian at its place and together look the same.
 
-    When Gaussians are moved onto another one or added at its place, these values keep the render nearly unchanged:
-    equation 9 of the MCMC paper (Kheradmand et al. 2024), with the inner sums of binomial coefficients in closed form.
+    The render is then nearly unchanged when Gaussians are moved to the place of another one, or added there. The values
+    are those of equation 9 of the MCMC paper (Kheradmand et al. 2024).
 
     Args:
-        opacity: (N,) opacities of the N given Gaussians, in (0, 1).
-        copies: (N,) int64, number n of equal Gaussians that replace each given one; clamped to MAX_SHARES (51).
+        opacity: (N,) opacities, in (0, 1), of N Gaussians to replace.
+        copies: (N,) int64, the number n for each of them: 2 if one Gaussian is added to it. Clamped to 51 (MAX_SHARES).
 
     Returns:
-        Opacity (N,) of each of the n Gaussians.
-        Factor (N,) by which to multiply the standard deviations of the given Gaussian.
+        Opacity (N,) of each of the n equal Gaussians.
+        Factor (N,): their standard deviations are those of the replaced Gaussian times this factor.
     """
     o, n = opacity.double()[:, None], copies.clamp(max=MAX_SHARES).double()[:, None]
     each = 1 - (1 - o) ** (1 / n)

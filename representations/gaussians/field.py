@@ -31,8 +31,8 @@ class ScreenPositions(NamedTuple):
     Attributes:
         means: (V, N, 2) positions (x, y) in pixels. The tensor retains its gradient.
         visible: (V, N) bool, True for the Gaussians that are rasterised in an image.
-        half_size: (2,) half the image width and half the image height in pixels; gradients of `means` times it are
-            gradients of positions in [-1, 1], which do not depend on the image size.
+        half_size: (2,) half the image width and half the image height in pixels. `means.grad` * `half_size` is the
+            gradient with respect to positions in [-1, 1] across the image, and so does not depend on the image size.
     """
 
     means: Tensor
@@ -138,13 +138,14 @@ class Gaussians(Representation):
     def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:
         """Clamp standard deviations and colour coefficients of degree 0, then change the set of Gaussians.
 
-        The option `densify` selects the change. Periodic changes happen only in the part `densify_range` of the run.
+        The option `densify` selects the change. Changes at intervals of steps happen only in a part of the run, from
+        the first to the second number in the option `densify_range`, which are fractions of all steps.
 
         - "adaptive": every `interval` steps, Gaussians are cloned or split if the gradient of their image position is
           large, on average over the images that show them, and transparent ones are removed; every `reset_interval`
-          steps, opacities are reset.
-        - "mcmc": noise is added to the positions; every `interval` steps, transparent Gaussians are moved to the places
-          of opaque ones, and new ones are added there.
+          steps, all opacities are reduced.
+        - "mcmc": noise is added to the positions after every step; every `interval` steps, transparent Gaussians are
+          moved to the places of opaque ones, and new ones are added there.
         - "none": no change.
         """
         self.log_scales.clamp_(*self.size_limits)

@@ -134,12 +134,14 @@ def _text_points(data: bytes) -> tuple[Array, Array | None]:
 
 @torch.no_grad()
 def points_of(field: Representation, count: int, radius: float) -> Points:
-    """Sample `count` points on the surface of a trained mesh or field, and the colours at these points.
+    """Sample `count` points on the surface of a trained mesh or field, with its colours and the spacing of the points.
 
-    On a mesh, the points are uniform by area. For a field, the points of a grid over [-radius, radius]^3 have an alpha:
-    the opacity of a path of one grid spacing. Random grid points are chosen, with probabilities proportional to their
-    alpha minus the smallest alpha of their 26 neighbours, and shifted at random within their cell. Raises ConfigError
-    if the mesh or field is empty, or if the representation has neither a mesh nor a density.
+    On a mesh, the points are uniform by area. On a field, they are random points of a grid with 96^3 points (GRID) over
+    [-radius, radius]^3. With alpha = 1 - exp(-density * grid spacing), the probability of a grid point is proportional
+    to its alpha minus the smallest alpha of its 26 neighbours. This difference is large at a surface, and about 0
+    inside the object and in empty space. Each chosen point is shifted at random within its grid cell.
+
+    Raises ConfigError if the mesh or field is empty, or if the representation has neither a mesh nor a density.
     """
     rng, mesh = generator(0, 0, "points"), getattr(field, "mesh", None)
     if mesh is None and type(field).density is Representation.density:

@@ -239,10 +239,12 @@ def _position_gradient(share, shares, x, table, grad, scale, resolution, offset,
 def run_in_threads(kernel: Callable[..., None], n_points: int, *arguments: object) -> None:
     """Run a numba kernel on n_points points in parallel threads.
 
-    kernel(k, shares, *arguments) does part k of the work, which is divided into `shares` parts, one per thread. The
-    number of threads is that of torch, reduced if a thread would get fewer than BLOCK (8192) points. The kernels
-    release the GIL, so Python threads run in parallel. numba's parallel loops are not used: they take twice as long to
-    compile, and their thread pools crash a process that forks.
+    The work is divided into `shares` parts, one per thread, and kernel(k, shares, *arguments) does part k. The kernel
+    takes the points from the arrays in `arguments`; `n_points` only limits the number of threads. This number is that
+    of torch, reduced if a thread would get fewer than BLOCK (8192) points.
+
+    The kernels release the GIL, so Python threads run in parallel. numba's parallel loops are not used: they take twice
+    as long to compile, and their thread pools crash a process that forks.
     """
     shares = max(1, min(torch.get_num_threads(), n_points // BLOCK))
     if shares == 1:

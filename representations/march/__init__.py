@@ -195,16 +195,24 @@ def groups(
     jitter: Tensor | None,
     max_samples: int,
 ) -> list[tuple[slice, int | None]]:
-    """Divide R rays into consecutive slices with at most `max_samples` samples each, to `march` one at a time.
+    """Divide R rays into consecutive slices with at most `max_samples` samples each, to `march` one slice at a time.
 
-    Returns a list of (slice of rays, number of samples on them or None); the number is the argument `total` of `march`.
-    A slice has at least one ray, even if that ray has more than `max_samples` samples. The other arguments are those of
-    `march`.
+    The samples of all rays are counted at once, so that the host waits for the GPU only once. In two cases they are not
+    counted, and each ray is assumed to have `options.samples` samples, the most that a ray can have:
 
-    The samples of all rays are counted at once, so that the host waits for the GPU only once. They are not counted if
-    the back end (the kernel implementation `options.backend`) cannot count, or if all rays fit into one slice even with
-    `options.samples` samples each, the most that a ray can have. The slices then assume this number for each ray, and
-    the numbers in the list are None.
+    - all rays fit into one slice even then;
+    - the back end (the kernel implementation `options.backend`) cannot count.
+
+    Args:
+        origins, directions: (R, 3) float32 each, in world units; directions have unit length.
+        options: bounding volume, number of samples on its longest chord, minimum distance of samples, and back end.
+        grid: (G, G, G) bool over [-radius, radius]^3, True for occupied cells. None: all cells are occupied.
+        jitter: (R,) in [0, 1), shift of each ray's samples in steps. None: no shift.
+        max_samples: maximum number of samples in a slice. A single ray with more samples is a slice of its own.
+
+    Returns:
+        List of pairs: slice of rays, and number of samples on them, for the argument `total` of `march`. The number is
+        None if the samples are not counted.
     """
     module, n_rays, each = backend(origins, options.backend), len(origins), max(1, max_samples // options.samples)
     if n_rays <= each or not hasattr(module, "counts"):
@@ -319,15 +327,22 @@ Backward = Callable[..., tuple[Tensor, Tensor]]
 def differentiable(forward: Forward, backward: Backward) -> Callable[[Tensor, Tensor, Samples], Composite]:
     """Create a differentiable function (sigma, values, samples) -> `Composite`, which composites along rays as in NeRF.
 
-    Its forward and backward passes are the two given kernels.
+    The arguments are two kernels, which compute the result and its gradients:
 
-    Args:
-        forward: maps contiguous (sigma, values, t_start, t_end, start, count) to pixels (R, C + 2), weights (N,) and
-            transmittance (N,) behind each sample, for N samples on R rays. start and count are int64, all others
-            float32. Sample n has density sigma[n], C values[n], and the interval t_start[n] to t_end[n]; ray r has the
-            samples start[r] : start[r] + count[r]. A pixel is C composited values, opacity and depth.
-        backward: maps the gradients of pixels and weights, the inputs of `forward`, weights and transmittance to the
-            gradients of sigma (N,) and values (N, C).
+        pixels, weights, transmittance = forward(sigma, values, t_start, t_end, start, count)
+        g_sigma, g_values = backward(
+            g_pixels, g_weights, sigma, values, t_start, t_end, start, count, weights, transmittance
+        )
+
+    For N samples on R rays, the tensors are contiguous, float32 except for start and count, and the name g_x stands for
+    the gradient with respect to x:
+
+    - sigma (N,), values (N, C): density of each sample, and its C values to composite, such as a colour;
+    - t_start, t_end (N,): start and end of each sample, as distances along its ray;
+    - start, count (R,), int64: ray r has the samples start[r] : start[r] + count[r];
+    - pixels (R, C + 2): C composited values, opacity and depth of each ray;
+    - weights (N,): compositing weights;
+    - transmittance (N,): transmittance behind each sample.
     """
 
     def composite(sigma: Tensor, values: Tensor, samples: Samples) -> Composite:

@@ -234,11 +234,16 @@ class DMTet(Representation):
     def init_from(self, other: Representation) -> None:
         """Initialise shape and colours from a trained field, or copy `other` if it is a DMTet.
 
-        The trained field is copied to the field `paint`, which colours the mesh and must have the same class. The
-        surface is where the density equals the option `level` ("auto": the mean of all densities above 1e-5 on the
-        grid). The grid's box is fitted, with a margin, to the points whose density exceeds this level. Small connected
-        parts are removed. Raises ConfigError if the classes or tensor shapes differ, or if the density is nowhere above
-        the level.
+        The field `paint`, which colours the mesh, becomes a copy of `other`. The shape is found in these steps:
+
+        1. Choose the density of the surface: the option `level`, or for "auto" the mean of all densities above 1e-5 on
+           the initial grid.
+        2. Fit the grid's box, with a margin, to the grid points whose density exceeds this value.
+        3. On the fitted grid, set the distances so that the surface is where the density has this value. Small separate
+           parts are left out.
+
+        Raises ConfigError if `other` is neither a DMTet nor of the same class as `paint`, if its tensor shapes differ,
+        or if no density on the grid exceeds the value of step 1.
         """
         if isinstance(other, DMTet):
             super().init_from(other)

@@ -98,15 +98,20 @@ def _context(device: torch.device) -> tuple[Any, Any]:
 
 
 def antialias(image: Tensor, face: Tensor, vertices: Tensor, faces: Tensor, cameras: Cameras) -> Tensor:
-    """Antialias the outline of a mesh in images (B, H, W, C); return images that are differentiable in the vertices.
+    """Antialias the outline of a mesh in images; return images (B, H, W, C) that are differentiable in the vertices.
 
-    The outline lies between a mesh pixel and an adjacent background pixel: t in [0, 1] is its position from the centre
-    of the mesh pixel (0) to the centre of the background pixel (1). For t < 1/2 the mesh pixel gets a fraction 1/2 - t
-    of the background. For t > 1/2 the background pixel gets a fraction t - 1/2 of the mesh.
+    Where the outline passes between the centres of two adjacent pixels, one on the mesh and one on the background, one
+    of them gets a mixed colour. Let t in [0, 1] be the position at which the outline crosses the line from the centre
+    of the mesh pixel (t = 0) to the centre of the background pixel (t = 1). The two pixels meet at t = 1/2.
+
+    - t < 1/2: the background covers a part of the mesh pixel, which becomes (1/2 + t) mesh + (1/2 - t) background.
+    - t > 1/2: the mesh covers a part of the background pixel, which becomes (t - 1/2) mesh + (3/2 - t) background.
 
     Args:
+        image: (B, H, W, C), renders without antialiasing.
         face: (B, H, W) int64 face index of each pixel, -1 for the background.
         vertices, faces: (N, 3) in world units and (F, 3) int64.
+        cameras: the B cameras of the images.
     """
     pixels, depth = cameras.to(vertices.device).project(vertices)
     start, end, view = _outline(pixels, depth, faces)

@@ -64,7 +64,7 @@ class ProtocolConfig(Config):
 
 
 class PaperProtocolConfig(ProtocolConfig):
-    """Protocol of the 3DiM paper: every pixel of every training view in each of 1000 steps. For GPUs.
+    """Protocol of the 3DiM paper: a NeRF trained for 1000 steps on every pixel of every training view; for GPUs.
 
     Options, with the paper's values, of a NeRF that is fitted to views of a scene to score their 3D consistency.
     """
@@ -73,7 +73,7 @@ class PaperProtocolConfig(ProtocolConfig):
 
 
 class SubsampledProtocolConfig(ProtocolConfig):
-    """Cheaper protocol: random pixels and a smaller hash grid.
+    """Cheaper protocol: a NeRF with a smaller hash grid, trained on random pixels of the training views.
 
     Options of a NeRF that is fitted to views of a scene to score their 3D consistency. It takes less time than the
     protocol "paper" (`PaperProtocolConfig`), but the scores of the two protocols are not comparable.

@@ -197,13 +197,16 @@ class OccupancyGrid(nn.Module):
 
     @torch.no_grad()
     def update(self, density: Callable[[Tensor], Tensor], step: int, generator: torch.Generator) -> None:
-        """Update cells with the density at one random point each. Call it at every step; most calls do nothing.
+        """Update the grid with densities at random points. Call it at every step; most calls do nothing.
 
-        Only steps that are multiples of the option `interval` change the grid. Such a step updates all cells if it is
-        below the option `warmup`, later a random quarter of all cells and up to as many random occupied cells. The
-        value of a cell is an optical depth: density * the length of a ray step (`step_size`, world units). The new
-        value is the larger one of the old value * `decay` and this product. Then all cells whose value is above the
-        option `threshold`, or above the mean of all values if that is lower, become occupied, and all others empty.
+        At steps that are multiples of the option `interval`:
+
+        1. Choose cells. Below the step `warmup` (an option): all. Later: a random quarter of all cells, and in addition
+           all occupied ones, or a random choice of as many if they are more than a quarter.
+        2. Set the value of each chosen cell to the larger one of its old value * `decay` (an option) and density *
+           `step_size` at a random point of the cell, the optical depth of one ray step.
+        3. Mark as occupied all cells whose value is above the option `threshold`, or above the mean of all values if
+           that is lower. All others are empty.
 
         Args:
             density: maps points (M, 3) in world units to densities (M,) in 1 / world unit.
@@ -265,8 +268,13 @@ def sample_bytes(
 ) -> float:
     """Measure how many bytes each sample adds to the autograd graph of a render, with a few rays on `device`.
 
-    `field`, `background`, `material` and `options` are those of `render`. `normals`: True for a lit render with
-    normals, False for an unlit render.
+    Args:
+        field: the object, as in `render`: a function from points to densities and features.
+        background: module that maps ray directions to background colours.
+        material: function that maps the features of points to colours.
+        options: options of the ray marching, except that no samples are dropped and all are in one chunk.
+        normals: True for a lit render with normals, False for an unlit render.
+        device: device of the render.
     """
     shading = Shading("diffuse", 0.5, 0.5) if normals else ALBEDO
     shade_all = options.model_copy(update={"alpha_threshold": 0.0, "early_stop": 0.0, "chunk": None})

@@ -178,12 +178,12 @@ def nearest_keys(key: str, paths: Iterable[str]) -> list[str]:
     Keys are dotted: "trainer.max_steps" has the section "trainer" and the last part "max_steps". The first case that
     applies counts:
 
-    1. Known keys end with a synonym of the last part of `key` ("learning_rate" for "lr", see `ALIASES`) or with this
-       part itself: at most 4 (MAX_SUGGESTIONS) of them, synonyms first. If some of them are in sections similar to that
-       of `key`, only those in the most similar section.
-    2. Known keys are similar to `key`: the most similar one.
-    3. Known keys have a last part similar to that of `key`: the one with the most similar last part.
-    4. Otherwise: [].
+    1. Known keys end with a synonym of the last part of `key` ("learning_rate" for "lr", see `ALIASES`), or have the
+       same last part. If some of them are in sections similar to that of `key`, only those in the most similar section
+       are kept. Return the first 4 (MAX_SUGGESTIONS), synonyms first.
+    2. Known keys, with their sections, are similar to `key`: return the most similar one.
+    3. Only the last part of known keys is similar to that of `key`: return the one with the most similar last part.
+    4. Otherwise: return [].
     """
     paths = list(paths)
     section, _, last = key.rpartition(".")

@@ -91,10 +91,12 @@ def component(field: FieldInfo) -> Component | None:
 def section(field: FieldInfo, value: object = None) -> type[BaseModel] | None:
     """Return the config model of a field that is a section (a nested config); None for other fields.
 
-    `value` is the value of the field (None: the default). If the field allows several models, the key `name` in the
-    value selects one. They are either in the registry (the field has a `Component` annotation), or members of the
-    field's union type. For an unknown name, the result is None in the first case, and the union's first model in the
-    second.
+    `value` is the value of the field; None: the default. If the field allows several models, the key `name` in the
+    value selects one:
+
+    - Field with a `Component` annotation: the model of the component that is registered with this name, or of the
+      default component if there is no name. None if there is no such component.
+    - Field whose type is a union of models: the member that allows this name, or the first member if none does.
     """
     value = with_default(field, value)
     if mark := component(field):
@@ -156,10 +158,15 @@ def with_default(field: FieldInfo, value: object) -> Any:
 
 
 def merge(below: object, above: object) -> Any:
-    """Return `below` updated with `above`: dicts are merged key by key, other values are taken from `above`.
+    """Return config value `below` updated with `above`: dicts are merged key by key, other values taken from `above`.
 
-    Two kinds of dicts in `above` replace the whole dict in `below`: schedules {step: value}, and dicts whose `name`
-    differs from that in `below`, because another component has other options. The arguments are not changed.
+    Two kinds of dicts in `above` are not merged, but replace the dict in `below`:
+
+    - a schedule {step: value};
+    - a dict with another `name` than the dict in `below`. The key `name` selects a component (class or function), the
+      other keys are its options, and another component has other options.
+
+    The arguments are not changed.
     """
     if not (isinstance(below, dict) and isinstance(above, dict)):
         return above

@@ -154,10 +154,11 @@ def width() -> int:
 
 
 def wrap(text: str, indent: int = 0, lead: str | None = None) -> str:
-    """Wrap text at the terminal's width. Lines start with `indent` spaces.
+    """Wrap a text at the terminal's width, with `indent` spaces before each line.
 
-    If `lead` is given, such as "  trainer.max_steps  ", the first line starts with it instead. A long `lead`, beside
-    which less than 20 columns are left, gets a line of its own, unless the whole text fits beside it.
+    If `lead` is given, such as "  trainer.max_steps  ", the first line starts with `lead` in place of the spaces, and
+    the text follows on the same line. If the text does not fit there and less than 20 columns are left beside `lead`,
+    `lead` gets a line of its own.
     """
     lead = " " * indent if lead is None else lead
     how: Any = {"break_long_words": False, "break_on_hyphens": False, "subsequent_indent": " " * indent}

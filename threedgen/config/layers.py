@@ -46,23 +46,27 @@ def load_layers(
 ) -> tuple[type[BaseModel], list[Layer]]:
     """Return the config model of a config, and its unchecked values as `Layer`s; later layers replace earlier values.
 
-    The order of the layers is:
+    The layers are, in this order:
 
-    1. the names of the components: for each section (nested config) in the files or `values` whose key `name` selects a
-       component, such as `prior`, the name that they set, or else the default name;
-    2. the file that the key `base` of the config file names, recursively, and then the config file itself;
-    3. `values`, then `overrides`.
+    1. for each section (nested config) in the files or `values` whose key `name` selects a component, such as `prior`:
+       only this `name`, as they set it, else the default name;
+    2. the config file, after the file that its key `base` names (which comes after its own base, and so on);
+    3. `values`;
+    4. `overrides`.
+
+    A memory preset (file of options for a small GPU) is a layer directly before the one whose key `preset` names it.
 
     A layer that changes the `name` of a section drops all options that earlier layers set in the section, because
-    another component has other options. Layer 1 exists for this rule: it tells which name the options of a file belong
-    to if the file does not set it. A memory preset (file of options for a small GPU) comes directly before the layer
-    whose key `preset` names it. Raises ConfigError if a file is missing or invalid, if the task is missing or unknown,
-    or if an override cannot be parsed.
+    another component has other options. Layer 1 is for files that set options of a section without its `name`: it tells
+    to which component these options belong.
 
     Args:
         name_or_path: config file, or name of a config that comes with the project.
         overrides: texts "key=value", such as "trainer.max_steps=100".
         values: dict from dotted key to value.
+
+    Raises:
+        ConfigError: a file is missing or invalid, the task is missing or unknown, or an override cannot be parsed.
     """
     layers = [part for layer in read_layers(find(name_or_path)) for part in (*preset_layers(layer.tree), layer)]
     if values:
@@ -99,9 +103,12 @@ def validate(model: type[BaseModel], layers: Sequence[Layer]) -> Any:
 def merged(layers: Sequence[Layer]) -> Tree:
     """Merge layers to one nested dict; later layers replace values of earlier ones.
 
-    The key `choices` is applied and removed. `choices: {prior: {mvdream: VALUES}}` adds the nested dict VALUES to the
-    root of the config if `prior.name` is mvdream; what the layers set directly wins over VALUES. Raises ConfigError if
-    `choices` has another form.
+    The key `choices` of a layer sets values that depend on a selected component. `choices: {SECTION: {NAME: VALUES}}`
+    adds the nested dict VALUES to the root of the config if the layers set SECTION.name to NAME. For example, with
+    `choices: {prior: {mvdream: {size: 64}}}`, `size` is 64 if `prior.name` is mvdream. The `choices` of all layers are
+    applied, and are not in the result. Values that any layer sets outside `choices` win over them.
+
+    Raises ConfigError if `choices` has another form.
     """
     own = _merge_all(layer.tree for layer in layers)
     own.pop(CHOICES, None)

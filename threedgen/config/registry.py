@@ -256,10 +256,10 @@ class Component:
     component_for_paths: str | None = None
 
     def section(self, text: str) -> dict[str, str]:
-        """Convert a text in place of a section (the short form `prior: mvdream`) to the dict {"name": text}.
+        """Convert the short form of a section, such as "mvdream" in `prior: mvdream`, to the dict {"name": text}.
 
-        If `component_for_paths` is set, a text that is no registered name becomes
-        {"name": self.component_for_paths, "path": text}.
+        If `component_for_paths` names a component (one with an option `path`), a text that is not a registered name is
+        a path: the result is {"name": self.component_for_paths, "path": text}.
         """
         if self.component_for_paths is None or text in names(self.kind):
             return {"name": text}

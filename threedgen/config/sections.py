@@ -84,9 +84,12 @@ class OrbitCameraConfig(Config):
 class TrainerConfig(Config):
     """Arguments of Lightning's Trainer, under the same names.
 
-    Two options differ from Lightning's. `val_check_interval` is not passed on, because the callback `Validation` writes
-    the validation images. `deterministic` "warn" is passed as False on a CUDA device: some sums of the hash grid's
-    Triton kernels have no fixed order there, so deterministic sums elsewhere would only cost time.
+    Two options differ from Lightning's:
+
+    - `val_check_interval` is not passed on, because the callback `Validation` writes the validation images.
+    - `deterministic` "warn" becomes False on a CUDA device. Some sums in the hash grid's Triton kernels have no fixed
+      order there, so the run is not reproducible anyway, and other deterministic algorithms would only cost time. On a
+      CPU, "warn" uses deterministic algorithms, with a warning where none exists. True and False are unchanged.
     """
 
     max_steps: int = Field(1000, ge=1, le=1_000_000_000, description="optimisation steps")

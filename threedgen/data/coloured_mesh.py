@@ -66,10 +66,10 @@ class ColouredMesh:
 
     Attributes:
         parts: parts of the mesh, each with its own texture or vertex colours.
-        plain: True if all parts are white because the file has no vertex colours, textures or material colours. False
-            if there are `notes`.
-        flat: True if no part has vertex colours or a texture; each can have one material colour. Unlit renders of such
-            a mesh do not show its shape.
+        plain: True if the file seems to have no colours: the mesh is `flat`, all parts are white, and there are no
+            `notes`, such as that a texture is missing.
+        flat: True if the file has no vertex colours and no textures, so that each part has one colour. Unlit renders of
+            such a mesh do not show its shape.
         notes: texts for the user about the file, such as missing textures.
     """
 

@@ -94,11 +94,11 @@ class EncodedCache(ABC):
 
         A block is a fixed number of consecutive entries, which are encoded and stored together.
 
-        `rank` = (k, n) shares the work between n processes: of the sorted list of missing blocks, process k makes those
-        at the positions k, k + n, k + 2 n, ...; processes and positions are counted from 0. So that no process is idle
-        at the end, missing blocks that later calls will probably need are first appended to the list, until its length
-        is a multiple of n. Only the n - 1 blocks after the last one of the list are tried. If too few of these are
-        missing, some processes make one block less.
+        `rank` = (k, n) divides the work between n processes, which all pass the same indices; k, from 0 to n - 1, is
+        the number of this process. It makes the missing blocks k, k + n, k + 2 n, ... of their sorted list. If the
+        length of the list is no multiple of n, some processes would be idle at the end. To avoid this, the list is
+        first extended to a multiple of n by missing blocks that later calls will probably need: those among the n - 1
+        blocks after its last one. If these are too few, some processes make one block less.
         """
         lacking, (number, count) = self.cache.missing_blocks(indices), rank
         if lacking:
@@ -266,20 +266,21 @@ def choose_by_share(parts: Sequence[tuple[float, T]], u: float) -> tuple[float, 
 
 
 def available_entries(step: int, count: int, first: int, fresh: int) -> int:
-    """Return the number of cache entries that training step `step` can reuse: `first` + `step` * `fresh`.
+    """Return the number of cache entries that exist before training step `step`: min(count, first + step * fresh).
 
-    This assumes that step 0 can reuse `first` entries, and that each step adds `fresh` new ones. `count`, the number of
-    all entries, is the maximum.
+    A training step makes a few new entries of a disk cache and reuses older ones. `first` is the number of entries that
+    step 0 can reuse, `fresh` the number of new ones per step, and `count` the number of entries in the full cache.
     """
     return min(count, first + step * fresh)
 
 
 def sample_entries(rng: np.random.Generator, step: int, batch: int, count: int, first: int, fresh: int) -> np.ndarray:
-    """Sample the entry indices (batch,) of training step `step`, for a disk cache with `count` entries.
+    """Sample the indices (batch,) of the cache entries on which training step `step` trains: new ones, then older ones.
 
-    Let n = min(count, first + step * fresh) be the number of entries that exist before the step: `first` before step 0,
-    and `fresh` new ones per step. The result starts with the new entries n ... n + `fresh` - 1 (those below `count`).
-    The other indices are uniformly random in 0 ... n - 1.
+    A disk cache has `count` entries. Step 0 can reuse the first `first` of them, and each step makes `fresh` new ones,
+    so n = min(count, first + step * fresh) entries exist before the step. The result starts with the `fresh` new
+    entries that follow these n, or fewer at the end of the cache. The others are uniformly random among the n. `first`
+    must be at least 1, and `fresh` at most `batch`.
     """
     available = available_entries(step, count, first, fresh)
     indices = rng.integers(0, available, batch)

@@ -30,24 +30,27 @@ MAX_CACHED_MESHES = 32
 
 
 class ObjectViews(ABC):
-    """Base class of training sources with six views of an object on a grey background.
+    """Base class of training sources for MV-Adapter: six views of each object on a grey background, and condition maps.
 
-    Subclasses implement `prepare` (read the options), `__len__`, `caption`, `render_views` (images) and `surface`
-    (positions and normals). This class samples the cameras. Azimuth 0 is the front of the object (+x); azimuths
-    increase counter-clockwise seen from above. A reference image is an input of the network: the object seen from near
-    the front, centred and scaled as input images of users are.
+    Condition maps are an extra input of the network for each view. A reference image, the seventh image of an object,
+    is another input: the object seen from near the front, centred and scaled as input images of users are.
+
+    This class samples the cameras. Subclasses implement `prepare` (read the options), `__len__`, `caption`,
+    `render_views` (images) and `surface` (positions and normals). Azimuth 0 is the front of the object (+x); azimuths
+    increase counter-clockwise seen from above.
 
     Args:
         options: options of the subclass; its method `prepare` reads them.
         seed: seed of the random cameras.
         split: "train" or "held-out"; the random cameras depend on it too.
-        control: kind of the condition maps, an extra input of the network for each view: "rays" (of the cameras) or
-            "geometry" (positions and normals of the surface). It also determines the six views. "rays": elevation 0,
-            azimuths 0, 45, 90, 180, 270 and 315 degrees. "geometry": four at elevation 0, azimuths 0, 90, 180 and 270
-            degrees, then one from above and one from below.
-        reference: whether an object has a seventh image, the reference image.
-        anywhere: fraction of the objects whose six cameras are turned by one random azimuth, and raised to one random
-            elevation.
+        control: kind of the condition maps: "rays" (of the cameras) or "geometry" (positions and normals of the
+            surface). It also determines the six views. "rays": elevation 0, azimuths 0, 45, 90, 180, 270 and 315
+            degrees. "geometry": four at elevation 0, azimuths 0, 90, 180 and 270 degrees, then one from above and one
+            from below.
+        reference: whether an object has a reference image.
+        anywhere: fraction of the objects, chosen at random, whose six cameras are turned together by a random azimuth,
+            and raised together to a random elevation from 0 to 30 degrees. Both are drawn for each object. Only for
+            "rays".
         fov: field of view of the cameras, degrees; 0: orthographic cameras.
     """
 
@@ -109,9 +112,10 @@ class ObjectViews(ABC):
     def view_directions(self, index: int) -> list[tuple[float, float]]:
         """Return (elevation, azimuth) of each of the six views of object `index`, in degrees; azimuth 0 is the front.
 
-        Most objects have the six fixed directions in the attribute `sides`, such as elevation 0 and azimuths 0, 45, 90,
-        180, 270 and 315. For a random fraction `anywhere` of the objects, all six views have one random elevation from
-        0 to 30 degrees (`inputs.RAISED`), and the azimuths of `sides` plus one random offset.
+        They are usually the six fixed directions in the attribute `sides`: for the `control` "rays", elevation 0 and
+        azimuths 0, 45, 90, 180, 270 and 315; for "geometry", four sides, above and below. A random fraction `anywhere`
+        of the objects, only for "rays", has other views: a random offset is added to the azimuths, and a random
+        elevation from 0 to 30 degrees (`inputs.RAISED`) replaces 0, each the same for all six views.
         """
         rng = np.random.default_rng([self.seed, self.split == "train", index, 6])
         if rng.random() >= self.anywhere:
@@ -139,17 +143,19 @@ class ObjectViews(ABC):
         return Captioned(np.concatenate(rgb), [self.caption(index) for index in indices], np.concatenate(c2w))
 
     def maps(self, index: int, size: int) -> Tensor:
-        """Return condition maps of object `index`: (6, 6, size, size), as (view, channel, row, column), in [0, 1].
+        """Return the condition maps of object `index`, in [0, 1]: (6, 6, size, size), as (view, channel, row, column).
 
-        Condition maps are an extra input of the network for each view. The six channels are two vectors with components
-        in [-1, 1], or [-0.5, 0.5] for positions, which are mapped to [0, 1]. The attribute `control` selects them:
+        Condition maps are an extra input of the network for each view. The six channels are two vectors. The attribute
+        `control` selects them:
 
-        - "rays", perspective cameras: Pluecker coordinates of a pixel's ray, direction d and moment origin x d.
-        - "rays", orthographic cameras: viewing direction, and unit vector from the origin to the camera. The maps are
-          (6, 6, 1, 1), because all pixels are equal.
+        - "rays", perspective cameras: Pluecker coordinates of a pixel's ray: direction d, and moment origin x d.
+        - "rays", orthographic cameras: viewing direction, and unit vector from the origin to the camera. All pixels are
+          equal, so the result has the shape (6, 6, 1, 1).
         - "geometry": position and normal of the surface. Pixels without surface are 0.5.
 
-        The vectors are in MV-Adapter's world: (x, y, z) of threedgen's world (z up, front +x) becomes (y, -x, z).
+        Positions, which are in [-0.5, 0.5], are stored as value + 0.5. All other vectors have components in [-1, 1],
+        stored as (value + 1) / 2. The vectors are in MV-Adapter's world: (x, y, z) of threedgen's world (z up, front
+        +x) becomes (y, -x, z).
         """
         at = self.cameras(index, size)
         if self.control == "rays":
@@ -169,11 +175,12 @@ def frame_on_grey(image: Tensor) -> Tensor:
 
 
 class MeshObjects(ObjectViews):
-    """Training source for MV-Adapter from a folder of meshes.
+    """Training source for MV-Adapter (`ObjectViews`, with its arguments) from a folder of meshes, `options.path`.
 
-    If examples have a reference image (argument `reference`), each mesh gives `options.pictures` training examples,
-    which differ in this image; else each mesh gives one. The last `options.held_out` meshes are the split "held-out",
-    all others the split "train".
+    A training example has six views of a mesh, their condition maps, a caption and, with the argument `reference`, an
+    image from near the front (reference image). Each mesh gives one example, or with `reference` a number of
+    `options.pictures` examples, which differ in their random cameras. The last `options.held_out` meshes are the split
+    "held-out", all others the split "train".
     """
 
     options: MeshFolderConfig

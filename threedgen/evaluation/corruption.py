@@ -78,8 +78,8 @@ def subdivided(part: Part) -> Part:
 def two_fronted(mesh: ColouredMesh) -> ColouredMesh:
     """Return a mesh whose back half is replaced by a copy of the front half, so that it has the Janus problem.
 
-    World axes: z up, front +x. The front half has x above the centre of the bounding box. Its copy is rotated by 180
-    degrees around the vertical axis through this centre and y = 0. A closed mesh that is symmetric in y stays closed.
+    World axes: z up, front +x. The front half has x > c, where c is the x of the bounding box's centre. Its copy is
+    rotated by 180 degrees around the vertical line x = c, y = 0. A closed mesh that is symmetric in y stays closed.
     """
     x = mesh.corners[..., 0]
     centre = (x.min() + x.max()) / 2

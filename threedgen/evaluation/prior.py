@@ -126,10 +126,10 @@ AssetFeatures = tuple[Array, Array, Array]
 class OwnPrior(PriorEvaluation[EvaluateOwnPriorConfig, AssetFeatures]):
     """Task "evaluate-own-prior": evaluate a prior that was trained on a user's assets (meshes with captions).
 
-    For the caption of each asset it samples views, which are compared with renders of the asset from the same cameras,
-    by FID and by the cosine of mean features. An item, the argument of `measure`, is the index of an asset; the result
-    is a tuple of three features (V, D) of the asset: of V renders, of V samples, and of V renders from other cameras.
-    The last are compared with the first too, to show the best values that samples can reach.
+    For the caption of each asset it samples V views. FID and the cosine of mean features compare them with renders of
+    the asset from the same cameras. The same metrics compare renders from other cameras with these renders, to show the
+    best values that samples can reach. An item, the argument of `measure`, is the index of an asset. The result is its
+    features (V, D), of width D, of the renders, of the samples, and of the renders from other cameras.
     """
 
     def __init__(self, task: Task) -> None:

@@ -59,12 +59,13 @@ def x0_errors(
 ) -> np.ndarray:
     """Predict the clean latents of view 0 in one step from noisy latents of all V views of each of N objects.
 
-    Return the mean squared errors (N,) of the predictions, float64.
+    Return the mean squared errors (N,) of the predicted latents (C, h, w) of view 0, float64.
 
     Args:
         prior: multi-view diffusion model.
-        objects: cameras, and the true latents of view 0.
-        z: clean latents (N, V, C, h, w) that noise is added to. View 0 is equal to view 0 of ``objects``.
+        objects: cameras of the views, and the true latents of view 0, with which the prediction is compared.
+        z: clean latents (N, V, C, h, w), to which noise is added. View 0 must be that of ``objects``; the others may be
+            views of another object.
         t: diffusion time steps (N, V), integers from 0 (little noise) to ``prior.schedule.T`` - 1.
         noise: Gaussian noise (N, V, C, h, w).
         captions: N prompts; None: the empty prompt for all objects.
@@ -90,22 +91,30 @@ def x0_errors(
 def measure_view_use(prior: Prior, objects: Objects, seed: int) -> Json:
     """Measure how much a multi-view prior uses the other views of an object when it denoises one view.
 
-    Noise is added to view 0, and the prior predicts its clean latents in one step. Views 1 to V - 1 of the input, here
-    called companions, differ between the cases:
+    Noise is added to all V views of each of N objects, and the prior predicts the clean latents of view 0 in one step.
+    The input differs between the cases below. Companions are views 1 to V - 1 of the input. The prompt is empty, except
+    in the case "caption".
 
-        true         companions are the other views of the same object, with the same noise level as view 0
-        wrong        companions are views of another object, with the same noise level as view 0
-        alone        companions are the other views at the last time step, which are almost pure noise
-        caption      as true, but with the caption of the object; all other cases have the empty prompt
-        clean        companions are the other views with little noise (t = 100), and view 0 is at the last time step
-        completed    as clean, and the prior is also conditioned on an object code (vector of what a caption leaves
-                     unspecified) fitted to the companions; only for priors with object codes
+        true         companions of the same object, at the time step of view 0
+        wrong        companions of another object, at the time step of view 0
+        alone        companions of the same object, at the last time step: almost pure noise
+        caption      companions of the same object, at the time step of view 0; the prompt is the object's caption
+        clean        companions of the same object, at the time step 100: little noise; view 0 is at the last time step
+        completed    input of "clean", and an object code (vector of what a caption leaves unspecified) fitted to the
+                     companions; only for priors with object codes
 
-    A prior that ignores the companions has equal errors in the cases true, wrong and alone. The result is a dict of
-    mean squared errors of the predictions with 95 % intervals. The list "levels" has one dict per time step "t" of view
-    0 (350, 500, 650, 800, 950), with the errors "true", "wrong", "alone" and "caption" and the ratios "true_over_alone"
-    and "wrong_over_alone". "clean" and "completed" are one error each. "copied" is the error if the mirrored view
-    opposite to view 0 is the prediction. "objects" is N, and "variance" is that of the latents.
+    A prior that ignores the companions has equal errors in the cases true, wrong and alone.
+
+    Returns:
+        Dict with the keys below. Errors are mean squared errors of the predicted latents, averaged over the objects.
+        Each error and ratio is a dict with "mean", "low" and "high" (95 % interval).
+        "levels": list with a dict for each time step of view 0: 350, 500, 650, 800, 950. Its keys are "t" (the time
+            step), "true", "wrong", "alone" and "caption" (errors), and "true_over_alone" and "wrong_over_alone" (ratios
+            of errors).
+        "clean", "completed": errors of these cases.
+        "copied": error of a trivial prediction: the latents of the view opposite to view 0, mirrored left to right.
+        "objects": N.
+        "variance": variance of the clean latents of all views.
     """
     z, last = objects.z, prior.schedule.T - 1
     noise = torch.randn(z.shape, generator=generator(seed, 0, "view use")).to(z)

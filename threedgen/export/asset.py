@@ -42,8 +42,9 @@ ConvexMesh = tuple[Array, Array]  # convex mesh: vertices (V, 3) float32, outwar
 class ExportedAsset:
     """Game asset in memory, the result of `make_asset`.
 
-    `files` maps file names to contents (bytes), `findings` the names of GLBs to errors and warnings of the Khronos
-    validator. `notes` are remarks for the user, `figures` statistics, and `seconds` the duration of each step.
+    `files` maps file names to contents (bytes). `findings` maps the names of GLBs to errors and warnings of the Khronos
+    validator. `notes` are remarks for the user. `figures` are the statistics for asset.json, such as "levels" (number
+    of triangles of each level of detail). `seconds` maps the names of export steps to durations.
     """
 
     name: str  # prefix of the file names

@@ -57,11 +57,15 @@ def check_overwrite(folder: Path, names: Iterable[str]) -> None:
 
 
 def write_files(folder: Path, files: Mapping[str, bytes], manifest: Tree) -> None:
-    """Write the files of an asset and asset.json to `folder`, and delete unchanged files of an earlier export.
+    """Write the files of an asset and asset.json to `folder`, and delete the files of an earlier export.
 
-    First, all data is written to disk under temporary names. Then the earlier files are deleted, asset.json is renamed,
-    and last the files that it lists. After an interruption, the next export therefore recognises every file as written
-    by an export.
+    Earlier files that were changed since are not deleted. The order of the steps is such that asset.json lists all
+    files of an export in `folder` even after an interruption, so that the next export may replace them:
+
+    1. Write all data under temporary names.
+    2. Delete the earlier files.
+    3. Rename the new asset.json, which replaces the old one.
+    4. Rename the other new files, which it lists.
 
     Args:
         files: file name -> content.

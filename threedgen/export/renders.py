@@ -112,10 +112,13 @@ class DepthFusion:
     def density(self, x: Tensor) -> Tensor:
         """Return the density (N,), per world unit, at points x (N, 3) in world units; larger inside the object.
 
-        In each depth image, a point has a distance to the visible surface along the ray, positive in front of the
-        surface. d is the second largest of these distances, clamped to +-0.05 radii (TRUNCATION) of the scene sphere.
-        The density falls with d like a sigmoid, to 0 at d = 0.05 radii. So a point is outside if at least two images
-        show it in front of the surface; a single image may be wrong (OUTLIERS).
+        In each depth image, the signed distance of a point is measured from the point to the visible surface, along the
+        ray from the camera: positive in front of the surface, negative behind it, infinite where the image shows
+        background. d is the second largest signed distance over all images. So a point counts as outside only if at
+        least two images show it in front of the surface; one image may be wrong (`OUTLIERS`).
+
+        With t = 0.05 scene radii (`TRUNCATION`), the density falls with d like a sigmoid, from 3.9 / t for d <= -t to 0
+        for d >= t.
         """
         _, ahead = self._lookup(x)
         distance = ahead.clamp(-self.truncation, self.truncation).topk(OUTLIERS + 1, dim=0).values[-1]
@@ -124,8 +127,9 @@ class DepthFusion:
     def colour(self, x: Tensor) -> Tensor:
         """Return sRGB colours (N, 3) in [0, 1] of points x (N, 3) in world units.
 
-        The colour of a point is the mean of the pixels to which it is projected, over the renders in which the visible
-        surface is within 0.05 radii (TRUNCATION) of the point. If there are no such renders, all renders are used.
+        Each point is projected to one pixel in each image. Its colour is the mean of these pixels, over the images in
+        which the surface at the pixel is within 0.05 scene radii (`TRUNCATION`) of the point, measured along the ray
+        from the camera. If there is no such image, it is the mean over all images.
         """
         index, ahead = self._lookup(x)
         weight = (ahead.abs() < self.truncation).float() + 1e-6

@@ -69,7 +69,8 @@ class Cameras:
     def position(self) -> Tensor:
         """Camera positions (B, 3) in world units.
 
-        For orthographic cameras, they are the world positions of the pixels (cx, cy) on the image planes.
+        For an orthographic camera, it is the origin of the ray through the pixel (cx, cy) of the intrinsics K. Depths
+        along the viewing axis are measured from there.
         """
         return self.c2w[:, :3, 3]
 

@@ -75,7 +75,11 @@ class GltfData:
         return self.files.read(path, count=size) if 0 < size <= MAX_KEPT else path
 
     def file_name(self, uri: str) -> str:
-        """Return the file name in a URI: `uri` percent-decoded, or unchanged if only the unchanged name is found."""
+        """Return the name of the file that a URI means: `uri` percent-decoded, such as "a b.png" for "a%20b.png".
+
+        If no file of this name is found beside the glTF file (see `SideFiles.find`), but one with the name `uri` is,
+        return `uri` unchanged.
+        """
         name = unquote(uri)
         return uri if self.files.find(name) is None and self.files.find(uri) is not None else name
 

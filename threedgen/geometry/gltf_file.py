@@ -76,11 +76,15 @@ class GltfFile:
                     yield submesh
 
     def submesh(self, primitive: Tree, node: Tree, weights: list[float], matrices: Array, colours: bool) -> Submesh:
-        """Read one primitive of the mesh of `node`; return its triangles, copied N times, in scene coordinates.
+        """Read one primitive of a mesh; return N copies of its triangles, in scene coordinates, as one submesh.
 
-        `primitive` and `node` are JSON objects of the file. `matrices` (N, 4, 4) are the node-to-scene transforms of
-        the N copies. A skinned primitive is placed by its joints instead, so its copies are equal. `weights` are the
-        mesh's weights of its morph targets, used if the node has none. If `colours` is True, the material is also read.
+        Args:
+            primitive: JSON object of the primitive.
+            node: JSON object of a node that has the mesh. Its skin and the weights of its morph targets are used.
+            weights: weights of the morph targets from the mesh, used if `node` has no weights.
+            matrices: (N, 4, 4) node-to-scene transform of each copy. A primitive with a skin is placed by its joints
+                instead, so that all N copies have the same place.
+            colours: whether to read the material.
         """
         position, weights = primitive["attributes"]["POSITION"], node.get("weights", weights)
         if DRACO in primitive.get("extensions", {}) and "bufferView" not in self.tree["accessors"][position]:

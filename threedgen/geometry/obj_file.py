@@ -43,19 +43,20 @@ class Material:
 
 
 class ObjText:
-    """Lines of an OBJ file, grouped so that NumPy can parse many lines at once.
+    """Lines of an OBJ file with the bytes `data`, grouped so that NumPy can parse many lines at once.
 
     Keys of lines are v (vertex position), vt (texture coordinates) and vn (normal). Raises ConfigError if the file has
     more lines, triangles, vertices or submeshes than the limits in `submesh.py`.
 
     Attributes:
         rows: key "v", "vt" or "vn" -> the lines with this key, without the key.
-        faces: (material name, whether faces have vt, whether faces have vn, number of corners) -> texts of the faces,
-            such as "1/4 2/5 3/6": for each corner the index of its v, and those of its vt and vn if it has them. They
-            start at 1.
+        faces: (material, vt, vn, C) -> the faces with this material and C corners. The bools vt and vn say whether
+            their corners have texture coordinates and normals. A face is a text such as "1/4/2 2/5/2 3/6/2": for each
+            corner the index of its v, its vt and its vn, as far as it has them. Indices start at 1.
         libraries: the lines with the key "mtllib", without the key; they name MTL files.
-        polypaint: lines of vertex colours by ZBrush, without the key #MRGB. Each line has the 8 hexadecimal digits
-            MMRRGGBB for one or more vertices, in the order of the vertices. MM is ZBrush's mask (not used).
+        polypaint: lines of vertex colours by ZBrush, without the key #MRGB. A line has 8 hexadecimal digits MMRRGGBB
+            per vertex, for one or more vertices, without spaces. All lines together have the order of the vertices. MM
+            is ZBrush's mask (not used).
     """
 
     def __init__(self, data: bytes) -> None:

@@ -68,16 +68,19 @@ def polygon_mesh(
 ) -> Submesh:
     """Split P polygons into triangles; return the submesh `base` with these triangles.
 
-    With `uv`, a vertex is stored once per distinct texture coordinate that it has. With `colours`, triangles share no
-    vertices: a vertex is stored once per triangle.
+    Vertices whose corners have different values are copied. The copies keep their other attributes in `base`, such as
+    the normal.
+
+    - With `uv`, a vertex has one copy per distinct texture coordinate of its corners. `colours` is ignored.
+    - With `colours` only, each triangle has its own three vertices, with the colour of its polygon.
+    - With neither, the vertices of `base` are unchanged.
 
     Args:
         base: submesh (part of a mesh with one material) with vertices (V, 3) and their attributes, without triangles.
         polygons: (P, C) vertex indices, or P arrays (C,) of different lengths. Lines and points, C < 3, are ignored.
-        uv: (P, 2 C) texture coordinates u, v of corner after corner, or P arrays (2 C,); None: use the vertices'
-            texture coordinates.
-        colours: (P, 3) sRGB colours of the polygons in [0, 1]; None: use the colours of the vertices. Ignored if `uv`
-            is set.
+        uv: texture coordinates of the corners of each polygon, (P, 2 C) or P arrays (2 C,), in the order u, v of the
+            first corner, u, v of the second, and so on; or None.
+        colours: (P, 3) sRGB colours of the polygons in [0, 1], or None.
     """
     from trimesh.visual.texture import unmerge_faces
 

@@ -63,10 +63,11 @@ def pixel_centres(height: int, width: int, device: torch.device) -> Tensor:
 
 
 def pixels_to_plane(pixels: Tensor, K: Tensor) -> Tensor:
-    """Convert pixels (..., N, 2) to points (x right, y down), (..., N, 2), on the image plane, with K^-1.
+    """Convert pixels (..., N, 2) to points (..., N, 2) on the image plane: x right and y down from the viewing axis.
 
-    K (..., 3, 3) is upper triangular. The points are in camera coordinates and world units; for perspective cameras,
-    they are at depth 1.
+    The points are K^-1 times the pixels, with upper triangular intrinsics K (..., 3, 3), in world units. For
+    perspective cameras, the image plane is at depth 1; for orthographic cameras, the points are the same at any depth.
+    y points down also for cameras whose poses have OpenGL axes (y up).
     """
     y = (pixels[..., 1] - K[..., 1, 2, None]) / K[..., 1, 1, None]
     x = (pixels[..., 0] - K[..., 0, 2, None] - K[..., 0, 1, None] * y) / K[..., 0, 0, None]
@@ -74,9 +75,10 @@ def pixels_to_plane(pixels: Tensor, K: Tensor) -> Tensor:
 
 
 def plane_to_pixels(plane: Tensor, K: Tensor) -> Tensor:
-    """Convert points on the image plane (x right, y down), (..., N, 2), to pixels (..., N, 2), with K (..., 3, 3).
+    """Convert points (..., N, 2) on the image plane, x right and y down, to pixels (..., N, 2), with K (..., 3, 3).
 
-    It is the inverse of `pixels_to_plane`.
+    The inverse of `pixels_to_plane`: the points are in world units, for perspective cameras on the plane at depth 1. K
+    are upper triangular intrinsics.
     """
     x, y = plane.unbind(-1)
     x = x * K[..., 0, 0, None] + y * K[..., 0, 1, None] + K[..., 0, 2, None]

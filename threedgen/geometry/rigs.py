@@ -103,12 +103,21 @@ def sample_multiview(
     height: int = 64,
     width: int = 64,
 ) -> Rig:
-    """Sample `n_groups` groups of `options.n_view` cameras with lights, for images of height x width pixels.
+    """Sample `n_groups` groups of `options.n_view` cameras around the origin, with one light per camera.
 
-    Before random shifts, the cameras of a group have the same elevation, distance and field of view, and evenly spaced
-    azimuths. `step` is the training step. Until step `options.progressive_until`, the ranges of elevation and azimuth
-    widen linearly, from only the elevation `options.progressive_elevation` and the azimuth 0 (+x), to the elevations in
-    `options` and all azimuths. The cameras are on the device of the generator.
+    The cameras of a group have the same random elevation, distance and field of view, and evenly spaced azimuths. Their
+    positions, look-at points and up vectors are then shifted at random, equally for the whole group
+    (`options.camera_perturb`, `center_perturb` and `up_perturb`). Each light is 0.8 to 1.5 world units from the origin,
+    in a random direction around that of its camera (`options.light_sample_strategy`).
+
+    Args:
+        options: ranges of the cameras and sizes of the shifts.
+        generator: random generator; the cameras are on its device.
+        step: training step. If `options.progressive_until` is not 0, the ranges of elevation and azimuth widen linearly
+            with the step. At step 0, they are only `options.progressive_elevation` and the azimuth 0 (+x); from the
+            step `options.progressive_until` on, they are `options.elevation_range` and all azimuths.
+        n_groups: number of groups.
+        height, width: image size in pixels.
     """
     ramp = min(1.0, step / options.progressive_until) if options.progressive_until else 1.0
     return rig_from_random_inputs(options, sample_random_inputs(options, n_groups, generator), height, width, ramp)
@@ -117,9 +126,19 @@ def sample_multiview(
 def sample_random_inputs(options: MultiviewCameraConfig, n: int, generator: torch.Generator) -> dict[str, Tensor]:
     """Return a dict of the random tensors from which `rig_from_random_inputs` computes `n` groups of cameras.
 
-    Tensors (n,), such as `elevation` and `azimuth`, and `camera_perturb` (n, 3) are uniform in [0, 1). Other tensors
-    (n, 3), such as `up_perturb`, are standard normal. The scalar `elevation_coin` is uniform in [0, 1): below 0.5, the
-    elevations of all groups are uniform in the angle, otherwise uniform on the sphere.
+    Uniform in [0, 1):
+
+    - elevation, azimuth, fov, distance, zoom and light_distance, (n,) each: positions in the ranges of these values;
+    - camera_perturb (n, 3): shift of the camera positions;
+    - light_azimuth and light_elevation (n,): direction of the lights, only with `options.light_sample_strategy`
+      magic3d;
+    - elevation_coin, a scalar for all groups: below 0.5, elevations are uniform in the angle, else uniform on the
+      sphere.
+
+    Standard normal, (n, 3) each:
+
+    - center_perturb and up_perturb: shifts of the look-at points and of the up vectors;
+    - light_direction: shift of the lights, only with `options.light_sample_strategy` dreamfusion.
     """
     uniform, gaussian = (partial(f, generator=generator, device=generator.device) for f in (torch.rand, torch.randn))
     inputs = {"elevation_coin": uniform(())}

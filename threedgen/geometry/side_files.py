@@ -43,11 +43,18 @@ class SideFiles:
     def find(self, name: str, beside: Path | None = None) -> Path | None:
         """Return the path of the file that the mesh file or its MTL file calls `name`; None if it is not found.
 
-        Four paths are tried in the folder of the mesh file: `name`, FILE, textures/FILE and ../textures/FILE, where
-        FILE is the last part of `name` (`name` itself is not tried if it is absolute or has ".."). Case is ignored. If
-        an MTL file names the file, `beside` is the folder of the MTL file, and the paths are tried there first. None:
-        the mesh file itself names the file. The percent-decoded `name` is tried last. Raises TooLarge if too many files
-        are searched.
+        In each folder, four paths are tried in this order, where FILE is the last part of `name`:
+
+        1. `name`, unless it is absolute or has "..",
+        2. FILE,
+        3. textures/FILE,
+        4. ../textures/FILE.
+
+        The folders are `beside`, if it is not None, and then the folder of the mesh file. Then all this is repeated
+        with the percent-decoded `name`. Case is ignored.
+
+        `beside` is the folder of the MTL file that names the file; None: the mesh file itself names it. Raises TooLarge
+        if too many files are searched.
         """
         found = [*self._candidates(name, beside), *self._candidates(unquote(name), beside)]
         return next((path for path in found if os.path.isfile(path) and self._inside(path)), None)

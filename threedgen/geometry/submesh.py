@@ -35,12 +35,14 @@ class Submesh:
         normals: (V, 3), or None if the file has none.
         uv: (V, 2) texture coordinates, v upwards, or None.
         faces: (F, 3) vertex indices, counter-clockwise seen from outside.
-        colours: without a texture, (V, 3) sRGB or (V, 4) sRGB and alpha, in [0, 1]. With a texture, (V, 3 or 4) linear
-            factors of the texture's values. None: there are no colours.
+        colours: (V, 3), or (V, 4) with alpha, in [0, 1]. Without a texture, these are sRGB colours of the vertices.
+            With a texture, they are factors: the texture's colours are converted from sRGB to linear values and
+            multiplied by them, and its alpha is multiplied by theirs. None: there are no vertex colours or factors.
         texture: texture, or None.
         wrap: wrap modes of the texture along u and v: "repeat", "mirror" or "clamp".
         cutoff: points with at least this alpha are opaque, others invisible. None: alpha is the opacity.
-        flat: True if the file has neither vertex colours nor a texture for this submesh.
+        flat: True if the file has neither vertex colours nor a texture for this submesh, so that `colours` has the
+            material's colour, or white, at all vertices. False if colours were not read.
     """
 
     vertices: Array

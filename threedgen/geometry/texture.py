@@ -18,14 +18,16 @@ from threedgen.run.arrays import Array
 
 @dataclass(frozen=True)
 class Texture:
-    """Texture of a material, with one byte per channel, and a table of the values that the bytes stand for.
+    """Texture of a material: an image of bytes, and a table that converts the bytes to colours.
 
-    `pixels` is the unchanged image; the table includes the material's colour factor, which multiplies linear colours.
+    The table can include a colour factor of the material: a byte is converted to a linear value, multiplied by the
+    factor, and converted back to sRGB. So the image itself stays unchanged.
 
     Attributes:
-        pixels: (H, W, 3 or 4) uint8.
-        table: (256, 3 or 4) float32 in [0, 1]. table[b, c] is the value of byte b in channel c: sRGB for c < 3,
-            straight alpha for c = 3. With 3 channels in `pixels` and 4 in the table, alpha is table[255, 3] everywhere.
+        pixels: (H, W, 3 or 4) uint8, sRGB and possibly alpha.
+        table: (256, 3 or 4) float32 in [0, 1]. table[b, c] is the value of byte b in channel c: sRGB for c = 0, 1, 2,
+            and straight (not premultiplied) alpha for c = 3. The texture has alpha if the table has 4 channels. If
+            `pixels` then has only 3, the alpha of all pixels is table[255, 3].
     """
 
     pixels: Array
@@ -35,8 +37,8 @@ class Texture:
     def tinted(cls, image: Array, factor: tuple[float, ...]) -> "Texture":
         """Create a texture from an sRGB image, uint8 (H, W, 3 or 4), multiplied by an RGB or RGBA factor.
 
-        The factor multiplies linear colours, not sRGB values. The texture has alpha only if the factor has four values,
-        and the image has alpha or the factor's alpha is not 1.
+        The factor multiplies linear colours, not sRGB values. With an RGB factor, the texture has no alpha. With an
+        RGBA factor, it has alpha if the image has alpha or the factor's alpha is not 1.
         """
         levels = np.arange(256, dtype=np.float32)[:, None] / 255
         table = np.repeat(levels, 3, axis=1)

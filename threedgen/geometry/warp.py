@@ -185,11 +185,13 @@ def overlap(depth: Tensor, cameras: Cameras, one: int, other: int) -> float:
 def key_frames(depth: Tensor, cameras: Cameras, min_overlap: float) -> list[int]:
     """Return the indices of the key frames of a video of N frames, which MVDiffusion (section 4.2) generates first.
 
-    Frame 0 is the first key frame. If k is a key frame, the next one is frame m - 1, where m >= k + 2 is the first
-    frame whose overlap with k is below `min_overlap`; without such an m, k is the last key frame. The overlap of two
-    frames is the smaller of two fractions: the fraction of the pixels of one that reproject into the image of the
-    other, and the reverse. `depth` is (N, H, W) along the viewing axis in world units; pixels with depth 0 (unknown)
-    are never reprojected.
+    Frame 0 is the first key frame. After key frame k, the frames k + 2, k + 3, ... are compared with k. The frame
+    before the first one whose overlap with k is below `min_overlap` is the next key frame. If there is none, k is the
+    last one.
+
+    The overlap of two frames is the smaller of two fractions: the fraction of the pixels of one that reproject into the
+    image of the other, and the reverse. `depth` is (N, H, W) along the viewing axis in world units; pixels with depth 0
+    (unknown) are never reprojected.
     """
     keys = [0]
     for number in range(2, len(depth)):
@@ -233,16 +235,18 @@ def check_pose_convention(
 ) -> None:
     """Raise ConfigError if depths of nearby frames agree much better with inverted poses than with configured ones.
 
-    The user has then probably confused camera-to-world and world-to-camera poses. The agreement of a pair of frames is
-    the fraction of pixels whose depths agree. A pair with the agreement a for one kind of poses and b for the other
-    kind supports the first kind if a > 0.3 and a > 2 b + 0.1. Let m pairs support the inverted poses, and n pairs the
-    configured ones. The error is raised if m is at least a quarter of all pairs, and more than 2 n.
+    The user has then probably confused camera-to-world and world-to-camera poses. Pairs of nearby frames are read
+    twice: with the configured convention and with the inverse one. The agreement of a pair is the fraction of pixels
+    that have the same depth in both frames, up to 5 % (`depth_agreement`). A pair supports the convention with which
+    its agreement is above 0.3, and also above 2 * (agreement with the other convention) + 0.1. The error is raised if
+    at least a quarter of all pairs support the inverse convention, and these are more than twice as many as those that
+    support the configured one.
 
     Args:
         read: function that reads P pairs of nearby frames, chosen by `spread_pairs`. Its argument, "c2w" or "w2c", says
             how to interpret the stored poses. It returns depths (2 P, H, W) in world units and 2 P cameras; frames 2 i
             and 2 i + 1 are a pair.
-        convention: configured kind of the stored poses, "c2w" or "w2c".
+        convention: configured convention of the stored poses, camera-to-world ("c2w") or world-to-camera ("w2c").
         name, key: name of the data set and config key, for the error.
     """
     inverse: Poses = "w2c" if convention == "c2w" else "c2w"

@@ -56,10 +56,11 @@ class BlockCache:
         return self.array[int(index)]
 
     def store(self, block: int, values: Array) -> None:
-        """Write the rows `values` (size, *shape) of the block with the index `block`, and mark the block as stored.
+        """Write the block with the index `block`, and mark it as stored.
 
-        The last block needs `size` rows too: pad it if `count` is no multiple of `size`. Raises DiskFull if less than
-        100 MiB of disk space are free.
+        `values` (size, *shape) are the rows of the block. `size`, the number of rows per block, and `shape`, the shape
+        of a row, are those of the constructor. The last block has `size` rows too: pad it if the array's length is no
+        multiple of `size`. Raises DiskFull if less than 100 MiB of disk space are free.
         """
         if shutil.disk_usage(self.folder).free < SPARE:
             raise DiskFull(f"{self.folder} has no room. Make room there and run the same command again")

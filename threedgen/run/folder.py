@@ -183,25 +183,26 @@ def choose_folder(config: BaseModel, config_name: str) -> tuple[Path, Tree | Non
     """Choose, but do not create, the folder of a run: `config.out` if set, else a folder in outputs/CONFIG_NAME.
 
     In short: a run of the same config is resumed, unfinished leftovers are replaced, and results of another config are
-    never touched.
+    never touched. Results are all files that `has_results` counts, so not config.yaml and the lock file.
 
-    A folder in outputs/CONFIG_NAME is named after the prompt or mesh file, NAME ("run" without both). The result is the
-    first of NAME, NAME-2, NAME-3, ... for which one of these cases holds:
+    Without `config.out`, the folder is the first of NAME, NAME-2, NAME-3, ... in outputs/CONFIG_NAME that is suitable.
+    NAME is made from the prompt or the name of the mesh file ("run" without both). A folder is suitable if
 
-    - The folder is missing or has neither results nor a config.yaml.
-    - The folder has a config.yaml but no results, and the last process that locked it has ended without being killed.
-    - The folder has a run of the same config: its config.yaml has the same trainer.max_steps as `config`, and differs
-      from it at most in `NEUTRAL_KEYS`, the keys that every task may change on resume, such as out and threads.
+    - it is missing, or has neither results nor a config.yaml,
+    - it has a config.yaml but no results, and the process that locked it last has released it, so that it is not
+      running and was not killed, or
+    - its config.yaml has the same trainer.max_steps as `config`, and otherwise differs at most in `NEUTRAL_KEYS`, the
+      keys that every task may change on resume, such as out and threads.
 
-    The config.yaml in the chosen folder decides whether a run is resumed:
+    The config.yaml in the chosen folder decides whether the run is resumed:
 
-    - There is no config.yaml: the run is new. Raises ConfigError if the folder has other files.
-    - config.yaml differs from `config` at most in keys that may change on resume: `NEUTRAL_KEYS` (trainer.max_steps is
-      one) and `config.changeable_on_resume`. The run in the folder is resumed.
-    - config.yaml differs in other keys: the run is new and replaces the one in the folder. Raises ConfigError if the
-      folder has results, which can only happen with `config.out`.
+    - It differs from `config` at most in keys that may change on resume: the run in the folder is resumed. These keys
+      are `NEUTRAL_KEYS` (trainer.max_steps is one) and `config.changeable_on_resume`.
+    - It differs in other keys, or is missing: the run is new. An old config.yaml will be replaced.
 
     Returns the folder, and the content of its config.yaml as nested dicts if the run is resumed, None if it is new.
+    Raises ConfigError if the folder `config.out` has results but a config.yaml that is missing or differs in other
+    keys, or if its config.yaml cannot be read.
     """
     out = getattr(config, "out", None)
     folder = _own_folder(config, config_name) if out is None else user_path(out, "out")

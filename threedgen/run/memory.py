@@ -130,9 +130,9 @@ class PeakMemory(TorchDispatchMode):
         live: bytes of all tensors that were created in the context and exist now, each rounded up to 512 bytes as by
             torch's GPU allocator.
         peak: largest value of `live` so far.
-        launches: number of torch operators on the device that launch kernels; views and allocations do not count.
-        times: number that each operator adds to `launches`, usually 1. Code that measures only one of n equal chunks of
-            rays, and skips the others, sets it to n for this chunk.
+        launches: number of calls of torch operators on the device that launch kernels, so no views and allocations.
+        times: number that each of these calls adds to `launches`, usually 1. To save time, a measured render runs only
+            a few of its equal chunks of rays; while one of them stands for m chunks, `times` is m.
     """
 
     times: ClassVar[int] = 1
@@ -206,8 +206,8 @@ class _Saved:
 def graph_bytes(make: Callable[[], object]) -> int:
     """Call `make` once, and return the bytes that autograd keeps for a backward pass from its result.
 
-    Memory that several tensors share counts once. Saved parameters count too. To get the bytes without them, call the
-    function for two input sizes and subtract.
+    Memory that several tensors share counts once. Saved parameters count too. They cancel out in the difference of two
+    calls, with a small and a large input of the network: it is the bytes for the additional input alone.
     """
     alive: WeakSet[_Saved] = WeakSet()
 

@@ -58,9 +58,12 @@ class Speed:
     def left(self, total: int) -> list[str]:
         """Return a list with the time until step `total`, such as ["6 s left"]; [] at the end or while it is unknown.
 
-        The steps between the first two different values of `step` in `mark` are slow, because kernels are compiled.
-        They are measured only if they took at least 30 seconds (WINDOW) and are at least 3 % of `total` (MIN_SHARE).
-        The time is known once the measured steps took 30 seconds, or are at least two and at least 3 % of `total`.
+        The first steps, up to the first call of `mark` in which `step` has increased, are slow, because kernels are
+        compiled. They are left out of the measurement, unless they took at least 30 seconds (WINDOW) and are at least
+        3 % of `total` (MIN_SHARE).
+
+        The time is known when the measured steps took 30 seconds, or when their number is both at least 2 and at least
+        3 % of `total`.
         """
         if self._warm is None:
             return []

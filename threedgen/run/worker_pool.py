@@ -31,6 +31,10 @@ def run_jobs(
 ) -> int:
     """Call `work(job)` for each job, in this process or in parallel workers. To resume, pass only unfinished jobs.
 
+    If `work` raises an exception or its worker dies, the attempt has failed, and the job is repeated until it has had
+    `options.attempts` attempts. An ExpectedError (error that the user can correct) other than OutOfMemory, and an error
+    of a full or failed disk, end the call instead.
+
     Parallel workers are asked to stop at the first Ctrl-C or SIGTERM; a second Ctrl-C raises KeyboardInterrupt and
     kills them. With the engine "here" (this process), `work` itself must handle signals, and raise `Stopped`.
 
@@ -38,8 +42,7 @@ def run_jobs(
         jobs: the jobs, objects that `work` takes. While all workers are busy, at most one job is read ahead.
         work: function that does one job. With parallel workers it must be picklable.
         on_done: function that is called in this process with each job and the result of `work`.
-        on_failed: function that is called with a job and the error message of the last attempt, if all attempts raised
-            an exception or lost their worker.
+        on_failed: function that is called with a job and the error message of its last attempt, if all attempts failed.
         options: `engine` ("here", "processes" or "ray"), number of `workers`, `attempts` per job, and options of Ray.
         on_start: function that is called with a job before each attempt.
 
@@ -47,8 +50,7 @@ def run_jobs(
         Exit code: 0 if all jobs are done or failed; 130 after Ctrl-C, or 143 after SIGTERM.
 
     Raises:
-        ExpectedError: `work` raised an ExpectedError (its message is for the user) or a disk error. OutOfMemory is not
-            raised again: it counts as a failed attempt.
+        ExpectedError: `work` raised an ExpectedError other than OutOfMemory, or the disk is full or failed.
         ConfigError: no Ray cluster responds, or no local process can be started.
         WorkerLost: several workers died in a row, or the Ray cluster does not answer.
     """
@@ -134,20 +136,23 @@ class WorkerPool(Generic[J, R]):
         return self.code != 0
 
     def fetch(self, jobs: Iterable[J]) -> bool:
-        """Read the next job from the iterator `jobs` into the list `queue`, unless a job waits there already.
+        """Read the next job into the list `queue` if no job waits there, and return whether a waiting job may start.
 
-        After Ctrl-C or SIGTERM no job is read. Returns whether a job waits that may start: False after these signals.
+        `jobs` is an iterator. The result is False if no job is left, and after Ctrl-C or SIGTERM; then no job is read.
         """
         if not self.queue and not self.stopped():
             self.queue += [(job, 1) for job in islice(jobs, 1)]
         return bool(self.queue) and not self.stopped()
 
     def answer(self, future: Future[Outcome], worker: Worker) -> Outcome:
-        """Return the result of a finished attempt at a job, and mark the worker, or its replacement, as idle.
+        """Return the result of a finished attempt at a job as a pair (state, value), and mark its worker as idle.
 
-        The result is that of the function `attempt`: ("done", result of the job), ("stopped", exit code) or ("error",
-        (message, traceback)). A dead worker gives "error", and a new worker replaces it. If the job raised an
-        ExpectedError, it is raised again. Raises WorkerLost if more than count * (attempts + 1) workers died in a row.
+        `worker` did the job, and `future` is what its method `submit` returned. The result is ("done", result of the
+        job), ("stopped", exit code) or ("error", (message, traceback)). If the worker died, the result is an "error",
+        and a new worker takes its place.
+
+        Raises the ExpectedError (error that the user can correct) with which a job ended. Raises WorkerLost if too many
+        workers died in a row: more than C * (A + 1), for C workers and A attempts per job.
         """
         if death := future.exception():
             worker.close()

@@ -39,7 +39,7 @@ def attempt(work: Callable[[J], object], job: J, table: dict[str, dict[str, regi
         - ("done", result of `work`)
         - ("stopped", exit code) after Ctrl-C or SIGTERM
         - ("error", (message, "")) if there was not enough memory
-        - ("expected", exception) for any other ExpectedError or a disk error
+        - ("expected", exception) for any other error that the user can correct (ExpectedError), such as a full disk
         - ("error", (message, traceback)) for any other exception
     """
     registry.TABLE.update(table)
@@ -64,9 +64,13 @@ class Worker:
     nothing in this class.
 
     `submit(work, job, table)` calls `work(job)` in the worker, after it has copied `table`, the component registry of
-    the main process, into the worker's registry. It returns a future of a pair (state, value): ("done", result of
-    `work`), ("stopped", exit code), ("expected", exception) or ("error", (message, traceback)). If the worker dies,
-    the future has an exception.
+    the main process, into the worker's registry. It returns a future. If the worker dies, the future has an exception.
+    Otherwise its result is a pair (state, value), which says how the job ended:
+
+    - ("done", result of `work`)
+    - ("stopped", exit code) after Ctrl-C or SIGTERM
+    - ("expected", exception) for an error that the user can correct (ExpectedError), such as a full disk
+    - ("error", (message, traceback)) for any other exception, or (message, "") if there was not enough memory
     """
 
     def submit(self, *task: Any) -> Future[Outcome]:
@@ -171,9 +175,12 @@ class RayTask(Worker):
 
 
 def attempt_for_ray(*task: Any) -> Outcome:
-    """Call `attempt(*task)`, which runs a job, in a Ray task, and return its result. `task` is (work, job, table).
+    """Call `work(job)` in a Ray task, and return how it ended and its result, as a pair (state, value).
 
-    If Ray cancels the task, by SIGINT, the result is ("stopped", 130).
+    `task` is (work, job, table), the arguments of the function `attempt`. `table` is the component registry of the main
+    process. The result is that of `attempt`: ("done", result of `work`), ("stopped", exit code), ("expected",
+    exception) for an error that the user can correct, or ("error", (message, traceback)). If Ray cancels the task, by
+    SIGINT, the result is ("stopped", 130).
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)  # processes started with & ignore SIGINT
     try:

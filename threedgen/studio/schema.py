@@ -132,10 +132,10 @@ class Words(BaseModel):
     Attributes:
         words: all words of the prompt.
         notes: warnings for the user.
-        nouns: suggested nouns (names of objects) of the vocabulary. If `typed` is not empty: the nouns that start with
-            it. Otherwise: examples, or none if the prompt has a known noun.
-        typed: last word of the prompt, if it is unknown and nouns start with it, such as "eleph"; one of `nouns` can
-            replace it. Otherwise "".
+        nouns: nouns (names of objects) of the vocabulary to suggest. If the last word is the beginning of nouns, such
+            as "eleph", and no known word itself: these nouns. Otherwise, if the prompt has a known noun: []. Otherwise:
+            examples.
+        typed: this last word if `nouns` completes it, such as "eleph"; else "".
     """
 
     words: list[Word] = []

@@ -42,10 +42,14 @@ def branches(options: Any, image: bool = False) -> tuple[Branch, ...]:
 def geometry(views: int, size: Sequence[int], fov: float = pi / 2, depth: bool = False) -> Geometry:
     """Return cameras with which the memory of MVDiffusion is measured.
 
-    In MVDiffusion, a pixel attends to pixels of other views that show the same place. `depth` False: cameras of a
-    panorama. True: cameras with equal poses and depth maps; then each view attends to all others, the case with the
-    highest memory use. `views` is the number of cameras, `size` (H, W) their image size in pixels, `fov` their
-    horizontal field of view in radians.
+    In MVDiffusion, a pixel attends to pixels of other views that show the same place.
+
+    Args:
+        views: number of cameras.
+        size: (H, W) of their images in pixels.
+        fov: horizontal field of view in radians.
+        depth: False: cameras of a panorama. True: cameras that all have the same pose and the same depth map. All views
+            then show the same places, so each view attends to all others, the case with the highest memory use.
     """
     height, width = size
     K = panorama.intrinsics(fov, height, width)

@@ -98,8 +98,9 @@ class MetaPrior(Prior):
     def measure_graph_memory(self, images: int) -> None:
         """Set the attribute `graph_memory` to a meta tensor with as many bytes as a CUDA graph of the UNet allocates.
 
-        `images` is the number of latents in a call of the UNet. Without CUDA graphs the tensor is empty. The tensor is
-        then passed to the function `measure`, in its argument `kept`, so that the bytes of the graph count.
+        `images` is the number of latents in a call of the UNet. The tensor is empty if a run with this prior uses no
+        CUDA graph (`cuda_graph` is False). Code that measures a step must count this tensor as memory in use: it passes
+        it to the function `measure` in the list `kept`.
         """
         self.graph_memory = torch.empty(0, device=META)
         if self.cuda_graph:
@@ -172,8 +173,12 @@ SINGLE = {F.group_norm, F.layer_norm, F.mse_loss}
 class Kernels(TorchFunctionMode):
     """Context in which networks on torch's meta device (tensors without values) need as many bytes as on a real device.
 
-    Attention stores no attention weights, like fused kernels. Since torch has no autocast for the meta device, the
-    context does its conversions of arguments, to `half` or to float32. `half` float32: no autocast.
+    It imitates two things that save memory there:
+
+    - Fused attention kernels: attention weights are not stored.
+    - Autocast, which torch does not have for the meta device. The arguments of linear layers, convolutions, matrix
+      products and attention are converted to `half`, those of group norms, layer norms and squared errors to float32.
+      `half` float32: no autocast.
     """
 
     def __init__(self, half: torch.dtype = torch.float32) -> None:

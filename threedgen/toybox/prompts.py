@@ -140,12 +140,13 @@ class ToyboxPrompts:
         return warnings
 
     def suggest(self, prompt: str) -> tuple[str, list[str]]:
-        """Suggest nouns for an unfinished prompt. Return (start of a noun, at most 10 nouns).
+        """Suggest nouns for an unfinished prompt. Return the start of a noun, or "", and a list of at most 10 nouns.
 
-        The first case that applies decides. "Known" nouns are those that the prior (diffusion model) knows.
-        - The last word is unknown, and known nouns start with it: this word, and these nouns.
-        - The prompt contains a known noun: "" and no nouns.
-        - All other prompts: "" and one known noun of each family (group of nouns, such as "animals").
+        "Known" nouns are those that the prior (diffusion model) knows. There are three cases:
+        1. If the prior does not know the last word of the prompt, and known nouns start with it, return it and these
+           nouns.
+        2. Else, if the prompt contains a known noun, return "" and an empty list.
+        3. Else return "" and one known noun of each family (group of nouns, such as "animals").
         """
         last = prompt.lower().rpartition(" ")[2]
         if self.vocabulary and last.isalpha() and last not in self.vocabulary.known:

@@ -102,8 +102,9 @@ def similar(word: str, known: Collection[str], families: Mapping[str, Sequence[s
     1. Synonyms and similar objects (`also_called`).
     2. Words that differ by a likely typing error: two adjacent letters are swapped, or in a word of seven or more
        letters one letter is wrong, missing or added.
-    3. Only if 1 and 2 give nothing: nouns of the family of `word`, a group of nouns such as "animals", according to the
-       table `FAMILIES`. `families` maps each family to its known nouns; None: this step is left out.
+    3. Only if 1 and 2 give nothing: known nouns of the same family (group of nouns, such as "animals"). The table
+       `FAMILIES` has the families of nouns that the toybox lacks, such as "camel". `families` maps each family to its
+       known nouns; None: this step is left out.
     """
     found = [*also_called(word, known), *_misspelt(word, known)]
     if not found and families:

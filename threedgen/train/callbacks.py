@@ -217,10 +217,13 @@ def loss_scaler(trainer: Trainer) -> torch.amp.GradScaler | None:
 class FiniteGuard(StepCallback):
     """Callback that skips steps with a non-finite loss or gradient, and stops the run after 10 skips in a row.
 
-    A skipped step does not change the weights and counts as done: the next step uses other random numbers. With a loss
-    scaler (precision 16-mixed), the scaler itself skips steps with infinite gradients, and the guard stops the run if
-    a gradient is not finite at a loss scale below 1. The attribute `failure` is a message with the reason why the run
-    stopped, such as the name of the loss term or parameter that is not finite; None if the guard did not stop it.
+    A skipped step does not change the weights and counts as done: the next step uses other random numbers. The
+    attribute `failure` is a message with the reason why the run stopped, such as the name of the loss term or parameter
+    that is not finite; None if the guard did not stop it.
+
+    A loss scaler (precision 16-mixed) itself skips steps with infinite gradients, and lowers the loss scale after each.
+    The guard then counts only non-finite losses as skips. It also stops the run at once if a gradient is not finite at
+    a loss scale below 1, because the scale can then no longer be the cause.
     """
 
     def __init__(self) -> None:

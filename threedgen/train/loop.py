@@ -68,8 +68,9 @@ def fit(
 ) -> Status:
     """Train `module` up to config.trainer.max_steps, with checkpoints in `folder`/checkpoints.
 
-    If config.checkpoint.finish is True and there is a checkpoint to resume from, `module` is only restored from it, so
-    that the caller can write its results. The status is then INTERRUPTED if steps are left.
+    If config.checkpoint.finish (flag --finish) and `resume` are True and there is a checkpoint, nothing is trained:
+    `module` is restored from the checkpoint, so that the caller can write its results. The status is then INTERRUPTED
+    if the checkpoint has fewer steps than config.trainer.max_steps, as after a stop by Ctrl-C, else FINISHED.
 
     Args:
         module: module to train.
@@ -233,8 +234,9 @@ def _run(trainer: pl.Trainer, module: pl.LightningModule, path: Path | None) -> 
 def deterministic(options: TrainerConfig) -> bool | Literal["warn"]:
     """Return the value for the option `deterministic` of Lightning's Trainer: True, False or "warn" (only warnings).
 
-    It is `options.deterministic`, but on CUDA False in place of "warn": some additions of the hash grid's Triton
-    kernels have no fixed order there, so deterministic sums elsewhere would only cost time.
+    It is `options.deterministic`, except that on CUDA "warn" becomes False. There, deterministic algorithms would cost
+    time and still not make runs repeatable, because some sums in the Triton kernels of the hash grid have no fixed
+    order.
     """
     on_gpu = options.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     return False if options.deterministic == "warn" and on_gpu else options.deterministic

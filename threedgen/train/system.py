@@ -29,14 +29,15 @@ METRICS_KEY, SECONDS_KEY = "metrics", "seconds"
 class System(pl.LightningModule):
     """Base class of all training modules: a LightningModule with reproducible random numbers.
 
-    A subclass implements `training_step(batch, index)`, which returns the loss; `batch` is the number of the batch
-    since the start of the run. It may override `validate`, `resize` and `elementwise`. The generators that `rng`
-    returns depend only on the run's seed, the step, a purpose such as "cameras", and the rank.
+    A subclass implements `training_step(batch, index)`, which returns the loss. `batch` is no data, but the number of
+    the batch since the start of the run, from 0. `index` is Lightning's `batch_idx`, which is not needed. A subclass
+    may override `validate`, `resize` and `elementwise`. The generators that `rng` returns depend only on the run's
+    seed, the step, a purpose such as "cameras", and the rank.
 
     Attributes:
         stage: text in front of the progress display, by default "training"; may change during training.
-        config_yaml: the arguments `config` (without `out`) and `facts` as YAML; saved in checkpoints and compared on
-            resume.
+        config_yaml: config of the run (or the section of it that the constructor got) without `out`, and further facts
+            such as the checksum of a vocabulary, as YAML; saved in checkpoints and compared on resume.
         weights: SHA-256 of the weight files that the run starts from, by config key; saved in checkpoints and compared
             on resume.
         terms: terms of the last loss by name; they are logged, and named in the error if one is not finite.
@@ -164,7 +165,8 @@ class System(pl.LightningModule):
         """Add learning rate schedules to an optimizer. Return both as the dict that `configure_optimizers` returns.
 
         `rates` has one schedule for all parameter groups, or one for each. A schedule is a config value (a number or
-        {step: value}) or a function of the step. The learning rate is its value times the optimizer's `lr`, usually 1.
+        {step: value}) or a function from the step to a number. The learning rate is the value of the schedule times the
+        `lr` with which the optimizer was built. Build it with `lr` 1 if the values are learning rates, not factors.
         """
         steps = [rate if callable(rate) else partial(at, rate, max_steps=self.max_steps) for rate in rates]
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, steps if len(steps) > 1 else steps[0])

@@ -152,16 +152,16 @@ class Task:
     ) -> Status:
         """Train a LightningModule, write results and summary.json, and return the final status of the training.
 
-        A training that is stopped before its last step is unfinished: it writes no results, and can be resumed. If it
-        is resumed with the flag --finish, it trains no further, and the results of the last checkpoint are written if
-        `partial` is True. A failed training never writes results.
+        Results are written after the last step. A training that is stopped earlier is unfinished: it writes no results,
+        and can be resumed. If it is resumed with the flag --finish, it trains no further; if `partial` is True, it then
+        writes the results of its last checkpoint. A failed training never writes results.
 
         Args:
             system: module to train.
             metrics: names in `system.metrics` to show in the progress display.
             finish: function that writes the results and returns further entries {name: value} of summary.json.
-            partial: True: call `system.validate` before `finish`, and allow results of an unfinished training. False:
-                do neither.
+            partial: whether --finish writes the results of an unfinished training. If True, `system.validate` is also
+                called each time before `finish`.
         """
         status = self.fit(system, metrics)
         if self.has_results(status) and (partial or status is Status.FINISHED):
@@ -251,9 +251,8 @@ def run_task(
 ) -> int:
     """Run a task, print the path of its result on stdout, and return the exit code.
 
-    A resumed run that is already finished is not run again, unless `rerun_finished` is True.
-
-    The exit code is 0 if results were written, else that of the final status, such as 130 after Ctrl-C.
+    The exit code is 0 if results were written or the resumed run was finished before, else that of the final status,
+    such as 130 after Ctrl-C.
 
     Args:
         work: function that does the task; it returns the final status (None: finished) or raises `Stopped`.
@@ -262,9 +261,9 @@ def run_task(
         quiet: show neither weight files nor progress.
         result: file or folder in the run folder whose path is printed.
         files: names of result files. If a file that the run has written is missing, the run does not count as finished.
-        rerun_finished: whether a resumed run calls `work` from the start, with `task.resume` False, even if it is
-            finished. For tasks such as evaluations, which have no checkpoints, but keep the results of their slow parts
-            in the run folder.
+        rerun_finished: False: a resumed run continues, and is not run again if it is finished. True: a resumed run,
+            finished or not, calls `work` from the start, with `task.resume` False. This is for tasks such as
+            evaluations, which have no checkpoints, but keep the results of their slow parts in the run folder.
     """
     task = Task(config, resume, quiet, files)
     task.resume &= not rerun_finished
@@ -276,11 +275,16 @@ def run_task(
 
 
 def run_prepared(work: Callable[[Task], Status | None], task: Task, hint: str = "") -> Status:
-    """Run a task unless it is resumed and already finished, release the lock of its folder, and return the status.
+    """Run a task, release the lock of its run folder, and return the final status.
 
-    Unlike `run_task`, it takes a prepared `Task`, prints no path and returns no exit code. `work` is the function that
-    does the task; it returns the status (None: finished) or raises `Stopped`. `hint` is appended to the warning that a
-    run is finished already.
+    A resumed run that is finished already is not run again: a warning is logged, and the status is FINISHED. `run_task`
+    calls this function, and also prints the path of the result.
+
+    Args:
+        work: function that does the task; it returns the final status (None: finished) or raises `Stopped`, whose exit
+            code determines the status.
+        task: the run, with its config and folder.
+        hint: text that is appended to the warning.
     """
     trainer = getattr(task.config, "trainer", None)
     try:

@@ -29,10 +29,11 @@ RAISED = (0.0, 30.0)
 
 
 def cameras_from_angles(angles: Sequence[tuple[float, float]], height: int, width: int, fov: float = 0.0) -> Cameras:
-    """Return B cameras that look at the origin and show the cube [-0.5, 0.5]^3, into which the mesh fits.
+    """Return B cameras that look at the origin from given angles, for a mesh in the cube [-0.5, 0.5]^3.
 
-    The shorter side of the image shows 1.1 world units, with perspective at distance 0.5 in front of the origin. The
-    distance of the cameras from the origin is 1.8 (orthographic) or 0.5 + 0.55 / tan(fov / 2) (perspective).
+    The shorter side of the image shows 1.1 world units. With perspective, this is the extent in the plane that faces
+    the camera, 0.5 in front of the origin. The distance of the cameras from the origin is 1.8 (orthographic) or
+    0.5 + 0.55 / tan(fov / 2) (perspective).
 
     Args:
         angles: B pairs (elevation, azimuth) in degrees. Elevations are positive for views from above. Azimuth 0 is the
@@ -45,10 +46,10 @@ def cameras_from_angles(angles: Sequence[tuple[float, float]], height: int, widt
 
 
 def cameras_facing_mesh(c2w: Tensor, height: int, width: int, fov: float = 0.0) -> Cameras:
-    """Return B cameras with the viewing directions of `c2w` that show the cube [-0.5, 0.5]^3, into which a mesh fits.
+    """Return B cameras with the viewing directions of `c2w`, for a mesh in the cube [-0.5, 0.5]^3.
 
-    The shorter side of the image shows 1.1 units, the longer side more. With perspective, this is the extent in the
-    plane that faces the camera at distance 0.5 in front of the origin.
+    The shorter side of the image shows 1.1 world units, the longer side more. With perspective, this is the extent in
+    the plane that faces the camera, 0.5 in front of the origin.
 
     Args:
         c2w: camera-to-world poses (B, 4, 4), OpenGL axes, that look at the origin. Orthographic cameras keep the pose,
@@ -73,10 +74,13 @@ def to_adapter_world(vectors: Tensor) -> Tensor:
 def ray_maps(at: Cameras) -> Tensor:
     """Return maps in [0, 1] of the camera rays of B cameras, as input of an MV-Adapter.
 
-    Perspective cameras: (B, 6, H, W), Pluecker coordinates of each pixel's ray, that is, unit direction d (3 channels)
-    and moment, the cross product of the origin and d (3). Orthographic cameras: (B, 6, 1, 1), equal for all pixels,
-    viewing direction (3) and camera position scaled to length 1 (3). The values are mapped from [-1, 1] to [0, 1]. The
-    cameras are in threedgen's world; a vector (x, y, z) of it is (y, -x, z) in the result, as in MV-Adapter's world.
+    - Perspective cameras: (B, 6, H, W), Pluecker coordinates of each pixel's ray: unit direction d (3 channels) and
+      moment (3), the cross product of the ray's origin and d.
+    - Orthographic cameras: (B, 6, 1, 1), because the values are equal for all pixels: viewing direction (3) and camera
+      position scaled to length 1 (3).
+
+    The range [-1, 1] is mapped to [0, 1], and values outside, which a moment can have, are clamped. The cameras are in
+    threedgen's world; a vector (x, y, z) of it is (y, -x, z) in the result, as in MV-Adapter's world.
     """
     maps = view_rays(at.c2w)[:, :, None, None] if at.projection.parallel else plucker_rays(at)
     parts = (to_adapter_world(part.movedim(1, -1)).movedim(-1, 1) for part in maps.split(3, dim=1))

@@ -60,8 +60,8 @@ class MVAdapter(LatentDiffusion):
     Attributes:
         adapted: UNet with the adapter; None before `with_adapter`.
         base_schedule: noise schedule of the 2D model; with an adapter, `schedule` has a lower signal-to-noise ratio.
-        base_timesteps: (T,), for each of the T timesteps of `schedule` the timestep of `base_schedule` with equal
-            signal-to-noise ratio, which the UNet receives; None: it receives the timestep of `schedule`.
+        base_timesteps: timesteps (T,) that the UNet receives in place of the T timesteps of `schedule`: those at which
+            `base_schedule` has the same signal-to-noise ratio. None: it receives the timesteps of `schedule`.
         reference_image: image (h, w, 3) in [0, 1] that all guidance is conditioned on; None: text only.
         coarse_predictor: network that predicts latents from text and camera, from which samples start; None: they start
             from noise.
@@ -268,7 +268,9 @@ class MVAdapter(LatentDiffusion):
             generator: random generator of all noise; None: torch's global generator.
             eta: amount of fresh noise in each step; 0: deterministic DDIM; 1: as in DDPM.
             on_step: called before each step; may raise an exception to stop.
-            sync: number of additional img2img rounds, and the function that makes the images consistent before each.
+            sync: rounds of img2img after the first pass, and a function that is called before each round. It maps the
+                images (V, H, W, 3) in [0, 1] to consistent ones, for example by a common texture. The default has no
+                rounds.
             init: latents and strength of an img2img start, from `init_latents`; None: start from noise.
         """
         n_view, texts = len(control), self.encode_prompt([prompt, negative_prompt]).split(1)

@@ -36,16 +36,19 @@ class AdapterSettings:
     The defaults are the settings of the adapters for camera rays that MV-Adapter's authors published.
 
     Attributes:
-        layout: tokens that a token attends to. "row": those in its image row, in all views. "rowcol", for six views of
-            a mesh, has two groups of views. Front and back are in both, and the two outputs are averaged:
+        layout: tokens that a token attends to. "row": those in its image row, in all views. "rowcol", for the six views
+            front, right, back, left, top, bottom of a mesh, has two groups of views. Front and back are in both, and
+            their two outputs are averaged:
 
-            - Tokens of front, right, back and left attend to those in their image row, in these four views.
-            - Tokens of front, back, top and bottom attend to those in their image column, in these four views. The
-              front view is mirrored left-right for this, because the other three cameras have the azimuth of the back.
+            - Tokens of front, right, back and left attend to those in their image row, in the views of this group.
+            - Tokens of front, back, top and bottom attend to those in their image column, in the views of this group.
+              The front view is mirrored left-right for this, because its camera sees left and right swapped, compared
+              with the other three.
         arrangement: whether the added attention is "parallel" to the self-attention or "serial", after it.
         control: input that describes the views, "rays" of the cameras or "geometry" of a mesh.
         shift: factor by which the signal-to-noise ratio of the 2D model's noise schedule is divided.
-        shift_mode: "default": the factor `shift` at all timesteps; "interpolated": growing from 1 at t = 0 to `shift`.
+        shift_mode: "default": the factor `shift` at all timesteps; "interpolated": growing from 1 at the first timestep
+            to `shift` at the last.
         anywhere: fraction of training objects rendered at random azimuths and at elevations from 0 to 30 degrees; the
             others are rendered at fixed views.
         fov: vertical field of view of the cameras in degrees; 0: orthographic.
@@ -129,8 +132,9 @@ class AdaptedUNet(nn.Module):
             settings: training settings of the adapter.
             branches: kinds of added attention: "mv" to other views, "ref" to a reference image.
             guided: whether to add a condition guider, which adds features of camera rays or mesh geometry to the UNet.
-            depth, downscale: residual blocks per level of the condition guider, and its input pixels per cell of its
-                first feature map along each axis; None: the defaults of `make_guider`.
+            depth: residual blocks per level of the condition guider; None: as many as a block of the UNet has layers.
+            downscale: factor by which the sides of the condition guider's first feature map are smaller than those of
+                its input maps. None: the maps have the size of the image, see `make_guider`.
             fine: whether to add also a fine guider for the same input, which acts on the output of the UNet's first
                 layer.
         """
@@ -256,14 +260,16 @@ def make_guider(
 ) -> T2IAdapter:
     """Build a condition guider with random weights: a T2I-Adapter whose features fit the blocks of `unet`.
 
-    Its input are maps (B, 6, H, W) of camera rays, or of positions and normals of a mesh. A cell of its first feature
-    map covers N x N image pixels, N = `factor` * `guider_stride`(unet): 8 for Stable Diffusion 2.1, 16 for SDXL.
+    Its input are maps (B, 6, H, W) of camera rays, or of positions and normals of a mesh. It returns a list of feature
+    maps, which are added to those of the UNet. The sides of the first one, the largest, are those of the image divided
+    by N = `factor` * `guider_stride`(unet): 8 for Stable Diffusion 2.1, 16 for SDXL.
 
     Args:
         factor: image pixels per latent pixel along each axis.
         depth: residual blocks per level; None: as many as a block of the UNet has layers.
-        downscale: map pixels per cell of the first feature map, along each axis. None: N, so H and W are those of the
-            image. For example N / 2: H and W are half of those of the image.
+        downscale: factor by which the sides of the first feature map are smaller than H and W. It sets the size of the
+            input maps, because that of the feature map is fixed. None: N, so H and W are those of the image. N / 2: H
+            and W are half of those of the image.
 
     Raises:
         ValueError: `downscale` does not divide N.
@@ -280,9 +286,10 @@ def make_guider(
 def make_fine_guider(unet: UNet2DConditionModel, pixels: int) -> nn.Module:
     """Build a fine guider: two convolutions, whose output is added to the output of the UNet's first layer.
 
-    Its input are maps of camera rays or mesh geometry, as for the condition guider, with `pixels` x `pixels` map pixels
-    per latent pixel. It adds finer detail: the largest feature map of the condition guider has only 8 x 8 cells for a
-    small UNet such as toybox-base (64 x 64 for Stable Diffusion 2.1 at 512 pixels). Its output is zero before training.
+    Its output (B, C, h, w) has the shape of that layer's output, with h x w the size of the latents, and is zero before
+    training. Its input are the maps of camera rays or mesh geometry that the condition guider takes too,
+    (B, 6, p h, p w) with p = `pixels`. It gives features at the resolution of the latents. Those of the condition
+    guider may be coarser: for toybox-base, a small UNet for latents of 16 x 16 pixels, they have at most 8 x 8 cells.
     """
     width = int(unet.config["block_out_channels"][0])
     last = nn.Conv2d(width // 2, width, 3, padding=1)
@@ -293,10 +300,11 @@ def make_fine_guider(unet: UNet2DConditionModel, pixels: int) -> nn.Module:
 
 
 def guider_stride(unet: UNet2DConditionModel) -> int:
-    """Return the latent pixels per cell of the condition guider's first feature map, along each axis: 1 or 2.
+    """Return the side of a cell of the condition guider's first feature map in latent pixels: 1 or 2.
 
-    The condition guider adds features of camera rays or mesh geometry to the UNet. The result is 1 if the first down
-    block of `unet` has attention: diffusers then adds the guider's features before the downsampling of the block. Else,
-    as in SDXL, it is 2: the features are added after the downsampling.
+    The condition guider computes feature maps of camera rays or mesh geometry, which diffusers adds to those of the
+    UNet's down blocks, so the sizes must be equal. In a block with attention, diffusers adds them before the
+    downsampling at the end of the block; in one without attention, after it. So the result is 1 if the first down block
+    of `unet` has attention, as in Stable Diffusion 2.1, and 2 if it has none, as in SDXL.
     """
     return 1 if hasattr(unet.down_blocks[0], "attentions") else 2

@@ -61,8 +61,8 @@ def convert_adapter(
     """Add an adapter to `unet`, in place, and return both as one network.
 
     The tensor names, those of MV-Adapter's published files, decide which attention branches (other views, reference
-    image) and condition guiders (features of camera rays or a mesh) the adapter has. Tensors with other names are
-    ignored with a warning.
+    image) and condition guiders (features of camera rays or a mesh) the adapter has. Tensors whose names do not have
+    the form of those of a branch or guider are ignored with a warning.
 
     Args:
         tensors: content of the adapter's file, name -> tensor.
@@ -71,8 +71,8 @@ def convert_adapter(
         settings: attributes of `AdapterSettings`; values that are not None replace those of the metadata.
 
     Raises:
-        ConfigError: `tensors` are no adapter, tensors of a branch or guider are missing, surplus, of a wrong shape or
-            not finite, or the adapter belongs to another 2D model.
+        ConfigError: `tensors` are no adapter, the adapter belongs to another 2D model, or tensors of a branch or guider
+            are missing, have a wrong shape, are not finite, or belong to a layer that the network lacks.
     """
     card = card or {}
     ours = {name: tensor.float() for name, tensor in tensors.items() if OURS.match(name)}

@@ -46,14 +46,17 @@ def frequencies(count: int, encoding: Encoding) -> Tensor:
 class PositionalEncoding(nn.Module):
     """Positional encoding: sines and cosines, `dim` channels, of displacements or depth differences between tokens.
 
-    `forward` maps displacements or depth differences (T, S, relation_dim) between each of T tokens and its S keys to
-    (T, S, dim). Displacements (x, y) in tokens (relation_dim 2) become [sin x, sin y, cos x, cos y], with dim / 4
-    frequencies each. Depth differences (relation_dim 1) become [sin, cos], with dim / 2 frequencies. The frequencies of
-    the encoding "capped" are a geometric series from 1/4 to 64. Those of "reference", the encoding of MVDiffusion's
-    published weights, are 1, 2, 4, ..., or, if their number F exceeds 80, the powers 0 to F - 1 of 5000^(2.5 / F).
+    `forward` maps these (T, S, relation_dim), for each of T tokens and its S keys, to (T, S, dim). Below, sin x stands
+    for F channels: the sines of x times each of F = dim / (2 relation_dim) frequencies.
 
-    "reference" also mixes depth differences in pairs (a, b), which follow each other in the flattened input (T S,): a
-    has the channels [sin a, sin b], b has [cos a, cos b].
+    - Displacements (x, y) in tokens, relation_dim 2, become [sin x, sin y, cos x, cos y].
+    - Depth differences x, relation_dim 1, become [sin x, cos x] in the encoding "capped".
+    - In the encoding "reference", that of MVDiffusion's published weights, depth differences are mixed in pairs,
+      because these weights were trained so: for consecutive values a and b of the flattened input (T S,), a becomes
+      [sin a, sin b], and b becomes [cos a, cos b].
+
+    The frequencies of "capped" are a geometric series from 1/4 to 64. Those of "reference" are the powers 0 to F - 1 of
+    2, or of 5000^(2.5 / F) if F > 80.
     """
 
     freq_bands: Tensor
@@ -89,11 +92,11 @@ class Attention(nn.Module):
         return self.project_sums((self.project_queries(query) @ keys.mT).softmax(-1) @ keys)
 
     def project_queries(self, query: Tensor) -> Tensor:
-        """Project tokens (..., d) to queries (..., H, d) of H heads, for unprojected keys with d channels.
+        """Project tokens (..., d) to queries (..., H, d) of H heads, for dot products with keys that are not projected.
 
-        The dot product of a returned query and a key is the attention score before the softmax. For the usual query q
-        of a head, a key n and the key projection W, q . (W n) = (W^T q) . n. So W^T is applied once per token, to q,
-        instead of W to every key of the token.
+        Usually, the score of a key n before the softmax is q . (W n) / sqrt(c), where q (c,) is the query of a head and
+        W (c, d) its key projection. This equals (W^T q / sqrt(c)) . n. The method returns the first factor, so that W
+        is applied once per token instead of to each of its keys.
         """
         queries = self.to_q(query).unflatten(-1, (-1, HEAD)) * HEAD**-0.5
         return torch.einsum("...hc,hcd->...hd", queries, self.to_k.weight.view(-1, HEAD, query.shape[-1]))
@@ -151,10 +154,11 @@ def recomputed(function: Call, *args: object) -> Tensor:
 class PanoramaBlock(nn.Module):
     """Correspondence-aware attention between the feature maps of the views of a panorama.
 
-    `forward` maps features (B F, d, h, w) of B scenes with F views each to the same shape. Each token (cell of a
-    feature map) attends to the positions in other views that show the same 3D point, given by `KeyPositions`; their
-    displacements are the positional encoding. A feed-forward layer follows. The block processes the tokens in chunks.
-    For large feature maps, it recomputes activations in the backward pass.
+    `forward(x, keys, n_view)` maps features x (B F, d, h, w) of B scenes with F = `n_view` views each to the same
+    shape. Each token (cell of a feature map) attends to the positions in other views that show the same 3D point.
+    `keys` has these positions, one `KeyPositions` per view. The positional encoding is computed from the displacement
+    between the token and the position, which is first projected into the token's view. A feed-forward layer follows.
+    The block processes the tokens in chunks. For large feature maps, it recomputes activations in the backward pass.
     """
 
     relation_dim = 2
@@ -172,9 +176,10 @@ class PanoramaBlock(nn.Module):
         Args:
             x: features (B F, d, h, w) of B scenes with F views each; each of the h w cells of a view is a token. The
                 result has the same shape.
-            keys: one `KeyPositions` per view: the positions in other views to which the tokens of the view attend.
-                Their number is F if all scenes have the same positions, or M F for M scenes, where M divides B. Scene i
-                of the batch then uses those of scene i mod M.
+            keys: positions in other views to which the tokens of a view attend. It has one `KeyPositions` for each of F
+                views if all scenes have the same positions; or M F for M different scenes, scene after scene. The batch
+                may then contain these M scenes several times, such as with and without prompt: scene i of the batch
+                uses the positions of scene i mod M.
             n_view: number F of views per scene.
         """
         maps, large = x.unflatten(0, (-1, len(keys))), sum(each.count for each in keys) * x[0].numel() > MAX_KEPT
@@ -239,9 +244,11 @@ def view_groups(keys: Sequence[KeyPositions], device: torch.device) -> list[list
 class DepthAttention(PanoramaBlock):
     """Attention between posed views with depth: a token attends to positions in other views that show its 3D point.
 
-    `forward` maps features (B F, d, h, w) of B scenes with F views each to the same shape. As in `PanoramaBlock`, a
-    feed-forward layer follows the attention. But here the positional encoding encodes the absolute difference of two
-    depths: that of the token's 3D point, and that in the other view's depth map at the position.
+    `forward(x, keys, n_view)` maps features x (B F, d, h, w) of B scenes with F = `n_view` views each to the same
+    shape. `keys` has the positions, one `KeyPositions` per view, from `DepthGeometry`. The positional encoding is
+    computed from the absolute difference of two depths: that of the token's 3D point from the other camera (for the
+    authors' weights, from the token's own), and that in the other view's depth map at the position. A feed-forward
+    layer follows.
     """
 
     relation_dim = 1
@@ -263,9 +270,10 @@ class ResidualConvolution(nn.Module):
 class DepthBlock(nn.Module):
     """Attention between posed views with depth, then, if `convolution`, a residual block of two convolutions.
 
-    `forward` maps features (B F, dim, h, w) of B scenes with F = `n_view` views each to the same shape. Each token
-    (cell of a feature map) attends to the positions in other views that show its 3D point. `keys` has these positions,
-    one `KeyPositions` per view (computed from poses and depth maps), as in `PanoramaBlock.forward`.
+    `forward(x, keys, n_view)` maps features x (B F, dim, h, w) of B scenes with F = `n_view` views each to the same
+    shape. Each token (cell of a feature map) attends to the positions in other views that show its 3D point. `keys` has
+    these positions, one `KeyPositions` per view of a scene, from `DepthGeometry`. All scenes have the same positions,
+    or `keys` has those of several scenes, scene after scene.
     """
 
     def __init__(self, dim: int, encoding: Encoding = "reference", convolution: bool = True) -> None:

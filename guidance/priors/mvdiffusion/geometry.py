@@ -27,12 +27,13 @@ class KeyPositions:
     Attributes:
         views: (n,) int64, indices of the n other views in the scene, from 0.
         places: (n, T, P, 2), positions (x, y) in the feature maps of these views, in tokens; the first token is (0, 0).
-        mask: (n, T, P), 1 where the token may use the position, else 0. Panoramas: the position is inside the image.
-            Views with depth: the depths at the token and at the position are known. The point is also in front of the
-            other camera, unless the table is from a `DepthGeometry` with as_released=True.
-        relation: (n, T, P, r), input of the positional encoding. Panoramas: displacement (x, y) from the token to the
-            position, mapped into the token's view, in tokens (r = 2). Views with depth: absolute difference between
-            the point's depth and the depth map of the other view at the position, in the unit of the poses (r = 1).
+        mask: (n, T, P), 1 where the token may use the position, else 0. Panoramas: 1 if the position is inside the
+            image. Views with depth: 1 if the depths at the token and at the position are known, and the token's point
+            is in front of the other camera. For the authors' weights, the point may be behind it (`DepthGeometry`).
+        relation: (n, T, P, r), input of the positional encoding. Panoramas (r = 2): displacement (x, y) in tokens. The
+            position is projected into the token's view, and the token's place is subtracted. Views with depth (r = 1):
+            |z - d| in the unit of the poses. z is the depth of the token's point from the other camera (for the
+            authors' weights, from the token's own), d the other view's depth map at the position.
     """
 
     views: Tensor
@@ -53,10 +54,10 @@ class KeyPositions:
         return KeyPositions(*(torch.stack(column) for column in columns))
 
     def tokens(self, start: int, stop: int) -> "KeyPositions":
-        """Return a copy with only the tokens `start` to `stop` - 1 of each view in `places`, `mask` and `relation`.
+        """Return a copy with only the tokens `start` to `stop` - 1 of each view.
 
-        Call it on a result of `stack`, in which these tensors are (G, n, T, ...): for each of G views, the positions of
-        its T tokens in n other views.
+        Call it on a result of `stack`, whose tensors have a first dimension for G views. It cuts `places`, `mask` and
+        `relation` along their third dimension, that of the tokens, and keeps `views`.
         """
         return KeyPositions(self.views, *(t[:, :, start:stop] for t in self.tables))
 
@@ -166,12 +167,15 @@ class DepthGeometry(Geometry):
                 or not finite where unknown.
             c2w: camera-to-world poses (F, 4, 4), OpenCV axes.
             K: intrinsics in pixels of the depth maps, (3, 3) for all views or (F, 3, 3).
-            overlap: fraction of common pixels above which two views attend to each other, see `overlap_neighbours`.
-            as_released: True for the authors' weights: repeat two inaccuracies of the code that trained them; False:
-                avoid both. First, the positional encoding compares the depth of a token's 3D point with the depth map
-                of the other view at this point. If True, the point's depth is measured from the token's own camera; if
-                False, from the other camera. Second, if True, points behind the other camera are used and count as
-                overlap; if False, they are masked and do not count.
+            overlap: two views attend to each other if, in each of them, the 3D points of more than this fraction of all
+                pixels project into the image of the other. A view without such a partner attends to the previous and
+                the next view.
+            as_released: whether to repeat two inaccuracies of the code that trained the authors' weights; True for
+                these weights:
+
+                - The positional encoding compares the depth of a token's 3D point with the depth map of the other view.
+                  The point's depth is measured from the token's own camera. False: from the other camera.
+                - Points behind the other camera are used and count as overlap. False: they are masked and do not count.
         """
         super().__init__(len(depth))
         self.depth, self.c2w, K = (t.detach().cpu().double() for t in (depth, c2w, K))

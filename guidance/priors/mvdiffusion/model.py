@@ -78,8 +78,8 @@ class MVDiffusion(LatentDiffusion):
     def check_pairs(self, size: sampling.Size, halved: bool, key: str) -> None:
         """Raise ConfigError if the UNet's smallest feature map has an odd number of cells for images of `size`.
 
-        A feature map has rows times columns cells. The authors' weights for views with depth encode the depth
-        differences of two consecutive cells together, so the number must be even.
+        A feature map has rows times columns cells. Call this only for weights that encode the depth differences of two
+        consecutive cells together, such as the authors' weights for views with depth.
 
         Args:
             size: height and width of the images in pixels.
@@ -113,7 +113,10 @@ class MVDiffusion(LatentDiffusion):
             return self.with_network(network)
 
     def with_network(self, network: MultiviewUNet) -> Self:
-        """Replace the UNet by that of `network`, to which attention between views was added, and return self."""
+        """Use `network`, a UNet with attention between views, instead of the present UNet, and return self.
+
+        The attribute `multiview` becomes `network`, and `unet` the UNet in it to which the attention was added.
+        """
         self.unet, self.multiview = network.unet, network
         return self.to(self.device)
 
@@ -206,19 +209,20 @@ class MVDiffusion(LatentDiffusion):
         return self.multiview is not None and self.multiview.has_condition
 
     def kept_latents(self, image_channels: Tensor | None, known_views: Tensor | None) -> tuple[Tensor, Tensor] | None:
-        """Return a mask and clean latents of known images, for a caller that keeps these images while it samples.
+        """Return a mask (F, 1, h, w), 1 where latents are known, and clean latents (F, C, h, w), to keep known images.
 
-        In each step, the caller replaces the sampled latents by the clean ones plus noise where the mask (F, 1, h, w)
-        is above 0. The latents are (F, C, h, w). The first case that applies decides where both come from (`hold` is
-        the attribute that keeps known images unchanged):
+        In each sampling step, the caller replaces the sampled latents where the mask is 1 by the clean ones plus noise.
+        Mask and latents come from the first of these arguments that applies (`hold` is the attribute that keeps known
+        images unchanged):
 
-        - `known_views` is not None, and `hold` is True or the UNet has no branch for known views: from `known_views`.
-        - `image_channels` is not None, `hold` is True and the UNet is for inpainting: from `image_channels`.
-        - Otherwise: the result is None, and nothing is replaced.
+        - `known_views`, if it is not None, and either `hold` is True or the UNet has no branch for known views.
+        - `image_channels`, if it is not None, `hold` is True, and the UNet is for inpainting.
+
+        If none applies, the result is None, and the caller replaces nothing.
 
         Args:
             image_channels: additional UNet channels (F, E, h, w). For an inpainting UNet E = 1 + C: mask (1 where
-                unknown), then clean latents of the masked images. None: no such channels.
+                unknown, so the result is inverted), then clean latents of the masked images. None: no such channels.
             known_views: C channels of clean latents of known views, then a mask (1 for known views): (F, C + 1, h, w);
                 None: no known views.
         """

@@ -55,9 +55,10 @@ def save_blocks(path: Path, network: MultiviewUNet, own: Mapping[str, Tensor] | 
 def load_blocks(network: MultiviewUNet, weights: Mapping[str, Tensor], unet: bool = False) -> None:
     """Copy the attention blocks between views from the state dict `weights` into `network`, in place.
 
-    - Both have blocks of the same kind (panorama or depth): whole blocks are copied. If `unet` is True and `weights`
-      has a whole UNet, its weights are copied too.
-    - Otherwise: only the transformers of the blocks are copied, without the residual convolutions of depth blocks.
+    - The blocks in `weights` and in `network` are of the same kind (panorama or depth): whole blocks are copied. If
+      `unet` is True and `weights` has a whole UNet, not only its difference from the 2D model, the UNet is copied too.
+    - The kinds differ: only what both have is copied, the attention and feed-forward layers of the blocks. The residual
+      convolutions of depth blocks are left out, and `unet` has no effect.
 
     Raises ConfigError if tensors do not fit.
     """
@@ -96,13 +97,15 @@ def is_whole(named: Mapping[str, Tensor]) -> bool:
 def with_difference(unet: UNet2DConditionModel, weights: Mapping[str, Tensor]) -> UNet2DConditionModel:
     """Return a copy of a 2D model, `unet`, with the input channels and low-rank updates of MVDiffusion weights.
 
-    `weights` is a state dict of MVDiffusion. The first case that applies decides:
+    What the state dict `weights` has of the UNet decides:
 
-    - `weights` lacks the UNet's first convolution: `unet` itself is returned.
-    - `weights` has a whole UNet, without additional input channels: `unet` itself is returned.
-    - Otherwise: the copy has the first convolution of `weights`, which may have additional input channels, and the
-      low-rank updates (LoRA) in `weights`, if any, are added to their layers. Nothing else is copied from `weights`.
+    - No first convolution: `unet` itself is returned.
+    - The difference from the 2D model: the copy has the first convolution of `weights`, which may have additional input
+      channels, and the low-rank updates (LoRA) are added to their layers.
+    - A whole UNet with additional input channels: the copy has its first convolution.
+    - A whole UNet without additional input channels: `unet` itself is returned.
 
+    The other weights of a whole UNet are left to `build_network` or `load_blocks`, which copy them into the result.
     Raises ConfigError if `weights` does not fit `unet`, because it was trained with another 2D model.
     """
     named = {name.removeprefix(PREFIX): tensor for name, tensor in weights.items()}
@@ -122,9 +125,10 @@ def build_network(weights: Mapping[str, Tensor], unet: UNet2DConditionModel) -> 
     """Build a UNet with attention between views around the 2D model `unet`, with weights from a state dict, `weights`.
 
     The tensors in `weights` decide the kind of the attention blocks (panorama or depth), their positional encoding, and
-    whether the network has a branch that encodes known views. The weights of the whole UNet or of its first convolution
-    are copied into `unet` if `weights` has them; low-rank updates are ignored (see `with_difference`). Raises
-    ConfigError if tensors of the blocks are missing, unknown or not finite.
+    whether the network has a branch that encodes known views. If `weights` has a whole UNet or its first convolution,
+    these are copied into `unet`, which must have as many input channels. Low-rank updates are ignored. So pass the
+    result of `with_difference` as `unet`, which has the channels and the updates. Raises ConfigError if tensors do not
+    fit the network or are not finite.
     """
     named = {name.removeprefix(PREFIX): tensor for name, tensor in weights.items()}
     ours = {name: tensor for name, tensor in named.items() if OURS.match(name)}

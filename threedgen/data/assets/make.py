@@ -196,10 +196,11 @@ def make_shards(config: AssetsConfig, every: list[Job], run_folder: Path, data: 
 
 
 def skip_asset(job: Job, reason: str, folder: Path) -> None:
-    """Add the asset that made a job fail, with the reason, to lost.json in `folder`, the list of assets to skip.
+    """Add the asset at which a job failed repeatedly to lost.json in `folder`, the list of assets to leave out.
 
-    Before a worker renders an asset, it writes the asset's file to JOB.at (JOB = `job.name`) in `folder`. So the asset
-    is the one in JOB.at, or without this file the first one of the job. `reason` is the text of the failure.
+    The asset is the one that the worker began last. Its file name is in NAME.at in `folder` (NAME is `job.name`), which
+    the worker writes before it renders an asset. If there is no such file, it is the first asset of the job. `reason`
+    is the error message of the last attempt; it is stored in lost.json.
     """
     current = read_json(folder / f"{job.name}.at") or {"file": job.assets[0].file, "mark": None}
     logger.warning("asset skipped after repeated failures: %s (%s)", current["file"], reason)
@@ -214,8 +215,8 @@ def make_shard(job: Job, views: ViewsConfig, seed: int, folder: Path, data: Path
     - NAME.tar: views, captions and cameras of the rendered assets.
     - NAME.json: size and SHA-256 of NAME.tar, list of its assets, and left-out assets with reasons.
 
-    An asset is left out if its mesh cannot be read, or if it is in lost.json in `folder`, to which `skip_asset` adds
-    the asset at which a worker failed repeatedly. It is tried again if its mesh file has changed since then.
+    An asset is left out if its mesh cannot be read, or if lost.json in `folder` lists it: a worker has failed at it
+    repeatedly (`skip_asset`). If the mesh file has changed since that failure, the asset is rendered nevertheless.
 
     Args:
         job: name and assets of the shard.

@@ -185,10 +185,10 @@ class AssetsConfig(WorkersConfig):
 
     @property
     def rendered(self) -> Path | None:
-        """Folder of shards (tar files with rendered views) to which the option `data` leads; None if there is none.
+        """Folder of shards (tar files with rendered views) that the option `data` names; None if it names no shards.
 
-        `data` can be the folder of a finished run of make-asset-views, or the folder of shards in it. Any other folder
-        should have meshes, and the result is None.
+        `data` is either the folder of a finished run of make-asset-views, which has the shards in a subfolder, or this
+        subfolder, or a folder of meshes. For meshes the result is None.
         """
         folder = user_path(self.data, "data")
         return next((path for path in (folder, folder / SHARDS) if (path / INDEX).is_file()), None)

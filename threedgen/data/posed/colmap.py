@@ -40,10 +40,12 @@ class _Model(NamedTuple):
 def read_colmap(folder: Path) -> PosedFiles:
     """Read the COLMAP model in `folder`, binary or text: photo paths, poses, intrinsics and scene points.
 
-    The photos are searched in `folder`, then in the three folders above it, the nearest first. In each of the four, the
-    order is: the subfolders images* (such as images_4), the subfolder input, the folder itself. The names of photos
-    that are not found are in `PosedFiles.missing`. Raises ConfigError if a file of the model is missing or damaged, or
-    if a camera model is not supported.
+    The model names each photo by a relative path. It is searched first in `folder`, then in the folder that contains
+    `folder`, then in the next two above. In each of these four, it is searched in the subfolders images* (such as
+    images_4), then in the subfolder input, then in the folder itself. The names of photos that are not found are in
+    `PosedFiles.missing`.
+
+    Raises ConfigError if a file of the model is missing or damaged, or if a camera model is not supported.
     """
     try:
         model = _binary(folder) if (folder / "images.bin").is_file() else _text(folder)

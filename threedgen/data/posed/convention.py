@@ -41,21 +41,26 @@ class Match(NamedTuple):
 def check_convention(photos: PosedPhotos) -> list[str]:
     """Check with the images whether `photos.convention`, such as "c2w-opengl", is the right one for the poses.
 
-    A convention tells whether a pose matrix is camera-to-world (c2w) or world-to-camera (w2c), and whether the axes of
-    the camera are those of OpenGL or OpenCV. The candidates are the four conventions, each without and with swaps of y
-    and z; those that mirror the scene are left out. Each candidate gets a score:
+    A convention tells whether a pose matrix is camera-to-world (c2w) or world-to-camera (w2c), and whether the camera
+    has OpenGL or OpenCV axes. It is compared with up to 15 other candidates: the four conventions, each as it is and
+    with y and z swapped in the world, in the camera, or in the translation, except for candidates that mirror the
+    scene.
 
-    - If at least 3 (MIN_PAIRS) pairs of photos have enough matching pixels: the fraction of these whose rays meet, as
-      mean over the pairs. It is good if it is at least 0.3 (MIN_FIT).
-    - Otherwise: the median, over the cameras, of the cosine between a camera's viewing axis and its direction to the
-      point nearest to all axes. It is good if it is at least 0.7 (MIN_COSINE).
+    All candidates get the same kind of score, depending on the number of photo pairs with enough matching pixels:
 
-    The first case that applies counts:
+    - At least 3 pairs (MIN_PAIRS): the fraction of matching pixels whose two rays meet (`fraction_meeting`), averaged
+      over the pairs. A score of 0.3 (MIN_FIT) or more is good.
+    - Fewer pairs: how well all cameras look at one point, the point nearest to all viewing axes. The score is the
+      median cosine between a camera's viewing axis and its direction to this point. A score of 0.7 (MIN_COSINE) or more
+      is good.
 
-    1. `photos.convention` mirrors the scene: raise ConfigError.
-    2. `photos.convention` has a good score: return [].
-    3. A candidate has a good score, at least twice that of `photos.convention`: raise ConfigError.
-    4. Otherwise: return a list with one remark for the user, that no convention fits.
+    Returns:
+        [] if the score of `photos.convention` is good. Otherwise a list with one remark for the user: the poses fit
+        badly, but no other candidate fits clearly better.
+
+    Raises:
+        ConfigError: `photos.convention` mirrors the scene; or its score is not good, and another candidate has a good
+            score that is at least twice as high.
     """
     poses, declared = alternatives(photos.matrices), photos.convention
     matches, K = matching_pixels(photos), photos.cameras.K.double().numpy()
@@ -95,11 +100,13 @@ def matching_pixels(photos: PosedPhotos) -> list[Match]:
 def fraction_meeting(c2w: Array, K: Array, match: Match) -> float:
     """Return the fraction of matching pixels whose two rays meet in front of both cameras.
 
-    Rays meet if the point halfway between them, where they are closest, is seen less than 2 pixels (MAX_MISS) from both
-    matching pixels.
+    Rays seldom meet exactly. They count as meeting if the point halfway between them, at the place where they are
+    closest, is projected less than 2 pixels (MAX_MISS) from the matching pixel in both photos.
 
-    `match` has the matching pixels of two of the N photos. `c2w` (N, 4, 4) are the camera-to-world poses of all photos
-    with OpenGL axes, and `K` (N, 3, 3) their intrinsics, in the pixels of `match`.
+    Args:
+        c2w: (N, 4, 4), camera-to-world poses of all N photos, OpenGL axes.
+        K: (N, 3, 3), intrinsics of all photos, in the pixels of `match`.
+        match: indices of two photos, and the M pixels that match in them.
     """
     i, j = match.first, match.second
     a, b = (_rays(c2w[k], K[k], pixels) for k, pixels in ((i, match.pixels[:, :2]), (j, match.pixels[:, 2:])))

@@ -78,15 +78,15 @@ class PosedFiles:
 def find_photo(folders: Sequence[Path], name: str, listings: Listings, tails: bool = False) -> Path | None:
     """Return the path of the photo `name` in the first of `folders` that has it; None if no folder has it.
 
-    `name` is a path relative to the folder; a leading "/" and all ".." are dropped. The file may differ from it in
-    upper and lower case and in the image suffix. Links in the folders, which users make for large datasets, are
-    followed.
+    `name` is a path relative to the folder. A "/" at its start and all ".." are removed from it before the search. The
+    file may differ from it in upper and lower case and in the image suffix. Links in the folders, which users make for
+    large datasets, are followed.
 
     Args:
         listings: finder of files by their name in any case; it reads the file list of each folder only once.
-        tails: False: only the whole `name` is searched. True: `name` may be a path on another computer; its leading
-            folders are dropped, one after the other, until a file is found. If it has "..", the parent of `folders[0]`
-            is searched too, before `folders`.
+        tails: False: search only the whole `name`. True: if no folder has `name`, drop its first folder and search all
+            folders again, and so on, since `name` may be a path on another computer. If `name` has "..", it may start
+            at the parent of `folders[0]`, as in "../images/1.png". The parent is then searched too, before `folders`.
     """
     parts = Path(name[-MAX_NAME:].replace("\\", "/")).parts
     folders = [folders[0] / "..", *folders] if tails and ".." in parts else folders
@@ -160,12 +160,17 @@ def to_c2w(matrices: Array, convention: PoseConvention) -> Array:
 
 
 def alternatives(matrices: Array) -> dict[str, Array]:
-    """Convert pose matrices (N, 4, 4) of unknown convention to camera-to-world poses, OpenGL axes, in up to 16 ways.
+    """Convert pose matrices (N, 4, 4) of unknown convention to camera-to-world poses, OpenGL axes, in 8 ways.
 
-    A way is one of the four conventions (camera-to-world or world-to-camera, OpenGL or OpenCV axes) with one of four
-    swaps of y and z: none, of the world axes, of the camera axes, or only in the translation column of the matrices.
-    Ways that give a pose with a reflection (negative determinant) are left out. Return a dict from name, such as
-    "w2c-opencv with y and z of the world swapped", to poses (N, 4, 4).
+    Each of the four conventions (camera-to-world or world-to-camera, OpenGL or OpenCV axes) is tried in two variants,
+    those that give poses without reflection:
+
+    - If the matrices have no reflection: unchanged, and with y and z swapped in the translation column only.
+    - If all have one (negative determinant): with the world axes y and z swapped, and with the camera axes y and z
+      swapped.
+
+    Return a dict from name, such as "w2c-opencv with y and z of the world swapped", to poses (N, 4, 4). It is empty if
+    only some of the matrices have a reflection.
     """
     translations = np.concatenate([matrices[..., :3], (SWAP @ matrices)[..., 3:]], axis=-1)
     found = {}

@@ -30,7 +30,9 @@ class Instance(SceneFiles):
     """Scene folder with N views, opened by `open_instance`, which checks its poses, intrinsics and image headers.
 
     `cameras` are the N cameras in a z-up world, with intrinsics in pixels of the image files. The method `views` reads
-    the images of all or some views. The other attributes are those of `SceneFiles`.
+    the images of all or some views. The base class has `folder`, `files` (N image files of `height` x `width` pixels),
+    the intrinsics `K` (N, 3, 3), and `poses` (N, 4, 4), which are camera-to-world too, but with OpenCV axes and in the
+    world of the files.
     """
 
     cameras: Cameras

@@ -132,8 +132,9 @@ class PosedScenesConfig(Config):
 class SampledScenesConfig(Config):
     """Scenes of existing views in a folder, without original views to compare them with.
 
-    Options of the scenes "sampled" of the task "consistency"; there is nothing to set. The first sampler of the task
-    must be "folder" (`FolderSamplerConfig`), which reads existing views. The scenes are those in its folder.
+    Options of the scenes "sampled" of the task "consistency". There is nothing to set: the scenes are those in the
+    folder of the first sampler, which must be "folder" (`FolderSamplerConfig`). This sampler reads existing views, and
+    the task scores them as if it had sampled them.
     """
 
     name: Literal["sampled"] = "sampled"

@@ -68,11 +68,12 @@ def open_scene(path: Path, config: FolderSamplerConfig | PosedScenesConfig) -> F
 def open_photo_scene(path: Path, size: int, convention: PoseConvention | None) -> FolderScene:
     """Open photos with poses, check the poses, and move the centre of the scene to the origin.
 
-    The centre is that of the scene cube in the camera file, if it has one, else the point nearest to the viewing axes,
-    if this exists (see `scene_centre`). `size` is the maximum of the longer image side in pixels. `convention` is that
-    of the poses, such as "w2c-opencv" (world-to-camera, OpenCV axes); None: that of the file format. Raises ConfigError
-    if a file is unreadable, if there are fewer than 4 photos (`MIN_VIEWS`), or if the images show that the poses have
-    another convention (`check_convention`).
+    The centre (`scene_centre`) is that of the scene cube in the camera file or, without a cube, the point nearest to
+    the viewing axes of all cameras. Without such a point (the axes are parallel, or all cameras are at one position),
+    it is the median of the COLMAP points or, without points, a point in front of the cameras. `size` is the maximum of
+    the longer image side in pixels. `convention` is that of the poses, such as "w2c-opencv" (world-to-camera, OpenCV
+    axes); None: that of the file format. Raises ConfigError if a file is unreadable, if there are fewer than 4 photos
+    (`MIN_VIEWS`), or if the images show that the poses have another convention (`check_convention`).
     """
     photos = open_photos(path, size, convention)
     if len(photos) < MIN_VIEWS:

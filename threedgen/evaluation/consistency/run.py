@@ -212,19 +212,21 @@ within one protocol and settings. In brackets 95 % bootstrap intervals over the 
 
 
 def feature_distances(features: FeatureNetwork, folder: Path, of: Mapping[str, Sequence[Json]]) -> dict[str, Json]:
-    """Compute FID and KID between the held-out views of a sampler in all scenes and renders from the same cameras.
+    """Compute FID and KID between held-out views and renders from the same cameras, for each sampler.
 
-    The renders of a scene are of a neural field that was fitted to the sampler's views that are not held out.
+    For each scene, a neural field was fitted to most of a sampler's views. The renders show this field from the cameras
+    of the other views, which were held out. The held-out views of all scenes are compared with all renders.
 
     Args:
         features: network whose features are compared.
-        folder: folder in which `fits.score` has stored held-out views and renders.
-        of: maps the name of a sampler, or "original" (the original views), to its results of `fits.score`, a dict of
-            metrics per scene.
+        folder: folder RUN/scores, in which `fits.score` has stored held-out views and renders.
+        of: name of a sampler, or "original" for the original views -> results of `fits.score`, a dict of metrics for
+            each scene. Their entries "scene" and "row" (the sampler) give the names of the stored files.
 
     Returns:
-        For each name a dict with "fid" and "kid" (not multiplied by 1000), each with a 95 % jackknife interval over the
-        scenes, and "pictures", the number of held-out views. Names with fewer than two held-out views are left out.
+        Dict from each name in ``of`` to a dict with "fid" and "kid" (not multiplied by 1000), each with a 95 %
+        jackknife interval over the scenes, and "pictures", the number of held-out views. Names with fewer than two
+        held-out views are left out.
     """
     found: dict[str, Json] = {}
     for row, scores in of.items():

@@ -73,9 +73,10 @@ class Scene:
 
     @property
     def targets(self) -> list[int]:
-        """Indices of the views to sample: those after the last condition view, then those before it in reverse order.
+        """Indices of the target views, which a sampler makes: all views except the condition views.
 
-        Without condition views, all views in order.
+        First are the views after the last condition view, in order, then those before it, in reverse order. Without
+        condition views, all views are targets, in order.
         """
         start = self.condition[-1] if self.condition else -1
         outward = [*range(start + 1, len(self.cameras)), *reversed(range(max(start, 0)))]
@@ -295,8 +296,9 @@ class FolderSampler:
     def indices(self, request: Request) -> list[int]:
         """Return, for each target view of ``request``, its index among the views of the requested scene in the folder.
 
-        Raises ConfigError if a view is missing, or if a matrix entry of its pose differs from the requested pose by
-        more than 0.001 (`SAME_POSE`), times the camera's distance to the origin if that is above 1.
+        Raises ConfigError if the scene or a view is missing, or if a view has another pose than requested: an entry of
+        its pose matrix differs by more than 0.001 max(1, d) (`SAME_POSE`), where d is the distance of the requested
+        camera from the origin.
         """
         if request.scene not in self.scenes:
             raise ConfigError(f"{self.folder / request.scene} is missing. The scenes to score include it.")

@@ -186,7 +186,8 @@ class FrontObjects(Protocol):
 
     - `prompts(count, seed)` returns a list of random prompts of such objects.
     - `without_front(prompts)` returns those of the given prompts whose object has no front: a dict from prompt to noun.
-    - `meshes(seed, first, count, front)` yields pairs (prompt, mesh) of random objects, with or without a front.
+    - `meshes(seed, first, count, front)` yields ``count`` pairs (prompt, mesh) of random objects, with or without a
+      front. The objects of each class, such as "dog", are numbered from ``first`` on; another number is another object.
     """
 
     def prompts(self, count: int, seed: int) -> list[str]:
@@ -201,8 +202,8 @@ class FrontObjects(Protocol):
     def meshes(self, seed: int, first: int, count: int, front: bool = True) -> Iterator[tuple[str, ColouredMesh]]:
         """Yield (prompt, mesh) of ``count`` random objects with a front, or without a front if ``front`` is False.
 
-        World axes of the meshes: z up, front +x. The objects cycle through K classes, such as "dog": object i, from 0,
-        has class i mod K, and the index ``first`` + i // K in this class. Seed, class and index determine the shape.
+        World axes of the meshes: z up, front +x. The objects have several classes, such as "dog", which take turns. The
+        objects of each class are numbered ``first``, ``first`` + 1, ... Seed, class and number determine the shape.
         """
 
 
@@ -218,8 +219,8 @@ class Plan:
     Attributes:
         jobs: objects to make (method, prompt, seed, config), ordered by seed, then prompt, then method.
         prompts: prompts that have jobs.
-        refused: dict from each method that cannot run to the reason.
-        left_out: dict from each prompt whose object has no front to the reason.
+        refused: methods that cannot run; method -> reason.
+        left_out: prompts without jobs, because their object has no front; prompt -> reason.
         toybox: whether all methods make toybox objects (procedural objects of this package); if not, error rates
             measured on toybox objects do not apply.
     """
@@ -239,9 +240,12 @@ def make_plan(methods: Sequence[str], overrides: Sequence[str], prompts: Sequenc
     """Plan the jobs of a benchmark, ordered by seed, prompt, method, so that an unfinished run compares all methods.
 
     A method is the name of a config, optionally followed by overrides "key=value". ``overrides`` are overrides of all
-    methods. Prompts of objects without a front are left out, and so are methods whose config fails its `check`. Raises
-    ConfigError if a config cannot be loaded or makes no object of a prompt, if a prompt names an object that the
-    diffusion model of a method does not know, or if no prompt is left.
+    methods. Prompts of objects without a front are left out. A method is left out if something that it needs is
+    missing, such as a file of weights (its valid config fails `Config.check`).
+
+    Raises:
+        ConfigError: if the config of a method is invalid, or is of a task that does not make an object from a prompt;
+            if a prompt names an object that the diffusion model of a method does not know; or if no prompt is left.
     """
     nouns = front_objects().without_front(prompts)
     left_out = {prompt: f"a {noun} has no front" for prompt, noun in nouns.items()}

@@ -131,10 +131,23 @@ class Reader:
     def read(self, path: Path, name: str, prompt: str, up: Literal["y", "z"] = "y", fit: bool = False) -> Json:
         """Render and classify a mesh file, or read the stored result. Return attributes of `Result` as a dict.
 
-        The dict has "state", "sides", "likeness", "fronts", "certainty", "shown" and "correct". For a missing or
-        unusable file it has only "state" ("empty" or "unreadable") and "reason". ``name`` is the NAME of the stored
-        files. ``prompt`` names the object. ``up`` is the up axis of the mesh file; a y-up file should face +z, a z-up
-        file +x. If ``fit`` is True, the mesh is first centred and scaled to fit into a ball of radius 0.8.
+        Args:
+            path: mesh file.
+            name: name of the stored files, without suffix.
+            prompt: text that names the object.
+            up: up axis of the mesh file; a y-up file should face +z, a z-up file +x.
+            fit: whether to centre the mesh first, and scale it to fit into a ball of radius 0.8.
+
+        Returns:
+            For a missing or unusable file, a dict with "state" ("empty" or "unreadable") and "reason". Otherwise a dict
+            with these keys, for V views:
+            "state": "seen".
+            "sides": probabilities (V, 4) of front, left, back and right in each view, as lists.
+            "likeness": how well each prompt of the benchmark fits the views, one score per prompt; None: not computed.
+            "fronts": number of fronts.
+            "certainty": how clearly a front is visible, in [0, 1].
+            "shown": for each view, whether it shows a front.
+            "correct": for each view, whether the classified side is the side that the camera sees.
         """
         if not path.exists():
             return {"state": "empty", "reason": f"there is no {path.name}"}
@@ -164,23 +177,27 @@ class Reader:
 def method_row(
     method: str, results: Sequence[Result], prompts: Sequence[str], rates: ErrorRates | None, refused: str | None
 ) -> Json:
-    """Compute the metrics of a method from the results of its assets. Shares include only assets with the state "seen".
+    """Compute the metrics of a method from the results of its assets.
 
-    ``prompts`` are all prompts of the benchmark. ``rates`` are the error rates of the meter, or None if they were not
-    measured. ``refused`` is the reason why the method cannot run, for the key "reason", or None if it can run.
+    ``prompts`` are all prompts of the benchmark. ``rates`` are the error rates of the Janus meter, which counts fronts,
+    or None if they were not measured. ``refused`` is the reason why the method cannot run, for the key "reason", or
+    None if it can run.
 
     Returns:
-        Dict with the key "method" and the keys below. Shares are dicts with "hits", "total", "share" (hits / total),
-        "low" and "high" (95 % interval over prompts); "corrected" has only the last three.
+        Dict with the keys below. "raw", "no_front", "right" and "match" are shares: dicts with "hits", "total", "share"
+        (hits / total), "low" and "high" (95 % interval, in which the results of one prompt count as dependent). They
+        include only assets with the state "seen" (evaluated).
+        "method": ``method``.
         "raw": Janus rate, the share of assets with two or more fronts among those with a front.
-        "corrected": Janus rate corrected for the errors of the meter.
+        "corrected": Janus rate corrected for the errors of the meter, a dict with "share", "low" and "high". All three
+            are None if ``rates`` is None or does not allow a correction (`ErrorRates.corrected`).
         "no_front": share of assets in which the meter finds no front.
         "right": share of views whose classified side is the side that the camera sees, over assets with a front.
         "match": R-Precision, the share of assets that are more similar to their own prompt than to all others.
-        "states": number of assets in each state.
+        "states": dict from state, such as "failed", to the number of assets in this state.
         "seconds": median duration of the runs, in seconds.
         "memory_mib": maximum peak memory of the runs, in MiB.
-        "reason": ``refused`` or else the first `Result.reason`; "" without any.
+        "reason": ``refused``, else the first `Result.reason` that is not empty, else "".
     """
     seen = [result for result in results if result.state == "seen"]
     by_prompt = defaultdict[str, list[Result]](list)  # results of a prompt are dependent
@@ -224,7 +241,7 @@ def write_janus_report(
         rows: metrics of the methods, one dict per method (`method_row`).
         results: results of all assets.
         rates: error rates of the Janus meter, or None if they were not measured.
-        left_out: dict from each prompt or file that has no result to the reason.
+        left_out: prompts or files that have no result; prompt or file -> reason.
         unknown_orientation: whether the orientation of the assets is unknown, which the report mentions.
     """
     config: MeteredConfig = task.config

@@ -50,16 +50,16 @@ def kid(x: Array, y: Array, subsets: int = 100, size: int = 1000) -> float:
 def distance_functions(
     ours: Sequence[Array], truth: Sequence[Array], subsets: int, size: int
 ) -> dict[str, Callable[[NDArray[np.intp]], float]]:
-    """Return functions "fid" and "kid" that compute the metric for a subset of items, such as scenes.
+    """Return functions "fid" and "kid" that compute the metric for selected items, such as scenes.
 
-    The argument of a function is the indices of the items in the subset.
+    The argument of a function is the indices of the selected items, whose features are put together into one set.
 
     Args:
-        ours: features (N, D) of each item.
-        truth: features (M, D) of each true item. If ``truth`` has as many items as ``ours``, a subset of ``ours`` is
-            compared with the same subset of ``truth``; if not, with all of ``truth``.
-        subsets, size: number of random subsets for KID, and number of features per subset. If one of the two compared
-            sets has at most ``size`` features, KID uses one subset with as many features as the smaller set.
+        ours: features (N, D) of each item to evaluate.
+        truth: features (M, D) of each item to compare with. If ``truth`` has as many items as ``ours``, the items with
+            the same indices are selected from it; if not, all its items are used.
+        subsets, size: KID is the mean over ``subsets`` random draws of ``size`` features from each of the two sets. If
+            a set has at most ``size`` features, there is only one draw, with as many features as the smaller set has.
     """
 
     def both(items: NDArray[np.intp]) -> tuple[Array, Array]:

@@ -85,10 +85,10 @@ def proportion(answers: Sequence[bool | None]) -> Proportion:
 def proportion_of_groups(groups: Iterable[Sequence[bool | None]]) -> Proportion:
     """Return the proportion of True answers over groups of dependent answers, such as one answer per view of an object.
 
-    Answers that are None are not counted. The kind of the 95 % interval depends on the answers:
+    All answers of all groups are counted, except those that are None. The 95 % interval depends on the answers:
 
     - Every group has one answer: Wilson's interval.
-    - All answers are equal: Wilson's interval as if each group had one answer, since a bootstrap would have no spread.
+    - All answers are equal: Wilson's interval for as many answers as there are groups (a bootstrap has no spread).
     - Else: bootstrap over groups; (0, 1) for a single group.
     """
     counted = [found for found in map(proportion, groups) if found.total]
@@ -247,10 +247,12 @@ def correct_sides(sides: Sequence[int] | NDArray[np.integer], azimuth: Floats) -
 def in_order(log_probability: Floats, azimuth: Floats) -> bool:
     """Return whether the views of an object show its four sides in the order of the cameras.
 
-    The views are divided into groups of four, 90 degrees apart. In every group, the most probable of the 24 orders of
-    the four sides (greatest sum of log-probabilities) must be the order in which the cameras see them. Mirrored,
-    rotated or swapped sides are wrong. Near a border between two sides, both are accepted: an order is also right if
-    the cameras would see it with all azimuths 15 degrees smaller or larger.
+    The views are divided into groups of four, 90 degrees apart. For each group, the four sides are assigned to the four
+    views such that the sum of log-probabilities is greatest. In every group, this assignment must be the true one, the
+    sides that the cameras see. Mirrored, rotated or swapped sides are wrong.
+
+    The four cameras of a group have the same distance to the next border between two sides. If it is less than 15
+    degrees (`SIDE_TOLERANCE`), the sides beyond the border are accepted too, for all four views together.
 
     Args:
         log_probability: log-probabilities (V, 4) of front, left, back and right in each view.

@@ -28,7 +28,7 @@ class RingResult:
             apart.
         certainty: how clearly a front is visible: the largest front probability, in [0, 1], among the views that more
             probably show the front than any other side. The probabilities are first smoothed over neighbouring views.
-            It is 0 if there are no such views, or if the object probably has no front.
+            It is 0 if there are no such views, or if the probability that the object has a front is below 0.5.
         shown: for each view, whether it shows a front.
         correct: for each view, whether the classified side is correct: the side that the camera sees, with a tolerance
             of 15 degrees.
@@ -54,12 +54,13 @@ def classify_ring(sides: Floats, azimuth: Floats, threshold: float, unknown_orie
     Args:
         sides: probabilities (V, 4) that a view shows the front, left, back or right side. If the four of a view sum to
             less than 1, the rest is the probability that the object has no front.
-        azimuth: azimuths (V,) of the cameras, radians, 2 pi / V apart; azimuth 0 is in front of the object.
-        threshold: a view shows a front if the front is its likeliest side, with at least this probability, given that
-            the object has a front. Probabilities are first smoothed over neighbouring views. If the object probably has
-            no front, no view shows one.
-        unknown_orientation: False: the object faces azimuth 0. True: the object may face any way; the way for which
-            most views show the correct side is assumed. The number of fronts does not depend on this.
+        azimuth: azimuths (V,) of the cameras, radians, 2 pi / V apart. They are used only to check the sides.
+        threshold: minimum front probability of a view that shows a front. The probabilities are first smoothed over
+            neighbouring views, then divided by the probability p that the object has a front (`has_front`). A view then
+            shows a front if the front is its likeliest side and has at least the probability ``threshold``. If p is
+            below 0.5, no view shows a front.
+        unknown_orientation: False: azimuth 0 is in front of the object. True: the object may face any way; the way for
+            which most views show the correct side is assumed. The number of fronts does not depend on this.
     """
     curve = front_curve(sides)
     return RingResult(
@@ -85,7 +86,10 @@ def smooth(values: Floats) -> Floats:
 
 
 def has_front(sides: Floats) -> float:
-    """Return the probability that an object has a front: sum of its four side probabilities (V, 4), mean over views."""
+    """Return the probability that an object has a front: the sum of its side probabilities, mean over V views.
+
+    The four ``sides`` (V, 4) of a view may sum to less than 1; the rest is the probability that there is no front.
+    """
     return float(np.sum(sides, axis=1).mean())
 
 
@@ -178,9 +182,9 @@ class ErrorRates:
         """Return the 95 % interval of the true Janus rate, which `corrected` estimates from the measured rate ``raw``.
 
         It is None if `corrected` returns None. The method is that of Lang and Reiczigel 2014 for a prevalence measured
-        by a test with errors. It includes the uncertainty of ``raw``, ``recall`` and ``false_alarms``, each from its
-        effective number of independent answers (`Proportion.sample_size`). This number is usually lower than that of
-        all answers if some depend on each other, such as those for several seeds of a prompt.
+        by a test with errors. It includes the uncertainty of ``raw``, ``recall`` and ``false_alarms``. Answers that
+        depend on each other, such as those for several seeds of a prompt, usually count as fewer independent answers
+        (`Proportion.sample_size`), and the interval is then longer.
         """
         rate = self.corrected(raw)
         if rate is None:

@@ -290,13 +290,14 @@ def difference(measured: MeasuredViews, other: MeasuredViews, truth: MeasuredVie
 
 
 def means(scenes: list[dict[str, float | None]]) -> dict[str, stats.Estimate]:
-    """Return the mean over the scenes, with its 95 % interval, of the PSNRs "psnr", "given" and "beside_given".
+    """Average PSNRs in dB over the scenes. Return a dict from the name of a PSNR to its mean with a 95 % interval.
 
-    All are in dB. "psnr" compares consecutive views where they overlap. The others compare the input image, which the
-    model received as view 0, with views of the result: "given" with view 0, "beside_given" with the two neighbours of
-    view 0, where they overlap the input image.
+    - "psnr" compares consecutive views where they overlap.
+    - "given" compares view 0 with the input image, which the model received as view 0.
+    - "beside_given" compares the two neighbours of view 0 with the input image, where they overlap it.
 
-    ``scenes`` has one dict of metrics per scene. Metrics that are undefined in all scenes are left out.
+    ``scenes`` has one dict from name to PSNR, or to a difference of PSNRs, per scene. PSNRs that are undefined in all
+    scenes are left out.
     """
     found = {name: stats.mean_estimate([one.get(name) for one in scenes]) for name in MEANS}
     return {name: figure for name, figure in found.items() if figure["mean"] is not None}

@@ -134,8 +134,8 @@ class FolderScenes:
     """List of the scenes in a folder (a `SceneSource`): images, cameras, and depth maps if ``depth`` is True.
 
     The method `scene(index)` reads a scene as `SceneViews`. A scene is a cameras.json with images beside it, in the
-    folder or in a subfolder; its depth maps are in depth/, also beside it. The constructor raises ConfigError if a file
-    is missing, or if ``depth`` is False and the cameras of a scene are not at one position.
+    folder or in a subfolder; its depth maps are in depth/, also beside it. Scenes without depth are panoramas. The
+    constructor raises ConfigError if a file is missing, or if the cameras of a panorama are not at one position.
     """
 
     def __init__(self, folder: Path, depth: bool) -> None:
@@ -161,9 +161,10 @@ class FolderScenes:
 class Scene:
     """Views of one scene in a folder. ``path`` is the file cameras.json of the scene, and ``file`` its parsed content.
 
-    `check(depth)` raises ConfigError if an image is missing. With ``depth`` True, the same holds for a depth map; with
-    ``depth`` False, the cameras must be at one position. `read(depth)` returns the images, cameras, captions and, with
-    ``depth`` True, depth maps as `SceneViews`. It raises ConfigError if a file is unusable.
+    The scene has depth maps (``depth`` True), or it is a panorama (``depth`` False). `check(depth)` raises ConfigError
+    if an image or a depth map is missing, or if the cameras of a panorama are not at one position. `read(depth)`
+    returns the images, cameras, captions and any depth maps as `SceneViews`. It raises ConfigError if a file is
+    unusable.
     """
 
     def __init__(self, path: Path, file: CamerasFile) -> None:

@@ -218,9 +218,12 @@ def _pack(
 ) -> bytes:
     """Return the bytes of a GLB with one node for each glTF mesh object in `meshes`.
 
-    `buffer` has the binary chunk. `more`: one dict of further keys per node; None: no further keys. `lists`: further
-    top-level lists of the glTF JSON by key, such as `materials`. `gltf_extras`: JSON data for the `extras` of the asset
-    and, if there are `lists`, of each node. A GLB of colliders has no `lists`.
+    Args:
+        buffer: binary chunk, with its buffer views and accessors.
+        meshes: glTF mesh objects, as JSON data. A node has the name of its mesh.
+        gltf_extras: JSON data for the `extras` of the glTF asset and, if there are `lists`, of each node.
+        more: for each mesh a dict of further keys of its node, such as `translation`; None: no further keys.
+        lists: further lists at the top level of the glTF JSON, such as `materials`. The GLB of colliders has none.
     """
     extras = gltf_extras or {}
     own = {"extras": extras} if lists else {}

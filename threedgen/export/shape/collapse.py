@@ -126,13 +126,25 @@ def _candidates(points: Array, error: Array, edges: Array, needed: int) -> list[
 def _collapse_pass(points, uv, faces, corners, error, candidates, locked, first, around, target):
     """Collapse half-edges until at most `target` faces are left or all were tried; return how many collapsed.
 
-    `faces`, `corners` and `error` change in place. `faces` (F, 3) index the vertices `points` (V, 3); removed faces
-    become -1. `corners` (F, 3) index `uv` (N, 2). `error` (V, 4, 4) has the quadric error matrix of each vertex; a
-    collapse adds that of the removed vertex to that of the kept vertex. `candidates` (n, 2) are the half-edges to try,
-    as pairs (removed vertex, kept vertex), cheapest first. A half-edge is skipped if its collapse would violate the
-    link condition, break a UV seam, or flip or distort a face, or if an earlier collapse of this pass changed a face at
-    one of its ends. Vertices in the mask `locked` (V,) are not removed. The faces around vertex v are
-    `around[first[v] : first[v + 1]]`, where `around` is (3 F,) and `first` is (V + 1,).
+    A collapse merges the vertex u at one end of an edge into the vertex v at the other end. `faces`, `corners` and
+    `error` change in place. A half-edge (u, v) is skipped if
+
+    - u is locked, or an earlier collapse of this pass changed a face at u or v,
+    - the edge does not have two faces, or the collapse would give another edge more than two (link condition),
+    - it would break a UV seam (a vertex on a seam merges only along it, one inside a chart not into a seam),
+    - a face would flip in UV space, turn its normal by more than 78 degrees or become a sliver.
+
+    Args:
+        points: vertex positions (V, 3).
+        uv: texture coordinates (N, 2).
+        faces: vertex indices (F, 3); the three indices of a removed face become -1.
+        corners: (F, 3), the index into `uv` of each corner of each face.
+        error: quadric error matrix of each vertex, (V, 4, 4); a collapse adds that of u to that of v.
+        candidates: the half-edges to try, (n, 2), as pairs (u, v), cheapest first.
+        locked: bool mask (V,) of vertices that are not removed.
+        first, around: the faces around vertex k before the pass are `around[first[k] : first[k + 1]]`, with the arrays
+            `first` (V + 1,) and `around` (3 F,).
+        target: number of faces.
     """
     touched = np.zeros(len(points), np.bool_)
     mark = np.full(len(points), -1, np.int64)

@@ -32,9 +32,20 @@ MAX_HALF_LIGHT_DEPTH = 0.02  # maximum of `half_light_depth`; above it, a note c
 class FieldView:
     """Trained field, wrapped for the export: its density, colour and render functions, scene radius and occupancy.
 
-    `density` and `colour` are functions of points (N, 3) as torch tensors, in world units. For numpy points, use
-    `on_arrays(function, points)` and `colours(points)`. `mask` (M, M, M), bool, indexed [x, y, z], states which cells
-    of the cube around the scene sphere are occupied; None: all. `radius` is the radius of this sphere.
+    Lengths are in world units. For points in NumPy arrays, use `on_arrays(function, points)` and `colours(points)`.
+
+    Attributes:
+        density: function from points (N, 3), a torch tensor, to densities (N,) per world unit.
+        colour: function from points (N, 3), a torch tensor, to sRGB colours (N, 3) in [0, 1].
+        radius: radius of the scene sphere, which is centred at the origin and contains the object.
+        mask: (M, M, M) bool, indexed [x, y, z]: which cells of the cube around the scene sphere are occupied; None:
+            all.
+        device: device of the points.
+        renderer: function from V cameras to unlit images of the field: sRGB colours (V, H, W, 3) and opacities (V, H,
+            W). None: the texture is not refined.
+        mesh: for a representation that is itself a mesh, a function without arguments that returns its vertices (N, 3)
+            and faces (F, 3); else None.
+        elevations: lowest and highest elevation of the training cameras in degrees; None: unknown.
     """
 
     density: Field  # points (N, 3) in world units -> sigma (N,) per world unit
@@ -97,9 +108,9 @@ def dense_surface(field: FieldView, resolution: int) -> tuple[Mesh, list[str]]:
 def half_light_depth(mesh: Mesh) -> float:
     """Return the depth below the surface that half of the light reaches, as a fraction of the mesh's longest side.
 
-    The depth in world units is ln 2 / density, for the typical density of the object. `field_surface` has stored 0.1
-    (`HAZE`) times this density in `mesh.info["haze"]`. If this entry is missing, as for a representation that is itself
-    a mesh, the result is 0. An object counts as translucent if the result is above 0.02 (`MAX_HALF_LIGHT_DEPTH`).
+    In world units, this depth is ln 2 / density, for the object's typical density (see `typical_density`). The density
+    is known from `mesh.info["haze"]`, in which `field_surface` stores 0.1 (`HAZE`) times it. Without this entry, as for
+    a representation that is itself a mesh, the result is 0.
     """
     density = float(mesh.info.get("haze", 0.0)) / HAZE
     size = float(np.ptp(mesh.vertices, axis=0).max())
@@ -111,12 +122,14 @@ def field_surface(field: FieldView, resolution: int) -> Mesh:
 
     If the representation is itself a mesh, the result is that mesh without small connected pieces. Otherwise:
 
-    1. The density is sampled on a grid with `resolution` points per edge of the cube around the sphere, and 0.1
-       (`HAZE`) times the typical density of the object is subtracted.
-    2. The optical depth tau of a grid point is the integral of this density from the cube's border to the point,
-       minimum over the six axis directions.
-    3. The surface is the level set of tau at ln 2 / 2, smoothed. If the typical density is very low, the level is
-       smaller; if it is very high, the level is larger. Small connected pieces are removed.
+    1. The density is sampled on a grid with `resolution` points per edge of the cube around the sphere, and blurred. To
+       remove haze, 0.1 (`HAZE`) times the object's typical density (see `typical_density`) is subtracted.
+    2. The optical depth tau of a grid point is computed: the integral of this density along a straight line from the
+       cube's border to the point, the smallest of the six axis directions.
+    3. Marching cubes extract the surface tau = ln 2 / 2, so that a wall is found if it stops at least half of the
+       light. For a very thin or very dense field, the level is lower or higher, so that the surface is neither too deep
+       inside the object nor in the haze in front of it (see `depth_field`).
+    4. Small connected pieces are removed, and the mesh is smoothed.
 
     Raises EmptyField for a field without a surface.
     """

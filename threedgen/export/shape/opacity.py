@@ -39,22 +39,30 @@ class EmptyField(ConfigError):
 
 
 def depth_field(sigma: Array, cell: float, radius: float) -> tuple[Array, Tree]:
-    """Compute, from a density grid, a scalar field whose level set is the object's surface.
+    """Compute, from a density grid, a scalar field tau whose level set is the object's surface.
 
-    The density is blurred (less for a denser object), and a constant is subtracted to remove haze. Raises EmptyField if
-    no part of the object is half opaque.
+    The density is blurred, and 0.1 (`HAZE`) times its typical value (see `typical_density`) is subtracted to remove
+    haze. tau of a grid point is the integral of the result along a straight line from the grid's border to the point,
+    the smallest of the six axis directions. Small parts of the object are removed and cavities filled (see `clean`).
+
+    The standard deviation of the blur, in scene radii, is 0.6 / (typical density * `radius`)^2, at most 0.03
+    (`BLUR_SCALE`, `MAX_BLUR`). A blur below a quarter of a grid cell is left out.
 
     Args:
         sigma: densities (R, R, R) per world unit; may be overwritten.
         cell: grid spacing in world units.
-        radius: radius of the scene in world units.
+        radius: radius of the scene sphere in world units.
 
     Returns:
-        Scalar field tau (R, R, R), larger inside the object, and a dict `info`. tau is the optical depth from the
-            grid's border to a point, the minimum over the six axis directions. Small parts are removed and cavities
-            filled. The surface is the set tau = info["level"]. The dict also has "haze", the subtracted density,
-            "blur", the standard deviation of the blur in world units, "parts_found" and "parts_kept", the numbers of
-            connected parts, and "volume_dropped" and "cavities_filled", fractions of the object's volume.
+        tau (R, R, R), larger inside the object.
+        Dict with "level": the surface is the set tau = level. This is ln 2 / 2, limited to about 0.008 to 0.03 scene
+            radii (`MIN_DEPTH`, `MAX_DEPTH`) times the typical density. Further keys: "haze", the subtracted density;
+            "blur", the standard deviation in world units; "parts_found" and "parts_kept", the numbers of connected
+            parts; "volume_dropped" and "cavities_filled", fractions of the object's volume.
+
+    Raises:
+        EmptyField: if tau is at most ln 2 / 2 everywhere, so that no part of the object stops half of the light along
+            all three axes.
     """
     typical = typical_density(sigma)
     path = 1 / (typical * radius) if typical else 0.0  # free path of light, in scene radii
@@ -77,8 +85,9 @@ def depth_field(sigma: Array, cell: float, radius: float) -> tuple[Array, Tree]:
 def typical_density(sigma: Array) -> float:
     """Return a typical density of the object in a density grid sigma (R, R, R); 0 for an empty grid.
 
-    The result is the weighted 2 % quantile of the densities, with the weights sigma^2. Empty space and haze have little
-    weight, so that the size of the grid's box does not matter.
+    It is near the lower end of the densities inside the object: points with smaller densities have only 2 % of the sum
+    of sigma^2 over the grid. With squares, haze counts little and empty space not at all, so that the result hardly
+    depends on the size of the grid's box.
     """
     values = np.sort(sigma[sigma > 0])
     if not len(values):
@@ -107,11 +116,21 @@ def optical_depth(sigma: Array, cell: float) -> Array:
 def clean(tau: Array, level: float) -> tuple[Array, Tree]:
     """Remove small parts of an object and fill its cavities, in place. Return the grid `tau` and a dict of statistics.
 
-    tau (R, R, R) are optical depths on a grid; the object is where tau > level. A part is a connected set of points of
-    the object; each point has 26 neighbours. A part is small if its number of surface points is below 1 % (MIN_PART) of
-    that of the part with the most. Values of tau are clipped at 2 * level, so that the surface lies half-way between an
-    empty and an opaque point. tau must be 0 at the grid's border and above `level` somewhere. The statistics are the
-    counts "parts_found" and "parts_kept", and the fractions "volume_dropped" and "cavities_filled" of the volume.
+    The object is the set of grid points with tau > level. A part is a connected set of these points; each point has 26
+    neighbours. The size of a part is the number of its surface points, which have one of their 6 nearest neighbours
+    outside the object. Parts below 1 % (`MIN_PART`) of the largest size are removed. Cavities are empty regions that
+    the object encloses.
+
+    Args:
+        tau: optical depths (R, R, R), 0 at the grid's border and above `level` somewhere. They are clipped to at most
+            twice the level, so that the interpolated surface tau = level is in the middle between an empty point and an
+            opaque one.
+        level: optical depth of the surface.
+
+    Returns:
+        `tau`.
+        Dict with the numbers of parts "parts_found" and "parts_kept", and with "volume_dropped" and "cavities_filled",
+            fractions of the object's volume.
     """
     np.minimum(tau, 2 * level, out=tau)
     inside = tau > level

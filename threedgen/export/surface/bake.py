@@ -139,9 +139,15 @@ def texel_frames(low: TexturedMesh, buffers: Buffers) -> Texels:
 
 
 class Projected(NamedTuple):
-    """N points that `project` moved onto a mesh: `points` (N, 3), index of the `face` (N,), barycentric weights `bary`.
+    """N points that `project` moved along their normals onto a mesh.
 
-    `bary` is (N, 3). `hit` is a bool mask (N,); points that found no face within reach have False and did not move.
+    Attributes:
+        points: (N, 3) points on the mesh, world units; without a hit, the input points.
+        face: (N,) index of the mesh face that has the point; without a hit, some face at the nearest vertex of the
+            mesh.
+        bary: (N, 3) barycentric weights of the face's corners; without a hit, 1 for the nearest vertex and 0 for the
+            others.
+        hit: (N,) bool, whether the mesh was hit within the maximum distance.
     """
 
     points: Array  # (N, 3) projected points, world units; the input points where `hit` is False
@@ -158,11 +164,18 @@ class Projected(NamedTuple):
 
 
 def project(tree: rays.Bvh, dense: Mesh, points: Array, normals: Array, cage: float) -> Projected:
-    """Move points (N, 3) along their unit normals (N, 3), in both directions, onto the dense mesh.
+    """Move points (N, 3) along their unit normals (N, 3), in either direction, onto the nearest face of the dense mesh.
 
-    The maximum distance is `cage`, in world units. A dense face is hit only if the dot product of its normal and the
-    point's normal is positive. Points without a hit (`Projected.hit` is False) do not move, and get a face of the
-    nearest dense vertex. `tree` is the bounding volume hierarchy of `dense`.
+    A face is hit only if the dot product of its normal and the point's normal is positive. Points without a hit do not
+    move. Their face and barycentric weights are those of the nearest vertex of the mesh.
+
+    Args:
+        tree: bounding volume hierarchy of `dense`.
+        dense: mesh with many faces.
+        cage: maximum distance in world units.
+
+    Returns:
+        The moved points, and for each its face, the barycentric weights in this face, and whether there was a hit.
     """
     face, bary, distance = rays.nearest_along(tree, points, normals, cage)
     hit = face >= 0

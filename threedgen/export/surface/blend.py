@@ -13,14 +13,21 @@ MIN_WEIGHT = 1e-5  # sum of weights below which a texel's colour is darkened in 
 class BlendOptions:
     """Rules for projecting several images onto a mesh's texture: which images colour a texel, and with which weights.
 
-    An image colours a texel if the texel is less than `error` behind the surface that the camera sees there, the cosine
-    between normal and direction to the camera is above `cosine`, and the image's opacity there is above `opacity`. For
-    perspective cameras, `error` and `jump` are fractions of the depth, for orthographic ones they are in world units.
+    An image colours a texel if
 
-    The weight is the cosine (perspective cameras: divided by the distance to the camera) to the power `power`, times:
+    - the texel is less than `error` behind the surface that the camera sees there,
+    - the cosine of the angle between the texel's normal and the direction to the camera is above `cosine`,
+    - the image's opacity there is above `opacity`, and
+    - if `beside_edge` is 0, the texel is not beside a depth edge.
 
-    - `beside_edge` (0: not used) within `margin` pixels of a depth edge, which is a depth step of at least `jump`;
-    - with `feather` > 0, a factor that rises to 1 over the distance `feather` * image height from depth edges;
+    Beside a depth edge means: within `margin` pixels of a step of at least `jump` in the depth map. `error` and `jump`
+    are fractions of the depth for perspective cameras, and in world units for orthographic ones.
+
+    The weight of the image is the cosine (perspective cameras: divided by the distance to the camera) to the power
+    `power`, times
+
+    - `beside_edge`, if the texel is beside a depth edge,
+    - with `feather` > 0, a factor that rises to 1 over the distance `feather` * image height from depth edges, and
     - with `window`, a factor that falls from 1 at the image centre to almost 0 at the image borders.
     """
 
@@ -37,15 +44,18 @@ class BlendOptions:
     def valid(self, error: Array, cosine: Array, jump: Array, mask: Array | None = None) -> Array:
         """Return a bool mask (M,) of the texels that an image may colour.
 
-        The conditions are error < self.error, cosine > self.cosine, mask > self.opacity and, only if pixels beside
-        depth edges are not used (`self.beside_edge` = 0), jump < self.jump. All arguments are arrays (M,) with one
-        value per texel. `error` and `jump` are fractions of the depth for perspective cameras, and in world units for
-        orthographic cameras.
+        The conditions are error < self.error, cosine > self.cosine, mask > self.opacity and, only if `self.beside_edge`
+        is 0, jump < self.jump. Otherwise, texels beside depth edges are valid, and only their weights are multiplied by
+        `beside_edge`.
+
+        All arguments are arrays (M,) with one value per texel. `error` and `jump` are fractions of the depth for
+        perspective cameras, and in world units for orthographic cameras.
 
         Args:
             error: depth of the texel minus depth of the visible surface.
             cosine: cosine of the angle between surface normal and direction to the camera.
-            jump: largest depth step near the texel, measured as the deviation of the depth map from a plane.
+            jump: largest step in the depth map near the texel. A step is a second difference along a row or column of
+                the depth map (perspective cameras: of 1 / depth), which is 0 on a plane.
             mask: opacity of the image in [0, 1] at the texel; None: opaque.
         """
         visible = (error < self.error) & (cosine > self.cosine)
@@ -53,10 +63,11 @@ class BlendOptions:
         return visible if self.beside_edge else visible & (jump < self.jump)
 
     def weight(self, cosine: Array, valid: Array) -> Array:
-        """Return the weights (M,) of an image at M texels: cosine^power, or 0 where `valid` (M,) is False.
+        """Return the weights (M,) of an image at M texels: cosine^self.power, or 0 where `valid` (M,) is False.
 
-        `cosine` (M,) is the cosine of the angle between surface normal and direction to the camera, optionally divided
-        by the distance to the camera. Negative values count as 0.
+        The other factors of a weight (see the class), for depth edges and image borders, are not included. `cosine`
+        (M,) is the cosine of the angle between surface normal and direction to the camera. For perspective cameras,
+        pass the cosine divided by the distance to the camera. Negative values count as 0.
         """
         return np.where(valid, np.maximum(cosine, 0), 0) ** self.power
 
@@ -92,7 +103,9 @@ class WeightedMean:
     def mean_or(self, existing: Array, min_weight: float = MIN_WEIGHT) -> Array:
         """Return the mean colours (N, 3). Texels whose weights are all 0 get the colours `existing` (N, 3) instead.
 
-        The divisor of a mean is the sum of the weights, but at least `min_weight`; a smaller sum gives a darker colour.
+        A mean is the sum of weight * colour, divided by the sum of the weights or, if this is larger, by `min_weight`.
+        A texel whose weights have a smaller sum than `min_weight` is therefore darker, as in MV-Adapter with the
+        default value.
         """
         mean = self.total / np.maximum(self.weights, min_weight)[:, None]
         return np.where(self.known[:, None], mean, existing)

@@ -18,12 +18,15 @@ SLACK = 1e-7  # tolerance of barycentric weights, so that no ray passes between 
 
 
 class Bvh(NamedTuple):
-    """Bounding volume hierarchy of a mesh: a binary tree of boxes around P triangles.
+    """Bounding volume hierarchy of a mesh: a binary tree of boxes around triangles. The leaves hold the triangles.
 
-    `bounds` (nodes, 6) has the minimum and the maximum corner of each node's box, `corners` (P, 3, 3) the corners of
-    the triangles, and `face` (P,) the index of the mesh face of each triangle. Node k has the children 2 k + 1 and
-    2 k + 2. Each leaf has the same number of consecutive triangles. P is at least the number of faces, because the last
-    face is repeated to fill the leaves.
+    Attributes:
+        bounds: (nodes, 6) minimum corner and maximum corner of each node's box. Node 0 is the root, and node k has the
+            children 2 k + 1 and 2 k + 2. The last L = (nodes + 1) / 2 nodes are the leaves.
+        corners: (P, 3, 3) corners of the P triangles, leaf by leaf: the first leaf has the first P / L triangles, the
+            second leaf the next P / L, and so on. P is at least the number of mesh faces, because the last face is
+            repeated to fill the leaves.
+        face: (P,) index of the mesh face of each triangle.
     """
 
     bounds: Array  # (nodes, 6) float32, minimum corner and maximum corner of each node's box

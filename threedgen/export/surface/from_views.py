@@ -33,9 +33,12 @@ BORDER_WEIGHT = 1e-3  # minimum of the weight factors of the options `window` (p
 class ViewTexture(NamedTuple):
     """Texture projected from images, and how well the images determine it.
 
-    `texture` is (H, W, 3) in [0, 1]. `visible` (H, W) is the mask of the texels that an image shows, now or in an
-    earlier projection. `share` is the fraction of visible texels among those that a face covers. `psnr` (in dB)
-    compares the colours of the texels with those of the pixels of the new images that show them.
+    Attributes:
+        texture: (H, W, 3) in [0, 1], row 0 at v = 1.
+        visible: (H, W) bool, the texels that an image of this or of an earlier projection shows.
+        share: fraction of visible texels among those that a face covers.
+        psnr: agreement of the texture with the images of this projection, in dB. Each image is compared, at all texels
+            that it shows, with the texture's colours. 0 if the images show no texel.
     """
 
     texture: Array  # (H, W, 3) float32 in [0, 1], row 0 at v = 1

@@ -103,12 +103,13 @@ def _count_visible(
 def fill_unseen(
     texture: Array, mesh: TexturedMesh, elevations: tuple[float, float], radius: float = 1.0
 ) -> tuple[Array, float]:
-    """Replace the colours of texels that few training cameras see by those of visible texels nearby on the surface.
+    """Recolour the texels that few training cameras see, with colours from visible texels nearby on the surface.
 
-    Their colours come from the initialisation of the field (trained 3D representation), not from training. A texel is
-    visible if at least 20 % (MIN_SHARE) of the cameras of `visible_texels`, at the training elevations, see it; other
-    texels are recoloured. Texels that no face covers get the colour of the nearest covered one. If no covered texel is
-    visible, or all are, the texture is unchanged.
+    Training hardly changes the colours of such texels; they are left from the initialisation of the field (trained 3D
+    representation). The training cameras are approximated by the cameras of `visible_texels`: 3 horizontal rings of 12
+    cameras at the training elevations. A texel is visible if at least 20 % (`MIN_SHARE`) of these cameras see it. The
+    others are recoloured by `diffuse_colours`. Texels that no face covers get the colour of the nearest covered one. If
+    no covered texel is visible, or all are, the texture is unchanged.
 
     Args:
         texture: (H, W, 3) sRGB in [0, 1], with row 0 at v = 1.
@@ -144,12 +145,15 @@ def texel_pieces(mesh: TexturedMesh, buffers: Buffers) -> Array:
 def diffuse_colours(points: Array, normals: Array, piece: Array, colours: Array, known: Array) -> Array:
     """Fill in the colours of unknown texels with random-walker segmentation (Grady 2006) on a nearest-neighbour graph.
 
-    The known texels are divided into groups of similar colours. For each group, Laplace's equation gives the
-    probability that a random walk from an unknown texel ends at a texel of this group. Walks rarely cross concave
-    edges, where parts usually meet (Lai et al. 2008), and stay within a connected component of the mesh, unless it has
-    no known texel. An unknown texel gets the weighted mean of the groups' mean colours, with weights proportional to
-    probability^6 * area^2 (SHARPNESS, AREA_POWER; area: the number of texels of the group). The differences between the
-    known colours and their group's mean are interpolated by the same equation and added.
+    1. The known texels are divided into groups of similar colours.
+    2. For each group, Laplace's equation on the graph gives the probability that a random walk from an unknown texel
+       ends at a known texel of this group. Walks rarely cross concave edges, where parts usually meet (Lai et al.
+       2008). They stay within a connected component of the mesh; only from a component without known texels, they go to
+       others.
+    3. An unknown texel gets the weighted mean of the groups' mean colours. The weights are proportional to
+       probability^6 * area^2 (`SHARPNESS`, `AREA_POWER`), where the area is the number of known texels of the group.
+    4. The detail of the known texels, their colour minus the mean colour of their group, is interpolated to the unknown
+       texels, also by Laplace's equation, and added to their colours.
 
     Args:
         points: positions (N, 3) of the texels.

@@ -181,9 +181,13 @@ def check_prompts(methods: Mapping[str, RunConfig], prompts: Iterable[str]) -> N
 def figures(folder: Path) -> Tree:
     """Read values of a finished object from its run folder: {column name of batch.csv: value}.
 
-    These are the peak memory of the run in MiB, and of the exported asset (textured mesh) the number of triangles at
-    full detail, the texture side in texels, the height in metres, and the size of the main file in bytes. A value that
-    is not recorded is None.
+    The asset is the exported textured mesh. A value that is not recorded is None. The columns are:
+
+    - "memory_mib": peak memory of the run in MiB
+    - "triangles": number of triangles of the asset at full detail
+    - "texture": side of the asset's texture in texels
+    - "height_m": height of the asset in metres
+    - "bytes": size of the asset's main file in bytes
     """
     asset = read_json(folder / ASSET / MANIFEST)
     sizes, levels = asset.get("size_m") or {}, asset.get("levels") or {}

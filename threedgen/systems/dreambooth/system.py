@@ -58,10 +58,12 @@ class _Context(FunctionCtx):
 class WeightDistance(torch.autograd.Function):
     """Sum of absolute ("l1") or squared ("l2") differences of two lists of tensors, as an autograd function.
 
-    The call is `apply(norm, originals, *weights)`; it returns a scalar. Gradients flow to `weights` only.
+    The call is `WeightDistance.apply(norm, originals, *weights)`. `norm` is "l1" or "l2", `originals` a list of
+    tensors, and `weights` are as many tensors of the same shapes, each an argument of its own. The result is a scalar.
+    Gradients flow to `weights` only.
 
-    torch's functions on lists of tensors (foreach) need few kernel launches. The differences are as large as the
-    weights, so the forward pass does not store them, and the backward pass computes them again.
+    The differences take as much memory as the weights, so the forward pass does not store them, and the backward pass
+    computes them again. torch's functions on lists of tensors (foreach) need few kernel launches.
     """
 
     @staticmethod

@@ -28,8 +28,8 @@ class MeasuredSystem(GenerateSystem):
     """Variant of `GenerateSystem`, the LightningModule of text to 3D, that measures the memory of its steps.
 
     It is on the meta device, where tensors have shapes but no values. Without values, empty space is unknown, so every
-    ray has the maximum number of samples, `march.samples`. `device` is the device of the run: MLPs take the memory of
-    the Triton kernel if it is used there, else that of torch's layers.
+    ray has the maximum number of samples, `march.samples`. `device` is the device of the run. If a run on this device
+    computes an MLP by the Triton kernel, the memory of the kernel is measured, else that of torch's layers.
     """
 
     def __init__(self, config: GenerateConfig, prior: MetaPrior, device: torch.device) -> None:
@@ -64,9 +64,10 @@ class MeasuredSystem(GenerateSystem):
     def choose_chunks(self, free: float) -> None:
         """Compute the chunk sizes for `free` bytes of memory if the option `march.chunk` is "auto"; else do nothing.
 
-        A chunk size is the largest number of ray samples that a render can process at a time in this memory. Renders
-        without normals have one and, if the object has normals, renders with normals have another. Both are stored in
-        the dict `chunks.measured`. Rasterised objects (meshes and 3D Gaussians) have none.
+        A chunk size is the number of ray samples that a render processes at a time, as many as fit this memory. There
+        is one for renders without normals and, if the object has normals, a second one for renders with normals. They
+        are stored in the dict `self.chunks.measured` with the keys "without normals" and "with normals". For rasterised
+        objects (meshes and 3D Gaussians), which have no ray samples, nothing is stored.
         """
         scene = self.field, self.background, self.material, self.config.march
         for normals, kind in ((False, "without normals"), (True, "with normals")):
@@ -93,15 +94,16 @@ def memory(
     Args:
         config: config of the run.
         device: device of the run; it decides the precision of the prior and the kernels of the MLPs.
-        free: free bytes before the run, from which `march.chunk: auto` computes the number of ray samples that a render
-            processes at a time; None: bytes that are free on `device` now.
-        launches: dict that receives the number of kernel launches of a training step, with the keys of the training
-            phases in the result ("step at 64 px", "fit to views"). Launches in a CUDA graph and in the optimizer do not
-            count. None: no launches are counted.
+        free: bytes that are free before the run; None: bytes that are free on `device` now. They matter only if the
+            option `march.chunk` is "auto": a render then processes as many ray samples at a time as fit this memory.
+        launches: dict that receives the number of kernel launches of a training step by phase, for the phases "step at
+            N px" and "fit to views" (see Returns). Launches in a CUDA graph and in the optimizer do not count. None: no
+            launches are counted.
 
     Returns:
-        Peak memory in bytes by phase: "loading and preview", "step at 64 px" for each render size, "fit to views" (only
-        for a ray-marched object that is fitted to views) and "final images".
+        Peak memory in bytes by phase of the run: "loading and preview", "step at N px" (distillation step) for each
+        render size N, such as "step at 64 px", "fit to views" (only for a ray-marched object that is fitted to views),
+        and "final images".
     """
     networks = meta_networks(config.prior.weights, config.prior.parts)
     prior = MetaPrior(networks, config.prior, device, config.views_per_scene, branches(config.prior))
@@ -128,13 +130,15 @@ def memory(
 def distinct_steps(system: GenerateSystem) -> Iterator[tuple[int, int]]:
     """Yield the distillation steps to measure, as pairs (render size in pixels, step).
 
-    Steps with equal render size, number of scenes (groups of views) and use of normals take equal memory, so one step
-    of each kind is yielded. Normals are used if the render is lit (shaded), which can be random, or if the weight of
-    the orientation loss is above 0.
+    The memory of a step depends on three properties: render size, number of scenes (groups of views), and whether
+    normals are computed. They are computed for a lit (shaded) render, which can be random, and for the orientation
+    loss.
 
-    The kind can change at a key of a schedule, and after the material's unlit first steps. The steps from one such
-    change to the next are an interval. Of each interval the first step with normals is taken or, if none has normals,
-    the first step. Only the first 50 steps (FIRST_STEPS) and the last step of an interval are tried.
+    The steps are divided into intervals. One starts at each key of the schedules of render size, scenes and weight of
+    the orientation loss, and one at the step from which the material can be lit. Of each interval, one step is chosen:
+    the first with normals, which take more memory, or the first of all if none has normals. To save time, only the
+    first 50 steps (FIRST_STEPS) and the last step of an interval are checked for normals. A chosen step is left out if
+    an earlier one has the same three properties.
     """
     config, end = system.config, system.max_steps
     schedules = [

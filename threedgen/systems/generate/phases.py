@@ -80,18 +80,22 @@ class Fit:
         self.pixels = Pixels(Views(images, self.cameras), opacity)
 
     def losses(self, step: int, done: int, steps: int) -> StepResult:
-        """Return the loss of a step: error of the colours, and penalties on opacity, depth spread and normals.
+        """Return the loss of a step: error of the colours plus penalties. The result also has values for the log.
 
-        The penalties pull the opacity to 0 or 1, and to 0 far from the object, reduce the spread of the weights along a
-        ray (distortion loss; not for rasterised objects), and make nearby normals similar. A step uses `fit.rays`
-        random pixels of all images; for rasterised objects (meshes and 3D Gaussians), random whole images with about as
-        many pixels, at least one image.
+        A step uses `fit.rays` random pixels of all images; for rasterised objects (meshes and 3D Gaussians), random
+        whole images with about as many pixels, at least one image. The penalties are on:
+
+        - entropy of the opacity, which drives it to 0 or 1. Its weight rises during the fit.
+        - any opacity, weakly (sparsity loss), against density of the background colour, which has no colour error.
+        - opacity in pixels that are farther than 1/32 of the image side from the object in the given image.
+        - spread of the weights along a ray (distortion loss), not for rasterised objects. Its weight is
+          `fit.distortion`.
+        - differences between nearby surface normals.
 
         Args:
             step: step of the run; it seeds the random numbers.
             done: number of steps of this fit before this step.
-            steps: total number of steps of this fit. The weights of two penalties change with `done` / `steps`: opacity
-                to 0 or 1, and distortion loss.
+            steps: total number of steps of this fit. Weights that change do so with `done` / `steps`.
         """
         o, rng, device = self.scene.config.fit, self.scene.rng(step, "pixels"), self.scene.device
         opaque, distortion = (at(value, done, steps) for value in (OPAQUE_WEIGHT, o.distortion))
@@ -237,20 +241,19 @@ class Refinement:
     def resample(self, number: int, rng: torch.Generator, first: bool) -> None:
         """Render the object, resample the renders by img2img, and store the result in `images`.
 
+        Sampling starts from the latents of the renders. There are two exceptions if `first` is True:
+
+        - A new object is untrained, so it is not rendered. Sampling starts from the latents of the coarse predictor
+          (network of some priors that predicts latents without denoising), or from noise if there is none.
+        - The option `edit` changes the object of an earlier run, whose renders still show the old prompt. If the prior
+          has a coarse predictor, the change of its prediction from the old to the new prompt is added to the latents.
+
         In a distributed run, each process computes all images itself, with the same random numbers.
 
         Args:
             number: number of the round, from 0. It selects the noise strength in the option `refine.strengths`.
             rng: generator of the noise.
-            first: whether the run starts with this round, without warm start and distillation. False: sampling starts
-                from the latents of the renders. True: what it starts from depends on the object:
-
-                - New object: the latents of the coarse predictor (network of some priors that predicts latents without
-                  denoising), or noise if there is none. The untrained object is not rendered.
-                - Object of another run that this run edits (option `edit`): the latents of the renders, which still
-                  show the old prompt. If the prior has a coarse predictor, its latents for the new prompt minus those
-                  for the old prompt are added.
-                - Object of another run, without `edit`: the latents of the renders.
+            first: whether the run starts with this round, without warm start and distillation.
         """
         scene, images, known = self.scene, list[Tensor](), None
         old_prompt_embedding = scene.old_prompt_embedding if first else None
@@ -288,12 +291,14 @@ def resample_views(
         rig: cameras of the V views.
         condition: inputs of the prior for these views: text, cameras and reference image.
         options: number of steps and guidance scale.
-        strength: img2img noise strength in (0, 1]. A start from pure noise has strength 1 instead.
+        strength: noise strength in (0, 1] for a start from `renders` or a coarse prediction. It has no effect on a
+            start from pure noise.
         rng: generator of the noise.
-        old_prompt_embedding: embedding (1, L, D) of the old prompt, which describes `renders`, if `condition` has a new
-            prompt. The coarse prediction for the new prompt minus that for the old prompt is then added to the latents
-            of `renders`. None, or a prior without coarse predictor: nothing is added.
-        known: V other views of the object, almost without noise, which the resampled views see; None: there are none.
+        old_prompt_embedding: embedding (1, L, D) of the prompt that `renders` show, if `condition` has another, new
+            prompt. The coarse prediction for the new prompt minus that for the old one is then added to the latents of
+            `renders`. None, or a prior without coarse predictor: nothing is added.
+        known: noisy latents (at a low noise level, almost clean) and cameras of other views of the object. The
+            resampled views attend to them, so that they show the same object. None: there are no such views.
     """
 
     def coarse(text: Tensor, text_guidance: bool = True) -> Tensor | None:

@@ -99,17 +99,17 @@ class Scene(System):
     Attributes:
         field: representation that is optimised, such as a hash grid or a mesh.
         occupancy: grid of the cells with density, so that rays skip empty space; None for meshes or if disabled.
-        text_embeddings: (2, L, D) embeddings, with L rows of D numbers each, of prompt and negative prompt in this
-            order; with view prompts (6, L, D), followed by the prompts of the side, front, back and overhead view, such
-            as "PROMPT, side view".
+        text_embeddings: (2, L, D) embeddings, with L rows of D numbers each, of prompt and negative prompt. With the
+            option `view_prompts` (6, L, D): these two, then the prompts of the side, front, back and overhead view,
+            such as "PROMPT, side view".
         prior: frozen diffusion model; not a registered submodule, so checkpoints do not contain it.
         matte: frozen network that predicts the opacity of the object in images; None: not used. Not a registered
             submodule.
         reference: features of the image on which the prior is conditioned, {name: tensor (1, ...)}, computed in
             `setup`; None before that, or if the prior has no such image.
-        from_nothing: True for a new object, False if the object was initialised from another run.
-        old_prompt_embedding: embedding (1, L, D) of the prompt of the run that this run edits; None: this run edits no
-            run.
+        from_nothing: True for a new object, False if an earlier run or a point cloud file initialised the object.
+        old_prompt_embedding: with the option `edit`, which changes the object of an earlier run to fit a new prompt:
+            embedding (1, L, D) of the prompt of the earlier run. None without this option.
         chunks: how many samples of its rays a training render processes at a time, to limit the memory.
     """
 

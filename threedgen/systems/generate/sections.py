@@ -73,11 +73,11 @@ class LossConfig(Config):
 
 @dataclass(frozen=True)
 class LossWeights(Component):
-    """Annotation of the config section `loss` that makes pydantic validate it with a subclass of `LossConfig`.
+    """Annotation that sets the type of the config section `loss`, as in `loss: Annotated[LossConfig, LossWeights()]`.
 
-    The subclass is created when a config is validated. It has one weight for each loss term: those of `LossConfig`, one
-    for each registered component of the kind "regulariser", and those that registered representations add, such as
-    "eikonal".
+    pydantic then converts the section to a subclass of `LossConfig`, which is created when a config is validated. The
+    subclass has one weight for each loss term: those of `LossConfig`, one for each registered component of the kind
+    "regulariser", and those that registered representations add, such as "eikonal".
     """
 
     kind: str = "regulariser"

@@ -178,10 +178,11 @@ class GenerateSystem(Scene):
         return self.scheduled(registry.build("optimizer", options, named), *map(self.learning_rate, groups))
 
     def learning_rate(self, group: ParameterGroup) -> object:
-        """Return the learning rate schedule of a parameter group: the config value with the key `group.learning_rate`.
+        """Return the learning rate schedule of a parameter group: a number or a dict {step: value}, as in the config.
 
-        The key is looked up in the section `optimizer`, then in `field`. If neither has a value for it, the result is
-        `optimizer.networks`.
+        The string `group.learning_rate` is the name of the option with the schedule, such as "encoding". It is looked
+        up in the config section `optimizer`, then in `field` (options of the representation). If neither has a value
+        for it, the result is `optimizer.networks`.
         """
         options, key = self.config.optimizer, group.learning_rate
         rate = getattr(options, key, None)

@@ -172,12 +172,15 @@ def embeddings(config: GenerateConfig, prior: Prior, texts: list[str], image: Te
     If the prior has object codes (vectors of what a text leaves unspecified), the last of the L rows of an embedding is
     the code. The negative prompt and empty further texts have no code (zeros).
 
+    Without `image`, the codes of all texts are sampled from the same noise. The noise depends on the seed and on the
+    prompt: if it depended on the seed only, the objects of all prompts would get the same colour. With the option
+    `edit`, which changes the object of an earlier run, the noise depends on the prompt of that run in place of the new
+    one. Sampling then starts from a mixture of the noise and the code of that run, so the new object is similar.
+
     Args:
         texts: prompt, negative prompt, and any further texts, such as prompts of the side or back view.
-        image: first view of the object (1, H, W, 3) in [0, 1], from which the codes are computed. None: the code of
-            each text is sampled from the same noise, which seed and prompt determine, so that one seed does not give
-            all prompts one colour. With the option `edit`, sampling starts from the code of the run to edit plus that
-            run's noise (if the seed is the same), so the new object is similar.
+        image: first view of the object (1, H, W, 3) in [0, 1], from which the codes are computed; None: they are
+            sampled.
         folder: run folder.
     """
     near, named = None, texts[0]

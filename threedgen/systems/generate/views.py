@@ -68,16 +68,19 @@ def first_view(config: GenerateConfig, prior: Prior) -> Tensor | None:
 def best_object_size(config: GenerateConfig, prior: Prior, cut: Tensor) -> float:
     """Return the size to give the object in the first view: its longer side as a fraction of the image side.
 
-    `cut` is the cut-out object, RGBA (h, w, 4) in [0, 1]. The size must fit the other views, in which a long object is
-    larger than from the front. The result is 0.7 if the prior has no coarse predictor, a network that predicts latents
-    without denoising. Otherwise sizes from 0.4 to 0.85 are tried:
+    `cut` is the cut-out object, RGBA (h, w, 4) in [0, 1]. The camera distance is the same for all views, so a long
+    object that is seen from its end must be small in the first view: views of its long side must fit too. The result is
+    0.7 if the prior has no coarse predictor, a network that predicts latents without denoising. Otherwise sizes from
+    0.4 to 0.85 are tried:
 
     1. The object is placed on grey at this size, and the image is encoded to latents x.
     2. An object code (vector of what the prompt leaves unspecified) is computed from x.
-    3. The coarse predictor predicts latents y from the prompt and the code.
+    3. The coarse predictor predicts the latents y of this view from the prompt and the code.
 
-    With g the latents of an empty grey image, the result is the size with the lowest log(|x - y|^2 / |x - g|^2) plus a
-    penalty for sizes far from 0.7.
+    With g the latents of an empty grey image, |x - y|^2 / |x - g|^2 is the relative error of the prediction. It is low
+    for a size that the object has in the training images of the prior. The result is the size s with the lowest
+    log(relative error) + 7 (s - 0.7)^2, where 0.7 is the mean size of toybox objects, the training objects of the
+    embedded prior.
     """
     size, count = prior.image_size, len(OBJECT_SIZES)
     c2w = view_cameras(config, 1, size).c2w[:1].expand(count, -1, -1)
@@ -105,19 +108,20 @@ def sample_views(
 ) -> tuple[Tensor | None, Cameras | None]:
     """Sample views of the object from the prompt, in groups of `camera.n_view` views. Cache them in the run folder.
 
-    With a warm start and a prior that can sample new views from known ones, the number of groups is
-    `warm_start.groups`, otherwise 1. The first group is written to preview.png.
+    The number of groups is G = `warm_start.groups` with a warm start and a prior that can sample new views from known
+    ones, otherwise G = 1. The first group is written to preview.png.
 
     Args:
         text_embeddings: (n, L, D) embeddings; the first is of the prompt, the second of the negative prompt.
-        image: (1, H, W, 3) in [0, 1], first view of the object; the other views are conditioned on it. None: all views
-            are sampled.
+        image: (1, H, W, 3) in [0, 1], first view of the first group. It is not sampled, and all other views are
+            conditioned on it. None: all views are sampled.
         quiet: show no progress.
 
     Returns:
         Images (V, H, W, 3) in [0, 1], sharpened as the option `warm_start.sharpen` says, and their V cameras; H = W is
-        the image size of the prior. `image` is included four times, which gives it four times the weight of another
-        view in the fit. (None, None) for a single-view prior, or if the config has neither preview nor warm start.
+        the image size of the prior. Without `image`, V is G times `camera.n_view`. With `image`, V is larger by 3: the
+        first four images and cameras are all those of `image`, which gives it four times the weight of another view in
+        the fit. (None, None) for a single-view prior, or if the config has neither preview nor warm start.
     """
     p, n_view, size = config.preview, config.views_per_scene, prior.image_size
     if not (p.enabled or config.warm_steps) or n_view < 2:
@@ -180,9 +184,14 @@ def step_count(label: str, quiet: bool) -> Iterator[OnStep]:
 def view_cameras(config: GenerateConfig, groups: int, size: int) -> Cameras:
     """Return the cameras of `groups` groups of `camera.n_view` views, with images of `size` x `size` pixels.
 
-    The first group has the elevation and azimuths of the config section `preview`. Group k = 1, 2, ... has evenly
-    spaced azimuths; the first of them is the first one of `preview` plus k / `groups` of the spacing. Its elevation is
-    at the fraction (0.618 k) mod 1 of `camera.elevation_range`, where 0 is the lowest elevation.
+    The first group, k = 0, has the elevation and azimuths of the config section `preview`. Each further group k = 1, 2,
+    ... is a ring of cameras with one elevation and evenly spaced azimuths. The rings differ, so that together they see
+    the object from many directions:
+
+    - Azimuths: the ring starts at the first azimuth of `preview`, plus k / `groups` of the angle between two
+      neighbouring cameras of the ring.
+    - Elevation: it lies at the fraction (0.618 k) mod 1 of `camera.elevation_range`, from 0 (lowest) to 1 (highest).
+      These fractions (golden ratio) are spread evenly for any number of groups.
     """
     p, table, n_view = config.preview, config.result.turntable, config.views_per_scene
     azimuths = torch.deg2rad(torch.tensor(p.azimuth)) if isinstance(p.azimuth, tuple) else None

@@ -56,7 +56,7 @@ class Gap(NamedTuple):
     """Result of `gap_test` at one noise level: PSNR of predicted views with the true and with a false condition view.
 
     Attributes:
-        alpha_bar: noise level in (0, 1), the squared factor of the clean view; 1 is without noise.
+        alpha_bar: noise level in (0, 1), the squared factor of the clean view in the noisy view; 1 would be no noise.
         true: mean PSNR in dB if the model is conditioned on a view of the same scene.
         shuffled: mean PSNR in dB if the model is conditioned on a view of another scene.
     """
@@ -93,17 +93,18 @@ class Pairs(NamedTuple):
 def gap_test(
     model: sampler.ViewModel, pairs: Pairs, alpha_bars: tuple[float, ...], rng: torch.Generator, kinds: int = 1
 ) -> list[Gap]:
-    """Measure how much a model uses its condition view: the PSNR with the true view, and with a view of another scene.
+    """Measure how much a model uses its condition view, the known view of a scene from which it predicts a target view.
 
-    At each noise level the model predicts the clean target view from the noisy target view in one step.
+    At each noise level the model predicts the clean target view from the noisy target view, in one step. It does so
+    twice: with the true condition view, and with a false one, from another scene. The result has the PSNR of both
+    predictions. They are equal if the model ignores its condition.
 
     Args:
-        pairs: pairs of different scenes. Their number is a multiple of `kinds`, and their object categories alternate:
-            pairs i and i + `kinds` have the same category.
-        alpha_bars: noise levels in (0, 1), squared factors of the clean view; 1 is without noise.
+        pairs: condition and target views, one pair per scene. Their number is a multiple of `kinds`.
+        alpha_bars: noise levels in (0, 1), squared factors of the clean view in the noisy view; 1 would be no noise.
         rng: generator of the noise on the target views.
-        kinds: number of object categories. The false condition view of pair i is from pair i + `kinds` (modulo the
-            number of pairs), which shows another scene of the same category.
+        kinds: number of object categories. Pair i must have the category i % `kinds`. The false condition view of pair
+            i is that of pair i + `kinds` (at the end, the first pairs follow): another scene of the same category.
 
     Returns:
         One result per noise level.
@@ -215,8 +216,8 @@ class PairSystem(AveragedSystem):
 
         Also measure, on held-out scenes, how much the model uses its condition view (`gap_test`). The dict `metrics`
         gets the PSNR in dB of predicted views if the condition view is of the same scene ("psnr_true") and of another
-        scene ("psnr_shuffled"), and the difference "gap", all at the noise level 0.05 (squared factor of the clean
-        view). It also gets the gap at each tested noise level, such as "gap_0.5".
+        scene ("psnr_shuffled"), and the difference "gap", all at the noise level 0.05 (squared factor of the clean view
+        in the noisy view). It also gets the gap at each tested noise level, such as "gap_0.5".
         """
         cache = self.cache
         count = cache.held_out // cache.source.n_families * cache.source.n_families

@@ -74,12 +74,13 @@ def sample_views(
 
     Args:
         cameras: V cameras of the views, with the image size H x W.
-        maps: condition of the views. For a mesh in the cube [-0.5, 0.5]^3 these are renders (V, 6, H, W) in [0, 1] of
-            positions + 0.5 (channels 0-2) and (normals + 1) / 2 (channels 3-5), both with MV-Adapter's axes (y, -x, z);
-            pixels that do not show the mesh are 0.5. None: the condition is the camera rays.
+        maps: (V, 6, H, W) in [0, 1], renders of a mesh on which the views are conditioned. For a surface point p in
+            [-0.5, 0.5]^3 with unit normal n, channels 0-2 are p + 0.5, and channels 3-5 are (n + 1) / 2. Before that, p
+            and n are converted from world axes (x, y, z) to MV-Adapter's axes (y, -x, z). Pixels without mesh are 0.5.
+            None: the views are conditioned on the camera rays.
         keys: names of the options for height and width, for error messages.
-        sync: number of img2img rounds after the first pass, and the function that makes the views consistent before
-            each round.
+        sync: number of img2img rounds after the first pass, and a function from images (V, H, W, 3) in [0, 1] to images
+            that are consistent with each other, which is called before each round.
 
     Returns:
         Images (V, H, W, 3) in [0, 1], and warnings about the prompt.
@@ -121,8 +122,9 @@ def sample_views(
 def check_model(model: MVAdapter, config: SamplingConfig, cameras: Cameras, geometry: bool) -> None:
     """Raise ConfigError if the weights of MV-Adapter do not fit the condition, the image or the cameras of a run.
 
-    `geometry` is True for views conditioned on the geometry of a mesh, False for views conditioned on camera rays. Not
-    all weights take a reference image or parallel cameras, and weights for the six sides of a mesh need six cameras.
+    `geometry` is True for views conditioned on the geometry of a mesh, False for views conditioned on camera rays. Some
+    weights do not accept a reference image, and some do not accept orthographic cameras. Weights for the six sides of a
+    mesh need six cameras.
     """
     settings, problem = None if model.adapted is None else model.adapted.settings, ""
     if settings is not None and geometry and settings.control != "geometry":

@@ -47,9 +47,9 @@ class MeshFrame:
         scale: metres per unit of the file.
         centre: (3,) centre of an object in metres, before `zoom`; 0 for a scene.
         zoom: factor that makes the longest side of an object 1; 1 for a scene.
-        export_axes: pair of axes of the file that become +z and +x of a mesh for export (`for_file`); None: (`up`,
-            `front`). The GLB writer turns +z and +x to +y and +z, so ("+y", "+z") gives an exported GLB file the
-            orientation of the mesh file, whatever `up` and `front` are.
+        export_axes: axes of the file that become +z and +x in a mesh for export (`for_file`); None: `up` and `front`.
+            The GLB writer turns +z to +y, and +x to +z. With ("+y", "+z"), an exported GLB file therefore has the axes
+            of the mesh file.
     """
 
     up: str = "+z"
@@ -61,12 +61,15 @@ class MeshFrame:
 
     @classmethod
     def of(cls, config: SamplingConfig, scale: float = 1.0) -> "MeshFrame":
-        """Create the transform from the mesh file of a config to the world.
+        """Create the transform from the mesh file of a config to the world. It only turns and scales, without a shift.
 
-        It only turns and scales: `centre` is 0 and `zoom` is 1. The options `up` and `front` of the config are the axes
-        of the file that become +z and +x. If `up` is "auto", it is +y for GLB, glTF and OBJ files, else +z. If `front`
-        is "auto", it depends on the up axis: for x or y up, it is +z; for z up, it is -y for an object and +x for a
-        scene. `scale` is in metres per unit of the file. Raises ConfigError if up and front axis are parallel.
+        The options `up` and `front` of the config are the axes of the file that become +z and +x in the world. If they
+        are "auto", the axes are:
+
+        - `up`: +y for GLB, glTF and OBJ files, else +z.
+        - `front`: +z if x or y is up. If z is up: +x for a scene (the prior of the config is MVDiffusion), else -y.
+
+        `scale` is in metres per unit of the file. Raises ConfigError if up and front axis are parallel.
         """
         y_up = config.mesh is not None and Path(config.mesh).suffix.lower() in (".glb", ".gltf", ".obj")
         up = config.up if config.up != "auto" else "+y" if y_up else "+z"
@@ -83,12 +86,12 @@ class MeshFrame:
         return np.stack([front, np.cross(up, front), up])
 
     def for_file(self, mesh: TexturedMesh) -> TexturedMesh:
-        """Transform a mesh from the world to the origin and the units of the mesh file, to export it.
+        """Transform a mesh from the world to the origin and units of the mesh file, and the axes of file writers.
 
-        The axes of the result are those that the file writers expect, z up and +x in front: the axes `export_axes` of
-        the file (None: `up` and `front`) become +z and +x. If the mesh is farther from the origin than about 100 times
-        its size, its float32 vertices are relative to `offset`, an attribute (3,) of the result, so that they stay
-        exact; otherwise `offset` is 0.
+        The writers take meshes with z up and +x in front. The file's axes `export_axes` (None: `up` and `front`) become
+        +z and +x. A position is a vertex plus `offset`, an attribute (3,) of the result, which the GLB writer stores as
+        a translation. `offset` is 0, unless the mesh is farther from the origin than about 100 times its size: then it
+        is the centre of the mesh, so that the float32 vertices stay exact.
         """
         points, centre = mesh.vertices.astype(np.float64) / self.zoom, np.array(self.centre)
         far = np.abs(centre).max() > MAX_RELATIVE_DISTANCE * np.abs(points).max()

@@ -96,11 +96,14 @@ class SamplingConfig(PromptedConfig):
         return self
 
     def check_rig(self, rig: str, **keys: str) -> None:
-        """Raise ValueError if the prior cannot sample a rig (set of cameras), or an option has no effect with the rig.
+        """Raise ValueError if the prior is not for this rig (set of cameras), or an option has no effect with the rig.
 
-        `rig` is the name of the rig, such as "orbit". `keys` are the options that only some rigs use: {rig name: names
-        of the options that this rig uses, separated by blanks}. For example, with orbit="samples prefix", angles="mesh"
-        the rig "orbit" does not use `mesh`, so the error is raised if `mesh` differs from its default.
+        Args:
+            rig: name of the rig, such as "orbit". `PRIORS` has the priors of each rig.
+            keys: options that only some rigs use. The keywords are names of rigs; a value has the names of the options
+                that this rig uses, separated by blanks. Options that are listed for other rigs, but not for `rig`, must
+                have their defaults. For example, with orbit="samples prefix", angles="mesh", the option `mesh` has no
+                effect with the rig "orbit".
         """
         if self.prior is not None and self.prior.name not in PRIORS[rig]:
             usable = " or ".join(PRIORS[rig])

@@ -159,11 +159,12 @@ def texture_mesh(task: Task, source: meshes.SourceMesh, mesh: TexturedMesh, view
 
 
 def run(config: TextureConfig, resume: Path | None = None, quiet: bool = False) -> int:
-    """Run the task, print the path of its main result, and return the exit code.
+    """Run the task, print the path of its main result, and return the exit code: 0, or for example 130 after Ctrl-C.
 
-    The main result is the textured mesh. For a ScanNet folder without a mesh it is the video of the frames; if there
-    are no images to project, it is the preview of the mesh. `resume`: run folder to resume; None: a new run. `quiet`:
-    print nothing else, and show no progress.
+    The main result is the textured mesh, with two exceptions. For an object without prompt, image and views it is the
+    preview of the mesh. For a scene that is a ScanNet folder without a mesh it is the video of the frames.
+
+    `resume`: run folder to resume; None: a new run. `quiet`: show neither weight files nor progress.
     """
     rig = config.rig
     if isinstance(rig, PathConfig):

@@ -62,10 +62,12 @@ class Window:
 def plan(keys: Sequence[int], rig: PathConfig) -> list[Window]:
     """Return the windows of a scene in the order of sampling. A window is a set of frames that are denoised together.
 
-    `keys` are the indices of the key frames. The first windows consist of `rig.views` key frames each, and consecutive
-    ones share a third of them (the last two may share more). Each later window consists of two consecutive key frames
-    and at most `rig.views` - 2 frames between them (one if `rig.views` is 2). If there are more frames between two key
-    frames, they are divided into several windows with the same key frames.
+    `keys` are the indices of the key frames, and W is `rig.views`. There are two kinds of windows:
+
+    - The first windows have W consecutive key frames each, or all key frames if there are fewer. Each shares W // 3 key
+      frames (at least one) with the previous window; the last one may share more.
+    - Each later window has two consecutive key frames and the next W - 2 frames between them (1 if W is 2), or those
+      that are left. Windows with the same two key frames follow until they have all frames between them.
     """
     last, shared = max(0, len(keys) - rig.views), max(1, rig.views // 3)
     windows, done = list[Window](), set[int]()
@@ -172,8 +174,8 @@ class WindowSampler:
     def sample(self, number: int, on_step: Callable[[], None]) -> Tensor:
         """Sample all F frames of the window with the index `number`: images (F, H, W, 3) in [0, 1].
 
-        Frames that an earlier window has sampled condition the others, and are sampled again, too. `on_step` is called
-        before each denoising step.
+        The frames that an earlier window has sampled condition the others. The result has images of them, too, but
+        `sample_all` keeps the earlier ones. `on_step` is called before each denoising step.
         """
         window, config, model = self.windows[number], self.config, self.model
         numbers = list(window.frames)

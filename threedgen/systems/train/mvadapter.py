@@ -48,8 +48,9 @@ BLOCK, TEXT_BYTES = 4, 240  # number of objects that are rendered and encoded to
 def sample_dropouts(rng: np.random.Generator, count: int, shares: tuple[float, float, float]) -> tuple[Array, Array]:
     """Sample for which of `count` training objects the text or the reference image is dropped.
 
-    Returns two bool arrays (count,), True for dropped text and for a dropped image. `shares` are the probabilities of
-    three independent events: text dropped, image dropped, both dropped.
+    `shares` are the probabilities of three independent random events per object: the first drops the text, the second
+    drops the image, and the third drops both. Returns two bool arrays (count,), True for objects whose text is dropped,
+    and for objects whose image is dropped.
     """
     text, image, both = (rng.random(count) < share for share in shares)
     return text | both, image | both
@@ -199,14 +200,19 @@ def add_adapter(config: TrainMVAdapterConfig, model: MVAdapter) -> AdaptedUNet:
 def trained_adapter(config: TrainMVAdapterConfig, model: MVAdapter, settings: AdapterSettings) -> AdaptedUNet:
     """Add the adapter in the file `config.adapter` to the model's UNet, and return the UNet with the trainable adapter.
 
-    `settings` of the new training, such as the kind of condition maps, replace those in the file. Two networks of an
-    adapter can encode the condition maps: the condition guider for the levels of the UNet, and the fine guider for the
-    output of the UNet's first layer. The option `guider_fine` adds an untrained fine guider to an adapter that has a
-    condition guider, but no fine guider.
+    An adapter can have two networks for the condition maps (camera rays or the geometry of a mesh). The condition
+    guider computes features for the levels of the UNet, the fine guider only for the output of the UNet's first layer.
+
+    Args:
+        config: options of the new training. `branches` and, unless it is None, `guider_downscale` must be those of the
+            adapter in the file. If `guider_fine` is True, an adapter that has a condition guider but no fine guider
+            gets an untrained fine guider.
+        model: 2D model, whose UNet is changed in place.
+        settings: settings of the new training, such as the kind of condition maps. They replace those in the file.
 
     Raises:
-        ConfigError: the adapter does not fit the UNet, has other attention `branches` (to other views, to a reference
-            image) than the config, or has a condition guider with another `guider_downscale` than the config sets.
+        ConfigError: the adapter does not fit the UNet, or `branches` (attention to other views, to a reference image)
+            or `guider_downscale` (pixels per feature of the condition guider) differ.
     """
     file = locate("adapter", str(config.adapter))
     network = load_adapter(file, model.unet, model.factor, **asdict(settings))

@@ -122,8 +122,12 @@ def train_single_views(
         model: 2D model whose UNet gets the LoRA and, for depth or outpainting, further input channels.
         data: training examples of each image size.
         o: options of the first stage.
-        blocks: tensors {name: tensor} from the result file of another run. If this run trained a first stage with the
-            same input channels, the training starts from its LoRA and input layer; else, or if None, from `model`.
+        blocks: tensors {name: tensor} from the result file of another run, or None. If they have no whole UNet, but a
+            first convolution with the same number of input channels, the training starts from this layer and their
+            LoRA. Otherwise it starts from `model` and a new LoRA.
+
+    Raises:
+        ConfigError: the LoRA in `blocks` is missing or does not fit.
     """
     config: TrainMVDiffusionConfig = task.config
     needed = EXTRA[config.variant]

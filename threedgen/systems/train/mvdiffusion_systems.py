@@ -126,9 +126,9 @@ class ViewsSystem(MVDiffusionSystem):
 
     Args:
         data: pairs (fraction of the steps, training data of one image size).
-        difference: tensors {name: tensor} in which the UNet differs from the 2D model: weights of its first
-            convolution, and LoRA matrices. They are saved with the attention blocks. None: the whole UNet is saved
-            instead.
+        difference: tensors {name: tensor} in which the UNet of `model`, which this stage does not train, differs from
+            the 2D model: weights of its first convolution, and LoRA matrices. They are saved with the attention blocks.
+            None: the whole UNet is saved instead, because it comes from a file that has a whole UNet.
         lora: LoRA of the first stage, attached to the UNet; None without a first stage.
         metadata: values that the checkpoints store, such as the hash of a file of initial weights. A run resumes only
             from a checkpoint with equal values.
@@ -181,19 +181,21 @@ class ViewsSystem(MVDiffusionSystem):
     def image_conditions(
         self, data: SceneData, chosen: Sequence[int] | Array, z: Tensor
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Return the image inputs of the network, extra channels and known views, for the F views of each of n scenes.
+        """Return two image inputs of the network, extra channels and known views, for the F views of each of n scenes.
 
-        `chosen` are n scene indices, and `z` (n, F, C, h, w) the clean latents. The variant of the network decides:
-
-        - "panorama" (text only): both inputs are None.
-        - "outpaint" (a part of the first view is known): extra channels; known views are None.
-        - "depth": extra channels, and known views if the data marks some of the views as known, else None.
+        Args:
+            data: cached training data.
+            chosen: n scene indices.
+            z: clean latents (n, F, C, h, w) of the views.
 
         Returns:
-            Extra input channels (n F, E, h, w), which the network concatenates to the noisy latents. For "depth", E = 1
-                (inverse depth). For "outpaint", E = 1 + C (mask, then latents of the known part).
-            Known views (n F, C + 1, h, w), clean images that condition the others: input of a branch of the network. A
-                known view has C channels of clean latents and a channel of ones; other views are all 0.
+            Extra channels (n F, E, h, w), which the network concatenates to the noisy latents. They depend on the
+                variant of the network. "depth": E = 1, the inverse depth, scaled to [-1, 1] in each view (-2: unknown).
+                "outpaint": E = 1 + C, a mask (1 where unknown), then latents of the view with grey unknown pixels. The
+                first view is known, usually in part, and the others are unknown. "panorama" (text only): None.
+            Known views (n F, C + 1, h, w), clean views on which the network conditions the others. Only for the variant
+                "depth", if the scenes mark some of their views as known; else None. A known view has C channels of
+                clean latents and a channel of ones; other views are all 0.
         """
         if data.photos is not None:
             extra = self.unknown_view(data.cache.encoded_size).repeat(len(chosen), data.cache.n_view, 1, 1, 1)

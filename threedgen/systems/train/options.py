@@ -30,9 +30,9 @@ class DenoisingConfig(Config):
     """Base class of the options of trainings of denoising networks on data that is rendered during the run.
 
     They are the share of steps at half the image size, the optimizer, the averaging of weights, and three numbers of
-    entries (images, objects or scenes): `batch` entries per step, of which `fresh` are new and the others are sampled
-    from earlier ones; at step 0, the first `first` entries count as earlier ones. Subclasses set defaults for these
-    three and `learning_rate`.
+    entries (images, objects or scenes). Each step trains on `batch` entries: `fresh` new ones, and random ones from a
+    pool. The pool has `first` entries at step 0, and the new entries of each step are added to it. Subclasses set
+    defaults for these three numbers and for `learning_rate`.
     """
 
     batch: Batch
@@ -52,10 +52,11 @@ class DenoisingConfig(Config):
 
 
 class ViewNoiseConfig(Config):
-    """Options of the noise levels of the views of a training object. By default all views have the same level.
+    """Options of the noise levels of the views of an object in the training of a multi-view prior.
 
-    They are for the training of multi-view priors. Both are shares of the objects: `independent`, objects with a random
-    level for each view, and `companions`, objects with low noise in some views and a common level in the others.
+    By default all views of an object have the same noise level. `independent` is the share of objects with a random
+    level for each view. `companions` is the share of objects that have low noise in one or more random views (not all),
+    and a common level in the others.
     """
 
     independent: Share = Field(0.0, description="share of objects with a noise level for each view")

@@ -144,9 +144,16 @@ class ViewRings:
 class ToyboxObjects(ObjectViews):
     """Source of training images of toybox objects, in the six views that the model MV-Adapter generates.
 
-    The base class `ObjectViews` explains the arguments of the constructor. One of them, ``control``, is the kind of the
-    maps that condition the views. With "rays" (camera rays), small objects stay small in the image. With "geometry"
-    (positions and normals), every object is scaled to the same longest side, as meshes are that MV-Adapter textures.
+    Args:
+        options: number of objects, and amount of their random variation.
+        seed, split: seed and split ("train" or "held-out") of the objects and the random cameras.
+        control: kind of the maps that condition the views, "rays" (camera rays) or "geometry" (positions and normals).
+            It also selects the six views: at elevation 0 and azimuths 0, 45, 90, 180, 270 and 315 degrees, or front,
+            right, back, left, top and bottom. With "rays", small objects stay small in the image. With "geometry",
+            every object is scaled to the same longest side, as a mesh is before MV-Adapter textures it.
+        reference: whether an object has a seventh image, an input of the network.
+        anywhere: fraction of the objects whose cameras are turned and raised at random.
+        fov: field of view, degrees; 0: orthographic cameras.
     """
 
     options: ToyboxObjectsConfig

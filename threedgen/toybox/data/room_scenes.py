@@ -119,8 +119,9 @@ class RoomPanoramas:
     def skybox(self, index: int, size: int) -> Array:
         """Render the skybox of room ``index``: six images (6, size, size, 3) in [0, 1], each 90 degrees wide.
 
-        In the order of Matterport3D: up, four horizontal ones at the yaws 270, 0, 90, 180 degrees to the right of +x,
-        down.
+        The images are in the order of Matterport3D: first the view upwards, then horizontal views at the yaws 270, 0,
+        90 and 180 degrees to the right of +x, last the view downwards. The camera of the view upwards or downwards is
+        that of yaw 270, tilted by 90 degrees.
         """
         R = torch.stack([rotation(*angles) for angles in SKYBOX])
         at = cameras(R, radians(90), size, size, EYE_POSITION.tolist())

@@ -38,10 +38,11 @@ def make_subject(seed: int, number: int, noun: str = "", wearing: Sequence[str] 
     """Build a subject: a toybox object with unusual features that its caption does not describe, for DreamBooth tests.
 
     Args:
-        seed, number: together they seed the features. If ``noun`` is "", consecutive numbers give different nouns.
-            ``number`` is also the ``index`` of the result.
-        noun: object class, such as "dog"; "": ``seed`` and ``number`` choose the class.
-        wearing: accessories that the class must be able to wear if ``noun`` is "". The object itself gets none.
+        seed, number: together they seed the features. ``number`` is also the ``index`` of the result.
+        noun: object class, such as "dog"; "": ``seed`` and ``number`` choose the class, and consecutive numbers give
+            different classes.
+        wearing: accessories that a chosen class must be able to wear, because later prompts add them. The object itself
+            gets none. Not used if ``noun`` is given.
 
     Returns:
         Object whose caption is only the noun with its article, such as "a dog".

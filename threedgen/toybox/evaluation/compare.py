@@ -69,17 +69,19 @@ HEADS = JUDGED | {"fid": "FID"} | MEASURED
 
 
 class Row(NamedTuple):
-    """Measurements of the object of one variant and prompt.
+    """Measurements of the object of one variant (config with some options changed) and prompt.
+
+    The object is measured at the end of its training, under the key "steps" of ``found`` and ``views``. If the option
+    `seconds` is set, it is also measured after this training time, under the key "time".
 
     Attributes:
         label: label of the variant.
         prompt: prompt of the object.
-        found: measurements of the object by moment of the training: "steps" (its end) and, if the option `seconds` is
-            set, "time" (after this training time). Each is a dict of two kinds of values. Answers of the probe
-            (classifier of toybox images) are bools, such as "noun": True if the object has the prompt's noun; their
-            keys are those of `JUDGED`. Numbers, such as "roughness" in degrees, have the keys of `MEASURED`. An
-            undefined value is None.
-        views: images (V, H, W, 3), uint8, of the object at the same moments, with the keys of ``found``.
+        found: one dict of measurements per key. "noun", "colour", "bound" (part in its colour), "one_front" and "order"
+            (sides in order) are bools: whether this is right, by the probe (classifier of toybox images). Numbers are
+            "roughness" (mean angle between normals of neighbouring pixels, degrees), "disagreement" (Lab distance
+            between the colours of views), "step" and "seconds" (length of the training). An undefined value is None.
+        views: images (V, H, W, 3), uint8, of the object per key.
     """
 
     label: str
@@ -205,16 +207,17 @@ object are judged by the probe. Differences are from the first variant, mean ove
         """Return the metrics of one variant, computed from the rows of its objects, as a dict from metric to dict.
 
         A variant is the config with some options changed. ``budget`` selects when its objects were measured: "steps"
-        (at the end of the training) or "time" (after a fixed training time).
+        (at the end of the training) or "time" (after a fixed training time). The metrics are those below. The dict of
+        each metric has its 95 % interval under "low" and "high", and further keys:
 
-        Each inner dict has a value and its 95 % interval ("low" and "high"). The value is:
-
-        - for the keys of `JUDGED`, such as "noun": "share", the fraction of objects that are right, by the probe.
-          "hits" is their number, and "total" the number of judged objects.
-        - for "disagreement" (colour difference between views), "step" and "seconds" (length of the training so far):
+        - "noun", "colour", "bound" (part in its colour), "one_front", "order" (sides in order): "share", the fraction
+          of objects that are right, by the probe (image classifier); "hits", their number; "total", the number of
+          judged objects.
+        - "disagreement" (Lab distance between the colours of views), "step", "seconds" (length of the training so far):
           "mean", over the objects.
-        - for "roughness": the median over the objects, although its key is "mean", too.
-        - for "fid", only for two or more objects: the FID to ground-truth views of the prompts, under the key "mean".
+        - "roughness" (mean angle between normals of neighbouring pixels, degrees): "mean", here the median over the
+          objects.
+        - "fid", only for two or more objects: "mean", the FID to ground-truth views of the prompts.
         """
         found = [row.found[budget] for row in rows]
         table: Json = {key: proportion([one.get(key) for one in found]).plain() for key in JUDGED}
@@ -228,11 +231,12 @@ object are judged by the probe. Differences are from the first variant, mean ove
         return table
 
     def true_objects(self) -> Json:
-        """Return the metrics of ground-truth objects, one object per prompt, for comparison with those of a variant.
+        """Return metrics of ground-truth objects, for comparison with those of generated objects from `summary`.
 
-        The result is a dict from metric to dict, as that of `summary`, but without "step" and "seconds", because these
-        objects are not trained. Each prompt has two ground-truth objects: the metrics are those of the second one, and
-        "fid" compares it with the first one. The "fid" of `summary` compares generated objects with the first one, too.
+        Each prompt has two ground-truth objects, A and B. The objects B are measured like generated ones. "fid" is
+        their FID to the objects A, as it is for generated objects. The result is a dict from metric, such as "noun" or
+        "fid", to a dict with its value and 95 % interval, as that of `summary`. "step" and "seconds" are missing,
+        because ground-truth objects are not trained.
         """
         pairs = list(self.truth.values())
         verdicts: list[Json] = [

@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 class Case:
     """Test prompt: the specification of an object (`spec`: noun, colour, part), which is usually held out of training.
 
-    `caption` is the specification as a text. ``index`` is a number that seeds the random variation of this case:
-    together with the seed of the evaluation, it determines the shape of the ground-truth objects (`build_truth`) and,
-    in evaluations of priors, the noise of the samples. In the cases of `held_out_cases`, it is also the index of a
-    sample with this specification in the held-out split of `Toybox`.
+    `caption` is the specification as a text. ``index`` is a random seed. Together with the seed of the evaluation, it
+    determines the shape of the case's ground-truth objects (`build_truth`) and, if a prior is evaluated, the noise of
+    its samples. `held_out_cases` takes the index of the `Toybox` sample from which the specification comes; other cases
+    can have any number.
     """
 
     index: int
@@ -74,9 +74,9 @@ def held_out_cases(count: int, seed: int, spread: bool = False, nouns: Collectio
         nouns: allowed nouns; None: all.
 
     Raises:
-        ConfigError: ``count`` exceeds M / 2. M is the number of held-out specifications of all allowed nouns, where
-            those that differ only in size count once. With ``spread``, M is the number of allowed nouns times the
-            number of specifications of the noun that has the fewest.
+        ConfigError: ``count`` exceeds M / 2, because the last specifications would take long to find at random. M is
+            the number of held-out specifications of the allowed nouns, where those that differ only in size count once.
+            With ``spread``, each noun that has any counts like the noun that has the fewest.
     """
     pairs = {word: count for word, count in held_out_pairs().items() if nouns is None or word in nouns}
     most = len(COLOURS) * (len(pairs) * min(pairs.values(), default=0) if spread else sum(pairs.values())) // 2

@@ -90,12 +90,14 @@ def nearest_colour(value: np.ndarray) -> int:
 
 
 def word_colours(asset: Asset, labels: Labels) -> dict[str, int]:
-    """Return a dict from part or accessory to the index of its colour in ``labels.colours``, -1 if it is ambiguous.
+    """Return a dict from each part or accessory of an object to the index of its colour in ``labels.colours``.
+
+    The index is -1 if the colour is ambiguous, that is, almost equally near to two of the colours.
 
     The dict has all parts and accessories of the object whose names are in ``labels.words``, not only the one that the
-    caption names. A named part has a random colour, the other parts mostly have their usual one. A probe (image
-    classifier) that learns only from named parts could therefore answer the most unusual colour of the image, without
-    locating the part.
+    caption names. The others are needed to train the probe (image classifier): they mostly have their usual colours,
+    and the named part has a random one. From named parts alone, the probe could learn to answer the most unusual colour
+    of the image without looking at the part.
     """
     found = {asset.part: labels.colours.index(asset.part_colour)} if asset.part and asset.part_colour else {}
     for solid in asset.primitives:  # also words of other nouns, such as a dog's mouth

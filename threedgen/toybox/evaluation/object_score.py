@@ -55,7 +55,7 @@ KEYS = ("noun", "colour", "part", "part_colour", "bound", "one_front", "order", 
 class MeasuredObject:
     """Measurements of the 3D object that a run made for one prompt.
 
-    The attributes ``true_...`` are measured on a ground-truth object of the same prompt, for comparison.
+    The attributes ``true_...`` are measured on renders of a ground-truth object of the same prompt, for comparison.
 
     Attributes:
         judged: verdicts of the probe (image classifier) on the object and on ground-truth objects.
@@ -64,8 +64,9 @@ class MeasuredObject:
         failed: whether the run failed, for example because a loss was not finite.
         surface: roughness and translucency of the extracted surface; None if the run failed or there is no surface.
         true_roughness: mean angle between normals of neighbouring pixels of the ground-truth object, degrees.
-        mottle, true_mottle: mean distance, in the (a, b) plane of Lab, of the colours of ``views`` from the nearest of
-            four colours fitted to them, high for patchy surfaces; None without visible foreground.
+        mottle, true_mottle: mean distance, in the (a, b) plane of Lab, of the foreground colours of an object from the
+            nearest of four colours fitted to them, high for patchy surfaces; None without visible foreground.
+            ``mottle`` is measured on ``views``.
     """
 
     judged: Judged
@@ -172,14 +173,15 @@ Seconds per object: median {middle}, at most {most}."""
 def make(config: GenerateConfig) -> tuple[Array, float | None] | None:
     """Start or resume a generate run, which makes one 3D object. A finished run is not repeated.
 
-    Return the turntable views (8, H, W, 3) of the object, and the duration of the run in seconds (None: unknown).
-    Return None if the run failed, for example because a loss was not finite. A ConfigError or OutOfMemory counts as a
-    failure if the run has a checkpoint; otherwise it is raised.
+    Returns:
+        Turntable views (8, H, W, 3) of the object, and the duration of the run in seconds (None: unknown). None instead
+        of both if the run failed: a loss was not finite, or a run that has a checkpoint raised ConfigError or
+        OutOfMemory.
 
     Raises:
         Stopped: the run was interrupted.
-        ConfigError, OutOfMemory: the run has no checkpoint and raised this error. ConfigError also if the file of the
-            views is missing or damaged.
+        ConfigError: a run without a checkpoint raised it, or a finished run has no views or damaged ones.
+        OutOfMemory: a run without a checkpoint raised it.
     """
     config, resume = runs.open_run(config, "objects")
     folder = Path(str(config.out))

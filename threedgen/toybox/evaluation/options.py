@@ -247,9 +247,9 @@ class Compare3DConfig(WorkersConfig):
     def methods(self) -> dict[str, str]:
         """Return a dict from the label of each variant to its method, such as "mvdream-toybox field.name=ngp".
 
-        A method is a config name with key=value overrides: those of all variants, then those of this variant. The label
-        has only the values that the variant sets, such as "ngp". If two labels would be equal, the labels are the whole
-        texts of the variants, such as "field.name=ngp".
+        A variant is an entry of the option `variants`, such as "field.name=ngp". Its method is the name of the config,
+        then key=value overrides that all variants have, then this entry. Its label has only the values in the entry,
+        such as "ngp". If two labels would be equal, the labels are the entries instead.
         """
         fixed = ["export.enabled=false", "preview.enabled=false", "result.turntable.n_view=8"]
         fixed += [f"trainer.max_steps={self.steps}", "trainer.val_check_interval=0"]
@@ -308,9 +308,9 @@ class EvaluateSubjectsConfig(RunConfig):
     def rows(self) -> list[tuple[str, float]]:
         """Tuned priors that are compared, one per row of the report's table, as pairs (preservation, strength).
 
-        The preservation, such as "l1", is a method by which the tuning keeps the prior from forgetting other objects.
-        The strength is a factor on the change of the weights by the tuning. The first of the preservations in the
-        config has a row for each strength. Each other preservation has one row, with the first strength.
+        The preservation (option `preservation`), such as "l1", is a method by which the tuning keeps the prior from
+        forgetting other objects. The strength (option `strengths`) is a factor on the change of the weights by the
+        tuning. The first preservation is paired with every strength, each other one only with the first strength.
         """
         first, strength = self.preservation[0], self.strengths[0]
         further: list[tuple[str, float]] = [(first, other) for other in self.strengths[1:]]

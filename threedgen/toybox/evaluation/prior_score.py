@@ -89,18 +89,23 @@ def measure_open_prompts(
     in [0, 1] for each prompt, group by group.
 
     Returns:
-        Dict with the three keys below. Each value is a dict with the keys "measured" (samples) and "truth" (renders).
-        Their values, in which a mean or a share is a dict with its 95 % interval, are:
+        Dict of the form
+
+            {"agreement": {"measured": MEAN, "truth": MEAN, "chance": X, "below_15": N, "nouns": {noun: X}},
+             "accessories": {"measured": {"with": SHARE, "without": SHARE}, "truth": the same},
+             "variety": {"measured": {"colour_entropy": MEAN, "shape_distance": MEAN}, "truth": the same}}
+
+        "measured" is for ``views``, "truth" for ``truth``. MEAN and SHARE are dicts with a value and its 95 % interval,
+        X are numbers, N is an integer.
+
         - "agreement": Lab distance between the mean foreground colours of two views of an object, averaged over all
-          pairs of views and all objects.
-        - "accessories": dict with the keys "with" and "without": share of objects on which the probe (image classifier)
-          finds the accessory, for prompts with it and for the same prompts without it.
-        - "variety": dict of means over nouns. "colour_entropy": entropy, in bits, of the colour names that the probe
-          finds on samples of one prompt with different seeds. "shape_distance": 1 - IoU of the outlines of two such
-          samples.
-        Only "agreement" has further keys: "chance", the mean distance between two different ground-truth objects;
-        "below_15", the number of sampled objects with a distance below 15; "nouns", dict from noun to the distance of
-        its sampled object.
+          pairs of views and all objects. "chance" is the mean distance between two different ground-truth objects,
+          "below_15" the number of sampled objects with a distance below 15. "nouns" has the distance of the sample of
+          each noun.
+        - "accessories": share of objects on which the probe (image classifier) finds the accessory, for prompts with it
+          and for the same prompts without it.
+        - "variety": means over nouns. "colour_entropy" is the entropy, in bits, of the colour names that the probe
+          finds for one prompt with different seeds, "shape_distance" is 1 - IoU of the outlines for two seeds.
     """
     ends = np.cumsum([0, *map(len, cases.values())])
     parts = {name: slice(ends[k], ends[k + 1]) for k, name in enumerate(cases)}
@@ -249,13 +254,15 @@ counts as right within 15 degrees of its quarter."""
     def sections(self) -> tuple[list[str], Json]:
         """Measure how much the prior uses the other views of an object, and its samples of prompts without colours.
 
+        If the option `existing` names a folder of views that are already sampled, they are measured without a prior.
+
         Return Markdown sections of the report, and the results as JSON with these keys:
-            "view_use": errors of one view that is denoised together with the other views of its object, with views of
-                another object, and with almost pure noise in place of the other views (`measure_view_use`). Only for
-                priors that can take a different timestep for each view.
+            "view_use": errors of the prior when it denoises one view of an object. The other views of the input are
+                those of the same object, those of another object, or almost pure noise (`measure_view_use`). Left out
+                without a prior, for a prior that takes one timestep for all views, and if the option `view_use` is 0.
             "open": for prompts without colours: consistency of the views' colours, shares of objects with the named
-                accessory, and variety between seeds (`measure_open_prompts`).
-        A measurement that the config switches off, or that is impossible for a folder of existing views, is left out.
+                accessory, and variety between seeds (`measure_open_prompts`). Left out if the option `open_nouns` is 0,
+                or if the folder `existing` has no folder "open".
         """
         config, sections, figures = self.config, list[str](), Json()
         if config.view_use and self.prior is not None and self.prior.timestep_per_view:

@@ -139,12 +139,15 @@ def write_judged(
         rows: judged objects.
         keys: attributes that the table of correct answers lists: keys of `FIGURES`, such as "noun".
         intro, notes: Markdown before and after the tables.
-        figures: first entries of report.json; those that are computed here follow.
+        figures: entries of report.json with any keys, such as the number of prompts. The entries "fidelity",
+            "measured", "probe_on_truth", "probe_accuracy" and "objects" are computed here and follow them.
         shown: dict from index of an object in ``rows`` to its images (V, H, W, 3) on the contact sheet.
-        own: one dict for each of ``rows``, with further entries of this object in report.json; None: no further ones.
-        fidelity: metrics for `fidelity_table` other than FID and KID; None: no others. FID and KID are computed here
-            if there are two or more objects.
-        summary: further entries of summary.json; None: no further entries.
+        own: one dict with any keys, such as "seconds", for each of ``rows``: further values of this object in
+            report.json; None: no further ones.
+        fidelity: further metrics beside FID and KID, with the keys of `fidelity_table`, such as "roughness" and
+            "floor_roughness" (that of ground-truth objects); None: no others. FID and KID are computed here if there
+            are two or more objects.
+        summary: further entries of summary.json with any keys, such as "prior"; None: no further entries.
     """
     captions, measured = [row.case.caption for row in rows], [row.verdict for row in rows]
     truth = [verdict for row in rows for verdict in row.truth]

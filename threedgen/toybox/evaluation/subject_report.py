@@ -28,25 +28,30 @@ def row_name(key: str) -> str:
 
 
 def compare(rows: Rows, key: str) -> Json:
-    """Return JSON that compares personalised priors with the base prior, for one method against forgetting.
+    """Return JSON that compares priors tuned on photos of subjects with the base prior, for one method of tuning.
+
+    The base prior is the one before the tuning, and a method keeps it from forgetting other objects. Each subject, an
+    unusual toybox object, has its own tuned prior.
 
     Args:
-        rows: one dict per subject; its entry "found" maps "base" (base prior) and each ``key`` (personalised prior) to
-            the measurements of this prior.
+        rows: one dict per subject. Its entry "found" is a dict of the measurements of several priors. The key "base"
+            has those of the base prior, ``key`` those of the tuned prior to compare.
         key: method, such as "l1" (L1 penalty on the change of the weights), or method and strength (factor on the
             change of the weights), such as "l1-0.8".
 
     Returns:
-        "identity", "identity_interval": mean similarity of samples of the personalised priors to true views, and its
-            95 % interval over subjects.
-        "identity_gain", "own_change", "class_change", "held_out_change": differences, personalised minus base, as
-            (mean, low, high) with the 95 % interval over subjects. "identity_gain" is the difference in "identity". The
-            others are differences in the share of right answers of the probe (an image classifier): for prompts of the
-            subject (own), for the same prompts without the identifier (class), and for held-out prompts.
-        "order", "bound": share of samples of the personalised priors whose views show the sides in the right order, and
-            share of those with an accessory that show it in its colour. Each is a dict with "hits", "total", "share",
-            "low" and "high" (95 % interval).
-        "seconds": median duration of the runs that personalise.
+        "identity", "identity_interval": mean similarity of samples of the tuned priors to true views of the subject,
+            and its 95 % interval over subjects.
+        "identity_gain": difference in "identity", tuned minus base. This and the next three values are tuples
+            (mean, low, high) with the 95 % interval over subjects.
+        "own_change", "class_change", "held_out_change": differences in the share of right answers of the probe (an
+            image classifier), tuned minus base. The tuned priors sample prompts with the identifier, the word for the
+            subject (own), the same prompts without it (class), and prompts of other objects that training excludes
+            (held_out). The base prior samples the prompts without the identifier for both "own" and "class".
+        "order", "bound": for prompts with the identifier, share of samples of the tuned priors whose views show the
+            sides in the right order; and, only for prompts that name an accessory, share of samples that show it in its
+            colour. Each is a dict with "hits", "total", "share", "low" and "high" (95 % interval).
+        "seconds": median duration of the tuning runs.
     """
     tuned, base = ([row["found"][name] for row in rows] for name in (key, "base"))
 

@@ -134,9 +134,11 @@ class Subjects(runner.Evaluation[EvaluateSubjectsConfig, int, Json]):
         """Sample V = 4 views of each prompt.
 
         ``seeds`` has a pair of integers per prompt, which determines its cameras and noise, so that these are equal for
-        several priors. For a prompt of a subject it is (subject number, index into `ACCESSORIES_WORN`), for a held-out
-        prompt (number of the prompt in the held-out split, -1). Return one pair per prompt: views (V, S, S, 3), uint8,
-        and azimuths (V,) of their cameras in radians, 0 at the front.
+        several priors. For a prompt of a subject it is (subject number, index into `ACCESSORIES_WORN`). For a held-out
+        prompt, which no training of a prior uses, it is (number of the prompt in the held-out split of the toybox, -1).
+
+        Return one pair per prompt: views (V, S, S, 3), uint8, and azimuths (V,) of their cameras in radians, 0 at the
+        front.
         """
         config = self.config
         rings = [self.ring(*pair) for pair in seeds]
@@ -159,9 +161,13 @@ class Subjects(runner.Evaluation[EvaluateSubjectsConfig, int, Json]):
 
         The accessories are none, a red hat, a blue scarf and green glasses. The views of prompt k are written to
         <name>-k.png in the folder of the subject. ``identifier`` is a word before the noun in the prompts, such as
-        "[v]"; "": no such word. Return JSON with three lists, which have one entry per prompt:
+        "[v]"; "": no such word.
+
+        Returns:
+            JSON dict with three lists, which have one entry per prompt.
             "identity": mean cosine similarity of sampled and true views, as vectors of the identity network.
-            "answers": dict from `KEYS`, such as "noun", to whether the probe's answer is right; None: not applicable.
+            "answers": dict from an attribute in `KEYS`, such as "noun", to whether the answer of the probe (image
+                classifier) about it is right; None: not applicable.
             "scores": share of right answers.
         """
         noun, number = subject.asset.noun, subject.asset.index
@@ -176,18 +182,26 @@ class Subjects(runner.Evaluation[EvaluateSubjectsConfig, int, Json]):
         return {"identity": identity, "answers": answers, "scores": [score(verdict) for verdict in verdicts]}
 
     def measure_tuned(self, subject: Subject, tuning: MVDreamBoothConfig, key: str, strength: float) -> Json:
-        """Measure the prior that the run ``tuning`` tuned on photos of a subject: identity, and what the prior forgot.
+        """Measure a prior that was tuned on photos of a subject: how well it shows the subject, and what it forgot.
 
-        ``strength`` is the factor on the change of the weights. Prompt 0 names no accessory, prompts 1 to 3 name one.
-        All four are used with the identifier (the word for the subject, such as "[v]") and without it. The views of
-        prompt k are written to <key>-k.png (with) and <key>-class-k.png (without) in the folder of the subject.
+        The prompts are the four of `measure_samples`: one names no accessory, three name one. They are used with the
+        identifier (the word for the subject, such as "[v]"), to show the subject, and without it, to show any object of
+        its class. There are also 20 prompts for ordinary objects that no training of a prior uses.
+
+        Args:
+            subject: object on whose photos the prior was tuned.
+            tuning: config of the run that tuned the prior.
+            key: start of the names of image files in the folder of the subject. The views of prompt k are written to
+                <key>-k.png (with the identifier) and <key>-class-k.png (without it).
+            strength: factor on the change of the weights.
 
         Returns:
+            JSON dict. Right answers are those of the probe (image classifier) that agree with the prompt.
             "identity", "answers", "scores": lists with one entry per prompt with the identifier: similarity to true
-                views of the subject, whether the answers of the probe (image classifier) are right, and the share of
-                right ones (`measure_samples`).
+                views of the subject, dict from an attribute such as "noun" to whether its answer is right, and share of
+                right answers.
             "class": dict with these three lists for the prompts without the identifier.
-            "held_out": shares of right answers, one per prompt for other objects, which training excludes.
+            "held_out": list with the share of right answers for each of the 20 prompts for ordinary objects.
             "seconds": duration of the run; None if unknown.
         """
         folder = Path(str(tuning.out))
@@ -265,9 +279,12 @@ def prompt_of(noun: str, worn: Accessory, identifier: str = "") -> str:
 
 
 def score(verdict: Verdict) -> float:
-    """Return the share of correct answers, in [0, 1], to "noun", "colour", "bound" (part in its colour) and "order".
+    """Return the share, in [0, 1], of right answers in the verdict on an object.
 
-    "order" is about the order of the viewing sides. Answers that are missing or None do not count.
+    A `Verdict` says which attributes of an object agree with its prompt, according to the probe (image classifier).
+    Four attributes count: "noun", "colour", "bound" (the named part is present in its colour) and "order" (the views
+    show the sides of the object in the right order). Those that do not apply to the object (missing or None) are left
+    out.
     """
     return float(np.mean([verdict.answers[key] for key in KEYS if verdict.answers.get(key) is not None]))
 
@@ -275,9 +292,15 @@ def score(verdict: Verdict) -> float:
 def sheet(config: EvaluateSubjectsConfig, folder: Path, rows: Rows) -> Array:
     """Return a contact sheet (H, W, 3), uint8, with one row of images per subject.
 
-    A row shows photos, then four views of each of four samples: one of the base prior, two of the personalised prior
-    (the object without accessory, and wearing a red hat), and one of the personalised prior for the noun without
-    identifier. ``rows`` has the measurements of each subject. The images are read from its folder in ``folder``.
+    If the noun of the subject is "dog", its row has these five groups of four images:
+    - photos of the subject
+    - views of "a dog", by the base prior (before the tuning)
+    - views of "a [v] dog" (with the identifier, the word for the subject), by the tuned prior
+    - views of "a [v] dog wearing a red hat", by the tuned prior
+    - views of "a dog", by the tuned prior
+
+    The tuned prior is that of the first entry of ``config.rows``. ``rows`` has one dict per subject, whose entry
+    "subject" is the name of the subfolder of ``folder`` from which the images are read.
     """
     key = row_key(*config.rows[0])
     shown = {"base-0": "{}, base"}

@@ -115,15 +115,17 @@ def train(kind: Callable[[Any], ClassifierSystem], task: Task) -> Status:
 
 
 def measure_accuracy(probe: Probe, count: int, seed: int) -> Json:
-    """Measure the accuracy of a probe, a classifier of toybox images, on four renders of each of ``count`` new objects.
+    """Measure the accuracy of a probe, a classifier of toybox images, on ``count`` new objects with four renders each.
 
     Half of the objects have specifications that are held out of the training of priors (diffusion models).
 
     Returns:
-        JSON dict with the keys "objects" (``count``), "azimuth_error_median" (median over the objects of the error of
-        the camera azimuth in degrees, None if no object has a front), and one key for each attribute, such as "noun".
-        The value of an attribute is a dict with "hits" (correct answers), "total" (all answers), "share" (hits /
-        total), and "low" and "high", the limits of the 95 % confidence interval of the share.
+        JSON dict with "objects" (``count``), "azimuth_error_median", and one key for each attribute, such as "noun".
+        The error of the camera azimuth, in degrees, is the mean over the renders of an object; the dict has the median
+        over the objects, None if no object has a front. The value of an attribute is a dict with "hits" (right
+        answers), "total" (all answers), "share" (hits / total), and "low" and "high", the limits of the 95 % confidence
+        interval of the share. The four renders of an object together give one answer; only "side", "noun_single" and
+        "colour_single" have one for each render.
     """
     verdicts = []
     splits: dict[Split, int] = {"train": count - count // 2, "held-out": count // 2}
@@ -200,16 +202,20 @@ class ProbeSystem(ClassifierSystem):
 def probe_loss(raw: Logits, truth: Truth, part_weights: Tensor | float = 1.0) -> tuple[Tensor, dict[str, float]]:
     """Compute the loss of a probe, a classifier of toybox images.
 
+    Its six outputs are "noun", "colour" (of the object), "seen" (whether each part or accessory is visible),
+    "part_colour" (colour of each part), "side" (visible side: front, left, back or right) and "heading" (cosine and
+    sine of the camera azimuth).
+
     Args:
-        raw: outputs for B images.
-        truth: labels of the images. Labels equal to `UNKNOWN_LABEL` (-1) do not count.
-        part_weights: weights (W,) of the W parts and accessories of the vocabulary, or one weight for all. Only the
-            loss of "seen" (whether a part is visible) uses them.
+        raw: the outputs for B images, as logits except for "heading".
+        truth: true noun, colour, visible parts, part colours and camera azimuth of the images. Labels equal to
+            `UNKNOWN_LABEL` (-1) do not count. Azimuths count only where ``truth.front`` is True.
+        part_weights: weights (W,) of the W parts and accessories in the loss of "seen", or one weight for all.
 
     Returns:
-        Sum (scalar) of the losses of the six outputs, each with a fixed weight, and a dict with these weighted losses
-        ("loss_noun", ...) and the accuracies in [0, 1] of "noun", "colour", "side" (visible side: front, left, back or
-        right) and "part_colour".
+        Scalar loss, the sum of the losses of the six outputs, each with a fixed weight; and a dict of numbers: the six
+        weighted losses ("loss_noun", ...), and the accuracies, in [0, 1], of "noun", "colour", "side" and
+        "part_colour".
     """
     front = torch.where(truth.front, torch.round(truth.azimuth / (torch.pi / 2)).long() % 4, UNKNOWN_LABEL)
     applicable = truth.seen != UNKNOWN_LABEL

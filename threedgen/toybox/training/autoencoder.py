@@ -65,10 +65,12 @@ def initialise_averaging(vae: Any) -> None:
     """Initialise the weights of an AutoencoderKL so that the encoder averages pixels and the decoder repeats them.
 
     A network with random weights needs hundreds of training steps to learn each axis of the colour space. Here, the
-    channels 0 to 5 of all layers carry (r, g, b, -r, -g, -b). Since silu(a) - silu(-a) = a, the activations before the
-    output layers of encoder and decoder do not change the colours. Residual branches start at zero, and the remaining
-    weights are random. The posterior, the distribution of the latents of an image, starts with a standard deviation of
-    0.05.
+    channels 0 to 5 inside encoder and decoder carry the colours, as (r, g, b, -r, -g, -b). In front of the output
+    layers of both there is a SiLU. They undo it by subtracting the last three of these channels from the first three,
+    because silu(a) - silu(-a) = a. Channels 0 to 2 of the latents are therefore averaged colours, up to a factor.
+    Residual branches start at zero, and all other weights, such as those of the other channels, stay random.
+
+    The posterior, the distribution of the latents of an image, starts with a standard deviation of 0.05.
     """
     signs = torch.cat([torch.eye(3), -torch.eye(3)])  # (6, 3)
     for module in vae.modules():

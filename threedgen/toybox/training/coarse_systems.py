@@ -124,13 +124,14 @@ class CoarseSystem(PredictorSystem):
     """LightningModule that trains `coarse`, a coarse predictor: it predicts clean latents of a view in one step.
 
     The inputs of a prediction are a caption, a camera, and an object code: a vector of what the caption leaves
-    unspecified. The object encoder, a part of `coarse` that is trained too, computes the code from one to three views
-    of the object; Gaussian noise of standard deviation 0.3 (`CODE_NOISE`) is added to it. The loss is the weighted
-    squared error (`CodedObjects.part_weights`) of the predicted latents of three other views. Some captions and some
-    codes are dropped, so that `coarse` can also predict from only one of the two.
+    unspecified. `parts` are pairs (share of the steps, objects on which these steps train). The objects come with a
+    disk cache of the latents and cameras of six views of each (`CodedObjects`). Each step writes new captions for its
+    objects, instead of those in the cache.
 
-    `parts` are pairs (share of the steps, objects on which these steps train). Each step writes new captions for its
-    objects; the cached captions are not used.
+    The object encoder, a part of `coarse` that is trained too, computes the code from three of the six views, in some
+    steps from one or two of them. Gaussian noise of standard deviation 0.3 (`CODE_NOISE`) is added to the code. The
+    loss is the squared error of the predicted latents of the other three views; small parts of the object have larger
+    weights. Some captions, codes and cameras are dropped, so that `coarse` can also predict without them.
     """
 
     stage = "coarse predictor"
@@ -233,11 +234,12 @@ class CodeSystem(PredictorSystem):
     """LightningModule that trains, by flow matching, the network of `coarse` that samples an object code for a caption.
 
     `coarse` is a coarse predictor: it computes the latents of a view in one step, from caption, camera and object code.
-    An object code is a vector of what the caption leaves unspecified. The training data are the codes that the object
-    encoder, another network of `coarse`, computes from three cached views of an object.
+    An object code is a vector of what the caption leaves unspecified. `objects` are the training objects, with a disk
+    cache of the latents and cameras of six views of each. The object encoder, another network of `coarse`, computes the
+    codes to be learned from three of these views.
 
-    Each step trains on three noise levels for each code. It writes new captions for its objects; the cached captions of
-    `objects` are not used.
+    Each step trains on three noise levels for each code. It writes new captions for its objects, instead of those in
+    the cache.
     """
 
     stage = "object codes"

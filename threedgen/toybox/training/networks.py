@@ -36,12 +36,14 @@ def base_model(
     tokenizer: PreTrainedTokenizerFast,
     image_size: int,
 ) -> LatentDiffusion:
-    """Build a 2D latent diffusion model from an untrained UNet, a trained autoencoder and a trained text encoder.
+    """Build a 2D latent diffusion model: a new, untrained UNet, a trained autoencoder and a trained text encoder.
 
     `channels` are the numbers of channels of the UNet's levels, and `image_size` is the side of an image in pixels. The
-    sum of the time embedding and a pooled caption embedding scales and shifts the features of residual blocks. The
-    model predicts v (v-prediction, Salimans and Ho 2022). Its last noise level has alpha_bar 4e-5. At 5e-3, as in
-    Stable Diffusion, latents of this small size would still be recognisable.
+    sum of the time embedding and a pooled caption embedding scales and shifts the features of residual blocks.
+
+    The model predicts v (v-prediction, Salimans and Ho 2022). At its highest noise level, alpha_bar is 4e-5. At 5e-3,
+    the value of Stable Diffusion, the noise would not hide the image in small latents (16 x 16 for images of 128 x 128
+    pixels).
     """
     latent_channels, levels = int(vae.config["latent_channels"]), len(channels) - 1
     unet = UNet2DConditionModel(
@@ -97,19 +99,21 @@ def with_camera(unet: UNet2DConditionModel) -> UNet2DConditionModel:
 def widen(unet: Any, channels: Sequence[int], rng: torch.Generator) -> Any:
     """Return a copy of a diffusers UNet with `channels` channels per level, or `unet` itself if it has these already.
 
-    Each new channel is a copy of an old one (Net2Net, Chen et al. 2016, arXiv 1511.05641, section 2.2). The input
-    weight of an old channel is split among its copies, at random (`rng`): the sum stays the same, but the gradients
-    differ.
+    Each new channel is a copy of an old one (Net2Net, Chen et al. 2016, arXiv 1511.05641, section 2.2). An input weight
+    that belongs to an old channel is divided randomly (`rng`) among the copies of the channel. The sum of these parts
+    is the old weight, but their gradients differ.
 
-    If neighbouring levels are widened by different factors, the output of the UNet changes slightly (by 3 to 9 % in the
-    toybox's 2D model with noise as the input), because group norms over the concatenated features of two levels then
-    group other channels. If two levels become equally wide, the output changes more: a residual block between levels
-    has a 1x1 convolution in its shortcut (`conv_shortcut` of diffusers) only if their widths differ, so the trained one
-    is lost.
+    If all levels get wider by the same factor, the output of the UNet stays the same. If neighbouring levels get wider
+    by different factors, it changes:
+    - slightly (by 3 to 9 % in the toybox's 2D model with noise as the input), because the group norms over the
+      concatenated features of both levels then have other groups;
+    - more, if the new widths of both levels are equal. The residual block between the levels then has no 1x1
+      convolution in its shortcut (`conv_shortcut` of diffusers), and the trained one is lost.
 
     Raises:
-        ConfigError: the number of levels differs, a new width is not a multiple of the old width of its level, or
-            neighbouring levels of one width get different new widths, which needs a convolution that was not trained.
+        ConfigError: `channels` has another length than the UNet has levels, a new width is not a multiple of the old
+            one, or neighbouring levels of equal width get different widths, which would need a new, untrained
+            `conv_shortcut`.
     """
     old = list(unet.config["block_out_channels"])
     if list(channels) == old:

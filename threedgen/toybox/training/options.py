@@ -88,11 +88,12 @@ class PhotographsConfig(DiffusionConfig):
 class MultiviewDiffusionConfig(DiffusionConfig):
     """Options of the training of a multi-view prior's UNet on 2D and multi-view batches, as in MVDream (section 3).
 
-    They belong to the tasks train-prior and train-own-prior. A 2D batch has single images without cameras, a multi-view
-    batch `n_view` views of each object; the two kinds have separate pools of images. A step trains on `batch` images:
-    `fresh` new ones, and random ones from the pool of earlier images. The pool has `first` images at the first step.
-    The new images of each step join it until it has `pictures` images; after that, no image is new. For multi-view
-    batches, these four numbers are rounded up to whole objects.
+    They belong to the tasks train-prior and train-own-prior. With the probability `two_d`, a step has a 2D batch:
+    single images without cameras. Otherwise it has a multi-view batch: `n_view` views of each object. The two kinds
+    have separate pools of images, for which the same options hold. A step trains on `batch` images: `fresh` new ones,
+    and random ones from the pool of earlier images. The pool has `first` images at the first step. The new images of
+    each step join it until it has `pictures` images; after that, no image is new. For multi-view batches, each of these
+    four numbers of images is rounded up to whole objects.
     """
 
     n_view: int = Field(4, ge=2, le=16, description="views of an object that attend to each other")

@@ -57,6 +57,7 @@ class PriorSystem(DenoisingSystem):
     changes the result only by rounding.
 
     Args:
+        config: config of the run.
         prior: model whose UNet is trained in place.
         caches: pairs (share of the steps, disk cache of latents on which these steps train). The shares sum to 1.
     """
@@ -104,23 +105,24 @@ class PriorSystem(DenoisingSystem):
     def entries(self, step: int, n_view: int, share: float) -> Array:
         """Sample the indices (n,) of the cache entries, each with ``n_view`` images, on which step ``step`` trains.
 
-        The first indices are new entries, the others random entries of the pool of older ones. The new entries of each
-        step join the pool. Four training options give the numbers: ``batch`` entries per step (n), ``fresh`` of them
-        new, ``first`` entries in the pool at the first step, and at most ``pictures`` later. Once the pool is full, no
-        entry is new. The options count images; here they are divided by ``n_view`` and rounded up, to count entries.
+        The first indices are new entries, which join the pool after the step. The others are random entries of the
+        pool. Four training options count images; divided by ``n_view`` and rounded up, they count entries here:
+        ``batch`` is n, ``fresh`` the number of new entries per step, ``first`` the size of the pool before the first
+        step, and ``pictures`` its maximum. When the pool is full, no entry is new.
 
-        ``share``, in [0, 1], is the share of the steps that use this cache. The pool has the size that it has after
-        ``step`` * ``share`` (rounded down) steps with this cache.
+        ``share``, in [0, 1], is the share of the steps that use this cache. Each step chooses its cache at random, so
+        the size of the pool is computed as if ``step`` * ``share`` (rounded down) earlier steps had used this one.
         """
         o, rng = self.options, self.numpy_rng(step, "pictures")
         numbers = (objects_of(number, n_view) for number in (o.batch, o.pictures, o.first, o.fresh))
         return sample_entries(rng, int(step * share), *numbers)
 
     def fill(self, cache: LatentCache, chosen: Array) -> None:
-        """Render and encode the entries `chosen`, indices (n,), that `cache` lacks; all processes share the work.
+        """Make the entries `chosen`, indices (n,), that `cache` lacks, if several processes train together.
 
-        Each process makes a part of the entries and waits until all are made. With one process this method does
-        nothing, because the cache makes missing entries when they are read.
+        To make an entry is to render its images and to encode them by the VAE. Each process makes a part of the
+        entries, and waits until all are made. With one process there is nothing to share, and the method does nothing:
+        the cache makes missing entries when they are read.
         """
         if self.process[1] > 1:
             self.trainer.strategy.barrier()  # so that all find the same entries missing
@@ -200,12 +202,17 @@ class PriorSystem(DenoisingSystem):
 
 
 class OwnPriorSystem(PriorSystem):
-    """LightningModule that trains a prior on renders of the user's 3D assets.
+    """LightningModule that trains a multi-view prior (diffusion model) on renders of the user's 3D assets.
 
-    `shown` are views of held-out assets. The sample sheet, an image that is written during the training, has these
-    renders beside samples of their captions from the same cameras. The FID between renders and samples is logged as
-    `fid`. It is computed from few images, so compare its values only within one run. If `shown` is None, no sheet is
-    written, and no FID is computed.
+    The sample sheet, an image that is written during the training, has renders of held-out assets beside samples of
+    their captions from the same cameras. The FID between these renders and samples is logged as `fid`. It is computed
+    from few images, so compare its values only within one run.
+
+    Args:
+        config: config of the run.
+        prior: model whose UNet is trained in place.
+        shown: source of the renders of held-out assets, with captions and cameras; None: no sheet and no FID.
+        caches: pairs (share of the steps, disk cache of latents on which these steps train). The shares sum to 1.
     """
 
     features: FeatureNetwork

@@ -79,9 +79,11 @@ def train_base(task: Task) -> Status:
 
 
 def load_start(task: Task, start: str, image_size: int | None = None) -> LatentDiffusion:
-    """Load the model that a training starts from. `start` is the name or folder of its weights.
+    """Load the 2D model or multi-view prior that a training starts from, and record its weight files in `task`.
 
-    `image_size` is the side of an image in pixels; None: the image size of the loaded model.
+    `start` is the name or folder of the weights. `image_size` is the side of the images to train on, in pixels; None:
+    the size on which the UNet was trained. Another size is possible, because no weight depends on it. Raises
+    ConfigError if the weights are missing or damaged, or if the size does not fit the networks.
     """
     prior = LatentDiffusion.load(start, image_size=image_size)
     task.record_weights({"start": identify(start)})
@@ -91,10 +93,11 @@ def load_start(task: Task, start: str, image_size: int | None = None) -> LatentD
 def latent_caches(
     task: Task, prior: LatentDiffusion, name: str, source: ExampleSource, share: float = 1.0
 ) -> list[tuple[float, LatentCache]]:
-    """Create the disk caches of latents of a source, as pairs (share of all training steps that use the cache, cache).
+    """Create the disk caches of latents of a source. Return pairs (share of all training steps, cache).
 
-    There is a cache for images of full size. If the config option `training.half` is above 0, there is also one for
-    images of half the size, which is used in this fraction of the source's steps. A cache without steps is left out.
+    There is a cache for images of full size, and one for images of half the size. With h, the config option
+    `training.half`, the share of the first is `share` * (1 - h), and that of the second `share` * h. A cache with the
+    share 0 is left out.
 
     Args:
         prior: model whose VAE encodes the images, and whose image size is the full size.
@@ -178,16 +181,18 @@ def train_coarse(task: Task, base: LatentDiffusion, o: CoarseConfig) -> CoarsePr
 
     Args:
         base: model whose VAE and text encoder are used. If it has a coarse predictor, this is trained further.
-        o: options of the training. `o.volume` are the channels of feature volumes to add to the predictor, one number
-            for each of the volumes with sides 4, 8, ... up to the side of the latents; None: add none.
+        o: options of the training. `o.volume` adds feature volumes to the predictor, 3D grids of features of the
+            object, which are rendered for each camera. It has the number of channels of each volume; the first has 4
+            cells per side, each next one twice as many, and the last as many as the latents have pixels per side. None:
+            add none.
 
     Returns:
         The frozen coarse predictor, which contains the sampler and, if there is one, the view fusion. Trained networks
         have the moving averages of their weights.
 
     Raises:
-        ConfigError: if `o.volume` has another length, or if `base` has no coarse predictor and `o` has 0 steps for the
-            predictor or its sampler.
+        ConfigError: if the number of volumes in `o.volume` does not fit the size of the latents, or if `base` has no
+            coarse predictor and `o` has 0 steps for the predictor or its sampler.
     """
     for key in ("max_steps", "sampler_steps"):
         if base.coarse is None and not getattr(o, key):
@@ -205,10 +210,11 @@ def train_coarse(task: Task, base: LatentDiffusion, o: CoarseConfig) -> CoarsePr
         coarse.add_fusion(FUSION_CHANNELS)  # before the stages, so that a resumed run has the same first weights
 
     def coded(folder: str, variation: float, accessories: float = 0.0) -> CodedObjects:
-        """Return training objects of the coarse predictor, with a disk cache of their encoded views in RUN/`folder`.
+        """Return `o.objects` toybox objects to train the coarse predictor on, with a disk cache in RUN/`folder`.
 
-        `variation`, in [0, 1], is the factor on the random variation of the objects, `accessories` the share of objects
-        that wear an accessory for certain. RUN is the run folder.
+        The cache has the latents (images encoded by the VAE) and cameras of six views of each object. `variation`, in
+        [0, 1], is the factor on the random variation of the objects. The share `accessories` of the objects has at
+        least one accessory, such as a hat; of the others about one in eight has one. RUN is the run folder.
         """
         world = OpenToybox(seed, "train", variation=variation, scattered=SCATTERED, accessories=accessories)
         source = ViewRings(world, SOURCES + TARGETS)

@@ -133,11 +133,12 @@ class Builder:
         return c * factor if factor <= 1 else 1 - (1 - c) / factor
 
     def add(self, kind: int, at, size, colour=None, label: str = "body", rotate=(0, 0, 0), param: float = 1.0) -> None:
-        """Add a solid with centre ``at`` (3,), whose size along each local axis is 2 ``size``, a scalar or (3,).
+        """Add a solid with centre ``at`` (3,).
 
-        ``kind`` is the shape, such as SPHERE. ``param`` is the top radius of a FRUSTUM or the tube radius of a TORUS,
-        in units of ``size``. ``colour`` (3,) is sRGB in [0, 1]; None: the main colour. ``label`` is the name of the
-        part, and ``rotate`` has three angles in degrees, about x, then y, then z (fixed axes).
+        ``kind`` is the shape, such as SPHERE (radius 1) or BOX (side 2). ``size`` scales it along its local axes: one
+        factor for all, or (3,). ``param`` is the top radius of a FRUSTUM (bottom radius 1) or the tube radius of a
+        TORUS (outer radius 1), before the scaling. ``colour`` (3,) is sRGB in [0, 1]; None: the main colour. ``label``
+        is the name of the part, and ``rotate`` has three angles in degrees, about x, then y, then z (fixed axes).
         """
         stretch = np.broadcast_to(np.asarray(size, float), (3,))
         self._place(kind, param, rotation(rotate) @ np.diag(np.maximum(stretch, 1e-3)), at, colour, label)
@@ -157,9 +158,10 @@ class Builder:
     def pair(self, at, size, colour=None, label="body", rotate=(0, 0, 0), kind: int = SPHERE, param: float = 1.0):
         """Add a solid on the left (+y), with centre ``at`` (3,), and its mirror image on the right.
 
-        ``kind`` is the shape, ``size`` half the size along each local axis, scalar or (3,), and ``param`` the top
-        radius of a FRUSTUM or the tube radius of a TORUS, in units of ``size``. ``colour`` (3,) is sRGB in [0, 1];
-        None: the main colour. ``label`` is the name of the part, and ``rotate`` has angles in degrees, about x, y, z.
+        ``kind`` is the shape, such as SPHERE (radius 1) or BOX (side 2). ``size`` scales it along its local axes: one
+        factor for all, or (3,). ``param`` is the top radius of a FRUSTUM (bottom radius 1) or the tube radius of a
+        TORUS (outer radius 1), before the scaling. ``colour`` (3,) is sRGB in [0, 1]; None: the main colour. ``label``
+        is the name of the part, and ``rotate`` has three angles in degrees, about x, then y, then z (fixed axes).
         """
         (x, y, z), (ax, ay, az) = at, rotate
         for side in (-1, 1):

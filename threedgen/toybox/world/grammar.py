@@ -104,7 +104,15 @@ def noun(
 ):  # fmt: skip
     """Return a decorator that registers a function as the recipe of a noun, such as ``@noun("dog", "animals", 0.5)``.
 
-    The function ``f(builder)`` adds the solids of an object to a `Builder`. The arguments are the fields of `Noun`.
+    The function ``f(builder)`` adds the solids of an object to a `Builder`.
+
+    Args:
+        word: the noun itself.
+        family: group of nouns, such as "animals".
+        height: usual height of the real thing in metres.
+        front: True if the object has a front, False if it looks the same from every side.
+        parts: parts that a caption can name and colour, such as "wheels".
+        wears: accessories that the object can have, such as "hat".
     """
 
     def register(recipe: Recipe) -> Recipe:

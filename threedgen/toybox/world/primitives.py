@@ -161,8 +161,12 @@ def _reach(kind: int, param: float, matrix: np.ndarray) -> float:
 def profile(kind: int, param: float, segments: int) -> np.ndarray:
     """Return the outline of a solid of revolution about its local z axis, as P points (P, 2) with columns (radius, z).
 
-    ``kind`` (SPHERE, DOME, FRUSTUM or TORUS) and ``param`` are those of `Primitive`. The half circle of a sphere, or
-    the full circle of a torus, gets ``segments`` // 2 edges, the quarter circle of a dome ``segments`` // 4.
+    ``kind`` (SPHERE, DOME, FRUSTUM or TORUS) and ``param`` are those of `Primitive`. The outline goes from the bottom
+    up to the top, both on the axis. That of a torus starts at the inside of the ring and goes down first, around the
+    whole circle of the tube; the last point equals the first.
+
+    The half circle of a sphere and the circle of a torus have ``segments`` // 2 edges. A dome has an edge for its base
+    and ``segments`` // 4 for its quarter circle. A frustum has three edges: bottom, side and top.
     """
     if kind == SPHERE:
         a = np.linspace(-np.pi / 2, np.pi / 2, segments // 2 + 1)

@@ -186,9 +186,10 @@ def _cull_row(centre, reach, start, stop, m, slope, half_pixel, parallel, candid
     """Write the indices of the solids that a pixel row can hit into the array ``candidates``; return their number.
 
     The solids are those with the indices ``start`` to ``stop`` - 1; solid i lies in the ball of radius ``reach[i]``
-    around ``centre[i]``. ``m`` is the camera-to-world matrix. The rays of the row lie in a plane parallel to the right
-    axis of the camera. In perspective (``parallel`` False), it contains the camera and has the slope ``slope`` (up /
-    forward). For parallel rays, it is also parallel to the forward axis, at the height ``slope`` above the camera.
+    around ``centre[i]`` (3,), in world units. ``m`` (4, 4) is the camera-to-world matrix, OpenGL axes. The rays through
+    the pixel centres of the row lie in a plane. With coordinates (right, up, forward) relative to the camera, it is up
+    = ``slope`` * forward for a perspective camera, and up = ``slope`` if ``parallel`` (orthographic camera). A solid
+    counts if its ball is not behind the camera, and meets the plane or passes it by less than half a row:
     ``half_pixel`` is slightly more than half the difference of ``slope`` between adjacent rows.
     """
     count = 0

@@ -67,10 +67,10 @@ def barrel(b: Builder, length: float, thick: float, leg: float, radius: float, l
 def egg(b: Builder, radius: float, half: float, neck: float) -> None:
     """Add a body: an upright ellipsoid that stands on the ground, z = 0.
 
-    Set the anchors (named places for accessories) "neck", "back" and "waist".
+    ``radius`` is the largest horizontal radius of the ellipsoid, and ``half`` is half its height.
 
-    ``radius`` is the largest horizontal radius of the ellipsoid, ``half`` is half its height, and ``neck`` is the
-    radius of its horizontal section at the height of the anchor "neck", in its upper half.
+    Set the anchors (named places for accessories) "neck", "back" and "waist". The anchor "neck" is placed in the upper
+    half, at the height where the horizontal radius of the ellipsoid is ``neck``.
     """
     b.sphere((0, 0, half), (radius, radius, half))
     up = half * np.sqrt(max(1 - (neck / radius) ** 2, 0.0))
