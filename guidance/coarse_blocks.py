@@ -51,9 +51,12 @@ class Block(nn.Module):
     def forward(self, x: Tensor, text: Tensor, features: Tensor) -> Tensor:
         """Return the block's output for `x`, a feature map (B, C, h, w) or volume (B, C, n, n, n); same shape.
 
-        With cross-attention, each position of `x` attends to `text` (B, L, D), the tokens of the caption and of the
-        object code (a vector for what the caption leaves unspecified). Scale and shift are computed from the vectors
-        `features` (B, width).
+        Args:
+            text: tokens (B, L, D) of the caption and of the object code (a vector for what the caption leaves
+                unspecified). Each position of `x` attends to them. A block without cross-attention (constructor
+                argument `attend`) ignores them.
+            features: vectors (B, width) that summarise caption and object code and, for feature maps, the camera. Scale
+                and shift of the channels are computed from them.
         """
         if self.attend:
             query = self.query(self.norm_words(x).flatten(2).transpose(1, 2))

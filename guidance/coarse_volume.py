@@ -31,11 +31,13 @@ where w is its weight in volume rendering (opacity times transmittance)."""
 
 
 class VolumeFeatures(nn.Module):
-    """Network that computes a feature volume of an object from text and object code, and renders feature maps of views.
+    """Network that computes a feature volume of an object and renders feature maps of views from it.
 
-    An object code is a vector for what the text leaves unspecified. `forward` returns maps (B V, c, s, s) of V views of
-    B objects for each level of the coarse predictor (`CoarsePredictor`), which adds them to its own feature maps.
-    Before training, they are zero.
+    The volume is computed from a text and an object code, a vector for what the text leaves unspecified. `forward`
+    takes vectors (B, F) that summarise both, their tokens (B, L, D), and flattened camera-to-world matrices (B, V, 16)
+    of V views of each of B objects. It returns a list of feature maps, one per level of the coarse predictor
+    (`CoarsePredictor`). A level with c channels and side s gets (B V, c, s, s), which the predictor adds to its own
+    feature map. The returned maps are zero before training.
     """
 
     u: Tensor
@@ -51,25 +53,26 @@ class VolumeFeatures(nn.Module):
         channels: tuple[int, ...],
         maps: tuple[int, ...],
     ) -> None:
-        """Build the network, which renders feature maps of views from volumes computed from text and object code.
+        """Build the network.
+
+        It computes feature volumes, from coarse to fine, from text and object code (a vector for what the text leaves
+        unspecified). All feature maps of a view are rendered from the finest volume.
 
         Args:
-            text_width: features D per token of the text, and length of an object code (a vector for what the text
-                leaves unspecified).
+            text_width: features D per token of the text.
             size: side h of the latents, and of the finest volume.
-            heads: number of attention heads.
-            width: length of the hidden vector, computed from the input vector, that scales and shifts the inputs of the
-                blocks.
-            features: length F of the input vector that summarises text and object code (the argument `features` of
-                `forward`).
-            channels: channels of the volumes, one number per volume, from coarse to fine. Their sides are 4, 8, 16,
-                ..., h cells. All but the finest attend to the text.
-            maps: channels of the feature maps to return, one number per map, from coarse to fine. Their sides are ...,
-                h / 4, h / 2, h. All are rendered from the finest volume, so there may be more or fewer maps than
-                volumes.
+            heads: attention heads of the residual blocks.
+            width: length of the vector with which all residual blocks scale and shift their channels (FiLM). An MLP
+                computes it from the argument `features` of `forward`.
+            features: length F of the vectors `features` (B, F) that `forward` takes; they summarise text and object
+                code.
+            channels: channels of the volumes, one number per volume. The volumes have 4, 8, 16, ..., h cells per side.
+                Each is computed from the preceding one. All but the finest attend to the text.
+            maps: channels of the feature maps that `forward` returns, one number per map, from coarse to fine. Their
+                sides are ..., h / 4, h / 2, h. There may be more or fewer maps than volumes.
 
         Raises:
-            ValueError: the side of the finest volume differs from `size`.
+            ValueError: the side of the finest volume, which follows from the number of `channels`, differs from `size`.
         """
         super().__init__()
         last = len(channels) - 1
@@ -129,7 +132,9 @@ class VolumeFeatures(nn.Module):
         """Return feature volumes (B, C + 1, n, n, n) of B objects: C features, then a logit of the opacity.
 
         The opacity is sigmoid(logit + `OPACITY_BIAS`). The last three axes are x, y, z; n is the constructor's `size`.
-        `mixed` (B, width) are hidden vectors computed from text and object code, `text` (B, L, D) the tokens of both.
+        `text` (B, L, D) are the tokens of each text, followed by tokens of the object code, a vector for what the text
+        leaves unspecified. `mixed` (B, width) are vectors that `forward` computes from both; they scale and shift the
+        channels.
         """
         x = self.seed(mixed).unflatten(1, (-1, COARSEST, COARSEST, COARSEST))
         for k, (blocks, positions) in enumerate(zip(self.levels, self.positions, strict=True)):

@@ -135,14 +135,18 @@ class Condition:
     single_view_uncond: bool = False
 
     def reference_kwargs(self, *used: bool) -> dict[str, Features]:
-        """Return the keyword arguments with which a denoiser gets the reference image, for K predictions in one batch.
+        """Return the keyword arguments with which a denoiser gets the reference image.
+
+        Guidance needs K predictions for the same B images, such as with and without prompt. The denoiser makes them in
+        one batch of K B images: first the B images of prediction 1, then those of prediction 2, and so on.
 
         Args:
             used: K flags, one per prediction. True: the features of the reference image are used. False: zeros replace
                 them, as in the unconditional branch.
 
         Returns:
-            {"reference": features by name, each (K, ...)}, or {} if the condition has no reference image.
+            {"reference": features by name, each (K, ...)}, or {} if the condition has no reference image. The denoiser
+            uses row k for all B images of prediction k.
         """
         if self.reference is None:
             return {}

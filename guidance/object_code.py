@@ -79,10 +79,12 @@ class ObjectEncoder(nn.Module):
 class CodeSampler(nn.Module):
     """Network that samples object codes for captions, by flow matching (Lipman et al. 2023, arXiv 2210.02747).
 
-    An object code z is a vector for what a caption leaves unspecified, such as colours and the exact shape. The path
-    from Gaussian noise e to z is x_t = (1 - t) e + t z with t in [0, 1]. `forward` predicts the velocity z - e from
-    x_t, t and the caption: the `TOKENS` (8) parts of x_t attend to each other and to the caption. `sample` integrates
-    the velocity from noise to a code.
+    An object code z (B, code_width) is a vector for what a caption leaves unspecified, such as colours and the exact
+    shape. `sample` takes embeddings of captions (B, L, D) and of the empty prompt, for guidance, and Gaussian noise e
+    (B, code_width). It returns codes. For this, it integrates the velocity z - e along x_t = (1 - t) e + t z, from
+    t = 0 to 1. `forward` predicts this velocity (B, code_width) from x_t, t (B,) and the encoded captions
+    (`encode_text`). It splits x_t into `TOKENS` (8) equal slices, which are tokens that attend to each other and to
+    those of the caption.
     """
 
     def __init__(self, text_width: int, code_width: int) -> None:

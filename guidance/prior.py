@@ -33,9 +33,11 @@ class Prior(Protocol):
     """Frozen diffusion model of images, which samples images and predicts noise for distillation losses.
 
     Latents are (B, C, h, w); for a prior on pixels they are images (B, 3, H, W) in [-1, 1]. In a batch, the views of
-    one object are consecutive. A subclass implements `networks`, `latent_shape`, `to`, `encode_prompt`, `max_tokens`,
-    `text_shape`, `encode_images`, `decode_latents` and `network` (the UNet's output); priors with cameras also
-    `camera`.
+    one object are consecutive. A subclass implements the abstract members: `encode_prompt` (prompts -> text
+    embeddings), `encode_images` (images -> latents), `decode_latents` (latents -> images), `network` (noisy latents,
+    timesteps, embeddings, cameras -> output of the UNet), `to` (a device), and the properties `networks`,
+    `latent_shape`, `max_tokens` and `text_shape`. Priors with cameras also implement `camera` (poses -> argument of
+    `network`).
 
     Attributes:
         unet: the denoising network.
@@ -46,12 +48,14 @@ class Prior(Protocol):
         device, dtype: device of the networks and precision of their computation.
         draft: img2img strength in (0, 1] of the second pass of coarse-to-fine sampling, which has the full image size;
             the first pass has half the size. None: one pass at full size.
-        guide_views: whether the unconditional branch denoises each of several views separately, without its camera. The
-            guidance then also amplifies the attention between views; see `Condition.single_view_uncond`.
+        guide_views: whether the unconditional prediction of classifier-free guidance treats each view as a single image
+            without a camera. The guidance then also amplifies what the views learn from each other. False: it is a
+            prediction for all views together, with their cameras.
         timestep_per_view: whether `denoise` can take a different timestep for each view of an object.
         half_weights: whether all weights have the type `dtype`, so that networks compute without autocast.
-        composites_reference: whether the reference image is composited on the grey level of the renders' background, so
-            that its features are computed again in each distillation step.
+        composites_reference: whether the reference image gets the background of the renders: a grey level behind the
+            cut-out object. Its features (method `reference`) are then computed in each distillation step, not once per
+            run.
         cuda_graph: whether the UNet may run as a CUDA graph on a GPU.
         graph: captures and replays the UNet as a CUDA graph if gradients are disabled; None: the UNet runs normally.
     """
@@ -177,10 +181,11 @@ class Prior(Protocol):
     def replayed(self, function: Callable[..., Tensor], *inputs: Tensor | int | None) -> Tensor:
         """Return `function(*inputs)`, where `function` runs the UNet on `inputs`; replay its CUDA graph if possible.
 
-        This needs the attribute `graph` and disabled gradients; else `function` runs normally. Calls are equal if their
-        tensors have equal shapes, dtypes and devices and their other inputs equal values. The third of consecutive
-        equal calls captures `function` as a CUDA graph, and the following equal calls replay it. All calls on one prior
-        must pass the same `function`.
+        This needs disabled gradients and the attribute `graph`, which captures and stores the CUDA graph; if it is
+        None, `function` runs normally. Calls are equal if their tensors have equal shapes, dtypes and devices and their
+        other inputs equal values. The third of consecutive equal calls captures a graph, and the following equal calls
+        replay it. An unequal call discards the graph and counts as the first. All calls on one prior must pass the same
+        `function`.
         """
         return function(*inputs) if self.graph is None or torch.is_grad_enabled() else self.graph(function, *inputs)
 
@@ -241,11 +246,15 @@ class Prior(Protocol):
         return self.schedule.eps_from_output(x, self.network(x, t, text, camera, n_view, **image), t)
 
     def reference(self, text: Tensor, background: Tensor | None = None) -> Features | None:
-        """Compute features of the prior's reference image, given the embedding `text` (1, L, D) of the prompt.
+        """Return features (1, ...) of the prior's reference image by name; None without a reference image.
 
-        Returns features (1, ...) by name, such as the name of a UNet layer; None without a reference image. The scalar
-        `background` is the grey level in [0, 1] behind the object (None: 0.5). It has no effect unless
-        `composites_reference` is True.
+        The names are those of UNet layers, for instance.
+
+        Args:
+            text: embedding (1, L, D) of the prompt, for priors that compute the features with their UNet, which takes
+                the prompt.
+            background: scalar, grey level in [0, 1] behind the cut-out object; None: 0.5. Only priors whose attribute
+                `composites_reference` is True use it; others ignore it.
         """
         return None
 
@@ -270,13 +279,18 @@ class Prior(Protocol):
         return False
 
     def encode_code(self, text: Tensor, latents: Tensor, c2w: Tensor, fit: bool = False) -> Tensor:
-        """Compute object codes from V known views of each of n objects; return `text` with the codes in its last row.
+        """Compute object codes from V known views of each of n objects; return `text` with the codes as last rows.
 
-        An object code is a vector for what a prompt leaves unspecified. `text` are embeddings (n, L, D); the result is
-        a copy, or `text` unchanged if the prior has no object codes. `latents` are clean latents of the views
-        (n, V, C, h, w), `c2w` their camera-to-world matrices (n, V, 4, 4). If `fit` is True, Adam changes the encoded
-        codes so that the coarse predictor (see `coarse_latents`) reproduces the views better; this takes half a second
-        for one view on a CPU.
+        An object code is a vector (D,) for what a prompt leaves unspecified. It replaces the last row of the object's
+        embedding, which holds zeros or an earlier code. The result is a copy (n, L, D), or `text` itself if the prior
+        has no object codes.
+
+        Args:
+            text: embeddings (n, L, D) of the prompts.
+            latents: clean latents of the views (n, V, C, h, w).
+            c2w: camera-to-world matrices of the views (n, V, 4, 4).
+            fit: whether Adam then changes the codes, so that the coarse predictor (see `coarse_latents`) reproduces the
+                views better; this takes half a second for one view on a CPU.
         """
         return text
 
@@ -293,10 +307,17 @@ class Prior(Protocol):
     def coarse_start(
         self, text: Tensor, c2w: Tensor | None, strength: float = COARSE_STRENGTH
     ) -> sampling.InitLatents | None:
-        """Return latents (B, C, h, w) of the coarse predictor (see `coarse_latents`) as an img2img start of samples.
+        """Predict latents with the coarse predictor (see `coarse_latents`); return them as a start of img2img sampling.
 
-        `text` are embeddings (B, L, D), `c2w` camera-to-world matrices (B, 4, 4), `strength` in (0, 1] is the noise
-        strength. Returns None, which means a start from noise, if `strength` is 1 or `coarse_latents` returns None.
+        Args:
+            text: embeddings (B, L, D).
+            c2w: camera-to-world matrices (B, 4, 4), OpenGL axes, world z up; None: no cameras.
+            strength: noise strength in (0, 1] of the img2img start. The default is 0.2; higher values give more
+                variation.
+
+        Returns:
+            Latents (B, C, h, w) and `strength`. None, which means a start from noise, if `strength` is 1 or
+            `coarse_latents` returns None.
         """
         coarse = self.coarse_latents(text, c2w) if strength < 1 else None
         return None if coarse is None else sampling.InitLatents(coarse, strength)

@@ -153,11 +153,13 @@ def sample_latents(
 
     Args:
         predict: function (latents (B, C, h, w), timesteps (B,)) -> predicted noise (B, C, h, w).
-        noise: unit Gaussian noise (B, C, h, w).
-        steps: number of DDIM steps from pure noise; img2img takes round(strength * steps), at least one.
-        init: img2img start; None: start from pure noise.
+        noise: unit Gaussian noise (B, C, h, w): the start, or for img2img the noise that is added to the start.
+        schedule: noise schedule of the model.
+        steps: number of DDIM steps from pure noise; img2img takes round(init.strength * steps), at least one.
+        init: img2img start: clean `latents` (B, C, h, w), and `strength` in (0, 1], the fraction of the timesteps up to
+            which they are noised. None: start from pure noise.
         eta: amount of fresh noise in each step; 0: deterministic DDIM; 1: as in DDPM.
-        generator: random generator of that noise, or one for each equal part of the batch; None: torch's global one.
+        generator: random generator of the fresh noise, or one per equal part of the batch; None: torch's global one.
         on_step: progress callback (steps done, total steps).
     """
     x, T = noise, schedule.T
@@ -199,11 +201,17 @@ def check_image_size(size: Size, unit: int, draft: float | None, keys: tuple[str
 
 
 def check_half_size(size: Size, draft: float | None, unit: int, key: str = "draft") -> None:
-    """Raise ConfigError if images of half the size `size` (H, W) have a side that is no multiple of `unit` pixels.
+    """Raise ConfigError unless images of `size` (H, W) can also be sampled with half the height and half the width.
 
-    `key` is the config key that turns on images of half the size, and `draft` is its value; both are shown in the
-    message. The key is "draft" for a first sampling pass at half the size, or "training.half" for training at half the
-    size. If `draft` is None, the key is off, and nothing is checked.
+    For that, H and W must be multiples of 2 * `unit`.
+
+    Args:
+        size: (H, W) in pixels.
+        draft: value of the config key `key`, a number, for the message. None: half-size images are off; nothing is
+            checked.
+        unit: the model needs images whose height and width are multiples of this number of pixels.
+        key: config key that turns on half-size images, for the message: "draft" for a first sampling pass at half the
+            size, or "training.half" for training steps at half the size.
     """
     if draft is not None and any(side % (2 * unit) for side in size):
         raise ConfigError(
@@ -228,13 +236,14 @@ def img2img_strengths(draft: float | None, rounds: int = 0) -> list[float]:
 
 
 def total_steps(steps: int, draft: float | None, rounds: int = 0, init: InitLatents | None = None) -> int:
-    """Return the number of denoising steps of all passes of `sample_images`: a first pass, then n img2img passes.
+    """Return the number of denoising steps of all passes of `sample_images`.
 
-    A pass from noise takes `steps` steps, an img2img pass round(strength * steps), at least one. The strengths of the n
-    passes fall linearly from s to s / n:
+    A pass from noise takes `steps` steps, an img2img pass round(strength * steps), at least one. If `init` is given,
+    `draft` is ignored, as if it were None. The passes are:
 
-    - `draft` is not None and `init` is None: s = `draft`, and n is `rounds`, but at least 1.
-    - Otherwise: s = 0.3 (`REFINE_STRENGTH`), and n = `rounds`.
+    1. The first pass, from noise, or by img2img from `init`.
+    2. n = `rounds` img2img passes. If `draft` is not None, n is at least 1. The strengths fall linearly from s to s /
+       n, where s is `draft`, or 0.3 (`REFINE_STRENGTH`) if it is None.
 
     Args:
         draft: img2img strength at full size after a first pass at half the size; None: the first pass has full size.
@@ -261,20 +270,22 @@ def sample_images(
 ) -> Tensor:
     """Sample images in one or several passes and return them, (count, H, W, 3) in [0, 1], on the CPU.
 
-    The first pass starts from noise, or by img2img from `init`. Then n img2img passes refine the images at full size,
-    with noise strengths that fall linearly from s to s / n. `model.draft`, an img2img strength or None, decides:
+    Let `draft` be `model.draft` (an img2img strength or None), or None if `init` is given. The passes are:
 
-    - `model.draft` is not None and `init` is None: the first pass has half the size, s = `model.draft`, and n is
-      `sync.rounds`, but at least 1.
-    - Otherwise: the first pass has the full size, s = 0.3 (`REFINE_STRENGTH`), and n = `sync.rounds`, which may be 0.
+    1. A first pass from noise, or by img2img from `init`. It has half the size if `draft` is not None, else the full
+       size.
+    2. n = `sync.rounds` img2img passes at full size, each from the images of the pass before. If `draft` is not None, n
+       is at least 1. The noise strengths fall linearly from s to s / n, where s is `draft`, or 0.3 (`REFINE_STRENGTH`)
+       if it is None.
 
     If `sync.rounds` is not 0, `sync.synchronise` makes the images consistent before each of the n passes.
 
     Args:
         model: a latent diffusion model (`LatentDiffusion`), whose VAE encodes and decodes the images.
         count: number of images.
-        size: (H, W) in pixels.
-        sample: function (size, noise (count, C, h, w), img2img start or None) -> clean latents, for one pass.
+        size: (H, W) of the result in pixels.
+        sample: function (size, noise (count, C, h, w), img2img start or None) -> clean latents (count, C, h, w), for
+            one pass. It gets the image size of the pass in pixels, full or half; h and w are the size of the latents.
         generator: random generator of the noise from which the passes start, or a list of m generators, each for
             count/m consecutive images; None: torch's global generator.
         sync: number of img2img rounds that make the images consistent, and the function for it; the default has no

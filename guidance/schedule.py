@@ -172,7 +172,8 @@ class Schedule:
     def eps_from_output(self, x: Tensor, output: Tensor, t: Timesteps) -> Tensor:
         """Convert the network's `output` (B, ...) for noisy `x` (B, ...) at timestep `t` to predicted noise (B, ...).
 
-        The noise is the output itself, or sqrt(a) v + sqrt(1-a) x for an output v, with a = alpha_bar_t.
+        If the attribute `prediction` is "epsilon", this is the output itself. If it is "v_prediction", the output is a
+        velocity v = sqrt(a) eps - sqrt(1-a) x_0 with a = alpha_bar_t, and the noise is sqrt(a) v + sqrt(1-a) x.
         """
         if self.prediction == "epsilon":
             return output

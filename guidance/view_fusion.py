@@ -66,9 +66,12 @@ class RowLayer(nn.Module):
 class ViewFusion(nn.Module):
     """Network that corrects coarse predictions of the latents of an object's views with the noisy latents of all views.
 
-    Another network made the coarse predictions without the noisy latents. First each view gets features from all views
-    (`messages`). Then a small UNet, the same for every view, predicts a correction, which is added to the coarse
-    prediction. Before training, the correction is zero.
+    Another network made the coarse predictions without the noisy latents. A call takes noisy latents, noise levels,
+    cameras and coarse predictions of B objects with V views each, and returns better predictions, see `forward`.
+
+    First, each view gets features from all views (`messages`), which depend on their noisy latents, cameras and noise
+    levels. Then a small UNet, the same for every view, predicts a correction, which is added to the coarse prediction.
+    Before training, the correction is zero.
     """
 
     def __init__(self, latent_channels: int, size: int, channels: int) -> None:
@@ -131,13 +134,14 @@ class ViewFusion(nn.Module):
     def messages(self, latents: Tensor, pairs: Tensor) -> Tensor:
         """Return features (B * V, channels, h, h) that each view gets from all views of its object, including itself.
 
-        A convolution computes features of each source view from its noisy latents and their mirror image. For each
-        pair of views, an MLP on `pairs` computes scale and shift of these features. The results are averaged over the
-        source views and convolved once more.
+        A convolution computes features of each source view from its noisy latents and their mirror image. For each pair
+        of views, an MLP on `pairs` computes a scale and a shift of these features per channel. The scaled and shifted
+        features are averaged over the source views and convolved once more.
 
         Args:
             latents: noisy latents (B * V, C, h, h) of B objects with V views each.
-            pairs: features of all pairs of views (B, V, V, F), the result of `pair_features`.
+            pairs: features (B, V, V, F) of all pairs of views, from `pair_features`: receiving view (second axis),
+                source view (third axis).
         """
         B, V = pairs.shape[:2]
         source = F.group_norm(self.source(torch.cat([latents, latents.flip(-1)], 1)), GROUPS)

@@ -54,13 +54,13 @@ class Bounds(NamedTuple):
     def from_cameras(cls, cameras: Cameras) -> "Bounds":
         """Return the bounds of a scene from all cameras of the scene, including those of held-out views.
 
-        Let d_min and d_max be the smallest and the largest distance of a camera from the origin, and a the largest
-        angle between the viewing axis and a corner of the image. In the plane through the origin, an image shows at
-        most d_max tan a on each side.
-
-            radius = min(d_max tan a, d_max / 2)      what the images show; the limit keeps `near` above 0
-            near = d_min (1 - 1.25 radius / d_max)    with equal distances: a quarter of the radius before the ball
+            radius = min(d_max tan a, d_max / 2)      ball around the origin, as large as what the images show
+            near = d_min (1 - 1.25 radius / d_max)    d - 1.25 radius, if all cameras have the same distance d
             far = d_max + radius                      end of the ball, seen from the farthest camera
+
+        d_min and d_max are the smallest and the largest distance of a camera from the origin, and a is the largest
+        angle between the viewing axis and a corner of the image. In the plane through the origin, an image shows at
+        most d_max tan a on each side. As the radius is at most d_max / 2, `near` is at least 3/8 d_min.
         """
         distance, K = cameras.position.norm(dim=-1), cameras.K
         corner = torch.stack([cameras.width / K[:, 0, 0], cameras.height / K[:, 1, 1]], -1).norm(dim=-1) / 2
@@ -77,9 +77,10 @@ class Bounds(NamedTuple):
 class SceneField:
     """Instant-NGP field of one scene, with the background, occupancy grid and ray marching options of its renders.
 
-    The parameters are initialised from `seed`; the function `fit` trains them. `options` are the options of this
-    training. The background has the uniform colour `colour` (3,) in [0, 1]. `bounds` is the extent of the scene.
-    Renders are computed on `device`.
+    The parameters are initialised from `seed`; the function `fit` trains them. `options` set the size of the networks,
+    the samples per ray, and the training. `bounds` is the radius of the ball around the origin that contains the
+    object, and the distances from the camera to the first and last sample. The background has the uniform colour
+    `colour` (3,) in [0, 1]. Renders are computed on `device`.
     """
 
     def __init__(self, options: ProtocolConfig, bounds: Bounds, colour: Tensor, seed: int, device: str = "cpu") -> None:
@@ -170,12 +171,14 @@ def loss(options: ProtocolConfig, result: Render, colours: Tensor, span: float, 
         orientation    normals that face away from the camera; weight `orientation`; only for renders with normals
 
     Args:
-        result: render of the rays. Its unit of length is the radius of the scene's ball.
+        result: render of the rays, all with normals or all without. Its unit of length is the radius of the scene's
+            ball.
         colours: target colours (R, 3) in [0, 1].
         span: `Bounds.span`, the length of the sampled part of a ray in the same unit. The distortion loss divides all
             distances by it.
-        orientation: weight of the orientation loss in this step. `fit` computes normals only for the fraction
-            `options.normals` of a step's rays, so this function divides the weight by that fraction.
+        orientation: weight of the orientation loss in this step. `fit` splits the rays of a step into several renders,
+            and only the fraction `options.normals` of the rays gets normals. In return, these have the weight
+            `orientation` / `options.normals`.
     """
     total = mse_loss(result.rgb, colours)
     if (distortion := losses.distortion(result, span)) is not None:

@@ -37,7 +37,10 @@ def sparsity(render: Render) -> Tensor:
 
 
 def opaque(render: Render) -> Tensor:
-    """Return the mean binary entropy of the opacity, clamped to [0.001, 0.999]. It drives opacities to 0 or 1."""
+    """Return the mean over the rays of the binary entropy of the opacity. It drives opacities to 0 or 1.
+
+    Opacities are first clamped to [0.001, 0.999].
+    """
     o = render.opacity.clamp(1e-3, 1 - 1e-3)
     return -(o * o.log() + (1 - o) * (1 - o).log()).mean()
 

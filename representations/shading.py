@@ -77,8 +77,12 @@ class Material:
 class DiffuseMaterial(Material):
     """Lambertian material (DreamFusion). Some training steps are lit, so that the albedo cannot imitate the shape.
 
+    A call maps features (N, 3) of N points to colours (N, 3). In the mode "albedo" (unlit), the colour is the albedo,
+    sigmoid(features). In the mode "diffuse" it is albedo * brightness, in the mode "textureless" only the brightness.
     The brightness is diffuse * max(0, n . l) + ambient: diffuse and ambient are the light intensities, n is the unit
     normal, and l the unit direction to the point light, which does not get weaker with distance.
+
+    `sample_shading` chooses mode and light intensities of each render.
     """
 
     options: DiffuseMaterialConfig

@@ -50,17 +50,16 @@ def place(origins: Tensor, directions: Tensor, spans: Tensor, options: MarchConf
 class EqualRays(Samples):
     """Samples without values (on torch's meta device), equally many on each ray, to measure the memory of a render.
 
-    A render computes its rays in n chunks (groups of rays), one after another, each in the same memory. So it is enough
-    to run up to three of them. `split`, which divides the rays into chunks, returns three slices at most:
+    A render computes its rays in n equal chunks (groups of rays), one after another. Each needs the same memory, so to
+    measure it, three chunks are enough. `split`, which divides the rays, returns three slices at most:
 
     - the first chunk;
-    - the second chunk, in place of all chunks between the first and the last. `PeakMemory`, which measures the memory,
-      counts each of its kernel launches n - 2 times, because `PeakMemory.times` has this value while it runs;
-    - all other rays, in place of the last chunk. `select_rays` returns only as many samples for them as one chunk has.
+    - the second chunk, which stands for all chunks between the first and the last. `PeakMemory`, which measures memory
+      and counts kernel launches, counts those of this chunk n - 2 times;
+    - all other rays, which stand for the last chunk. `select_rays` gives them only as many samples as one chunk has.
 
     Attributes:
-        chunks: number of samples in a chunk. Each call of `split` that divides the rays appends its number to this
-            list.
+        chunks: numbers of samples in a chunk, one for each call of `split` that divided the rays.
     """
 
     chunks: list[int] = field(default_factory=list)

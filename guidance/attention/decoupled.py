@@ -153,9 +153,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
 
 
 def token_grid(count: int, latent_size: tuple[int, int] | None) -> tuple[int, int]:
-    """Return height and width of the feature map that has `count` tokens, in a UNet for inputs of `latent_size`.
+    """Return height and width of the feature map with `count` tokens, in a UNet for inputs of size `latent_size`.
 
-    `latent_size` is (height, width) and must not be None. Each resolution level halves both, rounded up.
+    `latent_size` is (height, width). Each resolution level of the UNet halves both, rounded up. The result is the size
+    of the first level with at most `count` tokens. `latent_size` None raises AssertionError.
     """
     assert latent_size is not None
     height, width = latent_size

@@ -78,15 +78,16 @@ def unconditional(denoise: Denoiser, condition: Condition) -> Predict:
 class ISM(Distillation):
     """Interval score matching (Liang et al. 2023, "LucidDreamer", arXiv 2311.11284, section 4.1).
 
-    The loss for a sampled timestep t uses two earlier timesteps, t_0 and s: s is `interval` timesteps before t, and t_0
-    is `inversion_steps` steps of `inversion_interval` timesteps before s. Both are at least 0. The names in quotes are
-    options.
+    The loss compares noise predictions at two timesteps s < t of a DDIM inversion: DDIM sampling backwards, from clean
+    to noisy. t is sampled, and s = t - `interval`. The inversion starts at
+    t_0 = s - `inversion_steps` * `inversion_interval`. Negative values of s and t_0 become 0, so that small t take
+    fewer steps. `interval`, `inversion_steps` and `inversion_interval` are options.
 
-    1. Random noise moves the clean latents to timestep t_0.
-    2. DDIM inversion without text, which adds predicted noise, continues from there. Steps of `inversion_interval`
-       timesteps give the noisy latents x_s at s. One further step, from s to t, gives x_t.
+    1. Random noise moves the clean latents of the renders to timestep t_0.
+    2. DDIM inversion without text (with the negative or empty prompt) goes on from there, in steps of
+       `inversion_interval` timesteps, to the noisy latents x_s at s. One further step, from s to t, gives x_t.
     3. The gradient with respect to the clean latents of B images is w(t) (eps_t - eps_s) / B. eps_t is the noise
-       predicted for x_t with guidance, eps_s that for x_s without text. As in the authors' code,
+       predicted for x_t with classifier-free guidance, eps_s that for x_s without text. As in the authors' code,
        w(t) = sqrt((1 - alpha_bar_t) / alpha_bar_t).
     """
 
@@ -109,19 +110,18 @@ class ISM(Distillation):
 class SDI(Distillation):
     """Score distillation via inversion (Lukoianov et al. 2024, arXiv 2405.15891, section 5).
 
-    This is like the reconstruction loss (`Reconstruction`), with noise kappa in place of random noise. DDIM inversion
-    finds kappa for the clean latents z. The loss for a sampled timestep t:
+    The loss moves the clean latents z of a render towards the clean latents that the prior predicts for z with added
+    noise. The added noise kappa is not random: DDIM inversion (DDIM sampling backwards, from clean to noisy) finds it.
+    For a sampled timestep t, which by default decreases during the run:
 
-    1. DDIM inversion moves z from timestep 0 to the noisy latents x_u at a timestep u, random in [t, t + n) (at most
-       T - 1). A step has n = T / `inversion_steps` timesteps, where T is the number of training timesteps; the last one
-       ends at u. The noise is predicted with text and the guidance scale `inversion_guidance_scale`, negative by
-       default; `inversion_eta` is the amount of fresh noise in each step.
+    1. DDIM inversion moves z from timestep 0 to noisy latents x_u at timestep u. Its steps have
+       n = T / `inversion_steps` timesteps, with T training timesteps. Only the last step may be longer or shorter,
+       since u is t plus a random number below n, at most T - 1. The option `inversion_guidance_scale`, negative by
+       default, is the guidance scale of the predicted noise, `inversion_eta` the amount of fresh noise in each step.
     2. kappa is the noise in x_u: the solution of x_u = sqrt(alpha_bar_u) z + sqrt(1 - alpha_bar_u) kappa.
     3. The same noise gives the noisy latents at t: x_t = sqrt(alpha_bar_t) z + sqrt(1 - alpha_bar_t) kappa.
     4. The gradient with respect to z is (z - x0) / B for B images; x0 are the clean latents predicted from x_t with
        `guidance_scale`.
-
-    By default, t decreases during the run.
     """
 
     def predictions(

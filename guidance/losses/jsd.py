@@ -12,21 +12,19 @@ from .sds import SDS, NoisyLatents, rescale_std
 class JSD(SDS):
     """Joint score distillation (Jiang et al. 2024): SDS of single views, with a term that makes the views consistent.
 
-    The gradient with respect to the latents of B images, V views per object, is w(t) (eps + c - noise) / B:
+    The gradient with respect to the latents of B images, V views per object, is w(t) (eps - noise + c) / B:
 
     - w(t) is 1 - alpha_bar_t, or 1 with the option `weighting` "uniform".
-    - noise is the noise added to the latents, eps the noise predicted with guidance for each view alone, without
-      camera.
-    - c = view_weight (x0_single - x0_views) sqrt((1 - alpha_bar_t) / alpha_bar_t) / V, with the option `view_weight`.
+    - eps - noise is SDS: noise is the noise added to the latents, eps the noise predicted with guidance for each view
+      alone, without camera and reference image.
+    - c = (`view_weight` / V) sqrt((1 - alpha_bar_t) / alpha_bar_t) (x0_single - x0_views) makes the views consistent;
+      `view_weight` is an option.
     - x0_views are the clean latents predicted with guidance for all views together, x0_single those predicted for each
-      view alone, without camera and with the negative or empty prompt.
+      view alone, without camera and image, with the negative or empty prompt.
 
-    The term c comes from an energy. SDS raises the probability of each view. Here the product of these probabilities is
-    multiplied by exp(C) with C = -view_weight |x0_single - x0_views|^2 / (2 V), called C_MVS in the paper, so
-    consistent views become more probable. As in classifier guidance, this adds -sqrt(1 - alpha_bar_t) dC / dx_t to the
-    predicted noise, with noisy latents x_t. It is c, because two things are constants in the derivative, as in the
-    authors' code: x0_views, and the noise eps_single predicted at x_t, from which
-    x0_single = (x_t - sqrt(1 - alpha_bar_t) eps_single) / sqrt(alpha_bar_t).
+    c corresponds to the energy E = `view_weight` |x0_single - x0_views|^2 / (2 V), the paper's -C_MVS. As in classifier
+    guidance, c = sqrt(1 - alpha_bar_t) dE / dx_t for the noisy latents x_t. As in the authors' code, this derivative
+    treats x0_views and the noise predicted for x0_single as constants.
     """
 
     def predictions(

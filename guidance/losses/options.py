@@ -148,9 +148,10 @@ class SDIConfig(DistillationConfig):
 class JSDConfig(WeightedConfig):
     """Options of the loss JSD (joint score distillation, JointDreamer, arXiv 2407.12291).
 
-    They set guidance scale, timesteps and the factor w(t) of the gradient at timestep t. In addition, `view_weight`
-    sets how strongly the loss makes the views consistent, by the difference from a prediction for all views together.
-    `view_guidance_scale` is the guidance scale of this prediction, `recon_std_rescale` the correction of its contrast.
+    They set guidance scale, timesteps and the factor w(t) of the gradient at timestep t. The loss is SDS of single
+    views, plus a term that moves them towards the clean latents which the prior predicts for all views together.
+    `view_weight` is the weight of this term. `view_guidance_scale` is the guidance scale of the joint prediction.
+    `recon_std_rescale` moves its contrast towards that of the prediction without guidance; 0: not at all, 1: fully.
     """
 
     needs_views: ClassVar[bool] = True

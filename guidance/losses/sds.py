@@ -130,11 +130,14 @@ def gradient_loss(latents: Tensor, direction: Tensor, t: Tensor) -> tuple[Tensor
 class Distillation(nn.Module):
     """Base class of distillation losses on the latents of B rendered views.
 
-    A call (`forward`) samples timesteps and noise, adds the noise to the latents, lets the prior predict it
-    (`predictions`), and returns a scalar loss with the gradient that `direction` defines. Every subclass implements
-    `direction`: it takes the noisy latents and noise predictions (`NoisyLatents`), the condition and the optimisation
-    step, and returns B times the gradient with respect to the clean latents, (B, C, h, w). A subclass may also override
-    `predictions`, and `make_parameters` for parameters that are trained together with the object.
+    A call (`forward`) takes the clean latents (B, C, h, w), the prior's denoiser, the condition (text, cameras,
+    reference image), the optimisation step and a random generator. It samples timesteps and noise, adds the noise to
+    the latents and lets the prior predict it (`predictions`). It returns a scalar loss and metrics to log.
+
+    The gradient of the loss with respect to the clean latents is `direction` / B, because losses are means over the B
+    images. Every subclass implements the method `direction`: (noisy latents and noise predictions, condition,
+    optimisation step) -> (B, C, h, w). It may also override `predictions`, and `make_parameters` if it has parameters
+    that are trained together with the object.
 
     Attributes:
         empty_text: embedding (1, L, D) of the empty prompt, set by the caller if the loss uses it

@@ -26,8 +26,16 @@ POSE_DROPOUT = 0.1
 class VSD(Distillation):
     """Loss of variational score distillation (VSD), with a LoRA that is trained on the renders at the same time.
 
-    The gradient with respect to the latents of B renders is (1 - alpha_bar_t) (eps_prior - eps_lora) / B. eps_prior is
-    the noise that the frozen prior predicts with guidance, eps_lora the noise that its UNet predicts with the LoRA.
+    A call takes the latents of B renders, the prior's denoiser, the condition (text, camera poses), the optimisation
+    step and a random generator. It returns a scalar and metrics to log. The scalar is the sum of two losses, so one
+    optimiser step on it changes the object and the LoRA:
+
+    - The VSD loss changes the object. Its gradient with respect to the latents is
+      (1 - alpha_bar_t) (eps_prior - eps_lora) / B. eps_prior is the noise that the frozen prior predicts with guidance,
+      eps_lora the noise that its UNet predicts with the LoRA and the poses. 1 - alpha_bar_t is the variance of the
+      noise at the sampled timestep t.
+    - The training loss changes the LoRA: the mean squared error of what the UNet with the LoRA predicts, noise or v,
+      for the latents with added noise.
     """
 
     def make_parameters(self, prior: Prior | None, generator: torch.Generator | None) -> None:
@@ -46,10 +54,16 @@ class VSD(Distillation):
     ) -> tuple[Tensor, Logs]:
         """Return the sum of the VSD loss and the training loss of the LoRA, a scalar, and metrics to log by name.
 
-        Only the VSD loss has a gradient with respect to `latents` (B, C, h, w), only the training loss with respect to
-        the LoRA. `denoise` predicts the frozen prior's noise without guidance, which this loss applies; `condition` has
-        text, cameras and poses of the views; `generator` is the CPU random generator of the optimisation step `step`;
-        `views` is not used.
+        The LoRA (low-rank changes of the UNet) learns to predict the noise in the renders. The VSD loss has a gradient
+        with respect to `latents` only, the training loss with respect to the LoRA only.
+
+        Args:
+            latents: the renders encoded by the prior, (B, C, h, w).
+            denoise: predicts the frozen prior's noise without guidance. The guidance is applied here.
+            condition: text, cameras and poses of the views.
+            step: optimisation step.
+            generator: CPU random generator of this step.
+            views: not used.
         """
         loss, logs = super().forward(latents, denoise, condition, step, generator, views)
         lora_loss = self.lora_loss(latents.detach().float(), condition, generator)

@@ -28,9 +28,14 @@ def resample(h: Tensor, mode: Resample) -> Tensor:
 class ResBlock(nn.Module):
     """Residual block: convolution, FiLM (scale and shift, computed from an embedding), convolution, resampling.
 
-    `channels_in`, `channels` and `emb_channels` are the channels of input, output and embedding, `groups` the groups of
-    the group norms, `dropout` the dropout probability before the second convolution. `mode` is the resampling of the
-    sum of residual and shortcut: "down" (half the size), "up" (double the size) or None.
+    A call takes feature maps (N, C_in, H, W) and embeddings (N, E, H, W), and returns feature maps (N, C, H', W') of
+    the size after resampling.
+
+    Args:
+        channels_in, channels, emb_channels: numbers of channels C_in, C and E.
+        groups: groups of the group norms.
+        dropout: dropout probability before the second convolution.
+        mode: resampling of the sum of residual and shortcut: "down" (half the size), "up" (double) or None (same size).
     """
 
     def __init__(
@@ -59,10 +64,11 @@ class ResBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Residual multi-head attention over the pixels of the feature map of a frame (one view of a scene).
+    """Residual multi-head attention over the pixels of feature maps of frames (views of a scene).
 
-    Queries come from each frame. Keys and values come from the same frame or, with `cross`, from the scene's other
-    frame.
+    A call maps feature maps (B F, C, H, W) of B scenes, with F consecutive frames each, to the same shape. The pixels
+    of a frame attend to all pixels of the same frame or, if `cross` is True, to those of the scene's other frame; then
+    F must be 2.
     """
 
     def __init__(self, channels: int, heads: int, groups: int, cross: bool = False) -> None:
@@ -75,7 +81,9 @@ class Attention(nn.Module):
     def forward(self, h: Tensor) -> Tensor:
         """Return (h + attention output) / sqrt(2), (B F, C, H, W), for feature maps h (B F, C, H, W).
 
-        h holds B scenes with F frames each; with `cross`, F must be 2.
+        h holds F consecutive frames (views) of each of B scenes. Each pixel of a frame attends to all pixels of the
+        same frame. With the constructor's `cross`, it attends to all pixels of the scene's other frame instead, so F
+        must be 2.
         """
         tokens = self.qkv(self.norm(h).flatten(2).mT)
         query, key, value = tokens.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)

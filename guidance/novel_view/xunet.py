@@ -48,9 +48,12 @@ class Conditioning(nn.Module):
     def forward(self, logsnr: Tensor, encoded: Tensor) -> list[Tensor]:
         """Return one embedding (B F, E, H / 2^i, W / 2^i) per resolution level i = 0, 1, ... of B scenes with F frames.
 
-        E is `config.emb_channels`. `logsnr` (B, F) is the log-SNR of each frame (view); `encoded` (B, F, D, H, W), with
-        D = `encoding`, is the positional encoding of the camera ray of each pixel. A SiLU is already applied to the
-        result, so FiLM layers use it as it is.
+        Each is SiLU(a + b_i) with E = `config.emb_channels` channels. The vector a embeds the noise level of a frame
+        (view). The map b_i is a convolution with stride 2^i of the encoded rays plus learned position embeddings.
+
+        Args:
+            logsnr: log-SNR (B, F) of each frame.
+            encoded: positional encoding (B, F, D, H, W) of the camera ray of each pixel, D channels.
         """
         noise = self.logsnr(noise_level_encoding(logsnr, self.config.emb_channels)).flatten(0, 1)
         encoded = encoded + self.pos_emb
@@ -74,9 +77,12 @@ def same_padding(stride: int) -> tuple[int, int, int, int]:
 class UNet(nn.Module):
     """UNet of residual and attention blocks for the frames (views) of B scenes, F frames per scene.
 
-    `forward` maps frames (B F, C_in, H, W) to predictions (B F, 3, H, W). Embeddings of noise level and camera rays
-    (`Conditioning`) scale and shift the residual blocks. In attention blocks, each pixel attends to all pixels of its
-    own frame and, with `cross` and F = 2, then to those of the scene's other frame.
+    `forward` takes frames (B F, C_in, H, W) and embeddings of their noise levels and camera rays (from the network
+    `Conditioning`), which scale and shift the residual blocks. It returns (B F, 3, H, W): noise, v or clean image,
+    whatever the model is trained to predict. The frames of a scene are condition view and noisy target view (F = 2,
+    C_in = 3; the output for the condition view is not used), or one frame has both as channels (F = 1, C_in = 6). In
+    attention blocks, each pixel attends to all pixels of its own frame and, with `cross` and F = 2, then to those of
+    the scene's other frame.
     """
 
     def __init__(self, config: XUNetConfig, channels_in: int, cross: bool) -> None:
@@ -125,10 +131,12 @@ class UNet(nn.Module):
         return Block(self.residual(channels_in, channels), own, cross)
 
     def forward(self, h: Tensor, emb: list[Tensor]) -> Tensor:
-        """Return a prediction (B F, 3, H, W) for each of the frames h (B F, C_in, H, W) of B scenes with F frames.
+        """Return the output (B F, 3, H, W) for the frames (views) h (B F, C_in, H, W) of B scenes with F frames each.
 
-        `emb` is the result of `Conditioning`: an embedding of noise level and camera rays, (B F, E, H / 2^i, W / 2^i),
-        per resolution level i = 0, 1, ..., with E = `config.emb_channels`.
+        The output is an RGB image, its noise or v, whatever the model is trained to predict. C_in is the constructor's
+        `channels_in`: 3 for RGB frames, or 6 if the condition view and the noisy target view are channels of one frame
+        (F = 1). `emb` is the result of `Conditioning`: an embedding of noise level and camera rays,
+        (B F, E, H / 2^i, W / 2^i), per resolution level i = 0, 1, ..., with E = `config.emb_channels`.
         """
         last = len(emb) - 1
         blocks: Any  # a ModuleList, which type checkers take for a bare module
@@ -225,11 +233,16 @@ class XUNet(nn.Module):
         return self(x, z, levels, c2w, K, has_condition).float()
 
     def encode_cameras(self, c2w: Tensor, K: Tensor, has_condition: Tensor | None) -> Tensor:
-        """Return the positional encoding of the camera ray of each pixel of both views, D channels: (B, 2, D, H, W).
+        """Encode the camera rays of all pixels of condition view (index 0) and target view (index 1): (B, 2, D, H, W).
 
-        A ray's origin and direction in world space are encoded (NeRF, eq. 4). They follow from camera-to-world poses
-        c2w (B, 2, 4, 4) with OpenGL axes and intrinsics K (B, 3, 3) in pixels of the images. The result is zero for
-        both views of the scenes where the bool tensor `has_condition` (B,) is False; None: for no scene.
+        H x W is the size of the images. The D channels are the positional encodings (NeRF, eq. 4) of a ray's origin and
+        direction in world space.
+
+        Args:
+            c2w: camera-to-world poses (B, 2, 4, 4) of both views, OpenGL axes.
+            K: intrinsics (B, 3, 3) in pixels of the images, shared by both views.
+            has_condition: (B,) bool. False: the result is zero for both views of the scene. None: no result is set to
+                zero.
         """
         c = self.config
         encoded = encode_rays(*pixel_rays(c2w, K[:, None], *c.size), c.origin_degrees, c.direction_degrees)

@@ -382,7 +382,10 @@ class LatentDiffusion(Prior):
 
     @property
     def half_vae(self) -> bool:
-        """Whether the VAE encoder computes in `dtype`. False: in float32, as SDXL's encoder overflows in float16."""
+        """Whether the VAE encoder computes in `dtype`: always, except in float16 for SDXL.
+
+        SDXL's encoder overflows in float16, so it then computes in float32.
+        """
         return self.dtype != torch.float16 or not joined.has_added_conditioning(self.unet)
 
     def posterior(self, rgb: Tensor) -> tuple[Tensor, Tensor]:

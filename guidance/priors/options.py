@@ -72,7 +72,8 @@ class MVDreamConfig(LatentPriorConfig):
 class ImageDreamConfig(ReferenceConfig):
     """Options of the prior ImageDream: MVDream conditioned on an image of the object, which is its front view.
 
-    They set the image, the weights and whether the image is a further view or enters only as tokens.
+    They set the image, the weights, and how the image enters the UNet: always as tokens for cross-attention, and by
+    default also as latents of one more view, to which the other views attend.
     """
 
     parts: ClassVar[tuple[str, ...]] = (*PARTS, IMAGE_ENCODER)

@@ -44,16 +44,16 @@ def view_text(text: Tensor, rig: Rig, options: ViewPromptsConfig) -> Condition:
     prompt (1, L, D). The prompt depends on the options:
 
     - `enabled` is False: one prompt for all cameras, (1, L, D).
-    - `enabled` is True, `perp_neg` False: for each camera the prompt with its direction, (B, L, D).
-    - Both are True (Perp-Neg, Armandpour et al. 2023): for each camera (B, L, D). Overhead cameras get "overhead view".
-      For the others, the embedding changes linearly with the absolute azimuth: from "front view" at 0 to "side view" at
-      90 degrees, then to "back view" at 180 degrees.
+    - `enabled` is True, `perp_neg` False: for each camera the prompt with its direction (see `direction`), (B, L, D).
+    - Both are True (Perp-Neg, Armandpour et al. 2023): for each camera (B, L, D). Cameras with an elevation above 60
+      degrees get "overhead view". For the others, the embedding changes linearly with the absolute azimuth: from "front
+      view" at 0 to "side view" at 90 degrees, then to "back view" at 180 degrees.
 
-    With Perp-Neg, the result also has `negatives`: two more negative prompts for each camera, embeddings (2, B, L, D)
-    and weights (2, B). They are "front view", then "side view" if the absolute azimuth is below 90 degrees, else "side
-    view", then "front view". Guidance subtracts the noise predicted for a prompt times its weight. The weight is about
-    0 where the camera has the direction of the prompt, grows with the difference in azimuth, and is 0 for overhead
-    cameras.
+    With Perp-Neg, the result also has `negatives`, two more negative prompts for each camera: embeddings (2, B, L, D)
+    and weights (2, B) >= 0. The prompts are "front view" and "side view", in this order if the absolute azimuth is
+    below 90 degrees, else in reverse order. A weight scales what guidance subtracts for its prompt. It is about 0 at
+    the azimuth of the prompt and grows with the difference from it. If the elevation is above 60 degrees, both weights
+    are 0.
     """
     if not options.enabled:
         return Condition((text[:1], text[1:2]))

@@ -60,7 +60,16 @@ def check_family(path: Path, names: Iterable[str]) -> None:
 
 
 def traits(path: Path, names: Iterable[str], metadata: Mapping[str, str]) -> Traits:
-    """Return prediction type and image side of a checkpoint, from tensor names, safetensors metadata and file name."""
+    """Return prediction type and image size of a checkpoint, each None if it is not found.
+
+    The prediction type comes from the first source that shows it: a tensor named "v_pred", the metadata, the file name.
+    The image size, the side of the square training images in pixels, comes from the metadata only.
+
+    Args:
+        path: checkpoint; only its name is used.
+        names: names of its tensors.
+        metadata: metadata in the header of a safetensors file.
+    """
     found: Prediction | None = None
     texts = (metadata.get("modelspec.prediction_type", ""), metadata.get("modelspec.architecture", ""), path.stem)
     for text in ("v_pred" if "v_pred" in names else "", *map(str.lower, texts)):

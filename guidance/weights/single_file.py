@@ -52,12 +52,19 @@ class SingleFile(NamedTuple):
 
 
 def convert_file(path: Path, prediction: Prediction | None = None) -> SingleFile:
-    """Read and convert a checkpoint of MVDream, ImageDream, SDXL, Stable Diffusion 1 or 2 (also inpainting and depth).
+    """Read a checkpoint in one file, and convert its networks to diffusers and transformers format.
 
-    `prediction` is the output of the UNet, "epsilon" or "v_prediction"; None: as the file declares. It only determines
-    the latent size in the UNet's config (`sample_size`) for a Stable Diffusion 2 model whose file declares no image
-    size: that of images of 768 pixels for "v_prediction", else 512. The attribute `prediction` of the result does not
-    depend on it. Raises ConfigError for another model.
+    Supported are MVDream, ImageDream, SDXL, Stable Diffusion 1 and 2 (also inpainting and depth). Raises ConfigError
+    for another model, or if a network is missing.
+
+    Args:
+        prediction: "epsilon" or "v_prediction", if the user knows what the UNet predicts; None: as the file declares.
+            It matters only for a Stable Diffusion 2 file that declares no image size: the UNet's config then has the
+            latent size (`sample_size`) of images of 768 pixels for "v_prediction", else of 512.
+
+    Returns:
+        Config and tensors of each network. The attribute `prediction` is what the file or its kind of model determines,
+        or None; it does not depend on the argument.
     """
     tensors, metadata = read_tensors(path), read_header(path)[1]
     check_family(path, tensors)

@@ -112,7 +112,10 @@ class Vocabulary:
         self.known = frozenset(backend.get_vocab()) - {token.content for token in tokens if token.special}
 
     def split(self, prompt: str) -> list[str]:
-        """Split a prompt into its distinct words, in order, without punctuation and without the words in `added`."""
+        """Return the distinct words of a prompt, in order, without punctuation.
+
+        Words for new objects, such as "[v]" from DreamBooth (attribute `added`), are left out.
+        """
         prompt, splitter = remove_words(prompt, self.added), self.backend.pre_tokenizer
         text = prompt if self.backend.normalizer is None else self.backend.normalizer.normalize_str(prompt)
         words = text.split() if splitter is None else [word for word, _ in splitter.pre_tokenize_str(text)]

@@ -70,9 +70,10 @@ class NeuralBackground(nn.Module):
         self.mlp = MLP(9, 3, width=16, hidden_layers=2, generator=generator)
 
     def forward(self, directions: Tensor, generator: torch.Generator | None = None, training: bool = False) -> Tensor:
-        """Return colours (..., 3) in [0, 1] of unit directions (..., 3).
+        """Return colours (..., 3) in [0, 1] of unit ray directions (..., 3).
 
-        `generator` is on the CPU; it is used only if `training` is True, for the random colour.
+        If `training` is True, all rays of the call get one random colour with the probability of the option
+        `random_probability`. The CPU generator `generator` samples it. Otherwise the MLP computes the colours.
         """
         if self.options.random_probability > 0 and training:
             random = torch.rand(4, generator=generator)

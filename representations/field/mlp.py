@@ -26,9 +26,9 @@ class MLP(nn.Module):
     generator `generator`. `backend` is the name of a kernel implementation, such as "auto", "torch" or "triton".
 
     The attribute `fusable` is True if the MLP has one hidden layer, and at most 64 inputs, 64 hidden units and 16
-    outputs. A fusable MLP is computed by one kernel if `backend` is "triton", or "auto" selects Triton; all others are
-    computed by torch's layers. On torch's meta device (shapes without values, to measure memory), a fusable MLP makes
-    the same tensors as the kernel, for any `backend`.
+    outputs. A fusable MLP is computed by one kernel if `backend` is "triton", or "auto" selects Triton. Otherwise,
+    torch's layers compute the MLP. Torch's meta device (shapes without values) serves to measure the memory of the
+    kernel: there, a fusable MLP allocates no hidden layer, whatever `backend` is.
     """
 
     def __init__(

@@ -22,19 +22,19 @@ EPS = 1e-5  # lower bound of denominators
 
 
 class SDF(EncodedField):
-    """Signed distance field: distances and features of points in [-radius, radius]^3, initialised as a ball.
+    """Signed distance field in the cube [-radius, radius]^3, rendered as in NeuS. At first it is a ball.
 
-    The distance is f(x) = mlp(encoding(x)) + |x| - sphere, where the option `sphere` is the radius of the ball. The CPU
-    generator `generator` initialises the parameters.
+    A call maps world points (N, 3) to densities (N,) and features (N, n_features). The renderer calls `along_ray`
+    instead, because NeuS's opacity depends on the ray. The distance is f(x) = mlp(encoding(x)) + |x| - sphere, where
+    the option `sphere` is the radius of the ball. The CPU generator `generator` initialises the parameters.
 
     The parameter `log_sharpness` is log s, where s is NeuS's sharpness: the surface is about 1/s thick. The buffer
     `cosine` is NeuS's cosine annealing ratio r in [0, 1]. `before_step` sets it to the option `cosine`, which by
     default grows from 0 at the start of training to 1 at its end.
 
-    The slope of f along a ray is c, the cosine of the angle between ray and outward normal. For the opacity, the method
-    `along_ray` replaces it by a slope that is never positive: min(0, c) for r = 1, (c - 1) / 2 for r = 0, a linear mix
-    for other r. For r < 1, surfaces that face away from the camera (c > 0) thus are visible too, so that training keeps
-    them.
+    Along a ray, f changes with the slope c, the cosine of the angle between ray and outward normal. For the opacity,
+    `along_ray` replaces c by min(0, c) for r = 1, (c - 1) / 2 for r = 0, and a linear mix of both for other r. So as
+    long as r is below 1, surfaces that face away from the camera (c > 0) are visible too, and training keeps them.
     """
 
     options: SDFConfig

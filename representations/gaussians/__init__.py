@@ -92,6 +92,11 @@ def project(
         opacities: (N,) in [0, 1].
         values: (V, N, CHANNELS = 5) values to composite: RGB, distance to the camera, squared distance.
         dilation: variance in square pixels that is added to the projected Gaussians along both image axes.
+
+    Returns:
+        For each camera, in the order of the input: centres in pixels, inverse 2D covariances, opacities, values and
+        depths of the N Gaussians, and half the width and height of their boxes in pixels. This size is 0 for invisible
+        Gaussians: behind the camera or closer than 0.01 (NEAR), outside the image, or with an opacity up to 1/255.
     """
     # entry by entry: products of many small matrices take ten times as long
     c2w, K = (to_device(part, means.device).to(means.dtype) for part in (cameras.c2w, cameras.K))

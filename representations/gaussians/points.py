@@ -57,10 +57,11 @@ def with_spacing(positions: Tensor, colours: Tensor) -> Points:
 
 
 def ball(count: int, radius: float, rng: torch.Generator | None = None) -> Points:
-    """Return `count` random points in a ball around the origin, uniformly distributed, with nearly grey colours.
+    """Return `count` random points in a ball around the origin, uniformly distributed, at which Gaussians start.
 
-    The spacing of all points is the cube root of the ball's volume per point. `rng` is a CPU generator; None: torch's
-    global one.
+    The result has positions and nearly grey colours (count, 3), and the spacing (count,), which sets the size of the
+    Gaussians. It is equal for all points: the cube root of (volume of the ball / `count`). `rng` is a CPU generator;
+    None: torch's global one.
     """
     directions = normalize(torch.randn(count, 3, generator=rng), dim=-1)
     positions = directions * radius * torch.rand(count, 1, generator=rng) ** (1 / 3)

@@ -102,9 +102,11 @@ class _Context(FunctionCtx):
 
 
 class Encode(Function):
-    """Autograd function of a hash grid: points x (N, 3), table (entries, F) -> features (N, L*F).
+    """Autograd function of a hash grid: `Encode.apply(x, table, levels, kernels)` -> features (N, L*F).
 
-    The grid has L levels with F features each. The backward pass computes the gradient of x only if it is needed.
+    x (N, 3) are points in [0, 1]^3, and the table (entries, F) has F features per entry. `levels` describes the L
+    levels: resolution and first table entry of each. `kernels` is the module of the back end. The backward pass
+    computes the gradient of x only if it is needed.
     """
 
     @staticmethod
@@ -122,10 +124,11 @@ class Encode(Function):
 
 
 class TableGradient(Function):
-    """Autograd function that returns the gradient of a hash grid's table (entries, F), given that of the features.
+    """Autograd function for the gradient of a hash grid's table: `TableGradient.apply(x, grad, levels, kernels)`.
 
-    Its inputs are points x (N, 3) and the gradient (N, L*F) of a loss with respect to the features, for L levels with F
-    features each.
+    It returns the gradient (entries, F) of a loss with respect to the table. `grad` (N, L*F) is the gradient of the
+    loss with respect to the features of the points x (N, 3), `levels` describes the L levels and their table entries,
+    and `kernels` is the module of the back end.
     """
 
     @staticmethod
@@ -143,10 +146,11 @@ class TableGradient(Function):
 
 
 class PositionGradient(Function):
-    """Autograd function that returns the gradient of points x (N, 3), given that of their hash grid features.
+    """Autograd function for the gradient of points: `PositionGradient.apply(x, table, grad, levels, kernels)`.
 
-    Its inputs are x, the table (entries, F), and the gradient (N, L*F) of a loss with respect to the features, for L
-    levels with F features each. The result can be differentiated once more.
+    It returns the gradient (N, 3) of a loss with respect to the points x (N, 3). `grad` (N, L*F) is the gradient of the
+    loss with respect to their hash grid features. The table is (entries, F), `levels` describes the L levels and their
+    table entries, and `kernels` is the module of the back end. The result can be differentiated once more.
     """
 
     @staticmethod

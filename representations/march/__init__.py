@@ -293,7 +293,8 @@ def composite(sigma: Tensor, values: Tensor, samples: Samples, name: str = "auto
 
         - values (R, C): sum of w_i * value_i;
         - opacity (R, 1): sum of w_i;
-        - depth (R, 1): sum of w_i * distance_i, not divided by the opacity;
+        - depth (R, 1): sum of w_i * m_i, not divided by the opacity; m_i is the distance along the ray to the midpoint
+          of sample i, in world units;
         - weights (N,): w_i of all samples.
     """
     return backend(sigma, name).composite(sigma, values, samples)

@@ -201,10 +201,11 @@ class OccupancyGrid(nn.Module):
 
         At steps that are multiples of the option `interval`:
 
-        1. Choose cells. Below the step `warmup` (an option): all. Later: a random quarter of all cells, and in addition
-           all occupied ones, or a random choice of as many if they are more than a quarter.
-        2. Set the value of each chosen cell to the larger one of its old value * `decay` (an option) and density *
-           `step_size` at a random point of the cell, the optical depth of one ray step.
+        1. Choose cells. Below the step `warmup` (an option): all. Later: random cells, a quarter as many as the grid
+           has, and also the occupied cells. If there are more occupied cells than random ones, only as many of them,
+           chosen at random.
+        2. Compute density * `step_size`, the optical depth of one ray step, at a random point of each chosen cell. The
+           value of the cell becomes this number, or its old value * `decay` (an option) if that is larger.
         3. Mark as occupied all cells whose value is above the option `threshold`, or above the mean of all values if
            that is lower. All others are empty.
 
@@ -266,13 +267,13 @@ def sample_bytes(
     normals: bool,
     device: torch.device | str = "cpu",
 ) -> float:
-    """Measure how many bytes each sample adds to the autograd graph of a render, with a few rays on `device`.
+    """Measure with a few rays on `device` how many bytes a sample adds, on average, to the autograd graph of a render.
 
     Args:
         field: the object, as in `render`: a function from points to densities and features.
         background: module that maps ray directions to background colours.
         material: function that maps the features of points to colours.
-        options: options of the ray marching, except that no samples are dropped and all are in one chunk.
+        options: options of the ray marching. Those that drop samples or divide them into chunks are ignored.
         normals: True for a lit render with normals, False for an unlit render.
         device: device of the render.
     """

@@ -173,14 +173,14 @@ MAX_SUGGESTIONS = 4
 
 
 def nearest_keys(key: str, paths: Iterable[str]) -> list[str]:
-    """Return the known config keys in `paths` that the user may mean by the unknown `key`, likeliest first.
+    """Return the known config keys in `paths` that the user may mean by the unknown `key`, likeliest first, at most 4.
 
-    Keys are dotted: "trainer.max_steps" has the section "trainer" and the last part "max_steps". The first case that
-    applies counts:
+    Keys are dotted: "trainer.max_steps" has the section "trainer" and the last part "max_steps". Similar texts differ
+    in a few letters (see `nearest`). The first case that applies counts:
 
-    1. Known keys end with a synonym of the last part of `key` ("learning_rate" for "lr", see `ALIASES`), or have the
-       same last part. If some of them are in sections similar to that of `key`, only those in the most similar section
-       are kept. Return the first 4 (MAX_SUGGESTIONS), synonyms first.
+    1. Known keys have the same last part as `key`, or end with a synonym of it ("learning_rate" for "lr", see
+       `ALIASES`): return them, synonyms first. If the section of `key` is similar to some of their sections, return
+       only those in the most similar one.
     2. Known keys, with their sections, are similar to `key`: return the most similar one.
     3. Only the last part of known keys is similar to that of `key`: return the one with the most similar last part.
     4. Otherwise: return [].

@@ -38,16 +38,21 @@ class Place(NamedTuple):
 
 
 def walk(model: type[BaseModel], tree: object = None, prefix: tuple[str, ...] = ()) -> Iterator[Place]:
-    """Yield the fields of a config model: first its options, then each section, followed by the section's own fields.
+    """Yield all fields of a config model and of its sections (nested configs), each as a `Place`.
+
+    The options of a model come first, in their order. Then each section comes, directly followed by its own fields. For
+    example, a model with the options a and c and a section b yields a, c, b, b.x, b.y.
 
     A `Place` has the key of the field from the root of the config, its definition, the config model of a section (None
-    for an option) and the value.
+    for an option) and the value. The value of an option is the one in `tree`, else its default. The value of a section
+    is a nested dict, or a config object, with its values.
 
     Args:
         model: config model.
         tree: values, as nested dicts or a config object; None: the defaults. The value `name` of a section selects the
             model of this section.
-        prefix: key of the section that has this model; (): `model` is the model of the whole config.
+        prefix: key of a section, such as ("trainer",), if `model` is the model of this section: all keys start with it.
+            (): `model` is the model of the whole config.
     """
     found = [(name, field, value_in(tree, name)) for name, field in model.model_fields.items()]
     models = {name: section(field, value) for name, field, value in found}

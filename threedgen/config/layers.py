@@ -46,19 +46,20 @@ def load_layers(
 ) -> tuple[type[BaseModel], list[Layer]]:
     """Return the config model of a config, and its unchecked values as `Layer`s; later layers replace earlier values.
 
-    The layers are, in this order:
+    A layer has the values of one source. The layers are, in this order:
 
-    1. for each section (nested config) in the files or `values` whose key `name` selects a component, such as `prior`:
-       only this `name`, as they set it, else the default name;
+    1. the names of the selected components (see below);
     2. the config file, after the file that its key `base` names (which comes after its own base, and so on);
     3. `values`;
     4. `overrides`.
 
     A memory preset (file of options for a small GPU) is a layer directly before the one whose key `preset` names it.
 
-    A layer that changes the `name` of a section drops all options that earlier layers set in the section, because
-    another component has other options. Layer 1 is for files that set options of a section without its `name`: it tells
-    to which component these options belong.
+    The key `name` of a section (nested config), such as `prior.name`, selects a component; the other keys of the
+    section are options of this component. So a layer with another `name` than the layers before it drops all their
+    options of the section. Layer 1 makes this work too if a file sets options of a section without a `name`, that is,
+    for the default component. It has a `name` for each section in the files or `values`: the one that they set, else
+    the default.
 
     Args:
         name_or_path: config file, or name of a config that comes with the project.
@@ -91,7 +92,9 @@ def load_layers(
 def validate(model: type[BaseModel], layers: Sequence[Layer]) -> Any:
     """Merge layers of values, check them, and return them as a config, an instance of `model`.
 
-    Raises ConfigError, with one line per mistake, if the merged values are not valid for the model.
+    A layer has the values of one source, such as a config file or the command line. If several layers set the same key,
+    the last one counts. Raises ConfigError, with one line per mistake, if the merged values are not valid for the
+    model.
     """
     tree = merged(layers)
     try:

@@ -94,11 +94,10 @@ class EncodedCache(ABC):
 
         A block is a fixed number of consecutive entries, which are encoded and stored together.
 
-        `rank` = (k, n) divides the work between n processes, which all pass the same indices; k, from 0 to n - 1, is
-        the number of this process. It makes the missing blocks k, k + n, k + 2 n, ... of their sorted list. If the
-        length of the list is no multiple of n, some processes would be idle at the end. To avoid this, the list is
-        first extended to a multiple of n by missing blocks that later calls will probably need: those among the n - 1
-        blocks after its last one. If these are too few, some processes make one block less.
+        `rank` = (k, n) divides the missing blocks evenly between n processes, which all call this method with the same
+        indices. k, from 0 to n - 1, is the number of the calling process, which makes only its own share. If the number
+        of missing blocks is no multiple of n, some processes would be idle at the end. They make missing blocks that
+        follow soon after the last needed one instead, if there are any, because later calls will probably need them.
         """
         lacking, (number, count) = self.cache.missing_blocks(indices), rank
         if lacking:

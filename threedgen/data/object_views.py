@@ -32,8 +32,10 @@ MAX_CACHED_MESHES = 32
 class ObjectViews(ABC):
     """Base class of training sources for MV-Adapter: six views of each object on a grey background, and condition maps.
 
-    Condition maps are an extra input of the network for each view. A reference image, the seventh image of an object,
-    is another input: the object seen from near the front, centred and scaled as input images of users are.
+    `render_examples(indices, size)` returns images (N V, size, size, 3) in [0, 1], captions and camera poses of N
+    objects; V is 6, or 7 with a reference image. `maps(index, size)` returns the condition maps of an object, an extra
+    input of the network: six channels in [0, 1] for each of the six views. The reference image is another input: the
+    object seen from near the front, centred and scaled to 90 % of the image.
 
     This class samples the cameras. Subclasses implement `prepare` (read the options), `__len__`, `caption`,
     `render_views` (images) and `surface` (positions and normals). Azimuth 0 is the front of the object (+x); azimuths
@@ -48,9 +50,8 @@ class ObjectViews(ABC):
             degrees. "geometry": four at elevation 0, azimuths 0, 90, 180 and 270 degrees, then one from above and one
             from below.
         reference: whether an object has a reference image.
-        anywhere: fraction of the objects, chosen at random, whose six cameras are turned together by a random azimuth,
-            and raised together to a random elevation from 0 to 30 degrees. Both are drawn for each object. Only for
-            "rays".
+        anywhere: fraction of the objects, chosen at random, with other views: a random angle is added to all six
+            azimuths, and one random elevation from 0 to 30 degrees replaces all six. Use it only with "rays".
         fov: field of view of the cameras, degrees; 0: orthographic cameras.
     """
 
@@ -112,10 +113,15 @@ class ObjectViews(ABC):
     def view_directions(self, index: int) -> list[tuple[float, float]]:
         """Return (elevation, azimuth) of each of the six views of object `index`, in degrees; azimuth 0 is the front.
 
-        They are usually the six fixed directions in the attribute `sides`: for the `control` "rays", elevation 0 and
-        azimuths 0, 45, 90, 180, 270 and 315; for "geometry", four sides, above and below. A random fraction `anywhere`
-        of the objects, only for "rays", has other views: a random offset is added to the azimuths, and a random
-        elevation from 0 to 30 degrees (`inputs.RAISED`) replaces 0, each the same for all six views.
+        Usually they are fixed. The constructor's argument `control` selects them:
+
+        - "rays": elevation 0, azimuths 0, 45, 90, 180, 270 and 315.
+        - "geometry": elevation 0, azimuths 0, 90, 180 and 270, then from above and from below (elevations 89.99 and
+          -89.99).
+
+        A random fraction of the objects, the constructor's argument `anywhere`, has other views: one random angle is
+        added to all six azimuths, and one random elevation from 0 to 30 degrees (`inputs.RAISED`) replaces all six
+        elevations.
         """
         rng = np.random.default_rng([self.seed, self.split == "train", index, 6])
         if rng.random() >= self.anywhere:

@@ -157,8 +157,8 @@ def between_keys(walk: Walk, n_view: int, rng: np.random.Generator) -> list[int]
     `walk.keys` has the numbers of the walk's key frames, a subset selected by image overlap. The result starts with a
     random one of these numbers, A. It ends with the number B that is 2 places (INTERPOLATED_KEYS) after A in
     `walk.keys`, or 1 place if the walk has only two key frames. Between them are different random frames of the walk
-    with numbers between A and B, in random order. If there are too few, the number before B is repeated until the
-    result has `n_view` numbers.
+    with numbers between A and B, in random order. If there are too few, the last of these frames (A if there are none)
+    is repeated until the result has `n_view` numbers.
     """
     apart = min(INTERPOLATED_KEYS, len(walk.keys) - 1)
     first = int(rng.integers(len(walk.keys) - apart))

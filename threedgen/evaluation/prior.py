@@ -110,9 +110,13 @@ class PriorEvaluation(Evaluation[P, int, Row]):
     def view_use(self, objects: Captioned) -> tuple[str, Json]:
         """Measure how much the prior uses the other views of an object when it denoises one view.
 
-        ``objects`` has images, camera poses and captions of N objects, V views each. Return a Markdown section and the
-        dict of `measure_view_use`: errors of the predicted latents for true, wrong and very noisy other views. The
-        prior must accept a different timestep for each view, so its attribute `timestep_per_view` must be True.
+        View 0 of each object is denoised with the other views of the same object, with those of another object, and
+        with almost pure noise in their place. A prior that ignores the other views has equal errors in all three cases.
+        The prior must accept a different timestep for each view: `prior.timestep_per_view` must be True.
+
+        ``objects`` has images, camera poses and captions of N objects, V views each. Return a Markdown section with a
+        table of the errors (mean squared errors of the predicted latents), and the dict of `measure_view_use`, which
+        has the same errors by noise level.
         """
         assert self.prior is not None
         figures = measure_view_use(self.prior, Objects.encoded(self.prior, objects), self.config.seed)
@@ -126,10 +130,12 @@ AssetFeatures = tuple[Array, Array, Array]
 class OwnPrior(PriorEvaluation[EvaluateOwnPriorConfig, AssetFeatures]):
     """Task "evaluate-own-prior": evaluate a prior that was trained on a user's assets (meshes with captions).
 
-    For the caption of each asset it samples V views. FID and the cosine of mean features compare them with renders of
-    the asset from the same cameras. The same metrics compare renders from other cameras with these renders, to show the
-    best values that samples can reach. An item, the argument of `measure`, is the index of an asset. The result is its
-    features (V, D), of width D, of the renders, of the samples, and of the renders from other cameras.
+    For the caption of each asset it samples V views. FID and the cosine of mean features compare the samples with
+    renders of the asset from the same cameras. To show the best values that samples can reach, renders of the asset
+    from other cameras are compared with the same renders.
+
+    An item, the argument of `measure`, is the index of an asset. `measure` returns three arrays of features (V, D), one
+    row of D numbers per view: of the renders, of the samples, and of the renders from other cameras.
     """
 
     def __init__(self, task: Task) -> None:

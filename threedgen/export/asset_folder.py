@@ -88,9 +88,10 @@ def write_files(folder: Path, files: Mapping[str, bytes], manifest: Tree) -> Non
 
 
 def clear(folder: Path) -> None:
-    """Delete asset.json and the unchanged files of an export from `folder`, then the folder if it is empty.
+    """Delete asset.json and the files of an earlier export, which it lists, from `folder`; then the folder if empty.
 
-    File system errors are ignored.
+    Files that were changed after the export are kept: their SHA-256 is not the one in asset.json. File system errors
+    are ignored.
     """
     with suppress(OSError):
         remove_temporary_files(folder)

@@ -90,13 +90,13 @@ def to_palette(texture: Array, covered: Array, palette: str) -> Array:
 
     The colours of the covered texels are clustered into groups in Lab. Each group is shifted to the palette colour that
     is nearest to its mean (CIEDE2000). Differences of lightness stay: darker and lighter texels become shades and tints
-    of the palette colour. A colour between two groups gets a mixture of both shifts. The other texels are shifted like
-    covered ones of equal colour.
+    of the palette colour. A colour between two groups gets a mean of both shifts; the nearer group has more weight. The
+    other texels are shifted like covered ones of equal colour.
 
     Args:
         texture: (H, W, 3) sRGB in [0, 1].
         covered: (H, W) bool, texels inside a face.
-        palette: result of `read_palette`.
+        palette: comma-separated hex colours, such as "#aabbcc,#d91a1a", as `read_palette` returns them.
 
     Returns:
         (H, W, 3) float32, sRGB in [0, 1].

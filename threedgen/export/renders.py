@@ -95,11 +95,12 @@ class DepthFusion:
 
     @torch.no_grad()
     def __init__(self, render: Callable[[Cameras], Render], cameras: Cameras, radius: float) -> None:
-        """Render a colour and a depth image for each of the `cameras`, which `density` and `colour` then look up.
+        """Render a colour and a depth image for each of the `cameras`, from which `density` and `colour` are computed.
 
         `render` is called with one camera at a time; its result has colour, opacity and depth of each pixel. `radius`
-        is the radius of the scene sphere in world units. It sets the truncation distance of the fusion, 0.05 radii
-        (TRUNCATION): farther than this from the surface, on either side, the density is constant.
+        is the radius of the scene sphere in world units. It sets the truncation distance t = 0.05 `radius`
+        (TRUNCATION): the volume density, per world unit, is 0 from t in front of the surface on, and has its maximum
+        from t behind it on, inside the object.
         """
         self.cameras, self.truncation = cameras, TRUNCATION * radius
         renders = [render(cameras.select([k])) for k in range(len(cameras))]

@@ -70,15 +70,17 @@ def read_cameras(
 
     The file has the keys c2w (N camera poses, 4 x 4 each), axes ("opengl" or "opencv"), height and width in pixels, and
     K (one or N intrinsics, 3 x 3, in pixels) or fov (vertical field of view in degrees). The keys files (image paths)
-    and prompts are optional.
+    and prompts are optional. Returns the N cameras, with OpenGL axes, the N image paths and the N prompts; None for
+    paths or prompts that the file does not have.
 
     Raises ConfigError with the config key `key` if the file is invalid.
 
     Args:
         poses: kind of the matrices under the file's key c2w, camera-to-world ("c2w") or world-to-camera ("w2c").
-        size: (height, width) in pixels, for a file without height, width and K. A file that has one of these keys, or
-            any file if `size` is None, must have both height and width.
-        fov: vertical field of view in degrees, for a file with neither K nor fov. None: the file must have one of them.
+        size: (height, width) in pixels, used only if the file has none of the keys height, width and K. Otherwise, and
+            if `size` is None, the file must have height and width.
+        fov: vertical field of view in degrees, used only if the file has neither K nor fov. None: the file must have
+            one of them.
     """
     text = read_text(path, key)
     try:

@@ -31,10 +31,11 @@ WRAPS: dict[int, Wrap] = {33071: "clamp", 33648: "mirror"}
 
 
 class GltfFile:
-    """Reader of the triangles and base colours of one GLB or glTF file.
+    """Reader of the triangles and base colours of one GLB or glTF file. The method `submeshes` yields them.
 
-    `data` are the bytes of the file. `files` reads the buffers and images that are stored in other files. Raises
-    ConfigError if the file is glTF 1.0. For a damaged file, the methods raise exceptions of many classes.
+    `data` are the bytes of the file. `files`, a `SideFiles` for the path of the file, finds and reads the buffers and
+    images that are stored in other files, and collects messages for the user. Raises ConfigError if the file is glTF
+    1.0. For a damaged file, the methods raise exceptions of many classes.
     """
 
     def __init__(self, data: bytes, files: SideFiles) -> None:
@@ -140,9 +141,10 @@ class GltfFile:
     def coloured(self, primitive: Tree, submesh: Submesh, colours: bool, rows: Array | None) -> Submesh:
         """Return `submesh` with the primitive's texture coordinates and, if `colours` is True, its base colour.
 
-        The base colour is a texture or, without one, the material's colour times the vertex colours. `primitive` is a
-        JSON object of the file, and `submesh` has its triangles. `rows` (R,) are the indices of the vertices to read;
-        None: all.
+        The base colour is the product of the material's colour, the vertex colours, if any, and the texture, if any. A
+        material that only emits light has its emission as base colour. `primitive` is a JSON object of the file, and
+        `submesh` has its triangles. Vertex k of `submesh` is vertex `rows[k]` of the primitive, or vertex k if `rows`
+        is None.
         """
         tree = self.tree["materials"][primitive["material"]] if colours and "material" in primitive else {}
         material = typed(Material, tree)

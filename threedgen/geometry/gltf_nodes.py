@@ -14,7 +14,12 @@ IDENTITY = {"TRANSLATION": (0, 0, 0), "ROTATION": (0, 0, 0, 1), "SCALE": (1, 1, 
 
 
 class GltfNodes:
-    """Nodes of the glTF file `data`: which are visible, and the transforms of their meshes into scene coordinates."""
+    """Nodes of the glTF file `data`: which are visible, and the transforms of their meshes into scene coordinates.
+
+    `visible` returns the indices of the nodes in the default scene, without those that an extension of the file hides.
+    `transforms` has the matrix of each node, `instances` returns those of the copies of a node's mesh, and `skinning`
+    those of the vertices of a skinned mesh.
+    """
 
     def __init__(self, data: GltfData) -> None:
         self.data, self.nodes, self.joints = data, data.tree.get("nodes", []), cache(self._joints)

@@ -28,7 +28,8 @@ The rendering time is proportional to this sum.
 class MeshFile:
     """Content of a mesh file: `submeshes` (triangles with one material each), and `failures`.
 
-    `failures` are messages for the user about changed data and unreadable files.
+    `failures` are messages for the user about what differs from the file: textures that could not be read, features
+    that are not supported, and NaN or infinite values that were set to 0 or left out.
     """
 
     submeshes: tuple[Submesh, ...]

@@ -49,10 +49,11 @@ def ring(views: int = 8, first_yaw: float = 0.0) -> Tensor:
 
 
 def cameras(R: Tensor, fov: float, height: int, width: int, position: Sequence[float] = (0.0, 0.0, 0.0)) -> Cameras:
-    """Create V cameras at one position from panorama rotations R (V, 3, 3), camera-to-world with OpenCV axes.
+    """Create V cameras at one position from the rotations R (V, 3, 3) of panorama views, as from `rotation` or `ring`.
 
-    In the z-up world of `Cameras`, yaw 0 looks along +x and yaw pi / 2 along -y. `fov` is the horizontal field of view
-    in radians. `position` is (x, y, z) in world units.
+    R is camera-to-world with OpenCV axes, for a world with x right, y down and z forward. The result is in the z-up
+    world of `Cameras`, where the direction (x, y, z) of the first world is (z, -x, -y). A camera with the identity as R
+    looks along +x there. `fov` is the horizontal field of view in radians. `position` is (x, y, z) in the z-up world.
     """
     K = intrinsics(fov, height, width)
     K[:2, 2] += 0.5

@@ -63,11 +63,12 @@ def pixel_centres(height: int, width: int, device: torch.device) -> Tensor:
 
 
 def pixels_to_plane(pixels: Tensor, K: Tensor) -> Tensor:
-    """Convert pixels (..., N, 2) to points (..., N, 2) on the image plane: x right and y down from the viewing axis.
+    """Convert pixels (..., N, 2) to points (..., N, 2): x right and y down from the viewing axis, in world units.
 
-    The points are K^-1 times the pixels, with upper triangular intrinsics K (..., 3, 3), in world units. For
-    perspective cameras, the image plane is at depth 1; for orthographic cameras, the points are the same at any depth.
-    y points down also for cameras whose poses have OpenGL axes (y up).
+    For perspective cameras, the point is where the pixel's ray meets the plane at depth 1. For orthographic cameras,
+    rays are parallel to the viewing axis, and the point is the ray's offset from the axis, the same at any depth. The
+    point is K^-1 times the pixel, with upper triangular intrinsics K (..., 3, 3). y points down also for cameras whose
+    poses have OpenGL axes (y up).
     """
     y = (pixels[..., 1] - K[..., 1, 2, None]) / K[..., 1, 1, None]
     x = (pixels[..., 0] - K[..., 0, 2, None] - K[..., 0, 1, None] * y) / K[..., 0, 0, None]
@@ -75,10 +76,10 @@ def pixels_to_plane(pixels: Tensor, K: Tensor) -> Tensor:
 
 
 def plane_to_pixels(plane: Tensor, K: Tensor) -> Tensor:
-    """Convert points (..., N, 2) on the image plane, x right and y down, to pixels (..., N, 2), with K (..., 3, 3).
+    """Convert points (..., N, 2), x right and y down from the viewing axis in world units, to pixels (..., N, 2).
 
-    The inverse of `pixels_to_plane`: the points are in world units, for perspective cameras on the plane at depth 1. K
-    are upper triangular intrinsics.
+    The inverse of `pixels_to_plane`. For perspective cameras, the points lie on the plane at depth 1. For orthographic
+    cameras, they may be at any depth. K (..., 3, 3) are upper triangular intrinsics.
     """
     x, y = plane.unbind(-1)
     x = x * K[..., 0, 0, None] + y * K[..., 0, 1, None] + K[..., 0, 2, None]

@@ -45,7 +45,9 @@ class Buffers:
 def rasterise(vertices: Array, faces: Array, c2w: Array, fov: Array | float, size: Size) -> Buffers:
     """Rasterise a mesh seen by V perspective cameras with square pixels.
 
-    Returns for each pixel the index `face` of the visible face, the weights `bary` of its corners and the depth `z`.
+    Returns for each pixel the index `face` (V, H, W) of the visible face, the weights `bary` (V, H, W, 3) of its
+    corners, and the depth `z` (V, H, W) along the viewing axis in world units. Where no face is visible, `face` is -1,
+    `bary` 0 and `z` inf.
 
     Args:
         vertices: (N, 3), in world units.

@@ -80,9 +80,10 @@ def scatter(values: Array, uv: Array, shape: tuple[int, int]) -> Array:
 
 
 def fill(texture: Array, covered: Array) -> Array:
-    """Return a texture (H, W, C) in which uncovered texels have the value of the nearest covered texel.
+    """Return a copy of a texture (H, W, C) in which uncovered texels have the value of the nearest covered texel.
 
-    `covered` (H, W) is a bool mask. Raises ConfigError if no texel is covered.
+    `covered` (H, W) is a bool mask of the texels to keep, such as those inside the UV triangle of a face. Raises
+    ConfigError if no texel is covered.
     """
     if not covered.any():
         raise ConfigError("No face covers a texel. Check that uv coordinates are in [0, 1].")

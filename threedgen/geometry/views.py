@@ -172,9 +172,10 @@ class Request:
 class NovelViewSampler(Protocol):
     """Interface of novel-view samplers, which generate images of a scene from new cameras.
 
-    A sampler implements two methods: `__call__` takes a list of requests (target cameras with input views or a prompt)
-    and returns a list of image tensors; `fingerprint` returns a string that identifies the sampler's weights, settings
-    and files. Plug-ins add samplers with `threedgen.config.registry.register("sampler", ...)`.
+    A sampler implements two methods. `__call__` takes a list of requests; a `Request` has N target cameras and input
+    views, a prompt or both. It returns one tensor per request: the images (N, H, W, 3) in [0, 1]. `fingerprint` returns
+    a string that identifies the sampler's weights, settings and files. Plug-ins add samplers with
+    `threedgen.config.registry.register("sampler", ...)`.
     """
 
     def __call__(self, requests: Sequence[Request]) -> list[Tensor]:

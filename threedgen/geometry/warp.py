@@ -185,9 +185,9 @@ def overlap(depth: Tensor, cameras: Cameras, one: int, other: int) -> float:
 def key_frames(depth: Tensor, cameras: Cameras, min_overlap: float) -> list[int]:
     """Return the indices of the key frames of a video of N frames, which MVDiffusion (section 4.2) generates first.
 
-    Frame 0 is the first key frame. After key frame k, the frames k + 2, k + 3, ... are compared with k. The frame
-    before the first one whose overlap with k is below `min_overlap` is the next key frame. If there is none, k is the
-    last one.
+    Frame 0 is the first key frame. After a key frame k, let m be the first frame from k + 2 on whose overlap with k is
+    below `min_overlap`. Frame m - 1, at the earliest k + 1, is the next key frame. If no such m exists, k is the last
+    key frame.
 
     The overlap of two frames is the smaller of two fractions: the fraction of the pixels of one that reproject into the
     image of the other, and the reverse. `depth` is (N, H, W) along the viewing axis in world units; pixels with depth 0
@@ -235,12 +235,12 @@ def check_pose_convention(
 ) -> None:
     """Raise ConfigError if depths of nearby frames agree much better with inverted poses than with configured ones.
 
-    The user has then probably confused camera-to-world and world-to-camera poses. Pairs of nearby frames are read
-    twice: with the configured convention and with the inverse one. The agreement of a pair is the fraction of pixels
-    that have the same depth in both frames, up to 5 % (`depth_agreement`). A pair supports the convention with which
-    its agreement is above 0.3, and also above 2 * (agreement with the other convention) + 0.1. The error is raised if
-    at least a quarter of all pairs support the inverse convention, and these are more than twice as many as those that
-    support the configured one.
+    The user has then probably confused camera-to-world and world-to-camera poses. Pairs of nearby frames are read with
+    the configured convention and with the inverse one. The pixels of a pair's first frame are reprojected into its
+    second frame. The agreement is the fraction of them whose depth there equals the second frame's depth up to 5 %
+    (`depth_agreement`). The error is raised if at least a quarter of all pairs clearly support the inverse convention,
+    and more than twice as many pairs as support the configured one. A pair supports a convention if its agreement a
+    with it is above 0.3 and above 2 b + 0.1, where b is its agreement with the other convention.
 
     Args:
         read: function that reads P pairs of nearby frames, chosen by `spread_pairs`. Its argument, "c2w" or "w2c", says

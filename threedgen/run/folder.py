@@ -180,29 +180,27 @@ def _own_folder(config: BaseModel, config_name: str) -> Path:
 
 
 def choose_folder(config: BaseModel, config_name: str) -> tuple[Path, Tree | None]:
-    """Choose, but do not create, the folder of a run: `config.out` if set, else a folder in outputs/CONFIG_NAME.
+    """Choose, but do not create, the folder of a run, and decide whether an earlier run in this folder is resumed.
 
-    In short: a run of the same config is resumed, unfinished leftovers are replaced, and results of another config are
-    never touched. Results are all files that `has_results` counts, so not config.yaml and the lock file.
+    With `config.out`, the folder is given. Without it, the folder is in outputs/CONFIG_NAME and has the first usable
+    name of NAME, NAME-2, NAME-3, ... NAME is made from the prompt or the name of the mesh file ("run" without both). A
+    name is usable if its folder
 
-    Without `config.out`, the folder is the first of NAME, NAME-2, NAME-3, ... in outputs/CONFIG_NAME that is suitable.
-    NAME is made from the prompt or the name of the mesh file ("run" without both). A folder is suitable if
+    - has no results (files that `has_results` counts), and no run that is still running or was killed, or
+    - has a run whose config.yaml equals `config` apart from `NEUTRAL_KEYS`, such as out and threads. trainer.max_steps
+      is one of these keys, but must be equal here: another number of steps gets another folder.
 
-    - it is missing, or has neither results nor a config.yaml,
-    - it has a config.yaml but no results, and the process that locked it last has released it, so that it is not
-      running and was not killed, or
-    - its config.yaml has the same trainer.max_steps as `config`, and otherwise differs at most in `NEUTRAL_KEYS`, the
-      keys that every task may change on resume, such as out and threads.
+    In the folder, given or not, a run is resumed if its config.yaml equals `config` apart from keys that may change on
+    resume: `NEUTRAL_KEYS`, here including trainer.max_steps, and `config.changeable_on_resume`. Otherwise the run is
+    new. An old config.yaml will then be replaced, but results never are.
 
-    The config.yaml in the chosen folder decides whether the run is resumed:
+    Returns:
+        The folder, and the content of its config.yaml as nested dicts if the run in it is resumed, None if the run is
+        new.
 
-    - It differs from `config` at most in keys that may change on resume: the run in the folder is resumed. These keys
-      are `NEUTRAL_KEYS` (trainer.max_steps is one) and `config.changeable_on_resume`.
-    - It differs in other keys, or is missing: the run is new. An old config.yaml will be replaced.
-
-    Returns the folder, and the content of its config.yaml as nested dicts if the run is resumed, None if it is new.
-    Raises ConfigError if the folder `config.out` has results but a config.yaml that is missing or differs in other
-    keys, or if its config.yaml cannot be read.
+    Raises:
+        ConfigError: the folder `config.out` has results, but no run that can be resumed, or its config.yaml cannot be
+            read.
     """
     out = getattr(config, "out", None)
     folder = _own_folder(config, config_name) if out is None else user_path(out, "out")

@@ -130,9 +130,11 @@ class PeakMemory(TorchDispatchMode):
         live: bytes of all tensors that were created in the context and exist now, each rounded up to 512 bytes as by
             torch's GPU allocator.
         peak: largest value of `live` so far.
-        launches: number of calls of torch operators on the device that launch kernels, so no views and allocations.
-        times: number that each of these calls adds to `launches`, usually 1. To save time, a measured render runs only
-            a few of its equal chunks of rays; while one of them stands for m chunks, `times` is m.
+        launches: number of kernel launches: calls of torch operators with a result on the device. Operators that only
+            allocate memory or make a view launch no kernel and do not count.
+        times: number that a launch adds to `launches`, normally 1. To save time, a render of meta tensors runs one
+            chunk of its rays in place of m equal ones. It sets `times` to m during this chunk, so that the launches of
+            all m count.
     """
 
     times: ClassVar[int] = 1
@@ -180,9 +182,10 @@ class PeakMemory(TorchDispatchMode):
         return tree_unflatten(made, out_form)
 
     def add(self, *tensors: Tensor) -> None:
-        """Add the bytes of tensors to `live`. Needed only for tensors that were created before the context.
+        """Count tensors that were created before this context, such as weights, as memory in use (attribute `live`).
 
-        Memory that several tensors share counts once. It is subtracted again when it is freed.
+        Tensors that are created in the context are counted without this call. Memory that several tensors share counts
+        once, and no longer after it is freed.
         """
         for tensor in tensors:
             storage = tensor.untyped_storage()
@@ -204,10 +207,11 @@ class _Saved:
 
 
 def graph_bytes(make: Callable[[], object]) -> int:
-    """Call `make` once, and return the bytes that autograd keeps for a backward pass from its result.
+    """Call `make` once, and return the bytes of the tensors that autograd keeps for a backward pass from its result.
 
-    Memory that several tensors share counts once. Saved parameters count too. They cancel out in the difference of two
-    calls, with a small and a large input of the network: it is the bytes for the additional input alone.
+    Memory that several tensors share counts once. Parameters that autograd keeps, such as the weights of a linear
+    layer, count too. To measure the bytes per input without them, call this function for a small and a large batch of
+    inputs: the difference of the results divided by that of the batch sizes.
     """
     alive: WeakSet[_Saved] = WeakSet()
 

@@ -32,7 +32,8 @@ def silence_lightning() -> None:
 class Speed:
     """Stopwatch for the time per step, averaged over the last 30 seconds (WINDOW), or over one step if it is longer.
 
-    Call `mark` after each step.
+    Call `mark` before the first and after each step. `seconds_per_step` then returns the average in seconds, and `left`
+    the time left as text.
     """
 
     def __init__(self) -> None:
@@ -58,12 +59,10 @@ class Speed:
     def left(self, total: int) -> list[str]:
         """Return a list with the time until step `total`, such as ["6 s left"]; [] at the end or while it is unknown.
 
-        The first steps, up to the first call of `mark` in which `step` has increased, are slow, because kernels are
-        compiled. They are left out of the measurement, unless they took at least 30 seconds (WINDOW) and are at least
-        3 % of `total` (MIN_SHARE).
-
-        The time is known when the measured steps took 30 seconds, or when their number is both at least 2 and at least
-        3 % of `total`.
+        The time follows from the average time per step. It is known after 30 seconds of steps (WINDOW), or earlier
+        after 3 % of all steps (MIN_SHARE), at least 2. The steps that `mark` reports first do not count for this,
+        because they compile kernels and are slow. They count only if they took at least 30 seconds and are at least 3 %
+        of all steps.
         """
         if self._warm is None:
             return []

@@ -22,10 +22,12 @@ LOST_SECONDS = 40.0  # without an answer; Ray ends the process after 60
 
 
 class FrozenProcesses:
-    """Detector of frozen processes, which would block other processes for ever. Call its method `kill` in a loop.
+    """Detector of frozen processes, which would block other processes for ever.
 
-    A process is frozen if 6 checks in a row (FROZEN_CHECKS) find it stopped (SIGSTOP). There is at most one check per 5
-    seconds (CHECK_SECONDS), even if `kill` is called more often.
+    Call its method `kill(processes)` in a loop, where `processes` is a function that returns the processes to watch,
+    such as the children of this one. It kills those that are frozen, with a warning. A process is frozen if 6 checks in
+    a row (FROZEN_CHECKS) find it stopped (SIGSTOP). There is at most one check per 5 seconds (CHECK_SECONDS), even if
+    `kill` is called more often.
     """
 
     def __init__(self) -> None:

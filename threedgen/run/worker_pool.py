@@ -136,23 +136,28 @@ class WorkerPool(Generic[J, R]):
         return self.code != 0
 
     def fetch(self, jobs: Iterable[J]) -> bool:
-        """Read the next job into the list `queue` if no job waits there, and return whether a waiting job may start.
+        """Read the next job from `jobs` into the list `queue` if it is empty. Return whether a job of it may start.
 
-        `jobs` is an iterator. The result is False if no job is left, and after Ctrl-C or SIGTERM; then no job is read.
+        `jobs` must be an iterator. The result is False if `queue` is still empty, because `jobs` has ended. It is also
+        False after Ctrl-C or SIGTERM: then nothing is read, and a job that waits in `queue` does not start.
         """
         if not self.queue and not self.stopped():
             self.queue += [(job, 1) for job in islice(jobs, 1)]
         return bool(self.queue) and not self.stopped()
 
     def answer(self, future: Future[Outcome], worker: Worker) -> Outcome:
-        """Return the result of a finished attempt at a job as a pair (state, value), and mark its worker as idle.
+        """Return how a finished attempt at a job ended, as a pair (state, value), and mark its worker as idle.
 
-        `worker` did the job, and `future` is what its method `submit` returned. The result is ("done", result of the
-        job), ("stopped", exit code) or ("error", (message, traceback)). If the worker died, the result is an "error",
-        and a new worker takes its place.
+        `worker` made the attempt, and `future` is what its method `submit` returned. A dead worker is replaced by a new
+        one. This method repeats no job; its caller `run` does so after an "error", if attempts are left.
 
-        Raises the ExpectedError (error that the user can correct) with which a job ended. Raises WorkerLost if too many
-        workers died in a row: more than C * (A + 1), for C workers and A attempts per job.
+        Returns:
+            ("done", result of the job); ("stopped", exit code) after Ctrl-C or SIGTERM; or ("error", (message,
+            traceback)) if the worker died, if memory ran out, or for any exception of the job that is no ExpectedError.
+
+        Raises:
+            ExpectedError: the job ended with this error, which the user can correct, such as a full disk.
+            WorkerLost: more than C * (A + 1) workers died in a row, for C workers and at most A attempts per job.
         """
         if death := future.exception():
             worker.close()

@@ -60,8 +60,9 @@ def attempt(work: Callable[[J], object], job: J, table: dict[str, dict[str, regi
 class Worker:
     """Base class of workers. A worker runs one job at a time; this class runs it in the current process.
 
-    Subclasses run jobs in another process. They override `submit`, and implement `stop`, `check` and `close`, which do
-    nothing in this class.
+    Subclasses run jobs in another process. They override `submit`, and three methods that do nothing in this class:
+    `stop()` asks the worker to stop its current job, `check()` raises WorkerLost if the worker is on a Ray cluster that
+    does not answer, and `close()` kills the worker.
 
     `submit(work, job, table)` calls `work(job)` in the worker, after it has copied `table`, the component registry of
     the main process, into the worker's registry. It returns a future. If the worker dies, the future has an exception.
@@ -150,10 +151,13 @@ def init_process(loaded: Mapping[str, plugins.Plugin]) -> None:
 class RayTask(Worker):
     """Worker that runs each job as a task on a Ray cluster.
 
+    `submit(work, job, table)` starts the task and returns a future of its result, as described in `Worker`. `stop()`
+    and `close()` cancel it. `check()` raises WorkerLost if the head of the cluster has not answered for 40 seconds.
+
     Args:
         remote: the function `attempt_for_ray`, which does one job, as a Ray remote function.
         cancel: the function `ray.cancel`.
-        head: thread that notices when the head of the cluster no longer answers.
+        head: thread that sends the head of the cluster a request every few seconds, and notes when it answers.
     """
 
     def __init__(self, remote: Any, cancel: Callable[..., None], head: Heartbeat) -> None:

@@ -95,10 +95,13 @@ class Queue:
                 self._terminate(kill=True)
 
     def finish(self, job: Job) -> None:
-        """Export the object of a running, cancelled or failed job in its current state.
+        """Make the run of an unfinished job export its object as it is now, without further training. Return at once.
 
-        A running job stops after its current step; a cancelled or failed one is put into the queue again. Raises
-        Conflict for jobs in other states, and if the run has no object to export yet (`can_finish`).
+        - Running job: its training stops after the current step, and the object is exported.
+        - Cancelled or failed job: it is put into the queue again. At its turn it exports the object of its last
+          checkpoint.
+
+        Raises Conflict for jobs in other states, and if the run has no object to export yet (`can_finish`).
         """
         with self._lock:
             if not self.can_finish(job):

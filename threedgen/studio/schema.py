@@ -132,10 +132,10 @@ class Words(BaseModel):
     Attributes:
         words: all words of the prompt.
         notes: warnings for the user.
-        nouns: nouns (names of objects) of the vocabulary to suggest. If the last word is the beginning of nouns, such
-            as "eleph", and no known word itself: these nouns. Otherwise, if the prompt has a known noun: []. Otherwise:
-            examples.
-        typed: this last word if `nouns` completes it, such as "eleph"; else "".
+        nouns: suggested nouns (names of objects) of the vocabulary. If the last word is an unfinished noun, such as
+            "eleph", they are its completions. Otherwise they are examples, or [] if the prompt already has a known
+            noun.
+        typed: the unfinished last word, such as "eleph", if `nouns` are its completions; else "".
     """
 
     words: list[Word] = []

@@ -74,9 +74,14 @@ class _Uvicorn(uvicorn.Server):
 class Server:
     """Context manager that runs the studio's web server in a thread.
 
-    Its attribute `url` is the address of the page, which contains the token. `root` is the folder of the runs, and
-    `queue` the job queue that starts them. `token` is the secret that grants access; None: the token of the config, or
-    else a random one. The constructor raises ConfigError if the server cannot listen on the host of the config.
+    Its attribute `url` is the web address of the page. The address includes the secret token that grants access. The
+    constructor raises ConfigError if the server cannot listen on `config.host`.
+
+    Args:
+        config: options of the studio, such as host, port and token.
+        root: folder of the runs.
+        queue: job queue that starts the runs.
+        token: the secret token; None: the token of `config`, or else a random one.
     """
 
     def __init__(self, config: StudioConfig, root: Path, queue: Queue, token: str | None = None) -> None:

@@ -96,11 +96,12 @@ class MetaPrior(Prior):
         return images.float() if self.meta.vae is None else self.meta.vae.encode(images).latent_dist.mean.float()
 
     def measure_graph_memory(self, images: int) -> None:
-        """Set the attribute `graph_memory` to a meta tensor with as many bytes as a CUDA graph of the UNet allocates.
+        """Measure the bytes that a CUDA graph of the UNet allocates; set `graph_memory` to a meta tensor of this size.
 
-        `images` is the number of latents in a call of the UNet. The tensor is empty if a run with this prior uses no
-        CUDA graph (`cuda_graph` is False). Code that measures a step must count this tensor as memory in use: it passes
-        it to the function `measure` in the list `kept`.
+        The attribute `graph_memory` stands for the graph when a step is measured: it is passed to the function
+        `measure` in the argument `kept`, the tensors that are in memory during the step. It is an empty tensor if a run
+        with this prior uses no CUDA graph (`cuda_graph` is False). `images` is the number of latents in a call of the
+        UNet.
         """
         self.graph_memory = torch.empty(0, device=META)
         if self.cuda_graph:

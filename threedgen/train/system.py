@@ -30,9 +30,13 @@ class System(pl.LightningModule):
     """Base class of all training modules: a LightningModule with reproducible random numbers.
 
     A subclass implements `training_step(batch, index)`, which returns the loss. `batch` is no data, but the number of
-    the batch since the start of the run, from 0. `index` is Lightning's `batch_idx`, which is not needed. A subclass
-    may override `validate`, `resize` and `elementwise`. The generators that `rng` returns depend only on the run's
-    seed, the step, a purpose such as "cameras", and the rank.
+    the batch since the start of the run, from 0. `index` is Lightning's `batch_idx`, which is not needed. The
+    generators that `rng` returns depend only on the run's seed, the step, a purpose such as "cameras", and the rank.
+
+    A subclass may override three methods that have no effect by default. `validate(step, folder)` writes images or
+    other files to the run folder during training. `resize(state)` gives tensors whose shapes change in training the
+    shapes in the state dict `state`, which is loaded next to resume a run. `elementwise()` returns parameters that
+    AdamW must update instead of Muon.
 
     Attributes:
         stage: text in front of the progress display, by default "training"; may change during training.
@@ -203,7 +207,8 @@ class EMA(torch.nn.Module):
     def update(self, model: torch.nn.Module, step: int) -> None:
         """Move the averages towards the weights of `model`; copy integer tensors.
 
-        `step` is the number of optimisation steps done, which decides the decay (see the class).
+        The new average is d * old average + (1 - d) * weights, with d = min(decay, (1 + step) / (10 + step)) and the
+        constructor's `decay`. `step` is the number of optimisation steps done.
         """
         decay = min(self.decay, (1 + step) / (10 + step))
         averages, state = self.weights(), model.state_dict()

@@ -152,16 +152,16 @@ class Task:
     ) -> Status:
         """Train a LightningModule, write results and summary.json, and return the final status of the training.
 
-        Results are written after the last step. A training that is stopped earlier is unfinished: it writes no results,
-        and can be resumed. If it is resumed with the flag --finish, it trains no further; if `partial` is True, it then
-        writes the results of its last checkpoint. A failed training never writes results.
+        If the training reaches its last step, its results are written. If it is stopped earlier, it writes no results,
+        but can be resumed. If it is resumed with the flag --finish, it trains no further: it writes the results of its
+        newest checkpoint if `partial` is True, else none. A failed training never writes results.
 
         Args:
             system: module to train.
             metrics: names in `system.metrics` to show in the progress display.
             finish: function that writes the results and returns further entries {name: value} of summary.json.
-            partial: whether --finish writes the results of an unfinished training. If True, `system.validate` is also
-                called each time before `finish`.
+            partial: whether --finish writes the results of an unfinished training. If True, the results include the
+                files that `system.validate` writes: it is called before `finish`, also after the last step.
         """
         status = self.fit(system, metrics)
         if self.has_results(status) and (partial or status is Status.FINISHED):

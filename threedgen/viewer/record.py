@@ -30,7 +30,7 @@ class Environment(BaseModel):
 
 
 class Summary(BaseModel):
-    """Entries of summary.json (results of a run) that report page and gallery show: status, duration, triangles, ..."""
+    """Entries of summary.json (results of a run) for report page and gallery: status, duration, triangles, ..."""
 
     status: str = "unfinished"
     reason: str = ""
@@ -46,7 +46,7 @@ class Summary(BaseModel):
 
 
 class Asset(BaseModel):
-    """Entries of asset.json (about an exported asset) that report page and gallery show: files, triangles, size, ..."""
+    """Entries of asset.json (about an exported asset) for report page and gallery: files, triangles, size, ..."""
 
     files: dict[str, int] = {}
     preset: str | None = None

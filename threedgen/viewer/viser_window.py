@@ -80,7 +80,10 @@ class ViserWindow:
             client.scene.set_background_image(image, format="png")
 
     def update(self, progress: float, lines: list[str], busy: bool) -> None:
-        """Update the panel with the progress in [0, 1] and lines of plain text. `busy` disables the button."""
+        """Update the panel with the progress in [0, 1] and lines of plain text.
+
+        If `busy` is True, the button that stops the run is disabled, so that a click has no effect; False enables it.
+        """
         self._bar.value = 100 * progress
         self._lines.content = _paragraphs(lines)
         self._button.disabled = busy

@@ -299,12 +299,13 @@ class MVAdapter(LatentDiffusion):
     ) -> sampling.InitLatents | None:
         """Return the img2img start of V views: latents from the coarse predictor, and a noise strength in (0, 1].
 
-        The coarse predictor predicts latents from text and camera in one pass. Returns None, which means a start from
-        noise, in three cases: there is no coarse predictor, it is not used (mesh geometry or a reference image), or
-        `size` (H, W) in pixels differs from `image_size`.
+        The coarse predictor predicts latents from text and camera in one pass. The result is None, which means a start
+        from noise, if there is no coarse predictor, if it is not used (mesh geometry or a reference image), or if
+        `size` is not the prior's own image size.
 
         Args:
             c2w: camera-to-world poses of the views (V, 4, 4), OpenGL axes.
+            size: (height, width) in pixels of the images to sample; None: the prior's own, `image_size` x `image_size`.
             generator: random generator of the object code, a vector that chooses what the prompt leaves unspecified;
                 None: torch's global generator.
         """

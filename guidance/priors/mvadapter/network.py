@@ -36,19 +36,20 @@ class AdapterSettings:
     The defaults are the settings of the adapters for camera rays that MV-Adapter's authors published.
 
     Attributes:
-        layout: tokens that a token attends to. "row": those in its image row, in all views. "rowcol", for the six views
-            front, right, back, left, top, bottom of a mesh, has two groups of views. Front and back are in both, and
-            their two outputs are averaged:
+        layout: tokens that a token attends to in the added attention between views. "row": those in its image row, in
+            all views. "rowcol", for six views of a mesh, has two groups of views:
 
-            - Tokens of front, right, back and left attend to those in their image row, in the views of this group.
-            - Tokens of front, back, top and bottom attend to those in their image column, in the views of this group.
-              The front view is mirrored left-right for this, because its camera sees left and right swapped, compared
-              with the other three.
+            - Tokens of front, right, back and left attend to those in their image row, in these four views.
+            - Tokens of front, back, top and bottom attend to those in their image column, in these four views. The
+              front view is first mirrored left-right, because a direction that points right in back, top and bottom
+              points left in it.
+
+            Front and back are in both groups; their two outputs are averaged.
         arrangement: whether the added attention is "parallel" to the self-attention or "serial", after it.
         control: input that describes the views, "rays" of the cameras or "geometry" of a mesh.
         shift: factor by which the signal-to-noise ratio of the 2D model's noise schedule is divided.
-        shift_mode: "default": the factor `shift` at all timesteps; "interpolated": growing from 1 at the first timestep
-            to `shift` at the last.
+        shift_mode: "default": the factor is `shift` at all timesteps; "interpolated": it grows from 1 at timestep 0
+            (almost clean) to `shift` at the last timestep (almost pure noise).
         anywhere: fraction of training objects rendered at random azimuths and at elevations from 0 to 30 degrees; the
             others are rendered at fixed views.
         fov: vertical field of view of the cameras in degrees; 0: orthographic.
@@ -127,16 +128,19 @@ class AdaptedUNet(nn.Module):
     ) -> None:
         """Add attention layers and guiders to `unet`, in place.
 
+        Guiders are convolutional networks on maps of camera rays or mesh geometry. They are untrained.
+
         Args:
             factor: image pixels per latent pixel along each axis.
-            settings: training settings of the adapter.
+            settings: training settings of the adapter, such as which tokens attend to each other.
             branches: kinds of added attention: "mv" to other views, "ref" to a reference image.
-            guided: whether to add a condition guider, which adds features of camera rays or mesh geometry to the UNet.
+            guided: whether to add a condition guider, whose features are added to those of the UNet's blocks.
             depth: residual blocks per level of the condition guider; None: as many as a block of the UNet has layers.
             downscale: factor by which the sides of the condition guider's first feature map are smaller than those of
-                its input maps. None: the maps have the size of the image, see `make_guider`.
-            fine: whether to add also a fine guider for the same input, which acts on the output of the UNet's first
-                layer.
+                the input maps. The feature map has a fixed size, so this sets the size of the input maps; None: that of
+                the image.
+            fine: whether to add, with a condition guider, a fine guider: two convolutions on the same maps, whose
+                output, at the resolution of the latents, is added to that of the UNet's first layer.
         """
         super().__init__()
         self.unet: Any = unet
@@ -261,15 +265,16 @@ def make_guider(
     """Build a condition guider with random weights: a T2I-Adapter whose features fit the blocks of `unet`.
 
     Its input are maps (B, 6, H, W) of camera rays, or of positions and normals of a mesh. It returns a list of feature
-    maps, which are added to those of the UNet. The sides of the first one, the largest, are those of the image divided
-    by N = `factor` * `guider_stride`(unet): 8 for Stable Diffusion 2.1, 16 for SDXL.
+    maps, which are added to those of the UNet. The first one is the largest: each of its cells covers N x N image
+    pixels. N is `factor` for Stable Diffusion 2.1 (8), and twice that for SDXL (16), whose first feature map has half
+    the resolution of the latents.
 
     Args:
         factor: image pixels per latent pixel along each axis.
         depth: residual blocks per level; None: as many as a block of the UNet has layers.
-        downscale: factor by which the sides of the first feature map are smaller than H and W. It sets the size of the
-            input maps, because that of the feature map is fixed. None: N, so H and W are those of the image. N / 2: H
-            and W are half of those of the image.
+        downscale: number of input pixels per cell of the first feature map, along each axis. None: N, for input maps of
+            the size of the image. A smaller value is for smaller input maps: with N / 2, they have half the height and
+            width of the image.
 
     Raises:
         ValueError: `downscale` does not divide N.
@@ -286,10 +291,10 @@ def make_guider(
 def make_fine_guider(unet: UNet2DConditionModel, pixels: int) -> nn.Module:
     """Build a fine guider: two convolutions, whose output is added to the output of the UNet's first layer.
 
-    Its output (B, C, h, w) has the shape of that layer's output, with h x w the size of the latents, and is zero before
-    training. Its input are the maps of camera rays or mesh geometry that the condition guider takes too,
-    (B, 6, p h, p w) with p = `pixels`. It gives features at the resolution of the latents. Those of the condition
-    guider may be coarser: for toybox-base, a small UNet for latents of 16 x 16 pixels, they have at most 8 x 8 cells.
+    Its input are the same maps of camera rays or mesh geometry that the condition guider takes, (B, 6, p h, p w) for
+    latents of h x w pixels. p = `pixels` is the number of map pixels per latent pixel along each axis. The output of
+    the fine guider, (B, C, h, w), is zero before training. It has the resolution of the latents. The features of the
+    condition guider may be coarser: 8 x 8 cells or fewer for toybox-base, a small UNet for latents of 16 x 16 pixels.
     """
     width = int(unet.config["block_out_channels"][0])
     last = nn.Conv2d(width // 2, width, 3, padding=1)
@@ -300,11 +305,11 @@ def make_fine_guider(unet: UNet2DConditionModel, pixels: int) -> nn.Module:
 
 
 def guider_stride(unet: UNet2DConditionModel) -> int:
-    """Return the side of a cell of the condition guider's first feature map in latent pixels: 1 or 2.
+    """Return how many times smaller than the latents the condition guider's first feature map is, per side: 1 or 2.
 
-    The condition guider computes feature maps of camera rays or mesh geometry, which diffusers adds to those of the
-    UNet's down blocks, so the sizes must be equal. In a block with attention, diffusers adds them before the
-    downsampling at the end of the block; in one without attention, after it. So the result is 1 if the first down block
-    of `unet` has attention, as in Stable Diffusion 2.1, and 2 if it has none, as in SDXL.
+    The condition guider computes feature maps of camera rays or mesh geometry, which are added to those of the UNet, so
+    their sizes must be equal. The result is 1 if the first down block of `unet` has attention, as in Stable Diffusion
+    2.1, and 2 if it has none, as in SDXL. The reason: diffusers adds the first map before the downsampling of that
+    block in the first case, after it in the second.
     """
     return 1 if hasattr(unet.down_blocks[0], "attentions") else 2

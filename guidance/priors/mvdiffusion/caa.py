@@ -44,16 +44,17 @@ def frequencies(count: int, encoding: Encoding) -> Tensor:
 
 
 class PositionalEncoding(nn.Module):
-    """Positional encoding: sines and cosines, `dim` channels, of displacements or depth differences between tokens.
+    """Positional encoding of keys (positions that tokens attend to): sines and cosines, `dim` channels per key.
 
-    `forward` maps these (T, S, relation_dim), for each of T tokens and its S keys, to (T, S, dim). Below, sin x stands
-    for F channels: the sines of x times each of F = dim / (2 relation_dim) frequencies.
+    `forward` maps relations (T, S, relation_dim), for S keys of each of T tokens, to (T, S, dim). A relation is a
+    displacement in tokens (panoramas, relation_dim 2) or a depth difference (relation_dim 1), see `KeyPositions`.
+    Below, sin x stands for F channels: the sines of x times each of F = dim / (2 relation_dim) frequencies.
 
-    - Displacements (x, y) in tokens, relation_dim 2, become [sin x, sin y, cos x, cos y].
-    - Depth differences x, relation_dim 1, become [sin x, cos x] in the encoding "capped".
-    - In the encoding "reference", that of MVDiffusion's published weights, depth differences are mixed in pairs,
-      because these weights were trained so: for consecutive values a and b of the flattened input (T S,), a becomes
-      [sin a, sin b], and b becomes [cos a, cos b].
+    - A displacement (x, y) becomes [sin x, sin y, cos x, cos y].
+    - A depth difference x becomes [sin x, cos x] in the encoding "capped".
+    - The encoding "reference" mixes the depth differences of two keys, because MVDiffusion's published weights were
+      trained so. Consecutive values a, b of the flattened input form a pair. The first key gets [sin a, sin b], the
+      second [cos a, cos b].
 
     The frequencies of "capped" are a geometric series from 1/4 to 64. Those of "reference" are the powers 0 to F - 1 of
     2, or of 5000^(2.5 / F) if F > 80.
@@ -67,9 +68,12 @@ class PositionalEncoding(nn.Module):
         self.register_buffer("freq_bands", frequencies(dim // (2 * relation_dim), encoding)[None, None])
 
     def forward(self, relation: Tensor) -> Tensor:
-        """Encode displacements or depth differences (T, S, relation_dim), for S keys of each of T tokens: (T, S, dim).
+        """Encode the relation of each of T tokens to each of its S keys: (T, S, relation_dim) becomes (T, S, dim).
 
-        For depth differences in the "reference" encoding, which takes them in pairs, T * S must be even.
+        A key is a position in another view. For panoramas (relation_dim 2), the relation is the displacement (x, y) in
+        tokens from the token to the key. For views with depth (relation_dim 1), it is an absolute depth difference; see
+        `KeyPositions`. The encoding "reference" mixes pairs of consecutive depth differences (see the class), so T * S
+        must then be even.
         """
         tokens = relation.reshape(-1, 2) if self.paired else relation.flatten(0, 1)
         angles = (tokens[:, :, None] * self.freq_bands[0]).flatten(1)
@@ -94,9 +98,10 @@ class Attention(nn.Module):
     def project_queries(self, query: Tensor) -> Tensor:
         """Project tokens (..., d) to queries (..., H, d) of H heads, for dot products with keys that are not projected.
 
-        Usually, the score of a key n before the softmax is q . (W n) / sqrt(c), where q (c,) is the query of a head and
-        W (c, d) its key projection. This equals (W^T q / sqrt(c)) . n. The method returns the first factor, so that W
-        is applied once per token instead of to each of its keys.
+        The result for each head is u = W^T q / sqrt(c), which has d channels. Here q (c,) is the usual query of the
+        head, with c channels, and W (c, d) is the head's key projection. The dot product u . n with an unprojected key
+        n (d,) equals the usual score before the softmax, q . (W n) / sqrt(c). So W is applied once per token instead of
+        to each of its keys.
         """
         queries = self.to_q(query).unflatten(-1, (-1, HEAD)) * HEAD**-0.5
         return torch.einsum("...hc,hcd->...hd", queries, self.to_k.weight.view(-1, HEAD, query.shape[-1]))
@@ -114,8 +119,11 @@ class Attention(nn.Module):
 class Transformer(nn.Module):
     """Transformer block in two residual steps: attention to keys (`attend`), then a feed-forward layer (`feed`).
 
-    Each of the tokens (..., T, d) attends to its own S keys (..., T, S, d): features at the positions that show its 3D
-    point in other views. Queries and keys share one layer norm. Both steps return tokens (..., T, d).
+    `attend(x, query_encoding, keys)` lets each of the tokens x (..., T, d) attend to its own S keys (..., T, S, d):
+    features at the positions that show its 3D point in other views. For the queries, it adds the positional encoding
+    `query_encoding` (T, d) to the tokens. The caller adds the keys' positional encoding and sets masked keys to zero;
+    there is no other mask. Queries and keys share one layer norm. `feed(x)` takes tokens (..., d). Both steps return
+    tokens in the shape of x.
     """
 
     def __init__(self, dim: int) -> None:
@@ -155,10 +163,11 @@ class PanoramaBlock(nn.Module):
     """Correspondence-aware attention between the feature maps of the views of a panorama.
 
     `forward(x, keys, n_view)` maps features x (B F, d, h, w) of B scenes with F = `n_view` views each to the same
-    shape. Each token (cell of a feature map) attends to the positions in other views that show the same 3D point.
-    `keys` has these positions, one `KeyPositions` per view. The positional encoding is computed from the displacement
-    between the token and the position, which is first projected into the token's view. A feed-forward layer follows.
-    The block processes the tokens in chunks. For large feature maps, it recomputes activations in the backward pass.
+    shape. Each token (cell of a feature map) attends to positions in other views, around the place that shows the same
+    3D point. `keys` has these positions, one `KeyPositions` per view. The positional encoding says how far a position
+    is from that place: the position is projected back into the token's view, and its displacement from the token is
+    encoded. A feed-forward layer follows. The block processes the tokens in chunks. For large feature maps, it
+    recomputes activations in the backward pass.
     """
 
     relation_dim = 2
@@ -176,10 +185,9 @@ class PanoramaBlock(nn.Module):
         Args:
             x: features (B F, d, h, w) of B scenes with F views each; each of the h w cells of a view is a token. The
                 result has the same shape.
-            keys: positions in other views to which the tokens of a view attend. It has one `KeyPositions` for each of F
-                views if all scenes have the same positions; or M F for M different scenes, scene after scene. The batch
-                may then contain these M scenes several times, such as with and without prompt: scene i of the batch
-                uses the positions of scene i mod M.
+            keys: one `KeyPositions` per view, which holds the positions in other views to which its tokens attend.
+                There are F of them if all scenes share the positions, or B F, scene after scene. If the batch repeats
+                the same M scenes in the same order, such as with and without prompt, M F are enough.
             n_view: number F of views per scene.
         """
         maps, large = x.unflatten(0, (-1, len(keys))), sum(each.count for each in keys) * x[0].numel() > MAX_KEPT
@@ -245,10 +253,11 @@ class DepthAttention(PanoramaBlock):
     """Attention between posed views with depth: a token attends to positions in other views that show its 3D point.
 
     `forward(x, keys, n_view)` maps features x (B F, d, h, w) of B scenes with F = `n_view` views each to the same
-    shape. `keys` has the positions, one `KeyPositions` per view, from `DepthGeometry`. The positional encoding is
-    computed from the absolute difference of two depths: that of the token's 3D point from the other camera (for the
-    authors' weights, from the token's own), and that in the other view's depth map at the position. A feed-forward
-    layer follows.
+    shape. `keys` has the positions, one `KeyPositions` per view, from `DepthGeometry`. A feed-forward layer follows.
+
+    The positional encoding shows whether the other view really sees the token's 3D point. It encodes | z - d |, where z
+    is the depth of this point from the other camera, and d is the other view's depth map at the position. For the
+    authors' published weights, z is the depth from the token's own camera instead.
     """
 
     relation_dim = 1
@@ -272,8 +281,8 @@ class DepthBlock(nn.Module):
 
     `forward(x, keys, n_view)` maps features x (B F, dim, h, w) of B scenes with F = `n_view` views each to the same
     shape. Each token (cell of a feature map) attends to the positions in other views that show its 3D point. `keys` has
-    these positions, one `KeyPositions` per view of a scene, from `DepthGeometry`. All scenes have the same positions,
-    or `keys` has those of several scenes, scene after scene.
+    these positions, one `KeyPositions` per view, from `DepthGeometry`: F of them if all scenes share the positions, or
+    B F, scene after scene. If the batch repeats the same M scenes in the same order, M F are enough.
     """
 
     def __init__(self, dim: int, encoding: Encoding = "reference", convolution: bool = True) -> None:

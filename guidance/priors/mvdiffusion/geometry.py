@@ -22,18 +22,20 @@ class KeyPositions:
     """Positions in n other views to which the T tokens of one view attend, P positions per token and other view.
 
     A token is a cell of a view's feature map. In a panorama P = k k: a square of k x k positions around the place where
-    the other view shows the token's 3D point. For views with depth P = 1: only this place.
+    the other view shows the token's 3D point. For views with depth P = 1: only this place. For MVDiffusion's published
+    weights, `mask` and `relation` of views with depth differ from the rules below; see the argument `as_released` of
+    `DepthGeometry`.
 
     Attributes:
         views: (n,) int64, indices of the n other views in the scene, from 0.
         places: (n, T, P, 2), positions (x, y) in the feature maps of these views, in tokens; the first token is (0, 0).
         mask: (n, T, P), 1 where the token may use the position, else 0. Panoramas: 1 if the position is inside the
-            image. Views with depth: 1 if the depths at the token and at the position are known, and the token's point
-            is in front of the other camera. For the authors' weights, the point may be behind it (`DepthGeometry`).
-        relation: (n, T, P, r), input of the positional encoding. Panoramas (r = 2): displacement (x, y) in tokens. The
-            position is projected into the token's view, and the token's place is subtracted. Views with depth (r = 1):
-            |z - d| in the unit of the poses. z is the depth of the token's point from the other camera (for the
-            authors' weights, from the token's own), d the other view's depth map at the position.
+            image. Views with depth: 1 if the depths at the token and at the position are known, and the token's 3D
+            point is in front of the other camera.
+        relation: (n, T, P, r), input of the positional encoding. Panoramas (r = 2): displacement (x, y) in tokens, from
+            the token to the position projected into the token's view. Views with depth (r = 1): |z - d| in the unit of
+            the poses, where z is the depth of the token's 3D point from the other camera, and d is the other view's
+            depth map at the position.
     """
 
     views: Tensor
@@ -54,10 +56,11 @@ class KeyPositions:
         return KeyPositions(*(torch.stack(column) for column in columns))
 
     def tokens(self, start: int, stop: int) -> "KeyPositions":
-        """Return a copy with only the tokens `start` to `stop` - 1 of each view.
+        """Return a copy for a part of the tokens that attend: only the tokens `start` to `stop` - 1 of each view.
 
-        Call it on a result of `stack`, whose tensors have a first dimension for G views. It cuts `places`, `mask` and
-        `relation` along their third dimension, that of the tokens, and keeps `views`.
+        Call it on a result of `stack`, the joined positions of G views with T tokens each. Of its tensors, `places`,
+        `mask` and `relation` are (G, n, T, ...), where n is the number of other views, and are cut along T. `views`
+        (G, n), the indices of the other views, stays as it is.
         """
         return KeyPositions(self.views, *(t[:, :, start:stop] for t in self.tables))
 
@@ -84,7 +87,10 @@ class Geometry:
         self._cache: dict[tuple[int, int, torch.device], list[KeyPositions]] = {}
 
     def keys(self, height: int, width: int, device: torch.device) -> list[KeyPositions]:
-        """Return the positions to attend to, one `KeyPositions` per view, for feature maps of height x width tokens."""
+        """Return the positions in other views to which the tokens of each view attend: one `KeyPositions` per view.
+
+        The tokens are the cells of a feature map of height x width. The tensors are on `device`.
+        """
         at = (height, width, device)
         if at not in self._cache:
             self._cache[at] = [self._keys(view, height, width).to(device) for view in range(self.n_view)]
@@ -95,10 +101,12 @@ class Geometry:
 
 
 class Scenes(Geometry):
-    """Positions that show the same 3D point, for a batch of several scenes with equally many views.
+    """`Geometry` of a batch of several scenes with equally many views.
 
-    `scenes` has the `Geometry` of each scene. The method `keys` returns one `KeyPositions` per view, scene after scene.
-    The indices of other views in a `KeyPositions` start at 0 in each scene.
+    `scenes` has the `Geometry` of each scene. `keys(height, width, device)` joins their results: a list of one
+    `KeyPositions` per view, scene after scene. It holds the positions in other views of the same scene that show the
+    same 3D points as the view's tokens (cells of its feature map). Its indices of other views start at 0 in each scene;
+    they do not count over the batch.
     """
 
     def __init__(self, scenes: Sequence[Geometry]) -> None:
@@ -124,7 +132,8 @@ class PanoramaGeometry(Geometry):
             K: intrinsics in pixels of the images (F, 3, 3).
             R: camera-to-world rotations (F, 3, 3), OpenCV axes.
             size: (H, W) of the images in pixels.
-            k: side of the k x k positions around each corresponding point that a token attends to; odd.
+            k: odd number. A token attends to a square of k x k positions, one token apart, in the feature map of
+                another view. The centre of the square is the place that shows the token's 3D point.
         """
         super().__init__(len(R))
         self.K, self.R = (t.detach().cpu().double().expand(len(R), 3, 3) for t in (K, R))
@@ -155,8 +164,10 @@ class PanoramaGeometry(Geometry):
 class DepthGeometry(Geometry):
     """Corresponding positions in posed views with known depth (MVDiffusion, section 4.2).
 
-    A token (cell of a view's feature map) attends to the positions that show its 3D point, in all views that overlap
-    enough with its own view. If no view does, the previous and the next view are used (`overlap_neighbours`).
+    It is built from the depth maps and cameras of F views. `keys(height, width, device)` returns one `KeyPositions` per
+    view: for each token (cell of the view's feature map), the positions in other views that show its 3D point. Two
+    views attend to each other if more than a given fraction of the pixels of each, 0.3 by default, projects into the
+    image of the other. A view without such a partner attends to the previous and the next view, if they exist.
     """
 
     def __init__(self, depth: Tensor, c2w: Tensor, K: Tensor, overlap: float = 0.3, as_released: bool = True) -> None:

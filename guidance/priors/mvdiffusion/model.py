@@ -48,8 +48,8 @@ class MVDiffusion(LatentDiffusion):
     """Latent diffusion model whose UNet attends to positions in other views of a scene that show the same 3D point.
 
     Attributes:
-        multiview: `unet` with the attention between views; None until `with_multiview_attention` is called, and the
-            model then denoises each image separately.
+        multiview: `unet` with the attention between views, set by `with_multiview_attention`. While it is None, the
+            model denoises each image separately.
         hold: whether the latents of known images, noised, replace the sampled latents in each step, so that known
             images stay unchanged.
     """
@@ -127,8 +127,9 @@ class MVDiffusion(LatentDiffusion):
     def predict(self, x: Tensor, t: Tensor, text: Tensor, *_args: object, **_kwargs: object) -> Tensor:
         """Return the UNet's output (B, C, h, w), noise or v, for noisy latents `x` of B images, each seen separately.
 
-        The additional input channels of a depth or inpainting UNet mean "nothing is known". `t` are timesteps, (B,) or
-        (), and `text` embeddings (B, L, D). Further arguments are ignored.
+        `x` has only the C channels of the latents. For a depth or inpainting UNet, the method appends additional input
+        channels that say "nothing is known": inverse depth -2, or mask 1 and masked-image latents 0. `t` are timesteps,
+        (B,) or (), and `text` embeddings (B, L, D). Further arguments are ignored.
         """
         return super().predict(torch.cat([x, unknown_channels(self.extra, x)], 1), t, text)
 
@@ -171,9 +172,12 @@ class MVDiffusion(LatentDiffusion):
             x: noisy latents (B F, C, h, w); the views of a scene are consecutive.
             t: timesteps (B F,).
             text: encoded prompts (B F, L, D).
-            geometry: corresponding positions of the views; None: each image is denoised separately.
-            image_channels: additional channels (B F, E, h, w), concatenated to `x`: inverse depth (E = 1), or mask (1
-                where unknown), then latents of the masked image (E = 1 + C); None: the values for "nothing is known".
+            geometry: positions in other views that show the same 3D point, from the method `geometry`, or `Scenes` if
+                the scenes differ; None: each image is denoised separately.
+            image_channels: additional input channels of the UNet (B F, E, h, w), concatenated to `x`. For a depth UNet,
+                E = 1: inverse depth, scaled to [-1, 1] in each view, -2 where unknown. For an inpainting UNet,
+                E = 1 + C: mask (1 where unknown), then latents of the masked image. None: nothing is known (inverse
+                depth -2, or mask 1 and latents 0).
             known_views: clean latents, then mask (1 for known views), (B F, C + 1, h, w), from
                 `inputs.given_condition`; None: no known views.
         """
@@ -192,9 +196,12 @@ class MVDiffusion(LatentDiffusion):
 
         Args:
             x, t, text: noisy latents (B F, C, h, w), timesteps (B F,) and encoded prompts (B F, L, D).
-            geometry: corresponding positions of the views; None: each image is denoised separately.
-            image_channels: additional channels (B F, E, h, w), concatenated to `x`: inverse depth (E = 1), or mask (1
-                where unknown), then latents of the masked image (E = 1 + C); None: the values for "nothing is known".
+            geometry: positions in other views that show the same 3D point, from the method `geometry`, or `Scenes` if
+                the scenes differ; None: each image is denoised separately.
+            image_channels: additional input channels of the UNet (B F, E, h, w), concatenated to `x`. For a depth UNet,
+                E = 1: inverse depth, scaled to [-1, 1] in each view, -2 where unknown. For an inpainting UNet,
+                E = 1 + C: mask (1 where unknown), then latents of the masked image. None: nothing is known (inverse
+                depth -2, or mask 1 and latents 0).
             known_views: clean latents, then mask (1 for known views), (B F, C + 1, h, w); None: no known views.
         """
         channels = unknown_channels(self.extra, x) if image_channels is None else image_channels
@@ -212,17 +219,18 @@ class MVDiffusion(LatentDiffusion):
         """Return a mask (F, 1, h, w), 1 where latents are known, and clean latents (F, C, h, w), to keep known images.
 
         In each sampling step, the caller replaces the sampled latents where the mask is 1 by the clean ones plus noise.
-        Mask and latents come from the first of these arguments that applies (`hold` is the attribute that keeps known
-        images unchanged):
+        Mask and latents depend on the attribute `hold`, whether known images must stay unchanged:
 
-        - `known_views`, if it is not None, and either `hold` is True or the UNet has no branch for known views.
-        - `image_channels`, if it is not None, `hold` is True, and the UNet is for inpainting.
+        - `hold` is True: they are those in `known_views`, or, if this is None and the UNet is for inpainting, those in
+          `image_channels`.
+        - `hold` is False: they are those in `known_views`, if the UNet has no branch that takes known views as input.
 
-        If none applies, the result is None, and the caller replaces nothing.
+        Otherwise, or if the argument named here is None, the result is None, and the caller replaces nothing.
 
         Args:
-            image_channels: additional UNet channels (F, E, h, w). For an inpainting UNet E = 1 + C: mask (1 where
-                unknown, so the result is inverted), then clean latents of the masked images. None: no such channels.
+            image_channels: additional UNet channels (F, E, h, w), or None. Those of an inpainting UNet, E = 1 + C, are
+                a mask (1 where unknown, so the returned mask is 1 minus this one), then clean latents of the masked
+                images.
             known_views: C channels of clean latents of known views, then a mask (1 for known views): (F, C + 1, h, w);
                 None: no known views.
         """
@@ -251,16 +259,18 @@ class MVDiffusion(LatentDiffusion):
 
         Args:
             prompts: F prompts, one for each view.
-            geometry: corresponding positions of the views; None: each view is sampled separately.
+            geometry: positions in other views that show the same 3D point, from the method `geometry`; None: each view
+                is sampled separately.
             size: (H, W) of the images in pixels, divisible by `size_multiple`.
-            conditions: function from the image size (H, W) of a sampling pass (coarse-to-fine sampling has passes at
-                two sizes) to a pair of tensors, each of which may be None. First: additional input channels of the UNet
-                (F, E, h, w), such as depth (E = 1). Second: (F, C + 1, h, w), C channels of clean latents of known
-                views, then a mask that is 1 for known views.
+            conditions: function that returns what is known of the images. It is called with the image size (H, W) of
+                each sampling pass; coarse-to-fine sampling has passes at two sizes. It returns two tensors, each of
+                which may be None: additional input channels of the UNet (F, E, h, w), such as inverse depth (E = 1),
+                and known views (F, C + 1, h, w), which are clean latents, then a mask (1 for known views).
             generator: random generator of all noise; None: torch's global generator.
             eta: amount of fresh noise in each step; 0: deterministic DDIM; 1: as in DDPM.
             on_step: called before each step; may raise an exception to stop.
-            sync: number of additional img2img rounds, and the function that makes the images consistent before each.
+            sync: number of additional img2img rounds, and a function that is called before each round. The function
+                takes the images (F, H, W, 3) in [0, 1] and returns consistent ones in the same shape.
         """
         count, text = len(prompts), self.encode_prompt([*prompts, negative_prompt]).split([len(prompts), 1])
 

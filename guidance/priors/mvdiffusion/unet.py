@@ -37,9 +37,11 @@ class ImageEncoding(nn.Module):
 class MultiviewUNet(nn.Module):
     """Frozen UNet with additional attention: each token attends to the positions in other views that show its 3D point.
 
-    Input: noisy latents of the views of B scenes; output: noise or v. An optional branch encodes known views and adds
-    them to the inputs of the UNet's blocks. Only the added modules (`new_blocks`) are trainable. Tensors have the names
-    of the authors' weights, without the prefix `mv_base_model.`.
+    A token is a cell of a view's feature map. `forward(x, t, text, geometry, known_views)` returns the UNet's output
+    (B F, C, h, w), noise or v, for noisy latents `x` of B scenes with F views each, timesteps and encoded prompts.
+    `geometry`, a `Geometry` made from the cameras, has the positions; if it is None, views do not attend to each other.
+    An optional branch encodes known views and adds them to the inputs of the UNet's blocks. Only the added modules
+    (`new_blocks`) are trainable. Tensors have the names of the authors' weights, without the prefix `mv_base_model.`.
     """
 
     condition_conv_in: nn.Conv2d
@@ -56,8 +58,10 @@ class MultiviewUNet(nn.Module):
 
         Args:
             kind: "panorama": views from one position; "depth": posed views with depth.
-            encoding: positional encoding of displacements (panorama) or depth differences (depth): "reference" (that of
-                the authors' weights) or "capped" (with frequencies from 1/4 to 64 radians per token or per metre).
+            encoding: positional encoding of the relation between a token and a position in another view. For
+                "panorama", the relation is the displacement between them, in tokens; for "depth", the difference of
+                their depths. Frequencies, in radians per token or per unit of length, are 1 up to very high values in
+                "reference", the encoding of the authors' weights, and 1/4 to 64 in "capped".
             condition: whether to add a branch that encodes known views.
             convolution: for kind="depth", whether to add convolutions after each attention, as in the authors' weights.
         """

@@ -56,7 +56,8 @@ def load_blocks(network: MultiviewUNet, weights: Mapping[str, Tensor], unet: boo
     """Copy the attention blocks between views from the state dict `weights` into `network`, in place.
 
     - The blocks in `weights` and in `network` are of the same kind (panorama or depth): whole blocks are copied. If
-      `unet` is True and `weights` has a whole UNet, not only its difference from the 2D model, the UNet is copied too.
+      `unet` is True and `weights` has all layers of the UNet, these are copied too. Other weights have at most its
+      first convolution and low-rank updates (LoRA), which are ignored here; `with_difference` applies them.
     - The kinds differ: only what both have is copied, the attention and feed-forward layers of the blocks. The residual
       convolutions of depth blocks are left out, and `unet` has no effect.
 
@@ -95,17 +96,17 @@ def is_whole(named: Mapping[str, Tensor]) -> bool:
 
 
 def with_difference(unet: UNet2DConditionModel, weights: Mapping[str, Tensor]) -> UNet2DConditionModel:
-    """Return a copy of a 2D model, `unet`, with the input channels and low-rank updates of MVDiffusion weights.
+    """Return the 2D model to which `build_network` or `load_blocks` can add the weights of MVDiffusion in `weights`.
 
-    What the state dict `weights` has of the UNet decides:
+    Besides attention blocks, the state dict `weights` may have a fine-tuned UNet: all its layers, or only its
+    difference from the 2D model, a first convolution and low-rank updates (LoRA) of other layers. The first convolution
+    may have additional input channels, which `unet`, the 2D model, lacks.
 
-    - No first convolution: `unet` itself is returned.
-    - The difference from the 2D model: the copy has the first convolution of `weights`, which may have additional input
-      channels, and the low-rank updates (LoRA) are added to their layers.
-    - A whole UNet with additional input channels: the copy has its first convolution.
-    - A whole UNet without additional input channels: `unet` itself is returned.
+    - `weights` has only the difference: the result is a copy of `unet` with this convolution and these updates.
+    - `weights` has all layers, and additional input channels: the result is a copy of `unet` with the first convolution
+      of `weights`. `build_network` or `load_blocks` copies the other layers later.
+    - Otherwise (nothing of the UNet, or all layers but no additional channels), the result is `unet` itself.
 
-    The other weights of a whole UNet are left to `build_network` or `load_blocks`, which copy them into the result.
     Raises ConfigError if `weights` does not fit `unet`, because it was trained with another 2D model.
     """
     named = {name.removeprefix(PREFIX): tensor for name, tensor in weights.items()}
@@ -126,9 +127,11 @@ def build_network(weights: Mapping[str, Tensor], unet: UNet2DConditionModel) -> 
 
     The tensors in `weights` decide the kind of the attention blocks (panorama or depth), their positional encoding, and
     whether the network has a branch that encodes known views. If `weights` has a whole UNet or its first convolution,
-    these are copied into `unet`, which must have as many input channels. Low-rank updates are ignored. So pass the
-    result of `with_difference` as `unet`, which has the channels and the updates. Raises ConfigError if tensors do not
-    fit the network or are not finite.
+    these are copied into `unet`.
+
+    Always pass the result of `with_difference(unet, weights)` as `unet`. It has the number of input channels that
+    `weights` needs, and the low-rank updates (LoRA) in `weights`, which this function ignores. Raises ConfigError if
+    tensors do not fit the network or are not finite.
     """
     named = {name.removeprefix(PREFIX): tensor for name, tensor in weights.items()}
     ours = {name: tensor for name, tensor in named.items() if OURS.match(name)}
@@ -183,8 +186,8 @@ def difference(unet: UNet2DConditionModel, lora: LoRA | None) -> dict[str, Tenso
     """Return the tensors in which a fine-tuned UNet differs from its 2D model, by their names in weight files.
 
     "unet.conv_in.weight" and "unet.conv_in.bias" are the first convolution of `unet`, which may have additional input
-    channels. "lora.LAYER.down" and "lora.LAYER.up" (with the LoRA's scale as factor) are the matrices of `lora`, which
-    change other layers. If `lora` is None, no other layer differs.
+    channels. "lora.LAYER.down" and "lora.LAYER.up" are the two matrices of `lora` for each layer that it changes; `up`
+    is multiplied by the LoRA's scale. If `lora` is None, the result has only the first convolution.
     """
     state = unet.state_dict()
     found = {f"unet.{name}": state[name] for name in FIRST}

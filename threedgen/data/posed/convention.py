@@ -42,25 +42,23 @@ def check_convention(photos: PosedPhotos) -> list[str]:
     """Check with the images whether `photos.convention`, such as "c2w-opengl", is the right one for the poses.
 
     A convention tells whether a pose matrix is camera-to-world (c2w) or world-to-camera (w2c), and whether the camera
-    has OpenGL or OpenCV axes. It is compared with up to 15 other candidates: the four conventions, each as it is and
-    with y and z swapped in the world, in the camera, or in the translation, except for candidates that mirror the
-    scene.
+    has OpenGL or OpenCV axes. `photos.convention` competes with the other three conventions, and with all four after y
+    and z of the translation are swapped, a mistake in some files (`alternatives`). Each of these eight candidates gets
+    a score:
 
-    All candidates get the same kind of score, depending on the number of photo pairs with enough matching pixels:
-
-    - At least 3 pairs (MIN_PAIRS): the fraction of matching pixels whose two rays meet (`fraction_meeting`), averaged
-      over the pairs. A score of 0.3 (MIN_FIT) or more is good.
-    - Fewer pairs: how well all cameras look at one point, the point nearest to all viewing axes. The score is the
-      median cosine between a camera's viewing axis and its direction to this point. A score of 0.7 (MIN_COSINE) or more
-      is good.
+    - If at least 3 pairs of photos (MIN_PAIRS) have enough matching pixels: the fraction of matching pixels whose two
+      camera rays meet, up to 2 pixels (`fraction_meeting`), averaged over the pairs. 0.3 (MIN_FIT) or more is good.
+    - Otherwise: how well all cameras look at one point, the point nearest to all viewing axes. The score is the median
+      cosine between a camera's viewing axis and its direction to this point. 0.7 (MIN_COSINE) or more is good.
 
     Returns:
-        [] if the score of `photos.convention` is good. Otherwise a list with one remark for the user: the poses fit
-        badly, but no other candidate fits clearly better.
+        [] if the score of `photos.convention` is good. A list with one remark for the user if it is not, and no other
+        candidate is clearly better.
 
     Raises:
-        ConfigError: `photos.convention` mirrors the scene; or its score is not good, and another candidate has a good
-            score that is at least twice as high.
+        ConfigError: the score is not good, and another candidate is clearly better: its score is good and at least
+            twice as high. Or the matrices have a reflection (negative determinant), so that no convention is right. The
+            message names the candidate that fits best, if one is good.
     """
     poses, declared = alternatives(photos.matrices), photos.convention
     matches, K = matching_pixels(photos), photos.cameras.K.double().numpy()

@@ -78,15 +78,15 @@ class PosedFiles:
 def find_photo(folders: Sequence[Path], name: str, listings: Listings, tails: bool = False) -> Path | None:
     """Return the path of the photo `name` in the first of `folders` that has it; None if no folder has it.
 
-    `name` is a path relative to the folder. A "/" at its start and all ".." are removed from it before the search. The
-    file may differ from it in upper and lower case and in the image suffix. Links in the folders, which users make for
-    large datasets, are followed.
+    `name` is a path relative to the folder. A "/" at its start and all ".." in it are ignored. The file may differ from
+    it in upper and lower case and in the image suffix. Links in the folders, which users make for large datasets, are
+    followed.
 
     Args:
         listings: finder of files by their name in any case; it reads the file list of each folder only once.
-        tails: False: search only the whole `name`. True: if no folder has `name`, drop its first folder and search all
-            folders again, and so on, since `name` may be a path on another computer. If `name` has "..", it may start
-            at the parent of `folders[0]`, as in "../images/1.png". The parent is then searched too, before `folders`.
+        tails: False: search only the whole `name`. True: `name` may be a path on another computer. So if no folder has
+            a/b/1.png, search all folders for b/1.png, then for 1.png. Also, if `name` has a "..", as in
+            "../images/1.png", search the parent of `folders[0]` too, each time before `folders`.
     """
     parts = Path(name[-MAX_NAME:].replace("\\", "/")).parts
     folders = [folders[0] / "..", *folders] if tails and ".." in parts else folders
@@ -162,12 +162,13 @@ def to_c2w(matrices: Array, convention: PoseConvention) -> Array:
 def alternatives(matrices: Array) -> dict[str, Array]:
     """Convert pose matrices (N, 4, 4) of unknown convention to camera-to-world poses, OpenGL axes, in 8 ways.
 
-    Each of the four conventions (camera-to-world or world-to-camera, OpenGL or OpenCV axes) is tried in two variants,
-    those that give poses without reflection:
+    Some files have y and z swapped by mistake. So there are two variants of the given matrices, and each is read in the
+    four conventions (camera-to-world or world-to-camera, OpenGL or OpenCV axes):
 
-    - If the matrices have no reflection: unchanged, and with y and z swapped in the translation column only.
-    - If all have one (negative determinant): with the world axes y and z swapped, and with the camera axes y and z
-      swapped.
+    - If no matrix has a reflection (negative determinant): the matrices as they are, and the matrices with y and z of
+      the last column, the translation, swapped.
+    - If all have a reflection: the matrices with y and z of the world swapped, and those with y and z of the camera
+      swapped. Both swaps remove the reflection.
 
     Return a dict from name, such as "w2c-opencv with y and z of the world swapped", to poses (N, 4, 4). It is empty if
     only some of the matrices have a reflection.

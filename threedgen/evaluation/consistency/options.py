@@ -130,11 +130,12 @@ class PosedScenesConfig(Config):
 
 
 class SampledScenesConfig(Config):
-    """Scenes of existing views in a folder, without original views to compare them with.
+    """Scenes whose views exist already as files; there are no original views to compare them with.
 
-    Options of the scenes "sampled" of the task "consistency". There is nothing to set: the scenes are those in the
-    folder of the first sampler, which must be "folder" (`FolderSamplerConfig`). This sampler reads existing views, and
-    the task scores them as if it had sampled them.
+    Options of the scenes "sampled" of the task "consistency"; there is nothing to set. With other scenes, a sampler
+    makes the views. Here the first sampler must be "folder" (`FolderSamplerConfig`), which only reads files. The scenes
+    are those in its folder. Original views are not needed: the task fits a field to most views of a scene, and compares
+    renders of the field with the other views of the scene.
     """
 
     name: Literal["sampled"] = "sampled"

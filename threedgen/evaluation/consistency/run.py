@@ -220,8 +220,9 @@ def feature_distances(features: FeatureNetwork, folder: Path, of: Mapping[str, S
     Args:
         features: network whose features are compared.
         folder: folder RUN/scores, in which `fits.score` has stored held-out views and renders.
-        of: name of a sampler, or "original" for the original views -> results of `fits.score`, a dict of metrics for
-            each scene. Their entries "scene" and "row" (the sampler) give the names of the stored files.
+        of: dict from the name of a sampler to the metrics of its scenes, one dict per scene (result of `fits.score`).
+            The name "original" stands for the original views. The entries "scene" and "row" of a dict are the names of
+            the scene and the sampler, and thus of the stored files.
 
     Returns:
         Dict from each name in ``of`` to a dict with "fid" and "kid" (not multiplied by 1000), each with a 95 %

@@ -83,9 +83,11 @@ class Scene:
         return [k for k in outward if k not in self.condition]
 
     def request(self, seed: int, with_images: bool = True) -> Request:
-        """Return the input of a sampler: cameras and numbers of all target views, prompt, and condition views.
+        """Return the input of a sampler for this scene: the views to sample, the prompt, and the condition views.
 
-        The target views have the order of `targets`. If ``with_images`` is False, the condition views are left out.
+        Condition views are given to the sampler as images with cameras. The views to sample are all others, the target
+        views: the request has their cameras and frame numbers (as in the names of image files), in the order of the
+        property `targets`. ``with_images`` False leaves out the condition views, for a check that needs no images.
         ``seed`` determines the noise of the sampler.
         """
         given = self.original(self.condition) if with_images and self.original and self.condition else None

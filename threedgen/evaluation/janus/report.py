@@ -108,10 +108,16 @@ class Result:
 class Reader:
     """Janus meter for mesh files: the method `read` renders a file and counts the fronts of the object.
 
-    It stores the result in ``folder``/NAME.json and the views in ``folder``/NAME.png, where NAME is the argument `name`
-    of `read`. ``config`` are the options of the Janus meter. ``prompts`` are all prompts of the benchmark, with which
-    the views are compared. If ``unknown_orientation`` is True, each object is assumed to face the way for which most
-    views show the correct side; if False, to face +x.
+    `read(path, name, prompt)` returns a dict with the number of fronts and other attributes of `Result`. It stores the
+    output of the classifier in ``folder``/NAME.json and the views in ``folder``/NAME.png, where NAME is ``name``. A
+    later call with the same file, prompt and options reads them.
+
+    Args:
+        config: options of the Janus meter.
+        prompts: all prompts of the benchmark. For each of them, the dict has a score of how well it fits the views.
+        folder: folder of the stored results and views.
+        unknown_orientation: False: each object should face +x, which decides whether a view shows the correct side.
+            True: it is assumed to face the way for which most views show the correct side.
     """
 
     def __init__(

@@ -31,10 +31,15 @@ Z = 1.959963984540054  # 97.5 % quantile of the normal distribution
 
 @dataclass(frozen=True)
 class Proportion:
-    """Fraction ``value`` = ``hits / total`` of answers that are True, with its 95 % interval (low, high).
+    """Fraction of answers that are True (the others are False), with a 95 % interval.
 
-    The property ``interval`` is ``limits`` if set, else Wilson's score interval (1927), which assumes independent
-    answers. ``value`` and ``interval`` are None if ``total`` is 0.
+    The property ``value`` is ``hits / total``, and ``interval`` is (low, high). Both are None if ``total`` is 0.
+
+    Attributes:
+        hits: number of answers that are True.
+        total: number of answers.
+        limits: interval that the caller has computed, such as a bootstrap interval for answers that depend on each
+            other; None: ``interval`` is Wilson's score interval (1927), which assumes independent answers.
     """
 
     hits: int
@@ -54,11 +59,12 @@ class Proportion:
 
     @property
     def sample_size(self) -> float:
-        """Effective number of independent answers, at most `total`.
+        """Effective number of independent answers, at most `total`, the number of answers; 0 if there are none.
 
-        It is the number for which Wilson's confidence interval of a proportion is as long as `interval`. If `limits` is
-        None, `interval` is Wilson's and the result is `total`. If `limits` holds another interval, such as a bootstrap
-        interval of dependent answers, the result is usually smaller.
+        Answers that depend on each other tell less than as many independent ones, so their interval is longer. If the
+        attribute `limits` has such an interval, the result is the number of independent answers for which Wilson's
+        interval would be equally long. If `limits` is None, the answers count as independent, and the result is
+        `total`.
         """
         if not self.total or self.interval is None:
             return 0.0
@@ -251,8 +257,9 @@ def in_order(log_probability: Floats, azimuth: Floats) -> bool:
     views such that the sum of log-probabilities is greatest. In every group, this assignment must be the true one, the
     sides that the cameras see. Mirrored, rotated or swapped sides are wrong.
 
-    The four cameras of a group have the same distance to the next border between two sides. If it is less than 15
-    degrees (`SIDE_TOLERANCE`), the sides beyond the border are accepted too, for all four views together.
+    A camera near the border between two sides sees both. So if the cameras of a group are within 15 degrees
+    (`SIDE_TOLERANCE`) of such borders, a second assignment is right too: each of the four views has the side beyond the
+    border that is near its camera.
 
     Args:
         log_probability: log-probabilities (V, 4) of front, left, back and right in each view.

@@ -48,6 +48,10 @@ class RingResult:
 def classify_ring(sides: Floats, azimuth: Floats, threshold: float, unknown_orientation: bool = False) -> RingResult:
     """Count the fronts of an object in V views from a ring of cameras, and check the side that each view shows.
 
+    A view shows a front if the front is its likeliest side and has at least the probability ``threshold``. Before this
+    test, the probabilities are smoothed over neighbouring views, and divided by the probability p that the object has a
+    front: the sum of the four sides, averaged over the views. If p is below 0.5, no view shows a front.
+
     Neighbouring views often show the same front. The number of fronts is therefore the largest number of views that
     show a front and are pairwise more than 90 degrees apart.
 
@@ -55,12 +59,13 @@ def classify_ring(sides: Floats, azimuth: Floats, threshold: float, unknown_orie
         sides: probabilities (V, 4) that a view shows the front, left, back or right side. If the four of a view sum to
             less than 1, the rest is the probability that the object has no front.
         azimuth: azimuths (V,) of the cameras, radians, 2 pi / V apart. They are used only to check the sides.
-        threshold: minimum front probability of a view that shows a front. The probabilities are first smoothed over
-            neighbouring views, then divided by the probability p that the object has a front (`has_front`). A view then
-            shows a front if the front is its likeliest side and has at least the probability ``threshold``. If p is
-            below 0.5, no view shows a front.
+        threshold: minimum front probability of a view that shows a front.
         unknown_orientation: False: azimuth 0 is in front of the object. True: the object may face any way; the way for
             which most views show the correct side is assumed. The number of fronts does not depend on this.
+
+    Returns:
+        Number of fronts, how clearly a front is visible, and for each view whether it shows a front, and whether its
+        likeliest side is the side that the camera sees.
     """
     curve = front_curve(sides)
     return RingResult(
@@ -169,10 +174,12 @@ class ErrorRates:
         return self.recall.hits / self.recall.total - self.false_alarms.hits / self.false_alarms.total
 
     def corrected(self, raw: Proportion) -> float | None:
-        """Correct a measured Janus rate: (raw - false_alarms) / (recall - false_alarms), clamped to [0, 1].
+        """Correct a measured Janus rate for the errors of the meter: (raw - false_alarms) / (recall - false_alarms).
 
-        The method is from Rogan and Gladen 1978. The result is None if ``raw`` is undefined, or if the divisor is below
-        0.2 (`MIN_DIFFERENCE`).
+        ``raw`` is the share of objects in which the meter finds several fronts, among those in which it finds any. The
+        attributes ``false_alarms`` and ``recall`` are this share for test objects with one front and for test objects
+        with two. The result is clamped to [0, 1]. It is None if one of the three shares has no objects, or if the
+        divisor is below 0.2 (`MIN_DIFFERENCE`). The method is from Rogan and Gladen 1978.
         """
         if not self.useful or raw.value is None or self.false_alarms.value is None:
             return None
@@ -181,10 +188,14 @@ class ErrorRates:
     def interval(self, raw: Proportion) -> Interval | None:
         """Return the 95 % interval of the true Janus rate, which `corrected` estimates from the measured rate ``raw``.
 
-        It is None if `corrected` returns None. The method is that of Lang and Reiczigel 2014 for a prevalence measured
-        by a test with errors. It includes the uncertainty of ``raw``, ``recall`` and ``false_alarms``. Answers that
-        depend on each other, such as those for several seeds of a prompt, usually count as fewer independent answers
-        (`Proportion.sample_size`), and the interval is then longer.
+        The Janus rate is the share of objects with several fronts. The interval includes the uncertainty of ``raw`` and
+        of the meter's two error rates: ``false_alarms`` and ``recall``, the shares of test objects with one front and
+        with two fronts in which the meter finds several. The method is that of Lang and Reiczigel 2014 for a prevalence
+        measured by a test with errors.
+
+        The result is None if `corrected` returns None: without measured objects, or if the error rates differ too
+        little. Answers that depend on each other, such as those for several seeds of a prompt, usually make the
+        interval longer (`Proportion.sample_size`).
         """
         rate = self.corrected(raw)
         if rate is None:

@@ -55,12 +55,14 @@ Indices = NDArray[np.intp]
 
 
 class Item(NamedTuple):
-    """Views of one scene to measure.
+    """Views to measure: the views of one kind of one scene.
 
     Attributes:
-        kind: kind of views: "truth", "attention" and "base" (samples with and without attention between views), "views"
-            (existing views of a folder), or "other_truth" (true views of other scenes).
-        number: index of the scene among those with this kind of views.
+        kind: "truth" (true views), "attention" (sampled by the model, with attention between views), "base" (sampled by
+            it without this attention), "views" (existing views of a folder), or "other_truth" (true views of scenes
+            that the kind "truth" does not include, for comparison).
+        number: index of the scene, from 0. For "truth", "attention" and "base", equal numbers are the same scene. The
+            scenes of the kinds "views" and "other_truth" are counted separately.
     """
 
     kind: str
@@ -229,7 +231,8 @@ class MeasuredViews:
 
     Attributes:
         figures: one dict per scene, from the name of a metric, such as "psnr", to its value; None: undefined.
-        outputs: features (V, D) and class logits (V, K) of the V views, one entry per scene.
+        outputs: one `NetworkOutput` per scene: features (V, D) and class logits (V, K) of its V views, for FID, KID and
+            Inception score. They are from the network that the option `features` selects, such as Inception-v3.
         images: number of images in all scenes.
     """
 

@@ -45,8 +45,10 @@ MAX_MOVE = 1e-3
 class SceneSampler:
     """Sampler of the views of scenes with an MVDiffusion model; it stores the views in the run folder.
 
-    A call returns the views (V, H, W, 3), uint8, of one scene. The attribute ``given`` is True if the model receives
-    the true view 0 as an input.
+    A call takes (kind, number, scene, on_step): whether to use attention between views ("attention" or "base"), index
+    and content of the scene, and a function to call before each sampling step. It returns the views (V, H, W, 3),
+    uint8. They are read from the run folder if they are stored there, and sampled and stored otherwise. The attribute
+    ``given`` is True if the model receives the true view 0 as an input.
 
     Args:
         task: run of the task "evaluate-views", whose config names the model.

@@ -221,9 +221,10 @@ def _pack(
     Args:
         buffer: binary chunk, with its buffer views and accessors.
         meshes: glTF mesh objects, as JSON data. A node has the name of its mesh.
-        gltf_extras: JSON data for the `extras` of the glTF asset and, if there are `lists`, of each node.
+        gltf_extras: JSON data for the `extras` of the glTF asset. Each node gets them too, except in a GLB of
+            colliders, which is recognised by its missing `lists`.
         more: for each mesh a dict of further keys of its node, such as `translation`; None: no further keys.
-        lists: further lists at the top level of the glTF JSON, such as `materials`. The GLB of colliders has none.
+        lists: further lists at the top level of the glTF JSON. `materials=[...]` becomes its key "materials".
     """
     extras = gltf_extras or {}
     own = {"extras": extras} if lists else {}

@@ -126,12 +126,14 @@ def _candidates(points: Array, error: Array, edges: Array, needed: int) -> list[
 def _collapse_pass(points, uv, faces, corners, error, candidates, locked, first, around, target):
     """Collapse half-edges until at most `target` faces are left or all were tried; return how many collapsed.
 
-    A collapse merges the vertex u at one end of an edge into the vertex v at the other end. `faces`, `corners` and
-    `error` change in place. A half-edge (u, v) is skipped if
+    A collapse of the half-edge (u, v) merges the vertex u into the vertex v, which does not move. The two faces of the
+    edge are removed. In the other faces at u, v takes the place of u, with the UV index that v has on the same side of
+    the edge. `faces`, `corners` and `error` change in place. A half-edge is skipped if
 
     - u is locked, or an earlier collapse of this pass changed a face at u or v,
-    - the edge does not have two faces, or the collapse would give another edge more than two (link condition),
-    - it would break a UV seam (a vertex on a seam merges only along it, one inside a chart not into a seam),
+    - the edge does not have exactly two faces, or another edge would get more than two,
+    - it would break a UV seam: u has a UV index in some face that it has in neither of the edge's two faces, or these
+      two faces have the same UV index at u but different ones at v,
     - a face would flip in UV space, turn its normal by more than 78 degrees or become a sliver.
 
     Args:

@@ -108,9 +108,9 @@ def dense_surface(field: FieldView, resolution: int) -> tuple[Mesh, list[str]]:
 def half_light_depth(mesh: Mesh) -> float:
     """Return the depth below the surface that half of the light reaches, as a fraction of the mesh's longest side.
 
-    In world units, this depth is ln 2 / density, for the object's typical density (see `typical_density`). The density
-    is known from `mesh.info["haze"]`, in which `field_surface` stores 0.1 (`HAZE`) times it. Without this entry, as for
-    a representation that is itself a mesh, the result is 0.
+    The depth is ln 2 / density in world units, divided by the longest side of the mesh's bounding box. The density (per
+    world unit) is a typical one of the object. `field_surface` stores 0.1 (`HAZE`) times this density as
+    `mesh.info["haze"]`. Without this entry, as for a representation that is itself a mesh, the result is 0.
     """
     density = float(mesh.info.get("haze", 0.0)) / HAZE
     size = float(np.ptp(mesh.vertices, axis=0).max())
@@ -124,11 +124,11 @@ def field_surface(field: FieldView, resolution: int) -> Mesh:
 
     1. The density is sampled on a grid with `resolution` points per edge of the cube around the sphere, and blurred. To
        remove haze, 0.1 (`HAZE`) times the object's typical density (see `typical_density`) is subtracted.
-    2. The optical depth tau of a grid point is computed: the integral of this density along a straight line from the
-       cube's border to the point, the smallest of the six axis directions.
-    3. Marching cubes extract the surface tau = ln 2 / 2, so that a wall is found if it stops at least half of the
-       light. For a very thin or very dense field, the level is lower or higher, so that the surface is neither too deep
-       inside the object nor in the haze in front of it (see `depth_field`).
+    2. The optical depth tau of each grid point is computed. Six straight lines along the axes lead from the cube's
+       border to the point. The density is integrated along each, and tau is the smallest of the six integrals.
+    3. Marching cubes extract the surface tau = ln 2 / 2. A wall that stops half of the light has the integral ln 2, so
+       tau is ln 2 / 2 in its middle, and weaker walls are not found. If, at the typical density, light reaches this tau
+       after less than 0.008 or more than 0.03 scene radii, the surface is instead at about the tau of this limit.
     4. Small connected pieces are removed, and the mesh is smoothed.
 
     Raises EmptyField for a field without a surface.

@@ -42,8 +42,9 @@ def depth_field(sigma: Array, cell: float, radius: float) -> tuple[Array, Tree]:
     """Compute, from a density grid, a scalar field tau whose level set is the object's surface.
 
     The density is blurred, and 0.1 (`HAZE`) times its typical value (see `typical_density`) is subtracted to remove
-    haze. tau of a grid point is the integral of the result along a straight line from the grid's border to the point,
-    the smallest of the six axis directions. Small parts of the object are removed and cavities filled (see `clean`).
+    haze. Then tau of a grid point is computed. Six straight lines along the axes lead from the grid's border to the
+    point. The density is integrated along each, and tau is the smallest of the six integrals. Small parts of the object
+    are removed and cavities filled (see `clean`).
 
     The standard deviation of the blur, in scene radii, is 0.6 / (typical density * `radius`)^2, at most 0.03
     (`BLUR_SCALE`, `MAX_BLUR`). A blur below a quarter of a grid cell is left out.
@@ -55,8 +56,10 @@ def depth_field(sigma: Array, cell: float, radius: float) -> tuple[Array, Tree]:
 
     Returns:
         tau (R, R, R), larger inside the object.
-        Dict with "level": the surface is the set tau = level. This is ln 2 / 2, limited to about 0.008 to 0.03 scene
-            radii (`MIN_DEPTH`, `MAX_DEPTH`) times the typical density. Further keys: "haze", the subtracted density;
+        Dict with "level": the surface is the set tau = level. The level is ln 2 / 2, because tau has this value in the
+            middle of a wall that stops half of the light. If, at the typical density, light reaches this tau after less
+            than 0.008 or more than 0.03 scene radii (`MIN_DEPTH`, `MAX_DEPTH`), the level is instead the tau of this
+            limit, but it is raised at most to half the maximum of tau. Further keys: "haze", the subtracted density;
             "blur", the standard deviation in world units; "parts_found" and "parts_kept", the numbers of connected
             parts; "volume_dropped" and "cavities_filled", fractions of the object's volume.
 

@@ -151,10 +151,10 @@ def covering_faces(uv: Array, faces: Array, size: int) -> tuple[Array, Array]:
 
 
 def overlap(first: Array, last: Array) -> float:
-    """Return the fraction of covered texels that more than one face covers.
+    """Return the fraction of covered texels that more than one face covers; 0 if no texel is covered.
 
-    `first` and `last` are the results of `covering_faces`: the lowest and the highest index of the faces that cover
-    each texel.
+    `first` and `last` (H, W) are the lowest and the highest index of the faces that cover each texel, -1 for none, as
+    from `covering_faces`. They differ where more than one face covers the texel.
     """
     return float((first != last).sum() / max((first >= 0).sum(), 1))
 

@@ -127,10 +127,11 @@ class Texels(NamedTuple):
 
 
 def texel_frames(low: TexturedMesh, buffers: Buffers) -> Texels:
-    """Return surface points and tangent frames of the N texels that a face covers, interpolated from the vertices.
+    """Return surface points and tangent frames of the texels of a mesh, interpolated from its vertices.
 
-    The texels are ordered row by row, starting at v = 1. `buffers` has the face of each texel and the barycentric
-    weights of its corners, from `rasterise_uv`.
+    `low` is the mesh with UVs whose textures are baked. `buffers`, from `rasterise_uv`, has for each texel the face of
+    `low` that covers it, if any, and the barycentric weights of the face's corners. The result has only the N covered
+    texels, row by row, starting at v = 1.
     """
     parts = (low.vertices, low.normals, low.tangents)
     points, normals, tangents = (interpolate(part, low.faces, buffers)[buffers.mask] for part in parts)

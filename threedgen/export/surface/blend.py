@@ -13,22 +13,22 @@ MIN_WEIGHT = 1e-5  # sum of weights below which a texel's colour is darkened in 
 class BlendOptions:
     """Rules for projecting several images onto a mesh's texture: which images colour a texel, and with which weights.
 
-    An image colours a texel if
+    The limits `error`, `cosine` and `opacity` decide which images colour a texel. The weight of an image is c^`power`,
+    multiplied by the factors that `beside_edge`, `feather` and `window` describe. c is the cosine of the angle between
+    the texel's normal and the direction to the camera, for perspective cameras divided by the distance to the camera.
+    `error` and `jump` are fractions of the depth for perspective cameras, and in world units for orthographic ones.
 
-    - the texel is less than `error` behind the surface that the camera sees there,
-    - the cosine of the angle between the texel's normal and the direction to the camera is above `cosine`,
-    - the image's opacity there is above `opacity`, and
-    - if `beside_edge` is 0, the texel is not beside a depth edge.
-
-    Beside a depth edge means: within `margin` pixels of a step of at least `jump` in the depth map. `error` and `jump`
-    are fractions of the depth for perspective cameras, and in world units for orthographic ones.
-
-    The weight of the image is the cosine (perspective cameras: divided by the distance to the camera) to the power
-    `power`, times
-
-    - `beside_edge`, if the texel is beside a depth edge,
-    - with `feather` > 0, a factor that rises to 1 over the distance `feather` * image height from depth edges, and
-    - with `window`, a factor that falls from 1 at the image centre to almost 0 at the image borders.
+    Attributes:
+        error: an image colours a texel only if the texel is less than this far behind the surface that the camera sees.
+        cosine: an image colours a texel only if the cosine of the angle in c is above this limit.
+        jump: smallest step in the depth map that counts as a depth edge.
+        beside_edge: factor in [0, 1] for texels beside a depth edge; 0: the image does not colour them.
+        margin: a texel is beside a depth edge if it is within this number of image pixels of it.
+        feather: distance from depth edges over which a factor rises from almost 0 to 1, as a fraction of the image
+            height; 0: no such factor.
+        opacity: an image colours a texel only if the image's opacity there, in [0, 1], is above this limit.
+        power: exponent, above 0.
+        window: True for a factor that falls from 1 at the image centre to almost 0 at the image borders.
     """
 
     error: float = 0.02  # maximum depth difference between texel and visible surface
@@ -44,9 +44,8 @@ class BlendOptions:
     def valid(self, error: Array, cosine: Array, jump: Array, mask: Array | None = None) -> Array:
         """Return a bool mask (M,) of the texels that an image may colour.
 
-        The conditions are error < self.error, cosine > self.cosine, mask > self.opacity and, only if `self.beside_edge`
-        is 0, jump < self.jump. Otherwise, texels beside depth edges are valid, and only their weights are multiplied by
-        `beside_edge`.
+        A texel is valid if error < self.error, cosine > self.cosine and mask > self.opacity. If `self.beside_edge` is
+        0, jump < self.jump is a further condition; else `jump` has no effect here.
 
         All arguments are arrays (M,) with one value per texel. `error` and `jump` are fractions of the depth for
         perspective cameras, and in world units for orthographic cameras.
@@ -54,8 +53,7 @@ class BlendOptions:
         Args:
             error: depth of the texel minus depth of the visible surface.
             cosine: cosine of the angle between surface normal and direction to the camera.
-            jump: largest step in the depth map near the texel. A step is a second difference along a row or column of
-                the depth map (perspective cameras: of 1 / depth), which is 0 on a plane.
+            jump: largest deviation of the depth map from a plane near the texel: 0 on a plane, large at a depth edge.
             mask: opacity of the image in [0, 1] at the texel; None: opaque.
         """
         visible = (error < self.error) & (cosine > self.cosine)
@@ -63,11 +61,14 @@ class BlendOptions:
         return visible if self.beside_edge else visible & (jump < self.jump)
 
     def weight(self, cosine: Array, valid: Array) -> Array:
-        """Return the weights (M,) of an image at M texels: cosine^self.power, or 0 where `valid` (M,) is False.
+        """Return the weights (M,) of an image at M texels, without the factors for depth edges and image borders.
 
-        The other factors of a weight (see the class), for depth edges and image borders, are not included. `cosine`
-        (M,) is the cosine of the angle between surface normal and direction to the camera. For perspective cameras,
-        pass the cosine divided by the distance to the camera. Negative values count as 0.
+        The weight is max(cosine, 0)^self.power, or 0 where `valid` is False.
+
+        Args:
+            cosine: (M,) cosine of the angle between surface normal and direction to the camera. For perspective
+                cameras, pass it divided by the distance to the camera, so that near images have larger weights.
+            valid: (M,) bool, True where the image may colour the texel (see the method `valid`).
         """
         return np.where(valid, np.maximum(cosine, 0), 0) ** self.power
 
@@ -82,7 +83,11 @@ addition, weights rise with the distance from depth edges (`feather`), which hid
 
 
 class WeightedMean:
-    """Accumulator for the weighted mean of the colours of N texels over several images. Call `add` once per image."""
+    """Accumulator for the weighted mean of the colours of N = `texels` texels over several images.
+
+    Call `add` once per image with the colours (M, 3) and weights (M,) that it gives to M of the texels. Then `mean_or`
+    returns the mean colours (N, 3), and `known` the mask (N,) of the texels that have any.
+    """
 
     def __init__(self, texels: int) -> None:
         self.total, self.weights = np.zeros((texels, 3), np.float32), np.zeros(texels, np.float32)

@@ -31,14 +31,15 @@ BORDER_WEIGHT = 1e-3  # minimum of the weight factors of the options `window` (p
 
 
 class ViewTexture(NamedTuple):
-    """Texture projected from images, and how well the images determine it.
+    """Texture that `texture_from_views` projected from images, and how well the images determine it.
 
     Attributes:
         texture: (H, W, 3) in [0, 1], row 0 at v = 1.
-        visible: (H, W) bool, the texels that an image of this or of an earlier projection shows.
+        visible: (H, W) bool, the texels that an image shows. If `texture_from_views` got an earlier texture `over`, its
+            visible texels are included.
         share: fraction of visible texels among those that a face covers.
-        psnr: agreement of the texture with the images of this projection, in dB. Each image is compared, at all texels
-            that it shows, with the texture's colours. 0 if the images show no texel.
+        psnr: PSNR in dB between images and texture, from the mean squared error over all pairs of an image and a texel
+            that it shows; 0 if there is no such pair.
     """
 
     texture: Array  # (H, W, 3) float32 in [0, 1], row 0 at v = 1
@@ -48,10 +49,16 @@ class ViewTexture(NamedTuple):
 
 
 class TexelGeometry(NamedTuple):
-    """World positions `points` of N texels, and unit normals: of the face (`normals`), and interpolated (`smooth`).
+    """Positions and unit normals of the N texels that the faces of a mesh cover, for the projection of images onto it.
 
-    The normals point to the side of the face that more pixels of the images show. If neither side is shown more, they
-    keep the direction that the order of the face's vertices gives them, and the bool mask `two_sided` (N,) is True.
+    The normals of a face point to its visible side: the side that more pixels of the projected images show.
+
+    Attributes:
+        points: (N, 3) positions in world units.
+        normals: (N, 3) unit normals of the faces.
+        smooth: (N, 3) unit normals interpolated from the vertices.
+        two_sided: (N,) bool, True for texels of faces of which the images show both sides equally often, or none. Their
+            normals have the direction that the order of the face's vertices gives.
     """
 
     points: Array  # (N, 3), world units
@@ -169,13 +176,19 @@ def render_depths(
 def _weights(
     texels: TexelGeometry, at: Cameras, n: int, depth: Array, options: BlendOptions, mask: Array | None
 ) -> tuple[Array, Array, Array]:
-    """Find the M texels that image n shows.
+    """Find the M texels that image n shows: they lie inside it, and their weight by `options` is above 0.
 
     Returns their indices in `texels` (M,), the blending weights of their colours in image n (M,), and their positions
     (x, y) in image n in pixels (M, 2).
 
-    `depth` (H, W) is the depth map of camera n from `render_depths`. `mask` (h, w) in [0, 1] is the opacity of the mesh
-    in image n, or None if it is 1 everywhere. H and W are the same whole multiple of h and w.
+    Args:
+        texels: positions and normals of all texels that a face covers.
+        at: cameras of all images, with h x w pixels.
+        n: index of the image and of its camera in `at`.
+        depth: (H, W) depth map of camera n from `render_depths`. It is finer than the image: H and W are h and w times
+            the same integer.
+        options: rules that hide texels, such as those behind another surface, and weight the others.
+        mask: (h, w) opacity of the mesh in image n, in [0, 1]; None: 1 everywhere.
     """
     c2w, K, size = at.c2w[n].double().numpy(), at.projection.K[n].numpy(), np.array([at.width, at.height])
     w2c = (c2w[:3, :3] * (1, -1, -1)).astype(np.float32)

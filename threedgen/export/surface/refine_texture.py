@@ -38,8 +38,13 @@ ADAM_EPS = 1e-3  # epsilon of Adam. It makes texels with a small gradient change
 class Refined(NamedTuple):
     """Result of `refine_texture`: the refined `texture` (H, W, 3), and how well its renders match the target images.
 
-    `psnr_before` and `psnr_after` (in dB) compare renders with the targets, before and after the refinement, over the
-    compared pixels. `pixels` is their number, `visible` (H, W) a mask of the texels that they show.
+    Only some pixels of the target images are compared: those that show an opaque part of the mesh, not too obliquely.
+
+    Attributes:
+        texture: (H, W, 3) in [0, 1], row 0 at v = 1.
+        visible: (H, W) bool, the texels that a compared pixel shows.
+        psnr_before, psnr_after: PSNR in dB of the compared pixels, with the input texture and with `texture`.
+        pixels: number of compared pixels.
     """
 
     texture: Array  # (H, W, 3) float32 in [0, 1]
@@ -63,11 +68,12 @@ class PixelTargets(NamedTuple):
 def refine_texture(texture: Array, mesh: TexturedMesh, c2w: Array, fov: float, targets: Array, masks: Array) -> Refined:
     """Optimise a texture so that renders of the mesh match the targets. Return the best texture found, or the input.
 
-    A pixel is the mean of the texture at 2 x 2 points (SUPERSAMPLE). It is compared only if all these points hit the
-    mesh, if the cosine between normal and direction to the camera is at least 0.2 (MIN_COSINE) at each point, and if
-    the pixel's opacity is at least 0.95 (MIN_OPACITY), because field and mesh differ near silhouettes. Texels more than
-    a pixel away from all compared pixels do not change. If the texture improves, uncovered texels are filled again from
-    the nearest covered texel.
+    A rendered pixel is the mean of the texture at 2 x 2 points (SUPERSAMPLE). It is compared only if all these points
+    hit the mesh, if the cosine between normal and direction to the camera is at least 0.2 (MIN_COSINE) at each point,
+    and if the pixel's opacity is at least 0.95 (MIN_OPACITY), because field and mesh differ near silhouettes. Only
+    texels change that compared pixels show, or that are at most about the width of an image pixel away. If the PSNR
+    improves, texels that are outside all UV triangles of the mesh and not shown by compared pixels are filled again:
+    they get the value of the nearest texel that is inside a triangle or shown.
 
     Args:
         texture: baked texture (H, W, 3), sRGB in [0, 1], row 0 at v = 1.
@@ -92,13 +98,18 @@ def refine_texture(texture: Array, mesh: TexturedMesh, c2w: Array, fov: float, t
 
 
 def sample_pixels(mesh: TexturedMesh, c2w: Array, fov: float, targets: Array, masks: Array) -> PixelTargets:
-    """Return texture coordinates and target colours of the pixels in which mesh and field are compared.
+    """Return the target colours (P, 3) and texture coordinates (P, 4, 2) of the P pixels that can be compared.
 
-    These pixels have an opacity of at least 0.95 (MIN_OPACITY), and all their 2 x 2 points (SUPERSAMPLE) hit the mesh,
-    where the cosine between normal and direction to the camera is at least 0.2 (MIN_COSINE). Takes camera-to-world
-    matrices c2w (V, 4, 4) with OpenGL axes, the vertical field of view `fov` in radians, renders of the field `targets`
-    (V, h, w, 3), sRGB in [0, 1], and their opacities `masks` (V, h, w) in [0, 1]. Raises ConfigError if there are no
-    such pixels.
+    Each pixel is sampled at 2 x 2 points (SUPERSAMPLE). It can be compared if all four points hit the mesh, if the
+    cosine between normal and direction to the camera is at least 0.2 (MIN_COSINE) at each point, and if the pixel's
+    opacity is at least 0.95 (MIN_OPACITY). Raises ConfigError if there are no such pixels.
+
+    Args:
+        mesh: mesh with UVs, in world space.
+        c2w: camera-to-world matrices (V, 4, 4) with OpenGL axes.
+        fov: vertical field of view in radians.
+        targets: renders of the field (V, h, w, 3), sRGB in [0, 1].
+        masks: opacity of the renders (V, h, w) in [0, 1].
     """
     size = targets.shape[1] * SUPERSAMPLE, targets.shape[2] * SUPERSAMPLE
     vertices, normals = mesh.vertices.astype(np.float64), unit(area_vectors(mesh.vertices, mesh.faces))
@@ -188,7 +199,11 @@ def _convolve(values, kernel, result):
 
 
 def predict(texture: Array, samples: PixelTargets) -> Array:
-    """Return the colours (P, 3) of the P pixels of `samples`: means of a texture (H, W, 3) at each pixel's UVs."""
+    """Return the colours (P, 3) that the P pixels of `samples` have with a texture (H, W, 3).
+
+    `samples.uv` has the texture coordinates of S points in each pixel. The colour of a pixel is the unweighted mean of
+    the texture, sampled bilinearly, at its S points.
+    """
     return torch.from_numpy(sample(texture, samples.uv)).mean(1).numpy()  # NumPy's mean is ten times slower here
 
 

@@ -128,17 +128,15 @@ def memory(
 
 
 def distinct_steps(system: GenerateSystem) -> Iterator[tuple[int, int]]:
-    """Yield the distillation steps to measure, as pairs (render size in pixels, step).
+    """Yield the distillation steps to measure, as pairs (render size in pixels, step): one step for each kind of step.
 
-    The memory of a step depends on three properties: render size, number of scenes (groups of views), and whether
-    normals are computed. They are computed for a lit (shaded) render, which can be random, and for the orientation
-    loss.
+    Steps are of the same kind, and need about the same memory, if three properties are equal: the render size, the
+    number of scenes (groups of views), and whether normals are needed. Normals are needed for a shaded render, which
+    the material can choose at random, and for the orientation loss (penalty on normals that face away from the camera).
 
-    The steps are divided into intervals. One starts at each key of the schedules of render size, scenes and weight of
-    the orientation loss, and one at the step from which the material can be lit. Of each interval, one step is chosen:
-    the first with normals, which take more memory, or the first of all if none has normals. To save time, only the
-    first 50 steps (FIRST_STEPS) and the last step of an interval are checked for normals. A chosen step is left out if
-    an earlier one has the same three properties.
+    To save time, not all steps are examined. The steps are divided where an option behind these properties changes or
+    where shading begins. Of each part, only the first 50 steps (FIRST_STEPS) and the last are examined, and one is
+    yielded: the first that needs normals, or else the first of all. It is left out if its kind was yielded before.
     """
     config, end = system.config, system.max_steps
     schedules = [

@@ -82,12 +82,14 @@ class Fit:
     def losses(self, step: int, done: int, steps: int) -> StepResult:
         """Return the loss of a step: error of the colours plus penalties. The result also has values for the log.
 
-        A step uses `fit.rays` random pixels of all images; for rasterised objects (meshes and 3D Gaussians), random
-        whole images with about as many pixels, at least one image. The penalties are on:
+        A step compares renders with `fit.rays` random pixels of the V images to which the object is fitted. For
+        rasterised objects (meshes and 3D Gaussians) it uses random whole images with about as many pixels, at least one
+        image. The penalties are on:
 
         - entropy of the opacity, which drives it to 0 or 1. Its weight rises during the fit.
-        - any opacity, weakly (sparsity loss), against density of the background colour, which has no colour error.
-        - opacity in pixels that are farther than 1/32 of the image side from the object in the given image.
+        - opacity of all pixels (sparsity loss), with a low weight. It removes density that has the colour of the
+          background, which the error of the colours does not notice.
+        - opacity of pixels where the image has no object: those farther from it than 1/32 of the image side.
         - spread of the weights along a ray (distortion loss), not for rasterised objects. Its weight is
           `fit.distortion`.
         - differences between nearby surface normals.

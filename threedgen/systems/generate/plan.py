@@ -57,7 +57,12 @@ def preset_lines(config: GenerateConfig, device: torch.device) -> list[str]:
 
 
 def steps(config: GenerateConfig) -> str:
-    """Return a text with the total number of steps of a run or stage, and the number in each phase."""
+    """Return a text with the number of steps of a run, such as "1000 (200 fit the sampled views, 800 distil)".
+
+    The numbers in brackets are the steps of its phases: fit of sampled views, distillation, refinement. Phases without
+    steps are left out. `config` is the config of the run, or of one of its stages (earlier runs); the steps of other
+    runs do not count.
+    """
     refined = config.trainer.max_steps - config.warm_steps - config.distilled_steps
     parts = {"fit the sampled views": config.warm_steps, "distil": config.distilled_steps, "refine": refined}
     return f"{config.trainer.max_steps} ({', '.join(f'{count} {name}' for name, count in parts.items() if count)})"

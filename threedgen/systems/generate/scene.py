@@ -60,15 +60,17 @@ class RenderChunks:
         self.last: int | None = None
 
     def chunk_size(self, normals: bool, device: torch.device, sample_bytes: Callable[[], float]) -> int | None:
-        """Return the chunk size of a training render, in samples of its rays; None: render all samples in one chunk.
+        """Return how many samples of its rays a training render processes at a time; None: all samples.
 
-        The arguments are used only if the option `march.chunk` is "auto". Then the size is computed from the free
-        memory of `device` and the bytes per sample. The size is never above `limit`.
+        The result is the option `march.chunk`, a number or None. If the option is "auto", the result is computed from
+        the free memory, once for renders with normals and once for those without, and stays the same. After a step ran
+        out of memory (see `shrink`), the result is reduced to the attribute `limit` if it is larger or None.
 
         Args:
-            normals: whether the render also computes normals, which need more memory; each case has its own size.
-            device: device of the render.
-            sample_bytes: function that returns the bytes of the autograd graph per sample; called once per case.
+            normals: whether the render also computes normals, which need more memory.
+            device: device of the render, whose free memory counts.
+            sample_bytes: function that returns the bytes that each sample adds to the autograd graph of this render. It
+                is called only when the result is computed.
         """
         chunk = self.chunk
         if isinstance(chunk, str):  # auto
@@ -79,9 +81,10 @@ class RenderChunks:
         return chunk if self.limit is None else min(self.limit, chunk or self.limit)
 
     def shrink(self) -> int:
-        """Set `limit` to a quarter of the largest chunk of the last render, in samples, and return it.
+        """Reduce the number of ray samples that later training renders process at a time, and return the new maximum.
 
-        Called by `Scene` after a step ran out of memory, before the step is repeated.
+        The maximum, the attribute `limit`, is set to a quarter of the number in the last render. `Scene` calls this
+        method after a step ran out of memory, before it repeats the step.
         """
         self.limit = max(1, (self.last or OOM_FALLBACK_SAMPLES) // OOM_FACTOR)
         return self.limit
@@ -152,9 +155,9 @@ class Scene(System):
     def condition(self, rig: Rig, background: Tensor | None = None) -> Condition:
         """Return the condition of the prior (text, cameras, reference image) for the views of the cameras in `rig`.
 
-        `background` is the colour (R, 3) in [0, 1] behind the object at each of the R pixels of the rendered views.
-        Its mean is the grey level behind the object in the reference image; None: 0.5. Only priors that adapt their
-        reference image to the renders, such as ImageDream, use it.
+        `background` (R, 3) in [0, 1] is the colour behind the object at each of the R pixels of the rendered views.
+        Only priors that adapt their reference image to the renders, such as ImageDream, use it: they show the object of
+        the reference image on plain grey. The grey level is the mean of `background`; None: 0.5.
         """
         n_view, c2w = self.config.views_per_scene, to_device(rig.cameras.c2w, self.device)
         reference = self.reference

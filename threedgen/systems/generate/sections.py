@@ -73,11 +73,12 @@ class LossConfig(Config):
 
 @dataclass(frozen=True)
 class LossWeights(Component):
-    """Annotation that sets the type of the config section `loss`, as in `loss: Annotated[LossConfig, LossWeights()]`.
+    """Annotation of the config section `loss`, which adds weights of registered loss terms to those of `LossConfig`.
 
-    pydantic then converts the section to a subclass of `LossConfig`, which is created when a config is validated. The
-    subclass has one weight for each loss term: those of `LossConfig`, one for each registered component of the kind
-    "regulariser", and those that registered representations add, such as "eikonal".
+    It is written as `loss: Annotated[LossConfig, LossWeights()]`. The fields of `LossConfig` are the weights of the
+    loss terms that always exist. Further terms come from registered components: each "regulariser" is one, and a
+    representation can have its own, such as "eikonal". When pydantic validates a config, the section becomes an
+    instance of a subclass of `LossConfig` with one more field for each further term, whose default is 0.
     """
 
     kind: str = "regulariser"

@@ -72,13 +72,17 @@ def run(config: GenerateConfig, resume: Path | None = None, quiet: bool = False)
 def run_status(
     config: GenerateConfig, resume: Path | None = None, quiet: bool = False, init_path: Path | None = None
 ) -> Status:
-    """Run the stages of the config (earlier runs) and then the run itself, and return the run's final status.
+    """Run the stages of the config and then the run itself, and return the final status.
+
+    A stage is a run of its own, with its own config, that is done first, unless it is finished already. The object of a
+    stage initialises the next stage, and that of the last stage initialises the run itself. If a stage does not finish,
+    the run itself does not start, and the status is that of the stage.
 
     Args:
         quiet: print neither the names of weight files nor progress.
         resume: run folder to resume from its last checkpoint; None: a new run.
-        init_path: run folder whose object initialises the run, if the config has no stages; None: the path in the
-            option `start` or `edit`, else a new object.
+        init_path: run folder whose object initialises the run; None: the path in the option `start` or `edit` (at most
+            one is set), else a new object. It has no effect if the config has stages.
 
     Raises:
         ConfigError: the prompt, the prior or the checkpoint cannot be used, or a file cannot be written.
@@ -155,9 +159,12 @@ def check_backends(config: GenerateConfig) -> None:
 
 
 def noise_prompt(run: Path) -> str:
-    """Return the prompt that determined, with the seed, the noise of a run's object code.
+    """Return the prompt that, with the seed, determines the noise from which the object code of a run is sampled.
 
-    It is the prompt of the run, or for an edit that of the run which it edits, if that folder still exists.
+    The object code is a vector of what the prompt leaves unspecified. `run` is the run folder. Usually the result is
+    the run's own prompt. For a run with the option `edit`, which changes the object of an earlier run, it is the
+    `noise_prompt` of the earlier run, so that an equal seed gives equal noise. If the folder of the earlier run is
+    gone, it is the run's own prompt again.
     """
     config = stored_config(run) or {}
     if config.get("edit") is not None:
@@ -169,13 +176,13 @@ def noise_prompt(run: Path) -> str:
 def embeddings(config: GenerateConfig, prior: Prior, texts: list[str], image: Tensor | None, folder: Path) -> Tensor:
     """Encode n texts, and return their embeddings (n, L, D). They are cached in `folder` for a resumed run.
 
-    If the prior has object codes (vectors of what a text leaves unspecified), the last of the L rows of an embedding is
-    the code. The negative prompt and empty further texts have no code (zeros).
+    Some priors have object codes, vectors of what a text leaves unspecified. Then the last of the L rows of an
+    embedding is the code. This row is zeros for the negative prompt and for further texts that are empty.
 
-    Without `image`, the codes of all texts are sampled from the same noise. The noise depends on the seed and on the
-    prompt: if it depended on the seed only, the objects of all prompts would get the same colour. With the option
-    `edit`, which changes the object of an earlier run, the noise depends on the prompt of that run in place of the new
-    one. Sampling then starts from a mixture of the noise and the code of that run, so the new object is similar.
+    The codes of the other texts are computed from `image`. Without it they are sampled, all from the same noise. The
+    noise depends on the seed and on the prompt, so that objects of different prompts get different colours. With the
+    option `edit`, which changes the object of an earlier run, the noise depends on the prompt of that run instead, and
+    is mixed with the code of that run, so that the new object is similar.
 
     Args:
         texts: prompt, negative prompt, and any further texts, such as prompts of the side or back view.

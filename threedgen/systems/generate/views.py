@@ -109,19 +109,21 @@ def sample_views(
     """Sample views of the object from the prompt, in groups of `camera.n_view` views. Cache them in the run folder.
 
     The number of groups is G = `warm_start.groups` with a warm start and a prior that can sample new views from known
-    ones, otherwise G = 1. The first group is written to preview.png.
+    ones, otherwise G = 1. All further groups are conditioned on the first, so that they show the same object. The first
+    group is written to preview.png.
 
     Args:
         text_embeddings: (n, L, D) embeddings; the first is of the prompt, the second of the negative prompt.
-        image: (1, H, W, 3) in [0, 1], first view of the first group. It is not sampled, and all other views are
-            conditioned on it. None: all views are sampled.
+        image: (1, H, W, 3) in [0, 1], given first view of the first group. It is not sampled, and the other views of
+            the group are conditioned on it. None: all views are sampled.
         quiet: show no progress.
 
     Returns:
         Images (V, H, W, 3) in [0, 1], sharpened as the option `warm_start.sharpen` says, and their V cameras; H = W is
-        the image size of the prior. Without `image`, V is G times `camera.n_view`. With `image`, V is larger by 3: the
-        first four images and cameras are all those of `image`, which gives it four times the weight of another view in
-        the fit. (None, None) for a single-view prior, or if the config has neither preview nor warm start.
+        the image size of the prior. V = G * `camera.n_view` without `image`. With `image` there are 3 more, because the
+        given view and its camera are repeated: entries 0 to 3 are equal, so that the given view has four times the
+        weight of another view in the fit. (None, None) for a single-view prior, or if the config has neither preview
+        nor warm start.
     """
     p, n_view, size = config.preview, config.views_per_scene, prior.image_size
     if not (p.enabled or config.warm_steps) or n_view < 2:

@@ -144,11 +144,15 @@ def once_around(views: Views, count: int) -> Views:
 def pair_loss(
     model: sampler.ViewModel, pairs: Pairs, logsnr: Tensor, has_condition: Tensor, noise: Tensor, blank: Tensor
 ) -> Tensor:
-    """Return the mean squared error of the network's output for noisy target views, a scalar.
+    """Return the training loss of a novel-view model for B pairs of views, the mean squared error of its output.
 
-    The output is noise, v or the clean view, as `model.prediction` says.
+    From a condition view (known view) of a scene, the model denoises a target view of the same scene. Its output is the
+    noise, v or the clean view, as `model.prediction` says.
 
     Args:
+        model: the novel-view model.
+        pairs: condition views `pairs.x` and clean target views `pairs.x0`, (B, C, h, w) each, and their cameras. Views
+            are latents or pixels, as the model needs them.
         logsnr: (B,) log signal-to-noise ratios of the noisy target views.
         has_condition: (B,) bool; where False, `blank` replaces the condition view.
         noise: (B, C, h, w) unit Gaussian noise that is added to the target views.
@@ -212,12 +216,13 @@ class PairSystem(AveragedSystem):
         return self.scheduled(optimizer, rate_factor(o.warmup / self.examples, o.decay, self.max_steps))
 
     def validate(self, step: int, folder: Path) -> None:
-        """Write the averaged weights to folder/model, and samples to folder/samples.png.
+        """Write the averaged weights to folder/model, and samples to folder/samples.png. Set the dict `metrics`.
 
-        Also measure, on held-out scenes, how much the model uses its condition view (`gap_test`). The dict `metrics`
-        gets the PSNR in dB of predicted views if the condition view is of the same scene ("psnr_true") and of another
-        scene ("psnr_shuffled"), and the difference "gap", all at the noise level 0.05 (squared factor of the clean view
-        in the noisy view). It also gets the gap at each tested noise level, such as "gap_0.5".
+        The metrics show how much the model uses its condition view (the known view of a scene). For held-out scenes, it
+        predicts target views from noisy ones: a * clean view + b * noise, with a^2 = 0.05 and b^2 = 0.95. "psnr_true"
+        is the PSNR in dB if the condition view is of the same scene, "psnr_shuffled" if it is of another scene, and
+        "gap" their difference, which is 0 if the model ignores the view. "gap_0.5", "gap_0.05" and "gap_0.006" are the
+        gaps for these values of a^2.
         """
         cache = self.cache
         count = cache.held_out // cache.source.n_families * cache.source.n_families

@@ -47,9 +47,9 @@ class MeshFrame:
         scale: metres per unit of the file.
         centre: (3,) centre of an object in metres, before `zoom`; 0 for a scene.
         zoom: factor that makes the longest side of an object 1; 1 for a scene.
-        export_axes: axes of the file that become +z and +x in a mesh for export (`for_file`); None: `up` and `front`.
-            The GLB writer turns +z to +y, and +x to +z. With ("+y", "+z"), an exported GLB file therefore has the axes
-            of the mesh file.
+        export_axes: axes of the file that become up and front of an exported mesh (`for_file`); None: `up` and `front`.
+            ("+y", "+z") exports a GLB file with the axes of the mesh file, because up and front of a GLB file are its
+            +y and +z.
     """
 
     up: str = "+z"
@@ -86,12 +86,13 @@ class MeshFrame:
         return np.stack([front, np.cross(up, front), up])
 
     def for_file(self, mesh: TexturedMesh) -> TexturedMesh:
-        """Transform a mesh from the world to the origin and units of the mesh file, and the axes of file writers.
+        """Convert a mesh from the world to the origin and units of the mesh file, with the axes that file writers take.
 
-        The writers take meshes with z up and +x in front. The file's axes `export_axes` (None: `up` and `front`) become
-        +z and +x. A position is a vertex plus `offset`, an attribute (3,) of the result, which the GLB writer stores as
-        a translation. `offset` is 0, unless the mesh is farther from the origin than about 100 times its size: then it
-        is the centre of the mesh, so that the float32 vertices stay exact.
+        Writers take z up and +x in front, as in the world. So the mesh is turned only if the attribute `export_axes`
+        has other axes of the file for these than `up` and `front`. Centring and scaling are undone. The position of a
+        vertex is `vertices` plus `offset` (3,), an attribute of the result that the GLB writer stores as a translation.
+        `offset` is 0, unless the mesh is farther from the origin than about 100 times its size: then it is the centre
+        of the mesh, so that the float32 vertices stay exact.
         """
         points, centre = mesh.vertices.astype(np.float64) / self.zoom, np.array(self.centre)
         far = np.abs(centre).max() > MAX_RELATIVE_DISTANCE * np.abs(points).max()
@@ -153,12 +154,13 @@ class SourceMesh:
 
 
 def read_source(path: Path, frame: MeshFrame, dtype: type[np.floating] = np.float32) -> SourceMesh:
-    """Read the triangles of all parts of a mesh file and join them to one mesh in world axes and metres.
+    """Read the triangles of all parts of a mesh file and join them to one mesh, turned to z up and scaled to metres.
 
-    The transforms of the file's scene graph are applied, then rotation and scale of `frame`, the transform to the
-    world, but not its translation and zoom. Triangles without an area are left out. `dtype` is the type of the
-    vertices. Raises ConfigError if the file is unreadable, has no triangle with an area, or has an absolute coordinate
-    above MAX_COORDINATE = 1e7 metres.
+    The transforms of the file's scene graph are applied, then the rotation of `frame` to world axes and its `scale`,
+    the metres per unit of the file. `frame.centre` and `frame.zoom`, which centre an object and make its longest side
+    1, are not applied. Triangles without an area are left out. `dtype` is the type of the vertices. Raises ConfigError
+    if the file is unreadable, has no triangle with an area, or has an absolute coordinate above MAX_COORDINATE = 1e7
+    metres.
     """
     file = read_mesh_file(path, "mesh", colours=False)
     parts = file.submeshes

@@ -151,14 +151,14 @@ class SamplingConfig(PromptedConfig):
     def check_adapter(self, control: Literal["rays", "geometry"]) -> None:
         """Check the inputs of a run with MV-Adapter. Raise ConfigError if one is missing or unusable.
 
-        - A prompt is required, unless the option `image` is set.
-        - An adapter file (`prior.adapter`) is required for a run with an image, or if `control` is "geometry". A run
-          with only a prompt and `control` "rays" needs none: the 2D model itself takes text.
-        - The image must be in the option `image`, not in `prior.image`, and readable. Without the option `matte`, its
-          background must be plain or transparent.
+        - The run needs a prompt or, in the option `image`, an image file that the views are conditioned on.
+        - The image must be readable. Without the option `matte`, its background must be plain or transparent.
+        - The option `prior.image`, an image for text to 3D, must not be set.
+        - A run with an image, or with `control` "geometry", needs an adapter file (`prior.adapter`): layers added to
+          the 2D model. Other runs do not: without it, the 2D model samples each view separately from the prompt.
         - The prompt, if any, must name an object that the prior knows.
 
-        `control` is the description of the views: rays of their cameras ("rays") or geometry of a mesh ("geometry").
+        `control` is what describes the views to the adapter: camera rays ("rays") or mesh geometry ("geometry").
         """
         self.object_text()
         if self.prior.image is not None:

@@ -69,12 +69,16 @@ def read_frames(
 ) -> tuple[Frames, list[str]]:
     """Read the frames of a ScanNet folder, or create them along a camera path. Return them and a list of warnings.
 
-    A frame has a camera, a depth map, a prompt and a name. A ScanNet folder has files with depth; along a path, depth
-    is rendered from the mesh. Frames with known depth in less than 10 % of their pixels are left out, with a warning.
+    A frame has a camera, a depth map, a prompt and a name. If the option `rig.scannet` names a folder, frames are read
+    from it. Otherwise the cameras are those in the file `rig.file` or, if this is "auto", on a circle inside the mesh,
+    and their depth is rendered from the mesh. Frames with known depth in less than 10 % of their pixels are left out,
+    with a warning.
 
     Args:
-        rig: options of the camera path, or of the ScanNet folder.
-        source: the scene's mesh in world coordinates; it may be None with a ScanNet folder.
+        config: options of the task, which have the prompts. Without any, the captions of the ScanNet folder are used.
+        rig: options of the cameras: ScanNet folder or path, frame step and image size.
+        source: the scene's mesh in world coordinates. It must not be None for a path, and is not used with a ScanNet
+            folder.
         frame: coordinate transform from the mesh file to the world.
 
     Raises:
@@ -193,11 +197,14 @@ def scannet_frames(config: TextureConfig, rig: PathConfig, folder: Path, notes: 
 
 
 def choose_keys(frames: Frames, min_overlap: float) -> list[int]:
-    """Return the indices of the key frames, which are sampled first: `frames.keys`, unless it is None.
+    """Return the ascending indices of the key frames, which are sampled before the other frames.
 
-    If it is None, the first and the last frame are key frames. Others are selected between them, so that consecutive
-    key frames overlap by at least `min_overlap`, unless they are neighbouring frames. The overlap of two frames is the
-    smaller of two fractions: of the pixels of each frame, those that reproject into the image of the other frame.
+    They are `frames.keys`, the key frames listed in a ScanNet folder. If this is None, they are selected here: the
+    first frame, the last frame, and frames between them. Each key frame then overlaps the next one by at least
+    `min_overlap`, or is the frame directly before it.
+
+    The overlap of frames A and B is the fraction of A's pixels that reproject into the image of B, or the same with A
+    and B exchanged, whichever is smaller.
     """
     if frames.keys is not None:
         return list(frames.keys)

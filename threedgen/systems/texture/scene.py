@@ -159,9 +159,10 @@ def write_frames(
 def texture_mesh(task: Task, mesh: TexturedMesh, frame: MeshFrame, cameras: Cameras, images: np.ndarray) -> Tree:
     """Project images (N, H, W, 3) in [0, 1] of N cameras onto a mesh. Write the textured mesh, and renders of it.
 
-    The run folder gets scene.glb, texture.png, and the renders walk/NN.png and walk.png. `frame` is the transform from
-    the mesh file to the world; scene.glb is in coordinates of the mesh file. Raises OSError if a file cannot be
-    written, and ConfigError if no image shows the mesh.
+    `mesh` and `cameras` are in world coordinates. `frame` is the transform from the mesh file to the world. The run
+    folder gets the textured mesh scene.glb in coordinates of the mesh file, and texture.png. Renders walk/00.png, ...
+    show it from up to 12 new cameras, each halfway between two consecutive ones of `cameras`; walk.png has all renders.
+    Raises OSError if a file cannot be written, and ConfigError if no image shows the mesh.
 
     Returns:
         Metrics for summary.json: texels_seen (fraction of the texels that an image shows), triangles (their number),

@@ -60,14 +60,15 @@ class Window:
 
 
 def plan(keys: Sequence[int], rig: PathConfig) -> list[Window]:
-    """Return the windows of a scene in the order of sampling. A window is a set of frames that are denoised together.
+    """Divide the frames of a scene into windows, and return these in the order of sampling.
 
-    `keys` are the indices of the key frames, and W is `rig.views`. There are two kinds of windows:
+    A window is a set of frames that are denoised together: at most W = `rig.views`, or 3 if W is 2. `keys` are the
+    ascending indices of the key frames.
 
-    - The first windows have W consecutive key frames each, or all key frames if there are fewer. Each shares W // 3 key
-      frames (at least one) with the previous window; the last one may share more.
-    - Each later window has two consecutive key frames and the next W - 2 frames between them (1 if W is 2), or those
-      that are left. Windows with the same two key frames follow until they have all frames between them.
+    - The first windows contain the key frames. Each has W consecutive ones, or all if there are fewer. A window shares
+      at least W // 3 of them, and at least one, with the window before it.
+    - The later windows contain the frames between two consecutive key frames. These frames are divided into groups of
+      at most W - 2 (1 if W is 2) consecutive ones. Each window has such a group and the two key frames.
     """
     last, shared = max(0, len(keys) - rig.views), max(1, rig.views // 3)
     windows, done = list[Window](), set[int]()
@@ -129,13 +130,18 @@ def stack(images: Mapping[int, Array], numbers: Sequence[int]) -> Tensor:
 
 @dataclass(frozen=True)
 class WindowSampler:
-    """Sampler of the frames of a scene with MVDiffusion, one window of frames after the other.
+    """Sampler of the frames of a scene with MVDiffusion, one window after the other.
+
+    A window is a set of frames that are denoised together. Windows overlap: the frames that an earlier window has
+    sampled condition the new ones. `sample_all(folder, quiet)` samples all windows, adds the images of the new frames
+    to `images`, and writes them to `folder`.
 
     Attributes:
         config, model: options of the task, and MVDiffusion model that takes depth.
         frames: cameras, depth (N, H, W) in metres and prompts of all N frames of the scene.
-        windows: windows in the order of sampling, from `plan`.
-        images: sampled frames, uint8 (H, W, 3) by frame index. Each window adds its new frames.
+        windows: windows in the order of sampling. Each has the indices of its frames, and says which of these an
+            earlier window samples.
+        images: images of the frames that are sampled so far, uint8 (H, W, 3) by frame index.
         synchronise: function that makes images of F frames consistent by projection onto the mesh; None without a mesh.
             It maps F cameras, images (F, H, W, 3) and a bool mask (F,), True for frames that an earlier window has
             sampled, to images (F, H, W, 3).
@@ -149,10 +155,12 @@ class WindowSampler:
     synchronise: Synchronise | None = None
 
     def sample_all(self, folder: Path, quiet: bool) -> None:
-        """Sample the windows one after the other, except those whose new frames are all in `images` already.
+        """Sample all windows, one after the other. Add the images to the attribute `images` and write them to `folder`.
 
-        The new frames of a window are those that no earlier window contains. They are added to `images` and written to
-        folder/NAME.png, where NAME is the name of the frame. `quiet`: show no progress. Raises Stopped after Ctrl-C.
+        A window is a set of frames that are denoised together. Its new frames are those that no earlier window has;
+        only their images are kept. `images` maps frame indices to images. At the start it may have those of an
+        interrupted run: a window whose new frames are all there is left out. A file is folder/NAME.png, where NAME is
+        the name of the frame. `quiet`: show no progress. Raises Stopped after Ctrl-C.
         """
         waiting = [k for k, window in enumerate(self.windows) if any(n not in self.images for n in window.new)]
         steps = total_steps(self.config.steps, self.model.draft, self.config.synchronise)
@@ -174,8 +182,10 @@ class WindowSampler:
     def sample(self, number: int, on_step: Callable[[], None]) -> Tensor:
         """Sample all F frames of the window with the index `number`: images (F, H, W, 3) in [0, 1].
 
-        The frames that an earlier window has sampled condition the others. The result has images of them, too, but
-        `sample_all` keeps the earlier ones. `on_step` is called before each denoising step.
+        A window is a set of frames that are denoised together. Frames that an earlier window has sampled condition the
+        others: their images are taken from the attribute `images`. The result has all F frames, but its images of the
+        earlier frames can differ from those in `images`, so use only the new ones. `images` is not changed. `on_step`
+        is called before each denoising step.
         """
         window, config, model = self.windows[number], self.config, self.model
         numbers = list(window.frames)

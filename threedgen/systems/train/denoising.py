@@ -161,14 +161,15 @@ def view_timesteps(
 ) -> Tensor:
     """Sample time steps (objects, n_view), int64 in [0, T), for the views of each object.
 
-    By default all views of an object have the same time step, t = T u^power with u uniform in [0, 1), so a `power`
-    above 1 favours low noise. With `logit_normal` = (mean, standard deviation), the logit of t / T of this common time
-    step is normal instead.
+    Usually all views of an object have the same time step. It is T u^power with u uniform in [0, 1), so a `power` above
+    1 favours low noise. With `logit_normal` = (mean, standard deviation), the logit of t / T of this common time step t
+    is normal instead.
 
-    `options` has the probabilities of two other cases, which are decided per object. `independent`: a separate time
-    step T u^power for each view. `companions`: 1 to n_view - 1 random views each have a low time step, below 0.3 T; the
-    others have the common one. Low noise in some views makes the network attend to these views (Diffusion Forcing,
-    arXiv 2407.01392).
+    `options` has the probabilities of two other cases. At most one of them applies to an object, none if n_view = 1.
+
+    - `independent`: each view has a time step of its own, T u^power, even if `logit_normal` is set.
+    - `companions`: 1 to n_view - 1 random views have low time steps, below 0.3 T, and the others the common one. The
+      network learns to attend to the views with low noise (Diffusion Forcing, arXiv 2407.01392).
     """
     equal = sample_timesteps(objects, T, power, rng, logit_normal)[:, None].expand(-1, n_view)
     if n_view == 1 or not (options.independent or options.companions):

@@ -95,7 +95,9 @@ class MaskedViews:
 class MaskCache(LatentCache):
     """Disk cache of training data for inpainting models: VAE latents of views with and without a hole, and captions.
 
-    Each view is stored whole and with a grey hole. An example is rendered and encoded when it is first used.
+    `sample` returns random examples. `extra` returns the mask of the hole and the latents of the view with the hole,
+    for examples with given indices. The latents of a view are stored twice, whole and with a grey hole. The mask is not
+    stored, but computed from the index. An example is rendered and encoded when it is first used.
 
     Args:
         folder: folder of the cache files.

@@ -204,15 +204,15 @@ def trained_adapter(config: TrainMVAdapterConfig, model: MVAdapter, settings: Ad
     guider computes features for the levels of the UNet, the fine guider only for the output of the UNet's first layer.
 
     Args:
-        config: options of the new training. `branches` and, unless it is None, `guider_downscale` must be those of the
-            adapter in the file. If `guider_fine` is True, an adapter that has a condition guider but no fine guider
-            gets an untrained fine guider.
+        config: options of the new training. `branches` (attention to other views, to a reference image) must be those
+            of the adapter in the file. So must `guider_downscale` (pixels per feature of the condition guider), unless
+            it is None. With `guider_fine`, an adapter with a condition guider but no fine guider gets an untrained
+            fine guider. Otherwise the adapter keeps the guiders of the file, which may be none.
         model: 2D model, whose UNet is changed in place.
         settings: settings of the new training, such as the kind of condition maps. They replace those in the file.
 
     Raises:
-        ConfigError: the adapter does not fit the UNet, or `branches` (attention to other views, to a reference image)
-            or `guider_downscale` (pixels per feature of the condition guider) differ.
+        ConfigError: the adapter does not fit the UNet, or has other `branches` or another `guider_downscale`.
     """
     file = locate("adapter", str(config.adapter))
     network = load_adapter(file, model.unet, model.factor, **asdict(settings))

@@ -122,12 +122,13 @@ def train_single_views(
         model: 2D model whose UNet gets the LoRA and, for depth or outpainting, further input channels.
         data: training examples of each image size.
         o: options of the first stage.
-        blocks: tensors {name: tensor} from the result file of another run, or None. If they have no whole UNet, but a
-            first convolution with the same number of input channels, the training starts from this layer and their
-            LoRA. Otherwise it starts from `model` and a new LoRA.
+        blocks: tensors {name: tensor} from the result file of another run, or None. Usually they include the first
+            convolution of that run's UNet and its LoRA. The stage starts from these two, if the convolution has as many
+            input channels as the UNet of this stage. In all other cases (such as None, or a file with a whole UNet) it
+            starts from `model` and a new LoRA.
 
     Raises:
-        ConfigError: the LoRA in `blocks` is missing or does not fit.
+        ConfigError: the stage should start from `blocks`, but their LoRA is missing or does not fit.
     """
     config: TrainMVDiffusionConfig = task.config
     needed = EXTRA[config.variant]

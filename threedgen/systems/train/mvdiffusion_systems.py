@@ -29,16 +29,18 @@ SHEET_SCENES, SHEET_STEPS = 2, 30
 
 @dataclass(frozen=True)
 class SceneData:
-    """Cached training data of all scenes at one image size (full or half): VAE latents of views, and captions.
+    """Disk caches of the training data of all scenes at one image size (full or half).
 
-    The first stage of the training is a LoRA on single views, the second stage the attention between views.
+    Their methods return the VAE latents and captions of views for given indices. The first stage of the training is a
+    LoRA on single views, the second stage the attention between views.
 
     Attributes:
-        cache: latents of the views of each scene.
-        masks: for the first stage of an inpainting model: latents of each view, and of the same view with a random
-            unknown region, which is grey; None for other models.
-        photos: for the second stage of an inpainting model: latents of the first view of each scene, and of the same
-            view with grey around a central rectangle (or, in a quarter of the scenes, no grey); None for other models.
+        cache: all views of each scene, with their captions and cameras and, if the scenes have it, depth.
+        masks: for the first stage of an inpainting model: each view, whole and with a random grey hole. None for other
+            models.
+        photos: for the second stage of an inpainting model: the first view of each scene, whole and with grey around a
+            central rectangle, which stands for a user's photo. A quarter of the views have no grey. None for other
+            models.
     """
 
     cache: SceneCache
@@ -125,10 +127,12 @@ class ViewsSystem(MVDiffusionSystem):
     too.
 
     Args:
+        config: options of the task.
+        model: MVDiffusion model: a UNet, which stays frozen in this stage, and the attention blocks to train.
         data: pairs (fraction of the steps, training data of one image size).
-        difference: tensors {name: tensor} in which the UNet of `model`, which this stage does not train, differs from
-            the 2D model: weights of its first convolution, and LoRA matrices. They are saved with the attention blocks.
-            None: the whole UNet is saved instead, because it comes from a file that has a whole UNet.
+        difference: tensors {name: tensor} that are saved with the trained blocks: the frozen UNet's first convolution
+            and its LoRA matrices, in which it differs from the 2D model. None: the whole UNet is saved instead; this is
+            for a UNet from a file that has a whole UNet.
         lora: LoRA of the first stage, attached to the UNet; None without a first stage.
         metadata: values that the checkpoints store, such as the hash of a file of initial weights. A run resumes only
             from a checkpoint with equal values.

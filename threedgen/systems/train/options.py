@@ -29,10 +29,11 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 class DenoisingConfig(Config):
     """Base class of the options of trainings of denoising networks on data that is rendered during the run.
 
-    They are the share of steps at half the image size, the optimizer, the averaging of weights, and three numbers of
-    entries (images, objects or scenes). Each step trains on `batch` entries: `fresh` new ones, and random ones from a
-    pool. The pool has `first` entries at step 0, and the new entries of each step are added to it. Subclasses set
-    defaults for these three numbers and for `learning_rate`.
+    They are the share of steps at half the image size, the optimizer, the averaging of weights, and the use of the
+    data. The data consists of entries: images, objects or scenes. Each step trains on `batch` entries. `fresh` of them
+    are new, and the others are random ones from a pool. The pool has `first` entries at step 0. After each step, the
+    new entries are added to it, and none is removed. Subclasses set defaults for `batch`, `fresh`, `first` and
+    `learning_rate`.
     """
 
     batch: Batch

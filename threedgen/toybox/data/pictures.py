@@ -28,12 +28,15 @@ IMAGES_PER_ROOM = 2
 class Photographs:
     """Source of single captioned renders for priors without camera conditioning. Most show one object from the front.
 
+    The method `render_examples(indices, size)` returns N images (N, size, size, 3) in [0, 1] with their captions and
+    camera poses, where ``indices`` is a range of N image numbers.
+
     Args:
         seed, split: seed and split ("train" or "held-out") of the objects and rooms.
         variation: factor on the random variation of the objects, in [0, 1]; 0: no variation.
         rooms: share of images that are taken inside rooms, in [0, 1].
-        clutter: factor on the number of objects in a room, usually in [0, 1]; 1: 8 to 14, of which those that do not
-            fit are left out.
+        clutter: factor on the number of objects in a room, usually in [0, 1]. With 1, a room has 8 to 14, or fewer if
+            not all of them fit.
         style: "plain", or "blocks" to replace each solid of an object by a box. Rooms stay plain.
     """
 

@@ -71,17 +71,20 @@ HEADS = JUDGED | {"fid": "FID"} | MEASURED
 class Row(NamedTuple):
     """Measurements of the object of one variant (config with some options changed) and prompt.
 
-    The object is measured at the end of its training, under the key "steps" of ``found`` and ``views``. If the option
-    `seconds` is set, it is also measured after this training time, under the key "time".
+    The object is measured once or twice: at the end of its training and, if the option `seconds` is set, after this
+    training time. ``found`` and ``views`` are dicts with an entry "steps" for the end, and an entry "time" for the
+    training time.
 
     Attributes:
         label: label of the variant.
         prompt: prompt of the object.
-        found: one dict of measurements per key. "noun", "colour", "bound" (part in its colour), "one_front" and "order"
-            (sides in order) are bools: whether this is right, by the probe (classifier of toybox images). Numbers are
-            "roughness" (mean angle between normals of neighbouring pixels, degrees), "disagreement" (Lab distance
-            between the colours of views), "step" and "seconds" (length of the training). An undefined value is None.
-        views: images (V, H, W, 3), uint8, of the object per key.
+        found: a dict of measurements per entry. "noun", "colour", "bound" (the prompt's part is present and has its
+            colour), "one_front" (exactly one front) and "order" (the views show the sides in the order of the cameras)
+            are True if the probe, a classifier of toybox images, finds this; None if it does not apply. "roughness" is
+            the mean angle between normals of neighbouring pixels in degrees, None without a surface. "disagreement" is
+            the mean Lab distance between the mean colours of two views. "step" and "seconds" are the length of the
+            training. If the run made no object, the bools are False and the numbers None.
+        views: images (V, H, W, 3), uint8, of the object per entry.
     """
 
     label: str

@@ -87,8 +87,9 @@ class Surface(NamedTuple):
 
     Attributes:
         roughness: mean angle between normals of neighbouring pixels in renders, degrees; None: no visible surface.
-        translucent: whether a ray still has more than half of its light when it is 2 % (`MAX_HALF_LIGHT_DEPTH`) of the
-            longest side of the object below the surface. The density of the object is then low.
+        translucent: whether light gets deep into the object, because its density is low. Half of the light is left at
+            the depth ln 2 / density, with a typical density of the object. True if this depth is more than 2 %
+            (`MAX_HALF_LIGHT_DEPTH`) of the longest side of the object.
     """
 
     roughness: float | None
@@ -120,10 +121,11 @@ def surface_figures(surfaces: Sequence[Surface | None], truth: Sequence[float | 
 
     The result has the medians "roughness" of the surfaces and "floor_roughness" of ground-truth objects in degrees,
     their 95 % bootstrap intervals ("roughness_interval", "floor_roughness_interval": (low, high) or None), and the
-    numbers of objects that are "translucent" and that are "without_surface".
+    numbers of generated objects that are "translucent" and that are "without_surface".
 
     Args:
-        surfaces: surface of each generated object; None: the object has no surface.
+        surfaces: measurements of each generated object: roughness, the mean angle between normals of neighbouring
+            pixels, and whether it is translucent (light gets deep into it). None: the object has no surface.
         truth: roughness of each ground-truth object, degrees; None: unknown.
     """
     found = [one for one in surfaces if one is not None]

@@ -74,9 +74,10 @@ def held_out_cases(count: int, seed: int, spread: bool = False, nouns: Collectio
         nouns: allowed nouns; None: all.
 
     Raises:
-        ConfigError: ``count`` exceeds M / 2, because the last specifications would take long to find at random. M is
-            the number of held-out specifications of the allowed nouns, where those that differ only in size count once.
-            With ``spread``, each noun that has any counts like the noun that has the fewest.
+        ConfigError: ``count`` is more than half of the held-out specifications that the allowed nouns have. Beyond
+            that, it would take long to find new ones at random. Specifications that differ only in size count once.
+            With ``spread``, which uses all nouns equally often, each noun counts with the smallest number that one of
+            them has. Nouns without any are never used.
     """
     pairs = {word: count for word, count in held_out_pairs().items() if nouns is None or word in nouns}
     most = len(COLOURS) * (len(pairs) * min(pairs.values(), default=0) if spread else sum(pairs.values())) // 2

@@ -83,13 +83,18 @@ def judge(
     vote: bool = False,
     threshold: float = 0.5,
 ) -> Verdict:
-    """Compare a classifier's answers for V views of one object with the specification ``spec`` of the object.
+    """Compare a classifier's answers for V views of one object with the specification of the object.
+
+    The verdict says which attributes, such as noun, colour and part, are correct, and how many fronts the object has.
 
     Args:
+        views: the classifier's probabilities of noun, colour, parts, their colours and viewing side, for each view.
+        spec: specification of the object: noun, colour, part and colour of the part. What it leaves open is not judged.
         labels: vocabulary of the classifier.
         azimuth: azimuths (V,) of the cameras, radians, 0 at the front; None: viewing sides and number of fronts are not
             judged.
-        vote: decide noun and colour by majority of the views. Otherwise the highest mean log-probability decides.
+        vote: how the noun and the colour of the object are decided. True: the class that most views find. False: the
+            class with the highest log-probability, averaged over the views.
         threshold: a part counts as present if its probability is above this value in at least one view.
     """
     combined = combine_views(views)
@@ -125,11 +130,13 @@ def judge(
 def judge_views(
     probe: Probe, images: np.ndarray, spec: Spec, azimuth: np.ndarray | None = None, vote: bool = False
 ) -> Verdict:
-    """Classify the views (V, H, W, 3) of one object, uint8 or floats in [0, 1], and compare them with ``spec``.
+    """Classify the views (V, H, W, 3) of one object, uint8 or floats in [0, 1], and compare the answers with ``spec``.
 
-    ``azimuth`` (V,) are the camera azimuths in radians, 0 at the front; None: viewing sides and number of fronts are
-    not judged. Noun and colour are decided by the majority of the views if ``vote``, else by the highest mean
-    log-probability.
+    ``spec`` is the specification of the object: noun, colour, part and colour of the part. The verdict says which of
+    these are correct, and how many fronts the object has. ``azimuth`` (V,) are the camera azimuths in radians, 0 at the
+    front; None: viewing sides and number of fronts are not judged. ``vote`` decides how the noun and the colour of the
+    object are found. True: the class that most views find. False: the class with the highest log-probability, averaged
+    over the views.
     """
     views = probe.classify(torch.from_numpy(to_uint8(images)).float() / 255)
     return judge(views, spec, probe.labels, azimuth, vote, probe.threshold)
@@ -151,10 +158,10 @@ def tally(verdicts: Sequence[Verdict]) -> dict[str, Proportion]:
 
     A verdict says which attributes of an object are correct. Attributes without any answer are left out.
 
-    The 95 % interval of a share is Wilson's score interval. Answers about single views ("side", "noun_single",
-    "colour_single") depend on each other if the views show one object, so their interval is a bootstrap over objects.
-    If all these answers are equal, the bootstrap has no spread: the interval is then Wilson's, with one answer per
-    object.
+    Each share has a 95 % interval. For attributes with one answer per object, it is Wilson's score interval. The
+    attributes "side", "noun_single" and "colour_single" have one answer per view. Answers for views of the same object
+    depend on each other, so the interval is a bootstrap over objects. If an attribute is correct in all views of all
+    objects, or in none, a bootstrap has no spread: Wilson's interval is used, as if each object had a single answer.
     """
     figures = {}
     for key in FIGURES:

@@ -173,15 +173,18 @@ Seconds per object: median {middle}, at most {most}."""
 def make(config: GenerateConfig) -> tuple[Array, float | None] | None:
     """Start or resume a generate run, which makes one 3D object. A finished run is not repeated.
 
+    If the run fails during its training, this is a result: there is no object. If it fails before its first checkpoint,
+    its config probably does not work at all, or memory is too small, so the error is raised.
+
     Returns:
         Turntable views (8, H, W, 3) of the object, and the duration of the run in seconds (None: unknown). None instead
-        of both if the run failed: a loss was not finite, or a run that has a checkpoint raised ConfigError or
-        OutOfMemory.
+        of both if the run failed: a loss was not finite, or ConfigError or OutOfMemory came after a checkpoint.
 
     Raises:
         Stopped: the run was interrupted.
-        ConfigError: a run without a checkpoint raised it, or a finished run has no views or damaged ones.
-        OutOfMemory: a run without a checkpoint raised it.
+        ConfigError: it came before the first checkpoint, the run folder cannot be used, or a finished run has no views
+            or damaged ones.
+        OutOfMemory: it came before the first checkpoint.
     """
     config, resume = runs.open_run(config, "objects")
     folder = Path(str(config.out))

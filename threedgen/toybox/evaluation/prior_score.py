@@ -73,8 +73,8 @@ def open_cases(nouns: int, seeds: int) -> Cases:
 def true_views(case: Case, azimuth: Array, size: int, seed: int) -> Array:
     """Render a ground-truth object of a prompt from azimuths (V,), radians, as images (V, size, size, 3) in [0, 1].
 
-    Azimuth 0 is the front, and the elevation is 15 degrees. ``seed`` and ``case`` determine the random shape and the
-    unspecified colours of the object.
+    ``case`` is the prompt: noun, colour and part of the object, and an index. Azimuth 0 is the front, and the elevation
+    is 15 degrees. ``seed`` and ``case`` determine the random shape and the unspecified colours of the object.
     """
     rng = numpy_generator(seed, case.index, f"open truth {case.caption}")
     return render_orbit(build(case.spec, rng), azimuth, np.deg2rad(15), size).rgb
@@ -83,29 +83,29 @@ def true_views(case: Case, azimuth: Array, size: int, seed: int) -> Array:
 def measure_open_prompts(
     probe: Probe, matte: Matte, cases: Cases, views: Sequence[Array], truth: Sequence[Array]
 ) -> Json:
-    """Measure samples ``views`` of prompts without colours, and ground-truth renders ``truth`` of the same prompts.
+    """Measure samples of prompts without colours, and ground-truth renders of the same prompts.
 
-    ``cases`` has the prompts in groups, as `open_cases` returns them. ``views`` and ``truth`` have images (V, H, W, 3)
-    in [0, 1] for each prompt, group by group.
+    Args:
+        probe: classifier of toybox images.
+        matte: network that finds the foreground.
+        cases: prompts in the groups of `open_cases`. "agreement": nouns alone. "worn": nouns with an accessory.
+            "plain": the prompts of "worn" without the accessory. "variety": some nouns, each with several seeds.
+        views: images (V, H, W, 3) in [0, 1] of the sample of each prompt, group by group.
+        truth: images of a ground-truth object of each prompt, in the same form.
 
     Returns:
-        Dict of the form
+        Dict with the three entries below. Each has an entry "measured" for ``views`` and an entry "truth" for
+        ``truth``. Every mean or share in these is a dict with the value and its 95 % interval.
 
-            {"agreement": {"measured": MEAN, "truth": MEAN, "chance": X, "below_15": N, "nouns": {noun: X}},
-             "accessories": {"measured": {"with": SHARE, "without": SHARE}, "truth": the same},
-             "variety": {"measured": {"colour_entropy": MEAN, "shape_distance": MEAN}, "truth": the same}}
-
-        "measured" is for ``views``, "truth" for ``truth``. MEAN and SHARE are dicts with a value and its 95 % interval,
-        X are numbers, N is an integer.
-
-        - "agreement": Lab distance between the mean foreground colours of two views of an object, averaged over all
-          pairs of views and all objects. "chance" is the mean distance between two different ground-truth objects,
-          "below_15" the number of sampled objects with a distance below 15. "nouns" has the distance of the sample of
-          each noun.
-        - "accessories": share of objects on which the probe (image classifier) finds the accessory, for prompts with it
-          and for the same prompts without it.
-        - "variety": means over nouns. "colour_entropy" is the entropy, in bits, of the colour names that the probe
-          finds for one prompt with different seeds, "shape_distance" is 1 - IoU of the outlines for two seeds.
+        - "agreement", how equal the colours of an object's views are, for the group of this name: "measured" and
+          "truth" are means over objects of the Lab distance between the foreground colours of two views. There are
+          further numbers: "chance", the distance between two different ground-truth objects; "below_15", how many
+          samples have a distance below 15; and "nouns", a dict from noun to the distance of its sample.
+        - "accessories": "measured" and "truth" are dicts with two shares of objects on which the probe finds the
+          accessory, "with" for the group "worn" and "without" for "plain".
+        - "variety", the differences between seeds: "measured" and "truth" are dicts with two means over the nouns of
+          this group. "colour_entropy" is the entropy, in bits, of the colour names that the probe finds.
+          "shape_distance" is 1 - IoU of the outlines for two seeds.
     """
     ends = np.cumsum([0, *map(len, cases.values())])
     parts = {name: slice(ends[k], ends[k + 1]) for k, name in enumerate(cases)}
@@ -252,17 +252,19 @@ counts as right within 15 degrees of its quarter."""
         write_judged(self.task, self.probe, rows, KEYS, intro, text, about, shown, summary={"prior": self.weights})
 
     def sections(self) -> tuple[list[str], Json]:
-        """Measure how much the prior uses the other views of an object, and its samples of prompts without colours.
+        """Measure two further properties of the prior. Return Markdown sections of the report, and the results as JSON.
 
-        If the option `existing` names a folder of views that are already sampled, they are measured without a prior.
+        The results have up to two keys:
 
-        Return Markdown sections of the report, and the results as JSON with these keys:
-            "view_use": errors of the prior when it denoises one view of an object. The other views of the input are
-                those of the same object, those of another object, or almost pure noise (`measure_view_use`). Left out
-                without a prior, for a prior that takes one timestep for all views, and if the option `view_use` is 0.
-            "open": for prompts without colours: consistency of the views' colours, shares of objects with the named
-                accessory, and variety between seeds (`measure_open_prompts`). Left out if the option `open_nouns` is 0,
-                or if the folder `existing` has no folder "open".
+        - "view_use": how much the prior uses the other views of an object when it denoises one view. It has the errors
+          if the other views show the same object, show another object, or are almost pure noise (`measure_view_use`).
+          Left out if the option `view_use` is 0, and for a prior that takes one timestep for all views.
+        - "open": quality of samples of prompts without colours: consistency of the views' colours, shares of objects
+          with the named accessory, and variety between seeds (`measure_open_prompts`). Left out if the option
+          `open_nouns` is 0.
+
+        If the option `existing` names a folder of views that are already sampled, there is no prior. Then "view_use" is
+        left out, and "open" is measured on the views in the subfolder "open", or left out if there is none.
         """
         config, sections, figures = self.config, list[str](), Json()
         if config.view_use and self.prior is not None and self.prior.timestep_per_view:

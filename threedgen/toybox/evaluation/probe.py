@@ -116,7 +116,12 @@ class Probe(nn.Module):
                 module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor) -> Logits:
-        """Classify B images (B, 3, S, S) in [0, 1]. S is ``options.image_size``. The outputs are float32."""
+        """Classify B images (B, 3, S, S) in [0, 1], where S is ``options.image_size``. The outputs are float32.
+
+        With N nouns, C colours and W words for parts and accessories, they are logits of the noun (B, N) and the colour
+        (B, C) of the object, of whether each part is visible (B, W) and of its colour (B, W, C), and of the visible
+        side (B, 4: front, left, back, right); and (cos, sin) of the camera azimuth, (B, 2).
+        """
         fine, middle, coarse = self._levels(x)
         levels = [lateral(y) for lateral, y in zip(self.laterals, (fine, middle, coarse), strict=True)]
         features = F.relu(torch.stack([F.interpolate(y, size=fine.shape[-2:]) for y in levels]).sum(0))
@@ -206,9 +211,11 @@ class Probe(nn.Module):
 class ProbeSides:
     """Probe (classifier of toybox images) as classifier of the side that a view of an object shows.
 
-    Implements the protocol `threedgen.evaluation.janus.meter.ViewClassifier`. For V images, `sides` returns the
-    probabilities (V, 4) of front, left, back and right. For N prompts, `likeness` returns log-probabilities (V, N);
-    higher means a better fit. The constructor raises ConfigError if the weights are missing or damaged.
+    Implements the protocol `threedgen.evaluation.janus.meter.ViewClassifier`. `sides(images, prompt)` returns the
+    probabilities (V, 4) that each of V views shows front, left, back or right. `likeness(images, prompts)` returns
+    scores (V, N) of how well each view fits each of N prompts. A score is the log-probability that the view shows the
+    prompt's noun, plus that of its colour if the prompt names one; other words do not count. The result is None if a
+    prompt has no toybox noun. The constructor raises ConfigError if the weights are missing or damaged.
     """
 
     def __init__(self, config: ProbeSidesConfig) -> None:

@@ -36,8 +36,9 @@ class Judged:
         case: specification of the object (noun, colours, parts), with its caption.
         views: images (V, H, W, 3) of the object, uint8 or floats in [0, 1].
         verdict: comparison of the answers of the probe (image classifier) for ``views`` with the specification.
-        truth: verdicts on one or more ground-truth objects of the caption.
-        true_views: images (V, H, W, 3), uint8, of two ground-truth objects.
+        truth: the same comparison for one or more ground-truth objects of the caption, one verdict per object.
+        true_views: images of two ground-truth objects of the caption, to compute FID and KID. Each of the two arrays
+            has V images (V, h, w, 3), uint8, of one object, from the cameras of ``views``.
     """
 
     case: Case
@@ -59,16 +60,22 @@ def judge_case(
 ) -> Judged:
     """Judge views of a sampled or generated object, and of ground-truth objects of the same caption, with the probe.
 
+    The probe is an image classifier. A verdict says which of its answers, such as the noun, fit the caption.
+
     Args:
         case: specification of the object, with its caption.
         views: images (V, H, W, 3) of the object, uint8 or floats in [0, 1].
         azimuth: azimuths (V,) of the cameras, radians, 0 at the front.
-        true_views: images (V, H, W, 3) of each of two or more ground-truth objects, from the same cameras. The result
-            has those of the first two, to compute FID and KID.
+        true_views: images (V, H, W, 3) of each of two or more ground-truth objects, from the same cameras.
         calibration: number of ground-truth objects, the first ones of ``true_views``, that are judged too, to measure
             the accuracy of the probe.
-        vote: decide noun and colour by majority of the views. Otherwise the highest mean log-probability decides.
+        vote: decide noun and colour by majority of the views. Otherwise the class decides whose log-probability,
+            averaged over the views, is highest.
         failed: whether the run that generated the object failed. If so, all answers for ``views`` count as wrong.
+
+    Returns:
+        ``case`` and ``views`` with the verdict on them, the verdicts on the ``calibration`` ground-truth objects, and
+        the images of the first two ground-truth objects as uint8, for FID and KID.
     """
     verdict, *truth = (
         judge_views(probe, images, case.spec, azimuth, vote) for images in (views, *true_views[:calibration])
@@ -78,11 +85,15 @@ def judge_case(
 
 
 def verdict_figures(verdicts: Sequence[Verdict]) -> Json:
-    """Return JSON with the shares of correct answers, and "azimuth_error_median", in degrees.
+    """Return JSON that summarises verdicts: the share of right answers for each attribute, and the azimuth error.
 
-    The shares have the keys of `FIGURES`, such as "noun" and "colour"; keys without answers are left out. A share is a
-    dict with "hits", "total", "share", and the 95 % limits "low" and "high". The median is over objects, None if
-    unknown.
+    There is one verdict per object. It says which attributes of the object, such as its noun and colour, agree with its
+    caption, according to the probe (an image classifier). Each attribute with answers is a key, such as "noun" (one of
+    `FIGURES`). Its value is a dict with "hits", "total", "share" (hits / total), and the 95 % limits "low" and "high".
+    Some attributes, such as "side" (front, left, back or right), have one answer per view instead of one per object.
+
+    "azimuth_error_median" is the median over the objects of the probe's error of the camera azimuth, in degrees.
+    Objects without a front or with unknown cameras do not count; it is None if no object counts.
     """
     shares = {key: figure.plain() for key, figure in tally(verdicts).items()}
     return shares | {"azimuth_error_median": median([verdict.azimuth_error for verdict in verdicts])}
@@ -137,16 +148,19 @@ def write_judged(
     Args:
         probe: image classifier that judged the objects; its features are used for FID and KID.
         rows: judged objects.
-        keys: attributes that the table of correct answers lists: keys of `FIGURES`, such as "noun".
+        keys: attributes that the table of right answers lists, such as "noun": keys of the dict `FIGURES`, whose values
+            are their names in the table. Attributes without answers have no row.
         intro, notes: Markdown before and after the tables.
-        figures: entries of report.json with any keys, such as the number of prompts. The entries "fidelity",
-            "measured", "probe_on_truth", "probe_accuracy" and "objects" are computed here and follow them.
+        figures: first entries of report.json, with any keys, such as the number of prompts. The function adds
+            "measured" and "probe_on_truth" (shares of right answers for ``rows`` and for their ground-truth objects),
+            "probe_accuracy" (on other objects, measured when the probe was trained), "objects" (caption and verdict of
+            each object) and "fidelity" (FID, KID and ``fidelity``).
         shown: dict from index of an object in ``rows`` to its images (V, H, W, 3) on the contact sheet.
-        own: one dict with any keys, such as "seconds", for each of ``rows``: further values of this object in
-            report.json; None: no further ones.
-        fidelity: further metrics beside FID and KID, with the keys of `fidelity_table`, such as "roughness" and
-            "floor_roughness" (that of ground-truth objects); None: no others. FID and KID are computed here if there
-            are two or more objects.
+        own: one dict with any keys, such as "seconds", for each of ``rows``, to add to its entry in "objects"; or None.
+        fidelity: further metrics beside FID and KID, which are computed here if there are two or more objects. The
+            table shows "roughness" and "mottle" (patchiness) of the surfaces, beside their values for ground-truth
+            objects ("floor_roughness", ...), and the numbers of "translucent" objects and of those "without_surface".
+            None: no others.
         summary: further entries of summary.json with any keys, such as "prior"; None: no further entries.
     """
     captions, measured = [row.case.caption for row in rows], [row.verdict for row in rows]

@@ -31,27 +31,31 @@ def compare(rows: Rows, key: str) -> Json:
     """Return JSON that compares priors tuned on photos of subjects with the base prior, for one method of tuning.
 
     The base prior is the one before the tuning, and a method keeps it from forgetting other objects. Each subject, an
-    unusual toybox object, has its own tuned prior.
+    unusual toybox object, has its own tuned prior. Prompts of a subject contain the identifier, a word for the subject;
+    prompts of its class are the same without this word. Of these, the base prior gets only the latter.
 
     Args:
-        rows: one dict per subject. Its entry "found" is a dict of the measurements of several priors. The key "base"
-            has those of the base prior, ``key`` those of the tuned prior to compare.
+        rows: one dict per subject. Its entry "found" maps "base" and ``key`` to the measurements of the base prior and
+            of the tuned prior: similarity to the subject, answers and share of right answers for each prompt
+            (`Subjects.measure_tuned`).
         key: method, such as "l1" (L1 penalty on the change of the weights), or method and strength (factor on the
             change of the weights), such as "l1-0.8".
 
     Returns:
-        "identity", "identity_interval": mean similarity of samples of the tuned priors to true views of the subject,
-            and its 95 % interval over subjects.
-        "identity_gain": difference in "identity", tuned minus base. This and the next three values are tuples
-            (mean, low, high) with the 95 % interval over subjects.
-        "own_change", "class_change", "held_out_change": differences in the share of right answers of the probe (an
-            image classifier), tuned minus base. The tuned priors sample prompts with the identifier, the word for the
-            subject (own), the same prompts without it (class), and prompts of other objects that training excludes
-            (held_out). The base prior samples the prompts without the identifier for both "own" and "class".
-        "order", "bound": for prompts with the identifier, share of samples of the tuned priors whose views show the
-            sides in the right order; and, only for prompts that name an accessory, share of samples that show it in its
-            colour. Each is a dict with "hits", "total", "share", "low" and "high" (95 % interval).
-        "seconds": median duration of the tuning runs.
+        "identity": mean similarity of the tuned priors' samples for prompts of the subject to true views of the
+            subject.
+        "identity_interval": its 95 % interval (low, high) over subjects; None for a single subject.
+        "identity_gain": difference in "identity", tuned minus base. This and the next three values are tuples (mean,
+            low, high) with the 95 % interval over subjects.
+        "own_change": difference in the share of right answers of the probe (an image classifier), tuned minus base. The
+            tuned priors get the prompts of the subject.
+        "class_change": the same difference, but the tuned priors get the prompts of the class.
+        "held_out_change": the same difference, but all priors get prompts of other objects that training excludes.
+        "order": share of samples whose views show the sides in the right order, for the tuned priors and the prompts of
+            the subject: a dict with "hits", "total", "share", "low" and "high" (95 % interval).
+        "bound": share of samples that show the accessory in its colour, for those of these prompts that name one: such
+            a dict.
+        "seconds": median duration of the tuning runs; None if unknown.
     """
     tuned, base = ([row["found"][name] for row in rows] for name in (key, "base"))
 

@@ -133,12 +133,13 @@ class Subjects(runner.Evaluation[EvaluateSubjectsConfig, int, Json]):
     ) -> list[tuple[Array, Array]]:
         """Sample V = 4 views of each prompt.
 
-        ``seeds`` has a pair of integers per prompt, which determines its cameras and noise, so that these are equal for
-        several priors. For a prompt of a subject it is (subject number, index into `ACCESSORIES_WORN`). For a held-out
-        prompt, which no training of a prior uses, it is (number of the prompt in the held-out split of the toybox, -1).
+        ``seeds`` has a pair of integers per prompt, which seeds its cameras and noise: priors that sample with the same
+        pair have the same cameras and noise. A subject is an unusual toybox object with a number, and has four prompts.
+        The pair of its prompt k, from 0 to 3, is (number of the subject, k). For a held-out prompt, which no training
+        of a prior uses, the pair is (number of the prompt in the held-out split of the toybox, -1).
 
-        Return one pair per prompt: views (V, S, S, 3), uint8, and azimuths (V,) of their cameras in radians, 0 at the
-        front.
+        Return one pair per prompt: views (V, S, S, 3), uint8, where S is the image size of the prior, and azimuths (V,)
+        of their cameras in radians, 0 at the front.
         """
         config = self.config
         rings = [self.ring(*pair) for pair in seeds]
@@ -184,9 +185,9 @@ class Subjects(runner.Evaluation[EvaluateSubjectsConfig, int, Json]):
     def measure_tuned(self, subject: Subject, tuning: MVDreamBoothConfig, key: str, strength: float) -> Json:
         """Measure a prior that was tuned on photos of a subject: how well it shows the subject, and what it forgot.
 
-        The prompts are the four of `measure_samples`: one names no accessory, three name one. They are used with the
-        identifier (the word for the subject, such as "[v]"), to show the subject, and without it, to show any object of
-        its class. There are also 20 prompts for ordinary objects that no training of a prior uses.
+        The four prompts of a subject name no accessory, a red hat, a blue scarf and green glasses. They are used with
+        the identifier (the word for the subject, such as "[v]"), to show the subject, and without it, to show any
+        object of its class. There are also 20 prompts for ordinary objects that no training of a prior uses.
 
         Args:
             subject: object on whose photos the prior was tuned.
@@ -197,12 +198,12 @@ class Subjects(runner.Evaluation[EvaluateSubjectsConfig, int, Json]):
 
         Returns:
             JSON dict. Right answers are those of the probe (image classifier) that agree with the prompt.
-            "identity", "answers", "scores": lists with one entry per prompt with the identifier: similarity to true
-                views of the subject, dict from an attribute such as "noun" to whether its answer is right, and share of
-                right answers.
+            "identity", "answers", "scores": lists with one entry per prompt with the identifier: mean cosine similarity
+                of sampled and true views, as vectors of a network that recognises objects; dict from an attribute such
+                as "noun" to whether its answer is right; and share of right answers.
             "class": dict with these three lists for the prompts without the identifier.
             "held_out": list with the share of right answers for each of the 20 prompts for ordinary objects.
-            "seconds": duration of the run; None if unknown.
+            "seconds": duration of the run that tuned the prior; None if unknown.
         """
         folder = Path(str(tuning.out))
         options = {"personalisation": str(folder / dreambooth.RESULT), "personalisation_strength": strength}

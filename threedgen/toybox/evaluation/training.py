@@ -120,12 +120,15 @@ def measure_accuracy(probe: Probe, count: int, seed: int) -> Json:
     Half of the objects have specifications that are held out of the training of priors (diffusion models).
 
     Returns:
-        JSON dict with "objects" (``count``), "azimuth_error_median", and one key for each attribute, such as "noun".
-        The error of the camera azimuth, in degrees, is the mean over the renders of an object; the dict has the median
-        over the objects, None if no object has a front. The value of an attribute is a dict with "hits" (right
-        answers), "total" (all answers), "share" (hits / total), and "low" and "high", the limits of the 95 % confidence
-        interval of the share. The four renders of an object together give one answer; only "side", "noun_single" and
-        "colour_single" have one for each render.
+        JSON dict with "objects" (``count``), "azimuth_error_median" and the attributes.
+        "azimuth_error_median": the error of the camera azimuth, in degrees, averaged over the renders of an object;
+            median over the objects. None if no object has a front.
+        "noun", "colour", "part" (found if it is there), "part_colour", "bound" (part found in its colour),
+            "part_absent" (not found if it is not there), "order" and "each_side" (viewing sides): attributes with one
+            answer per object, from its four renders together.
+        "side", "noun_single", "colour_single": viewing side, noun and colour with one answer for each single render.
+        The value of an attribute is a dict with "hits" (right answers), "total" (all answers), "share" (hits / total),
+        and "low" and "high", the limits of the 95 % confidence interval of the share.
     """
     verdicts = []
     splits: dict[Split, int] = {"train": count - count // 2, "held-out": count // 2}

@@ -65,10 +65,11 @@ def initialise_averaging(vae: Any) -> None:
     """Initialise the weights of an AutoencoderKL so that the encoder averages pixels and the decoder repeats them.
 
     A network with random weights needs hundreds of training steps to learn each axis of the colour space. Here, the
-    channels 0 to 5 inside encoder and decoder carry the colours, as (r, g, b, -r, -g, -b). In front of the output
-    layers of both there is a SiLU. They undo it by subtracting the last three of these channels from the first three,
-    because silu(a) - silu(-a) = a. Channels 0 to 2 of the latents are therefore averaged colours, up to a factor.
-    Residual branches start at zero, and all other weights, such as those of the other channels, stay random.
+    channels 0 to 2 of the latents are the averaged colours (r, g, b) from the start, up to a factor.
+
+    Inside encoder and decoder, the channels 0 to 5 carry (r, g, b, -r, -g, -b). The SiLU before each of the two output
+    layers changes these values. The output layer subtracts the channels 3 to 5 from the channels 0 to 2, which gives
+    the colours back, because silu(a) - silu(-a) = a. Residual branches start at zero. All other weights stay random.
 
     The posterior, the distribution of the latents of an image, starts with a standard deviation of 0.05.
     """

@@ -231,15 +231,15 @@ class FusionSystem(PredictorSystem):
 
 
 class CodeSystem(PredictorSystem):
-    """LightningModule that trains, by flow matching, the network of `coarse` that samples an object code for a caption.
+    """LightningModule that trains the code sampler of `coarse`: a network that samples an object code for a caption.
 
-    `coarse` is a coarse predictor: it computes the latents of a view in one step, from caption, camera and object code.
-    An object code is a vector of what the caption leaves unspecified. `objects` are the training objects, with a disk
-    cache of the latents and cameras of six views of each. The object encoder, another network of `coarse`, computes the
-    codes to be learned from three of these views.
+    An object code is a vector of what the caption leaves unspecified. `coarse` is a coarse predictor: it computes the
+    latents of a view in one step, from caption, camera and object code.
 
-    Each step trains on three noise levels for each code. It writes new captions for its objects, instead of those in
-    the cache.
+    The code sampler learns by flow matching. Its training targets are codes that the object encoder, a frozen network
+    of `coarse`, computes from three views of an object. `objects` are the training objects, with a disk cache of the
+    latents and cameras of six views of each. Each step writes new captions for its objects, and trains on three noise
+    levels for each code.
     """
 
     stage = "object codes"

@@ -44,11 +44,12 @@ FRESH, RANDOM_SOLIDS_SHARE, MEASURED = 3, 0.1, 256
 
 
 class MatteImages:
-    """Disk cache of `count` training images with opacity (RGBA, stored as uint8), rendered on first use.
+    """Disk cache of `count` training images with opacity, rendered on first use, in the folder `folder`.
 
-    To look like samples of the diffusion model `prior`, the colours are encoded by its VAE, noise is added to the
-    latents, and the latents are decoded. Call the object with the indices (N,) of images to get them. `folder` is the
-    folder of the cache.
+    Call the object with the indices (N,) of images to get them as RGB and opacity: (N, S, S, 4), float32 in [0, 1],
+    where S is `config.network.size`. To look like samples of the diffusion model `prior`, the colours are encoded by
+    its VAE, noise of a standard deviation up to 0.25 is added to the latents, and the latents are decoded. The opacity
+    is the true one of the renderer.
     """
 
     def __init__(

@@ -99,21 +99,20 @@ def with_camera(unet: UNet2DConditionModel) -> UNet2DConditionModel:
 def widen(unet: Any, channels: Sequence[int], rng: torch.Generator) -> Any:
     """Return a copy of a diffusers UNet with `channels` channels per level, or `unet` itself if it has these already.
 
-    Each new channel is a copy of an old one (Net2Net, Chen et al. 2016, arXiv 1511.05641, section 2.2). An input weight
-    that belongs to an old channel is divided randomly (`rng`) among the copies of the channel. The sum of these parts
-    is the old weight, but their gradients differ.
+    The wider UNet starts from the trained one (Net2Net, Chen et al. 2016, arXiv 1511.05641, section 2.2). Each new
+    channel is a copy of an old one. `rng` divides each weight that reads an old channel randomly among the copies. The
+    parts sum to the old weight, but the copies get different gradients.
 
-    If all levels get wider by the same factor, the output of the UNet stays the same. If neighbouring levels get wider
-    by different factors, it changes:
-    - slightly (by 3 to 9 % in the toybox's 2D model with noise as the input), because the group norms over the
-      concatenated features of both levels then have other groups;
-    - more, if the new widths of both levels are equal. The residual block between the levels then has no 1x1
-      convolution in its shortcut (`conv_shortcut` of diffusers), and the trained one is lost.
+    How much the output changes before further training:
+    - Not at all, if all levels get wider by the same factor.
+    - Slightly, if neighbouring levels get wider by different factors (by 3 to 9 % in the toybox's 2D model with noise
+      as the input): the group norms over the concatenated features of both levels then have other groups.
+    - More, if neighbouring levels of different widths get equal widths: the trained 1x1 convolution between them
+      (`conv_shortcut` of diffusers) is then dropped, because a UNet has none between equal widths.
 
     Raises:
-        ConfigError: `channels` has another length than the UNet has levels, a new width is not a multiple of the old
-            one, or neighbouring levels of equal width get different widths, which would need a new, untrained
-            `conv_shortcut`.
+        ConfigError: `channels` does not have one number per level, a number is not a multiple of the old one, or
+            neighbouring levels of equal width would get different widths, which needs a new, untrained `conv_shortcut`.
     """
     old = list(unet.config["block_out_channels"])
     if list(channels) == old:

@@ -236,7 +236,12 @@ class MatteNetworkConfig(Config):
 
 
 class MatteTrainingConfig(Config):
-    """Training options of the opacity network in train-matte: images per step, distinct images at first, and in all."""
+    """Training options of the opacity network in train-matte: images per step, and number of distinct images.
+
+    A step trains on `batch` images: up to three new ones, and random ones from the pool of earlier images. The pool has
+    `first` images at the first step. The new images of each step join it until it has `pictures` images; after that, no
+    image is new.
+    """
 
     batch: base.Batch = 16
     first: base.First = 1024

@@ -103,26 +103,26 @@ class PriorSystem(DenoisingSystem):
         return numpy_generator(self.seed, step, purpose)
 
     def entries(self, step: int, n_view: int, share: float) -> Array:
-        """Sample the indices (n,) of the cache entries, each with ``n_view`` images, on which step ``step`` trains.
+        """Sample the indices (n,) of the cache entries for training step ``step``: new entries first, then older ones.
 
-        The first indices are new entries, which join the pool after the step. The others are random entries of the
-        pool. Four training options count images; divided by ``n_view`` and rounded up, they count entries here:
-        ``batch`` is n, ``fresh`` the number of new entries per step, ``first`` the size of the pool before the first
-        step, and ``pictures`` its maximum. When the pool is full, no entry is new.
+        An entry has ``n_view`` images. The older entries are random entries of a pool, which grows: the new entries of
+        a step join it after the step. When the pool is full, no entry is new. Training options set the sizes, as
+        numbers of images, which are divided by ``n_view`` and rounded up: ``batch`` gives n, ``fresh`` the new entries
+        per step, ``first`` the pool at the first step, and ``pictures`` the full pool.
 
-        ``share``, in [0, 1], is the share of the steps that use this cache. Each step chooses its cache at random, so
-        the size of the pool is computed as if ``step`` * ``share`` (rounded down) earlier steps had used this one.
+        ``share``, in [0, 1], is the share of the steps that use this cache; the others use other caches. The pool is
+        therefore taken to have grown in ``step`` * ``share`` earlier steps, rounded down.
         """
         o, rng = self.options, self.numpy_rng(step, "pictures")
         numbers = (objects_of(number, n_view) for number in (o.batch, o.pictures, o.first, o.fresh))
         return sample_entries(rng, int(step * share), *numbers)
 
     def fill(self, cache: LatentCache, chosen: Array) -> None:
-        """Make the entries `chosen`, indices (n,), that `cache` lacks, if several processes train together.
+        """Make missing entries of a cache, so that processes that train together share this work.
 
-        To make an entry is to render its images and to encode them by the VAE. Each process makes a part of the
-        entries, and waits until all are made. With one process there is nothing to share, and the method does nothing:
-        the cache makes missing entries when they are read.
+        `chosen`, indices (n,), are the entries that all processes need next. To make an entry is to render its images
+        and to encode them by the VAE. Each process makes a part of the entries that `cache` lacks, and waits until all
+        are made. With one process the method does nothing: the cache makes missing entries when they are read.
         """
         if self.process[1] > 1:
             self.trainer.strategy.barrier()  # so that all find the same entries missing
@@ -148,11 +148,13 @@ class PriorSystem(DenoisingSystem):
         return Batch(z.flatten(0, 1), t, noise, text, {"camera": camera, "n_view": n_view})
 
     def with_codes(self, text: Tensor, z: Tensor, c2w: Tensor, rng: torch.Generator) -> Tensor:
-        """Return the embeddings `text` (n, L, D) of n captions with L tokens; the last token is set to an object code.
+        """Return the text embeddings `text` (n, L, D) of n captions with object codes as their last tokens.
 
-        An object code is a vector of what the caption leaves unspecified. For a random share of the captions (training
-        option `object_codes`), the code is computed from the clean latents `z` (n, V, C, h, w) of V views of the object
-        and their camera-to-world poses `c2w` (n, V, 4, 4), OpenGL axes, and noise is added. The other codes are zero.
+        An object code is a vector of length D for what a caption leaves unspecified; it replaces the last of the L
+        tokens. Each caption has a code with the probability `object_codes` (training option). The prior computes it
+        from the clean latents `z` (n, V, C, h, w) of V views of the object and their camera-to-world poses `c2w` (n, V,
+        4, 4), OpenGL axes; Gaussian noise of standard deviation 0.3 is added to this code. The last token of the other
+        captions is zero.
         """
         coded = self.model.encode_code(text, z.to(self.device), c2w)
         code = coded[:, -1:]

@@ -176,15 +176,16 @@ def train_coarse(task: Task, base: LatentDiffusion, o: CoarseConfig) -> CoarsePr
     """Train the coarse predictor, its sampler of object codes and its view fusion, one after the other.
 
     From caption, camera and object code (a vector of what the caption leaves unspecified), the coarse predictor
-    computes latents in one step, which become an input of the UNet. The view fusion corrects its predictions with the
-    noisy latents of all views. Networks that an earlier process of the run has finished are loaded.
+    computes latents in one step. They become an input of the UNet of the prior that is trained later. The view fusion
+    corrects the predictions with the noisy latents of all views. Networks that an earlier process of the run has
+    finished are loaded.
 
     Args:
         base: model whose VAE and text encoder are used. If it has a coarse predictor, this is trained further.
-        o: options of the training. `o.volume` adds feature volumes to the predictor, 3D grids of features of the
-            object, which are rendered for each camera. It has the number of channels of each volume; the first has 4
-            cells per side, each next one twice as many, and the last as many as the latents have pixels per side. None:
-            add none.
+        o: options of the training. `o.volume` adds feature volumes to the predictor: 3D grids of features of the
+            object, which are rendered for each camera. Its value is a sequence with the number of channels of each
+            volume, from coarse to fine. The coarsest volume has 4 cells per side, each next one twice as many; the
+            finest must have as many cells per side as the latents have pixels. None: add no volumes.
 
     Returns:
         The frozen coarse predictor, which contains the sampler and, if there is one, the view fusion. Trained networks

@@ -221,10 +221,10 @@ def held_out(spec: Spec) -> bool:
 
 
 def sample_spec(rng: np.random.Generator) -> Spec:
-    """Sample a specification of an object in words. 90 % have a main colour and 25 % a size.
+    """Sample a specification of an object in words: a noun, with a main colour in 90 % and a size in 25 % of the cases.
 
-    If the noun has parts or accessories, the specification names one of them, with a colour, with the probability 60 %.
-    The specification may be one that is held out of training (`held_out`).
+    In 60 % of the cases, it also names one part or accessory, always with a colour, if the noun has any. The
+    specification may be one that is held out of training (`held_out`).
     """
     entry = NOUNS[list(NOUNS)[int(rng.integers(len(NOUNS)))]]
     colour = sample_colour(rng) if rng.random() < 0.9 else ""

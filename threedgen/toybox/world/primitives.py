@@ -80,10 +80,17 @@ class Asset:
     def arrays(self) -> dict[str, np.ndarray]:
         """Return the S solids as arrays for the ray caster.
 
+        A solid is a standard shape in its local axes, which an affine map places in the world.
+
         Returns:
-            Dict with the keys "kind", "param", "reach" (radius of a ball around the centre that contains the solid) and
-            "label" (k + 1 for ``labels[k]``), each (S,); "inverse" (S, 3, 3), from world to local axes; "centre" and
-            "colour", each (S, 3).
+            Dict with these arrays; "kind" and "label" are int32, the others float32.
+            "kind": (S,), constant of the standard shape: SPHERE, BOX, FRUSTUM, TORUS, DOME or PRISM, which are 0 to 5.
+            "param": (S,), top radius of a FRUSTUM (bottom radius 1) or tube radius of a TORUS (outer radius 1).
+            "inverse": (S, 3, 3), matrix from world axes to the local axes of the solid.
+            "centre": (S, 3), position of the local origin in world space.
+            "reach": (S,), radius of a ball around the centre that contains the solid.
+            "colour": (S, 3), sRGB in [0, 1].
+            "label": (S,), k + 1 for a solid of the part ``labels[k]``.
         """
         label_ids = {name: i + 1 for i, name in enumerate(self.labels)}
         matrix = np.stack([p.matrix for p in self.primitives])
@@ -161,12 +168,12 @@ def _reach(kind: int, param: float, matrix: np.ndarray) -> float:
 def profile(kind: int, param: float, segments: int) -> np.ndarray:
     """Return the outline of a solid of revolution about its local z axis, as P points (P, 2) with columns (radius, z).
 
-    ``kind`` (SPHERE, DOME, FRUSTUM or TORUS) and ``param`` are those of `Primitive`. The outline goes from the bottom
-    up to the top, both on the axis. That of a torus starts at the inside of the ring and goes down first, around the
-    whole circle of the tube; the last point equals the first.
-
-    The half circle of a sphere and the circle of a torus have ``segments`` // 2 edges. A dome has an edge for its base
-    and ``segments`` // 4 for its quarter circle. A frustum has three edges: bottom, side and top.
+    The outline of the first three kinds goes from the bottom up to the top, both on the axis:
+    - SPHERE: half circle of radius 1, with ``segments`` // 2 edges.
+    - DOME: one edge from the axis to radius 1 at z = 0, and ``segments`` // 4 edges for the quarter circle above.
+    - FRUSTUM: three edges: bottom of radius 1 at z = -1, side, and top of radius ``param`` at z = 1.
+    - TORUS: circle of radius ``param`` at the distance 1 - ``param`` from the axis, with ``segments`` // 2 edges. It
+      starts and ends at its innermost point and goes down first.
     """
     if kind == SPHERE:
         a = np.linspace(-np.pi / 2, np.pi / 2, segments // 2 + 1)

@@ -185,12 +185,18 @@ def _ring(tube, ox, oy, oz, dx, dy, dz):
 def _cull_row(centre, reach, start, stop, m, slope, half_pixel, parallel, candidates):
     """Write the indices of the solids that a pixel row can hit into the array ``candidates``; return their number.
 
-    The solids are those with the indices ``start`` to ``stop`` - 1; solid i lies in the ball of radius ``reach[i]``
-    around ``centre[i]`` (3,), in world units. ``m`` (4, 4) is the camera-to-world matrix, OpenGL axes. The rays through
-    the pixel centres of the row lie in a plane. With coordinates (right, up, forward) relative to the camera, it is up
-    = ``slope`` * forward for a perspective camera, and up = ``slope`` if ``parallel`` (orthographic camera). A solid
-    counts if its ball is not behind the camera, and meets the plane or passes it by less than half a row:
-    ``half_pixel`` is slightly more than half the difference of ``slope`` between adjacent rows.
+    The rays through the pixel centres of the row lie in a plane. A solid counts if the ball that contains it is not
+    wholly behind the camera, and meets this plane or misses it by at most about half a row.
+
+    Args:
+        centre, reach: solid i lies in the ball around ``centre[i]`` (3,) with the radius ``reach[i]``, world units.
+        start, stop: only the solids with the indices ``start`` to ``stop`` - 1 are tested.
+        m: camera-to-world matrix (4, 4), OpenGL axes.
+        slope: position of the plane. For a perspective camera, it is the ratio up / forward of the camera coordinates
+            of all points of the plane. For an orthographic camera, it is their up coordinate, in world units.
+        half_pixel: slightly more than half the difference of ``slope`` between adjacent rows.
+        parallel: whether the camera is orthographic.
+        candidates: output, integers (``stop`` - ``start``,).
     """
     count = 0
     tilt = 1.0 / np.sqrt(1.0 + slope * slope)

@@ -114,13 +114,14 @@ MAX_ITEMS, MIN_AREA = 3, 0.012
 
 
 def describe_view(room: Room, label: np.ndarray, rng: np.random.Generator | None) -> str:
-    """Write the caption of a view: the wall colour, and up to three items, the largest visible ones, left to right.
+    """Write the caption of a view: the wall colour, and the largest visible items of the room, from left to right.
 
-    Items that cover less than 1.2 % of the view (`MIN_AREA`) are left out.
+    There are six wordings. Five of them name up to three items. The other one names the colour of the floor and up to
+    two items. Items that cover less than 1.2 % of the view (`MIN_AREA`) are left out.
 
     Args:
         label: label image (H, W) of the view: k + 1 stands for ``room.items[k]``.
-        rng: chooses the wording; None: the wording that names the colour of the floor, and at most two items.
+        rng: chooses the wording at random; None: always the wording with the colour of the floor.
     """
     n, wording = len(room.items), FLOOR_WORDING if rng is None else int(rng.integers(ROOM_WORDINGS))
     area = np.bincount(label.ravel(), minlength=n + 2)[1 : n + 1] / label.size
