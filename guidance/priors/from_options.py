@@ -19,7 +19,7 @@ P = TypeVar("P", bound=LatentDiffusion)
 
 
 def build(options: StableDiffusionConfig, device: torch.device | str = "cpu") -> LatentDiffusion:
-    """Build the prior of single images from its options. The camera branch of a multi-view UNet is not used.
+    """Build a prior of single images from its options. Weights with a multi-view UNet work too, without cameras.
 
     Raises ConfigError if files are missing or damaged.
     """

@@ -143,9 +143,10 @@ class Pixels:
         return colours + (1 - self.opacity[indices]) * (random - background), random
 
     def sample(self, count: int, rng: torch.Generator) -> Tensor:
-        """Sample `count` pixel indices with replacement: 80% from pixels on or near the object, the others from all.
+        """Sample pixel indices (count,) with replacement: 80% from pixels on or near the object, the others from all.
 
-        If there are no pixels on the object, all indices are sampled from all pixels.
+        An index counts the pixels of all views in order, as in `colours`. If there are no pixels on the object, all
+        indices are sampled from all pixels.
         """
         n_near = round(OBJECT_FRACTION * count) if len(self.near) else 0
         positions = torch.randint(max(1, len(self.near)), (n_near,), generator=rng)

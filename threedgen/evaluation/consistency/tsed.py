@@ -72,10 +72,10 @@ def symmetric_epipolar_distance(matches: Floats, F: Tensor) -> Floats:
 
 
 def judge(distances: Sequence[Floats], max_error: float = MAX_ERROR, min_matches: int = MIN_MATCHES) -> Pairs:
-    """Count the consistent pairs of views: those with ``min_matches`` matches or more and a small epipolar distance.
+    """Return the numbers of consistent pairs of views, of all pairs, and of the feature matches of each pair.
 
-    Small means that the median distance of the pair's matches is below ``max_error`` pixels. ``distances`` has, for
-    each pair, the epipolar distances (M,) of its M matches, in pixels.
+    A pair is consistent if it has ``min_matches`` matches or more, and if their median epipolar distance is below
+    ``max_error`` pixels. ``distances`` has, for each pair, the epipolar distances (M,) of its M matches, in pixels.
     """
     consistent = [len(d) >= min_matches and float(np.median(d)) < max_error for d in distances]
     return Pairs(sum(consistent), len(consistent), tuple(map(len, distances)))

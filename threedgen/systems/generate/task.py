@@ -181,8 +181,8 @@ def embeddings(config: GenerateConfig, prior: Prior, texts: list[str], image: Te
 
     The codes of the other texts are computed from `image`. Without it they are sampled, all from the same noise. The
     noise depends on the seed and on the prompt, so that objects of different prompts get different colours. With the
-    option `edit`, which changes the object of an earlier run, the noise depends on the prompt of that run instead, and
-    is mixed with the code of that run, so that the new object is similar.
+    option `edit`, which changes the object of an earlier run, the new object has to be similar. Sampling then starts,
+    as img2img does, from the code of that run plus noise instead of from pure noise, and with that run's noise.
 
     Args:
         texts: prompt, negative prompt, and any further texts, such as prompts of the side or back view.

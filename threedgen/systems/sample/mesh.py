@@ -47,9 +47,9 @@ class MeshFrame:
         scale: metres per unit of the file.
         centre: (3,) centre of an object in metres, before `zoom`; 0 for a scene.
         zoom: factor that makes the longest side of an object 1; 1 for a scene.
-        export_axes: axes of the file that become up and front of an exported mesh (`for_file`); None: `up` and `front`.
-            ("+y", "+z") exports a GLB file with the axes of the mesh file, because up and front of a GLB file are its
-            +y and +z.
+        export_axes: axes of the mesh file that `for_file` turns to up and front of the exported file, in place of `up`
+            and `front`. Example: up and front of a GLB file are +y and +z, so ("+y", "+z") exports a mesh with the axes
+            that it had in its file. None: `up` and `front`.
     """
 
     up: str = "+z"

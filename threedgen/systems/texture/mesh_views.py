@@ -191,12 +191,21 @@ def check_sides(views: MeshViews, mesh: TexturedMesh, frame: MeshFrame) -> None:
 
 
 def place_photos(photos: PosedPhotos, mesh: TexturedMesh, frame: MeshFrame) -> tuple[MeshViews, list[str]]:
-    """Read photos, and transform their cameras to world coordinates. Return images with cameras, and user notes.
+    """Read photos, and transform their cameras to world coordinates. Return images with cameras, and notes to print.
 
     The poses may be in the coordinates of the mesh file, in the same coordinates but turned between y up and z up, or
-    in the coordinates before the transform that nerfstudio has applied (applied_transform). The coordinates that fit
-    the mesh best are used. `frame` is the transform from the mesh file to the world. Raises ConfigError if no
-    coordinates fit, or if the poses do not have the convention that `photos` names, such as "c2w-opengl".
+    in the coordinates before the transform that nerfstudio has applied (applied_transform). Of these, the coordinates
+    are used in which the renders of the mesh fit the photos best: by the overlap of the outlines if most photos show
+    an outline, else by the colours.
+
+    Args:
+        photos: photos with camera poses.
+        mesh: mesh in world coordinates.
+        frame: transform from the mesh file to the world.
+
+    Raises:
+        ConfigError: the mesh fits the photos in none of the coordinates (outlines hardly overlap, or no photo shows the
+            mesh), or the poses do not have the convention that `photos` names, such as "c2w-opengl".
     """
     notes = [photos.posed.missing_note] if photos.posed.missing else []
     notes += check_convention(photos)
