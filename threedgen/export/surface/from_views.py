@@ -188,7 +188,7 @@ def _weights(
         depth: (H, W) depth map of camera n from `render_depths`. It is finer than the image: H and W are h and w times
             the same integer.
         options: rules that hide texels, such as those behind another surface, and weight the others.
-        mask: (h, w) opacity of the mesh in image n, in [0, 1]; where it is at most `options.opacity`, texels are hidden.
+        mask: (h, w) opacity of the mesh in image n, in [0, 1]; texels where it is at most `options.opacity` are hidden.
     """
     c2w, K, size = at.c2w[n].double().numpy(), at.projection.K[n].numpy(), np.array([at.width, at.height])
     w2c = (c2w[:3, :3] * (1, -1, -1)).astype(np.float32)
