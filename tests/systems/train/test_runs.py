@@ -144,10 +144,12 @@ class Zero:
         return torch.zeros_like(x)
 
 
-def test_loss_weights_each_image() -> None:
+def test_loss_weights_images_or_pixels() -> None:
     system = DenoisingSystem(Config(), Zero(), seed=0, max_steps=1)  # type: ignore[arg-type]
     noise, t = torch.tensor([[[[1.0, 3.0]]], [[[2.0, 0.0]]]]), torch.tensor([3, 700])
     batch = Batch(torch.zeros_like(noise), t, noise, torch.zeros(2, 1, 1))
     assert system.denoising_loss(batch).item() == 3.5
-    assert system.denoising_loss(replace(batch, weights=torch.tensor([0.5, 2.0]))).item() == (0.5 * 5 + 2 * 2) / 2
-    assert system.denoising_loss(replace(batch, weights=torch.ones(2))).item() == 3.5
+    images, pixels = torch.tensor([0.5, 2.0])[:, None, None, None], torch.tensor([[[[1.0, 0.0]]], [[[2.0, 1.0]]]])
+    assert system.denoising_loss(replace(batch, weights=images)).item() == (0.5 * 5 + 2 * 2) / 2
+    assert system.denoising_loss(replace(batch, weights=pixels)).item() == (1 + 2 * 4) / 4
+    assert system.denoising_loss(replace(batch, weights=torch.ones(2, 1, 1, 1))).item() == 3.5

@@ -156,6 +156,18 @@ def test_two_processes_train_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert kinds == {"loss_2d", "loss_3d"}
 
 
+def test_small_parts_of_views_have_larger_loss_weights(tmp_path: Path) -> None:
+    prior = tiny_prior()
+    system = PriorSystem(load_prior_config(tmp_path, "training.batch=8"), prior, *caches(tmp_path, prior.vae))
+    batches = [system.batch(step) for step in range(6)]
+    single, views = ([b for b in batches if (b.condition["n_view"] > 1) == many] for many in (False, True))
+    assert single and all(batch.weights is None for batch in single)
+    for batch in views:
+        assert batch.weights.shape == (len(batch.latents), 1, *batch.latents.shape[2:])
+        assert float(batch.weights.mean()) == pytest.approx(1)
+        assert batch.weights.max() > 1.5 * batch.weights.min()
+
+
 @pytest.mark.parametrize(("images", "n_view", "objects"), [(1, 6, 1), (6, 6, 1), (7, 6, 2), (8, 1, 8)])
 def test_images_are_rounded_up_to_whole_objects(images: int, n_view: int, objects: int) -> None:
     assert objects_of(images, n_view) == objects

@@ -34,7 +34,8 @@ class Batch:
         text: (B, L, D) encoded captions, D features of each of L tokens.
         condition: further keyword arguments of the network by name, such as "camera" (camera vectors of the images, or
             MV-Adapter's maps of camera rays or mesh geometry).
-        weights: (B,) weight of the squared error of each image; None: all are 1.
+        weights: weights of the squared errors, (B, 1, h, w) of each latent pixel or (B, 1, 1, 1) of each image; None:
+            all are 1.
     """
 
     latents: Tensor
@@ -103,7 +104,7 @@ class DenoisingSystem(AveragedSystem):
         """Add noise to the latents of a batch; return the mean squared error of the network's output, a scalar.
 
         The target of the output is the noise or the velocity v (v-prediction), as the noise schedule of `model` says.
-        `batch.weights` weight the errors of the images.
+        `batch.weights` weight the errors.
         """
         schedule = self.model.schedule.to(self.device)
         z, t, noise = (to_device(part, self.device) for part in (batch.latents, batch.t, batch.noise))
@@ -111,7 +112,7 @@ class DenoisingSystem(AveragedSystem):
         target = schedule.target(z, noise, t)
         if batch.weights is None:
             return F.mse_loss(output, target)
-        return (batch.weights * (output - target).square().mean((1, 2, 3))).mean()
+        return (batch.weights * (output - target).square()).mean()
 
     def sample_noise(self, step: int, shape: Sequence[int], rng: Generator) -> tuple[Tensor, Tensor]:
         """Sample int64 time steps (N, V) and unit Gaussian noise (N, V, C, h, w) for V views of each of N objects.

@@ -114,7 +114,7 @@ class AdapterSystem(DenoisingSystem):
         condition = {"camera": to_device(maps, self.device), "n_view": len(views), "reference": reference}
         weights = torch.ones(len(t)) if o.snr_gamma is None else model.schedule.min_snr_weight(t, o.snr_gamma)
         text = text.repeat_interleave(len(views), 0)
-        return Batch(z.flatten(0, 1), t, noise, text, condition, to_device(weights, self.device))
+        return Batch(z.flatten(0, 1), t, noise, text, condition, to_device(weights[:, None, None, None], self.device))
 
     def save(self, folder: Path) -> None:
         save_adapter(folder / RESULT, self.network)

@@ -72,6 +72,10 @@ class CodedObjects(NamedTuple):
     part_weights: Callable[[int], Array]
 
 
+Parts = Sequence[tuple[float, CodedObjects]]
+"""Pairs (share of the training steps, objects on which these steps train); the shares sum to 1."""
+
+
 class PredictorSystem(AveragedSystem):
     """Base class of the LightningModules that train a coarse predictor or a part of it.
 
@@ -137,12 +141,7 @@ class CoarseSystem(PredictorSystem):
     stage = "coarse predictor"
 
     def __init__(
-        self,
-        options: CoarseConfig,
-        seed: int,
-        coarse: CoarsePredictor,
-        prior: LatentDiffusion,
-        parts: Sequence[tuple[float, CodedObjects]],
+        self, options: CoarseConfig, seed: int, coarse: CoarsePredictor, prior: LatentDiffusion, parts: Parts
     ) -> None:
         super().__init__(options, seed, options.max_steps, coarse, prior, parts[0][1].cache)
         self.parts = parts
@@ -186,17 +185,20 @@ class FusionSystem(PredictorSystem):
 
     The coarse predictor computes the latents of each view in one step, from caption, camera and object code: a vector
     of what the caption leaves unspecified. The view fusion corrects these predictions with the noisy latents of all
-    views of an object, given their cameras. The loss is the mean squared error of the corrected predictions. For about
-    half of the objects, the coarse predictions use no caption, and for most no object code, so that the view fusion
-    must use the noisy latents.
+    views of an object, given their cameras. The loss is the squared error of the corrected predictions, with larger
+    weights for small parts such as eyes. For about half of the objects, the coarse predictions use no caption, and for
+    most no object code, so that the view fusion must use the noisy latents.
+
+    `parts` are pairs (share of the steps, objects on which these steps train).
     """
 
     stage = "view fusion"
 
     def __init__(
-        self, options: CoarseConfig, seed: int, coarse: CoarsePredictor, prior: LatentDiffusion, cache: LatentCache
+        self, options: CoarseConfig, seed: int, coarse: CoarsePredictor, prior: LatentDiffusion, parts: Parts
     ) -> None:
-        super().__init__(options, seed, options.fusion_steps, coarse, prior, cache)
+        super().__init__(options, seed, options.fusion_steps, coarse, prior, parts[0][1].cache)
+        self.parts = parts
         if coarse.fusion is None:
             raise ValueError("the coarse predictor has no view fusion")
         coarse.requires_grad_(False).eval()
@@ -205,8 +207,10 @@ class FusionSystem(PredictorSystem):
         self.keep_average(self.fusion, EMA_DECAY)
 
     def training_step(self, batch: int, index: int) -> Tensor:
-        step, cache = int(batch), self.cache
+        step = int(batch)
         rng, gen = self.numpy_rng(step, "fusion"), self.rng(step, "views")
+        objects = choose_by_share(self.parts, rng.random())[1]
+        cache = objects.cache
         chosen = rng.integers(0, min(cache.count, FIRST_OBJECTS + step * NEW_OBJECTS_PER_STEP), FUSION_OBJECTS)
         count = VIEWS if rng.random() < USUAL_VIEWS_SHARE else int(rng.integers(1, SOURCES + TARGETS + 1))
         views = rng.permuted(np.tile(np.arange(SOURCES + TARGETS), (FUSION_OBJECTS, 1)), axis=1)[:, :count]
@@ -225,7 +229,11 @@ class FusionSystem(PredictorSystem):
         noise = torch.randn(z.shape, generator=gen).to(z)
         x = schedule.add_noise(z.flatten(0, 1), noise.flatten(0, 1), t.flatten()).view_as(z)
         with autocast_bf16(self.device):
-            loss = F.mse_loss(self.fusion(x, schedule.noise_level(t), camera, coarse).float(), z)
+            fused = self.fusion(x, schedule.noise_level(t), camera, coarse).float()
+        weights = torch.from_numpy(np.stack([objects.part_weights(int(k)) for k in chosen])).to(z)[rows, views][
+            :, :, None
+        ]
+        loss = (weights * (fused - z).square()).mean() / weights.mean()
         self.metrics = {"fusion": float(loss.detach())} if count == VIEWS else {}
         return loss
 

@@ -1,6 +1,7 @@
 """LightningModules that train the UNet of a 2D model (generates single images) or of a multi-view prior."""
 
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from threedgen.config import registry
 from threedgen.data.assets.source import AssetViews
-from threedgen.data.latent_cache import LatentCache, choose_by_share, sample_entries
+from threedgen.data.latent_cache import ExampleSource, LatentCache, choose_by_share, sample_entries
 from threedgen.evaluation.features import FeatureNetwork
 from threedgen.geometry.images import grid, to_uint8
 from threedgen.geometry.poses import orbit_c2w
@@ -20,6 +21,7 @@ from threedgen.run.arrays import Array
 from threedgen.run.dtypes import autocast_bf16
 from threedgen.run.seeding import generator, numpy_generator
 from threedgen.systems.train.denoising import Batch, DenoisingSystem, Sheet, drop_captions
+from threedgen.toybox.data.pictures import ViewRings
 
 from .options import DiffusionConfig, MultiviewDiffusionConfig, TrainBaseConfig, TrainOwnPriorConfig, TrainPriorConfig
 from .text_encoder import vocabulary_digest
@@ -43,6 +45,11 @@ SHEET_PROMPTS = (
     "a pink room with a blue floor and a black table",
 )
 """Prompts of the sample sheet. A multi-view prior samples only the first eight, which are objects, not rooms."""
+
+
+@lru_cache(20_000)
+def _part_weights(source: ViewRings, index: int, size: int) -> Array:
+    return source.part_weights(index, size)
 
 
 def objects_of(images: int, n_view: int) -> int:
@@ -137,6 +144,7 @@ class PriorSystem(DenoisingSystem):
         self.fill(cache, chosen)
         dropped = [rng.random() < o.no_text for _ in chosen][part]
         t, noise = (x[part].flatten(0, 1) for x in self.sample_noise(step, (len(chosen), *cache.latent_shape), gen))
+        weights = self.part_weights(cache.source, chosen, cache.latent_shape[-1])  # of all, as their mean is 1
         chosen = chosen[part]
         captions, z = drop_captions(cache.captions(chosen), dropped), cache.latents(chosen)
         camera = camera_vector(cache.c2w(chosen).flatten(0, 1)).to(self.device) if n_view > 1 else None
@@ -145,7 +153,18 @@ class PriorSystem(DenoisingSystem):
         if camera is not None and self.model.has_code:
             text = self.with_codes(text, z, cache.c2w(chosen), self.rng(step, "codes"))
         text = text.repeat_interleave(n_view, 0)
-        return Batch(z.flatten(0, 1), t, noise, text, {"camera": camera, "n_view": n_view})
+        weights = None if weights is None else weights[part].flatten(0, 1).to(self.device)
+        return Batch(z.flatten(0, 1), t, noise, text, {"camera": camera, "n_view": n_view}, weights)
+
+    def part_weights(self, source: ExampleSource, chosen: Array, size: int) -> Tensor | None:
+        """Return loss weights (n, V, 1, size, size) of the latents of n entries with V views each, mean 1.
+
+        Small parts of toybox objects, such as eyes, get larger weights. None: `source` knows no parts of its images.
+        """
+        if not isinstance(source, ViewRings):
+            return None
+        weights = torch.from_numpy(np.stack([_part_weights(source, int(k), size) for k in chosen]))
+        return weights[:, :, None] / weights.mean()
 
     def with_codes(self, text: Tensor, z: Tensor, c2w: Tensor, rng: torch.Generator) -> Tensor:
         """Return the text embeddings `text` (n, L, D) of n captions with object codes as their last tokens.

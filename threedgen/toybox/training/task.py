@@ -229,13 +229,13 @@ def train_coarse(task: Task, base: LatentDiffusion, o: CoarseConfig) -> CoarsePr
     def train(name: str, network: nn.Module, system: PredictorSystem, metric: str) -> None:
         task.train_network(name, network, system, metric, lambda: network.load_state_dict(system.average.weights()))
 
+    parts = [(TYPICAL_SHARE, typical), (1 - TYPICAL_SHARE, varied)]
     if o.max_steps:
-        parts = [(TYPICAL_SHARE, typical), (1 - TYPICAL_SHARE, varied)]
         train("coarse", coarse, CoarseSystem(o, seed, coarse, base, parts), "coarse")
     if o.sampler_steps:
         train("codes", coarse.sampler, CodeSystem(o, seed, coarse, base, typical), "code")
     if coarse.fusion is not None and o.fusion_steps:
-        train("fusion", coarse.fusion, FusionSystem(o, seed, coarse, base, varied.cache), "fusion")
+        train("fusion", coarse.fusion, FusionSystem(o, seed, coarse, base, parts), "fusion")
     return coarse.requires_grad_(False).eval()
 
 
