@@ -107,10 +107,7 @@ class VolumeFeatures(nn.Module):
         for parameter in (p for layer in out for p in layer.parameters()):
             nn.init.zeros_(parameter)
         self.out = nn.ModuleList(out)
-        u = HALF_EXTENT * torch.linspace(-1 + 1 / size, 1 - 1 / size, size)
-        s = RADIUS * torch.linspace(1 - 1 / DEPTHS, -1 + 1 / DEPTHS, DEPTHS)  # from near to far
-        self.register_buffer("u", u, persistent=False)
-        self.register_buffer("s", s, persistent=False)
+        self.size = size
 
     def forward(self, features: Tensor, text: Tensor, camera: Tensor) -> list[Tensor]:
         """Return feature maps (B V, c, s, s) of V views of B objects, one tensor for each level, from coarse to fine.
@@ -191,9 +188,15 @@ class VolumeFeatures(nn.Module):
         """
         pose = camera.float().unflatten(1, (4, 4))[:, :3, :3]
         right, up, back = (pose[:, None, None, None, :, k] for k in range(3))
-        u, depth = self.u, self.s[:, None, None, None]
+        u = HALF_EXTENT * cell_centres(self.size, pose.device)
+        depth = -RADIUS * cell_centres(DEPTHS, pose.device)[:, None, None, None]  # from near to far
         plane = right * u[:, None] - up * u[:, None, None]
         return ((1 - depth / DISTANCE) * plane + depth * back) / REACH
+
+
+def cell_centres(count: int, device: torch.device) -> Tensor:
+    """Return the centres (count,) of `count` equal parts of [-1, 1], ascending."""
+    return (2 * torch.arange(count, device=device) + 1) / count - 1
 
 
 def shuffle(x: Tensor) -> Tensor:

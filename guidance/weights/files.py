@@ -225,8 +225,10 @@ def build_from_tensors(make: Callable[[], Module], tensors: Mapping[str, Tensor]
     network.to_empty(device="cpu")
     network.load_state_dict(dict(tensors))
     for name, buffer in network.named_buffers():
-        if name.endswith("position_ids"):  # the only buffer of these networks that no file contains
+        if name.endswith("position_ids"):
             buffer.copy_(torch.arange(buffer.shape[-1]).expand_as(buffer))
+        elif name not in tensors:
+            raise ValueError(f"the buffer {name} of the {what} is in no file, so its memory would stay uninitialised")
     return network.eval().requires_grad_(False)
 
 

@@ -14,9 +14,10 @@ from PIL import Image
 from tests.support.errors import refused
 from tests.support.photographs import photographs
 from tests.support.posed_photos import edit_transforms, write_colmap, write_transforms
+from threedgen.data.posed.convention import matching_pixels
 from threedgen.data.posed.files import FLIP, alternatives, focus
 from threedgen.data.posed.photos import open_photos
-from threedgen.data.posed.reader import read_posed
+from threedgen.data.posed.reader import posed_scenes, read_posed
 from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.views import Views, resize
 
@@ -360,3 +361,21 @@ def test_transforms_have_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("threedgen.data.posed.reader.MAX_FRAMES", count - 1)
     with refused(None, f"{count - 1}"):
         read_posed(tmp_path)
+
+
+def test_scenes_are_named_after_their_folders(tmp_path: Path) -> None:
+    views = photographs(3)
+    for name in ("a", "b"):
+        (tmp_path / name / "dense").mkdir(parents=True)
+        write_colmap(tmp_path / name, views, binary=True)
+        (tmp_path / name / "sparse" / "0").rename(tmp_path / name / "dense" / "sparse")
+    for name in ("0", "1"):
+        (tmp_path / name).mkdir()
+        write_transforms(tmp_path / name, views)
+    (tmp_path / "summary.json").write_text("{}")
+    assert [open_photos(path, 64).folder.name for path in posed_scenes(tmp_path)] == ["0", "1", "a", "b"]
+    assert open_photos(open_photos(tmp_path / "a", 64).posed.source, 64).folder.name == "a"
+
+
+def test_one_photo_has_no_matching_pixels(tmp_path: Path) -> None:
+    assert matching_pixels(open_photos(write_transforms(tmp_path, photographs(1)), 64)) == []

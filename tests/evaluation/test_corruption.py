@@ -38,6 +38,16 @@ def test_rough_mesh_has_the_noise_of_its_strength_and_stays_closed() -> None:
     assert all((part.values >= 0).all() and (part.values <= 1).all() for part in once.parts)
 
 
+def test_subdivision_makes_no_cracks() -> None:
+    """A long thin triangle beside a small one; the shared edge is short and is split in neither."""
+    a, b, far, near = np.array([[0, 0, 0], [0.05, 0, 0], [0.02, 1, 0], [0.02, -0.05, 0]])
+    corners = np.stack([[a, b, far], [b, a, near]])
+    fine = subdivided(Part(corners, np.ones_like(corners)))
+    edges = np.linalg.norm(fine.corners - np.roll(fine.corners, -1, axis=1), axis=2)
+    assert edges.max() <= 0.1 and len(fine.corners) > 8
+    assert not (np.isclose(fine.corners[..., 1], 0) & (fine.corners[..., 0] > 0) & (fine.corners[..., 0] < 0.05)).any()
+
+
 def test_rough_mesh_keeps_its_texture() -> None:
     uv = np.array([[[0, 0], [1, 0], [0, 1.0]]])
     mesh = rough(ColouredMesh((Part(np.eye(3)[None] * 0.2, uv, np.zeros((2, 2, 3))),)), np.random.default_rng(0))

@@ -1,3 +1,4 @@
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from threedgen.geometry.poses import orbit_array
 from threedgen.guidance.attention.joined import camera_vector
 from threedgen.guidance.coarse import CoarsePredictor
 from threedgen.guidance.coarse_volume import DEPTHS, DISTANCE, HALF_EXTENT, REACH, shuffle
+from threedgen.guidance.priors.mvdream import MVDream
 
 SIDE = 16
 
@@ -44,6 +46,16 @@ def test_views_of_an_object_are_those_of_separate_calls() -> None:
         assert ((other - together).flatten(1).abs().amax(1) > 1e-4).all()
     alone = coarse(text, None, code, 2)
     torch.testing.assert_close(alone[0], alone[1], msg="without a camera, views are equal")
+
+
+@torch.no_grad()
+def test_loaded_predictor_samples_its_volume_at_the_same_points(tmp_path: Path) -> None:
+    coarse, camera = trained(volume=(8, 8)), camera_vector(poses(0, 90, 180, 270))
+    coarse_prior(coarse).save(tmp_path / "prior")
+    loaded = MVDream.load(tmp_path / "prior").coarse
+    text, code = torch.randn(4, 5, TEXT_WIDTH, generator=cpu()), torch.randn(4, TEXT_WIDTH, generator=cpu())
+    assert torch.equal(loaded.volume.points(camera), coarse.volume.points(camera))
+    torch.testing.assert_close(loaded(text, camera, code), coarse(text, camera, code), atol=0.01, rtol=0.01)
 
 
 def test_prior_computes_one_volume_per_object(monkeypatch: pytest.MonkeyPatch) -> None:

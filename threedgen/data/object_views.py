@@ -202,7 +202,9 @@ class MeshObjects(ObjectViews):
 
     def describe(self) -> str:
         o = self.options
-        return f"{super().describe()}, {self.folder.resolve()}, {o.up} up, light {o.light}: {self.files}"
+        stats = ((file, caption, (self.folder / file).stat()) for file, caption in self.files)
+        files = [(file, caption, stat.st_size, stat.st_mtime_ns) for file, caption, stat in stats]
+        return f"{super().describe()}, {self.folder.resolve()}, {o.up} up, light {o.light}: {files}"
 
     def caption(self, index: int) -> str:
         return self.files[index % len(self.files)][1]

@@ -58,19 +58,21 @@ class SmoothNoise:
 
 
 def subdivided(part: Part) -> Part:
-    """Return a mesh part whose triangles are split into four until no edge is longer than `MAX_EDGE` world units.
+    """Return a mesh part whose triangles are split in halves until no edge is longer than `MAX_EDGE` world units.
 
-    The shape of the surface does not change.
+    The longest edge of a triangle is split in the middle. An edge is split only if it is too long, so the triangles on
+    both sides of it are split alike, and the mesh gets no cracks. The shape of the surface does not change.
     """
     triangles, done = np.concatenate([part.corners, part.values], axis=2), []
     while len(triangles):
         corners = triangles[..., :3]
-        long = np.linalg.norm(corners - np.roll(corners, -1, axis=1), axis=2).max(1) > MAX_EDGE
+        lengths = np.linalg.norm(corners - np.roll(corners, -1, axis=1), axis=2)
+        long = lengths.max(1) > MAX_EDGE
         done.append(triangles[~long])
-        a, b, c = triangles[long].swapaxes(0, 1)
-        ab, bc, ca = (a + b) / 2, (b + c) / 2, (c + a) / 2
-        quarters = ((a, ab, ca), (ab, b, bc), (ca, bc, c), (ab, bc, ca))
-        triangles = np.concatenate([np.stack(quarter, axis=1) for quarter in quarters])
+        order = (lengths[long].argmax(1)[:, None] + np.arange(3)) % 3  # the longest edge first
+        a, b, c = np.take_along_axis(triangles[long], order[..., None], axis=1).swapaxes(0, 1)
+        middle = (a + b) / 2
+        triangles = np.concatenate([np.stack(half, axis=1) for half in ((a, middle, c), (middle, b, c))])
     result = np.concatenate(done)
     return replace(part, corners=result[..., :3], values=result[..., 3:])
 

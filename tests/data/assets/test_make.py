@@ -23,6 +23,7 @@ from threedgen.data.assets import make as rendering
 from threedgen.data.assets.make import cameras, read_asset
 from threedgen.data.assets.options import Asset, ViewsConfig, list_assets
 from threedgen.data.assets.shards import Shards
+from threedgen.geometry.images import write_png
 
 ROOT = Path(__file__).parents[3]
 TINY = ["views.size=16", "views.azimuths=4", "engine=here", "threads=1", "out=run", "-q"]
@@ -296,3 +297,17 @@ def test_killed_workers_resume_to_the_same_shards(folder: Path) -> None:
     assert all((Path("killed/views") / name).stat().st_mtime_ns == time_ for name, time_ in kept.items())
     for path in Path("undisturbed/views").glob("*.tar"):
         assert (Path("killed/views") / path.name).read_bytes() == path.read_bytes()
+
+
+def test_added_texture_renews_its_shard(folder: Path) -> None:
+    (folder / "lost.mtl").write_text("newmtl m\nmap_Kd gone.png\n")
+    face = "vt 0 0\nf 1/1 2/1 3/1\n"
+    (folder / "lost.obj").write_text("mtllib lost.mtl\nusemtl m\n" + (folder / "ball.obj").read_text() + face)
+    captions(folder, GOOD | {"lost.obj": "a ball"})
+    assert command("views.per_shard=1") == 0 and rows()["lost.obj"]["note"]
+    before = shard_bytes()
+    assert command("views.per_shard=1") == 0 and shard_bytes() == before
+    (folder / "textures").mkdir()
+    write_png(folder / "textures" / "gone.png", np.full((4, 4, 3), 0.5))
+    assert command("views.per_shard=1") == 0 and "gone.png" not in rows()["lost.obj"]["note"]
+    assert len([name for name, data in shard_bytes().items() if data != before[name]]) == 1

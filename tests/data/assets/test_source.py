@@ -98,7 +98,10 @@ def test_image_folder_is_cropped_to_middle_squares(images: Path) -> None:
 
 def test_unreadable_images_are_skipped_with_a_warning(images: Path, caplog: pytest.LogCaptureFixture) -> None:
     before = CaptionedImages(images).describe()
-    (images / "grey.png").write_bytes(b"no image")
+    captions(images, {"wide.png": "a red square", ".\\grey.png": "nothing"})
+    assert CaptionedImages(images).describe() != before and len(CaptionedImages(images).pairs) == 2
+    whole = (images / "grey.png").read_bytes()
+    (images / "grey.png").write_bytes(whole[: len(whole) // 2])  # its header is intact
     source = CaptionedImages(images)
     assert len(source.pairs) == 1 and source.describe() != before
     assert "captions.csv, line 3" in caplog.text and "grey.png" in caplog.text

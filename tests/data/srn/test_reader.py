@@ -12,6 +12,8 @@ from PIL import Image
 
 from tests.data.conftest import damage
 from tests.support.errors import refused
+from threedgen.data.srn.options import SRNPairsConfig
+from threedgen.data.srn.pairs import ArchiveScenes
 from threedgen.data.srn.reader import open_instance, write_instance
 from threedgen.data.srn.scene_files import condition_and_targets, scenes, split_folder
 from threedgen.geometry.rigs import orbit
@@ -101,6 +103,8 @@ def test_all_forms_of_intrinsics_are_equivalent(scene: Path) -> None:
     for k in range(4):
         (scene / "intrinsics" / f"{k:06d}.txt").write_text(matrix(padded[:3, :3] + np.diag([k, 0, 0])))
     assert torch.allclose(open_instance(scene).cameras.K[:, 0, 0], expected[:, 0, 0] + torch.arange(4.0), atol=1e-4)
+    with refused(None, scene, "intrinsics"):
+        ArchiveScenes(SRNPairsConfig(path=str(scene.parent.parent), held_out=2, split="cars_test"), 16).scene(0)
 
 
 def test_fifth_line_of_intrinsics_marks_world_to_camera_poses(scene: Path) -> None:

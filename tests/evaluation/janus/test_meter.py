@@ -74,7 +74,9 @@ def test_probe_recognises_sides_and_noun() -> None:
     assert result.fronts == 1 and sum(result.correct) >= 7 and view_labels(reading.sides)[0].startswith("front")
     likeness = meter.likeness(reading.views, ["a red car", "a blue dog", "a green fish"])
     assert likeness is not None and int(np.argmax(likeness)) == 1
-    assert meter.likeness(reading.views, ["a unicorn"]) is None
+    for prompts in (["a unicorn"], ["a dog", "a blue dog"], ["a blue dog", "a blue dog with a red hat"]):
+        assert meter.likeness(reading.views, prompts) is None, prompts
+    assert meter.likeness(reading.views, ["a red dog", "a blue dog"]) is not None
 
 
 def stub_errors(out: Path, **truth: object) -> MeterErrors:

@@ -156,11 +156,18 @@ def _size_and_time(path: Path) -> tuple[int, int]:
 def read_finished(folder: Path, job: Job) -> Tree | None:
     """Return the content of a shard's JSON file in `folder`; None if the shard is missing, outdated or truncated.
 
-    The content is the name, size and SHA-256 of the tar file, the key (`Job.key`), the rendered assets, and the
-    left-out assets with reasons.
+    The content is the name, size and SHA-256 of the tar file, the key (`Job.key`), the rendered assets, the left-out
+    assets with reasons, and the modification times of the folders to which missing textures may have been added.
     """
     found = read_json(folder / f"{job.name}.json")
-    return found if found.get("key") == job.key and is_complete(folder, found) else None
+    unchanged = found.get("key") == job.key and all(
+        _modified(Path(path)) == time for path, time in found.get("texture_folders", {}).items()
+    )
+    return found if unchanged and is_complete(folder, found) else None
+
+
+def _modified(path: Path) -> int | None:
+    return path.stat().st_mtime_ns if path.exists() else None
 
 
 def make_shards(config: AssetsConfig, every: list[Job], run_folder: Path, data: Path, quiet: bool) -> int:
@@ -231,6 +238,7 @@ def make_shard(job: Job, views: ViewsConfig, seed: int, folder: Path, data: Path
     """
     set_threads(threads)
     left_out, entries, crashes = dict[str, str](), list[Tree](), read_json(folder / CRASHES)
+    texture_folders = dict[str, int | None]()
     path, current_file = folder / f"{job.name}.tar", folder / f"{job.name}.at"
     with writing(folder):
         (folder / f"{job.name}.json").unlink(missing_ok=True)
@@ -248,11 +256,16 @@ def make_shard(job: Job, views: ViewsConfig, seed: int, folder: Path, data: Path
                 at = cameras(views, seed, asset.name)
                 images = [png(image) for image in to_uint8(mesh.render_views(at, None, views.light))]
                 notes = [*([PLAIN] if mesh.plain else []), *mesh.notes]
+                if mesh.notes:  # of missing textures, for example
+                    place = (data / asset.file).resolve().parent
+                    places = place, place / "textures", place.parent / "textures"
+                    texture_folders |= {str(path): _modified(path) for path in places}
                 entry = {"name": asset.name, "file": asset.file, "caption": asset.caption, "notes": notes}
                 poses = {"azimuths": views.azimuths, "c2w": at.c2w.tolist(), "fov": at.fov.tolist()}
                 add_asset(shard, asset.name, entry | poses, images)
                 entries.append(entry)
         summary = checksum(path) | {"key": job.key, "assets": entries, "left_out": left_out}
+        summary["texture_folders"] = texture_folders
         write_json(folder / f"{job.name}.json", summary)
         current_file.unlink(missing_ok=True)
 

@@ -13,7 +13,7 @@ import numpy as np
 from threedgen.config.errors import ConfigError
 from threedgen.data.latent_cache import Captioned
 from threedgen.data.photos import SUFFIXES
-from threedgen.geometry.image_file import load_image, open_image
+from threedgen.geometry.image_file import load_image
 from threedgen.run.arrays import Array
 from threedgen.run.seeding import numpy_generator
 
@@ -77,11 +77,12 @@ class CaptionedImages:
         self.folder, self.pairs = folder, list[tuple[str, str]]()
         captions = folder / "captions.csv"
         for line, row in read_rows(find_captions(folder, str(captions))):
+            file = row["file"].replace("\\", "/")
             try:
-                if Path(row["file"]).suffix.lower() not in SUFFIXES or not row["caption"]:
+                if Path(file).suffix.lower() not in SUFFIXES or not row["caption"]:
                     raise ConfigError("the line needs an image file and a caption")
-                with open_image(folder / row["file"]):
-                    self.pairs.append((row["file"], row["caption"]))
+                load_image(folder / file, max_side=64)  # the pixels too, as a truncated file has a good header
+                self.pairs.append((file, row["caption"]))
             except ConfigError as error:
                 logger.warning("left out: %s, line %d (%s)", captions, line, error)
         if not self.pairs:

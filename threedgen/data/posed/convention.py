@@ -87,6 +87,8 @@ def matching_pixels(photos: PosedPhotos) -> list[Match]:
     All pairs of these photos are tried. Return one `Match` with the pixel positions for each pair that has at least
     10 (MIN_MATCHES) matches.
     """
+    if len(photos) < 2:
+        return []
     anchors = evenly_spaced(len(photos) - 1, ANCHORS)
     index = sorted({*anchors, *(k + 1 for k in anchors)})
     features = [detect(image) for image in to_uint8(photos.views(index).images)]

@@ -3,6 +3,7 @@
 The photos may differ in size and intrinsics. After the resizing, each image still has its own intrinsics.
 """
 
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -93,9 +94,10 @@ def open_photos(path: Path, max_side: int, convention: PoseConvention | None = N
     height, width = max(1, round(first.height * scale)), max(1, round(first.width * scale))
     K = torch.stack([undistortion(lens, height, width)[0] for lens in posed.lenses])
     c2w = torch.from_numpy(to_c2w(matrices, convention))
-    folder = (posed.source if posed.source.is_dir() else posed.source.parent).resolve()
-    while folder.name in ("0", "sparse", "colmap"):
-        folder = folder.parent
+    folder = path.resolve() if path.is_dir() else path.resolve().parent
+    if folder == posed.source.resolve():  # the folder of a COLMAP model, inside that of the scene
+        while re.fullmatch("[0-9]+|sparse|colmap|dense", folder.name):
+            folder = folder.parent
     cameras, poses = Cameras(c2w.float(), Projection(K.float()), height, width), opencv_axes(c2w).numpy()
     photos = PosedPhotos(
         folder, posed.files, K.numpy(), poses, height, width, cameras, posed, matrices, convention

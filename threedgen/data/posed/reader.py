@@ -116,7 +116,7 @@ def posed_scenes(path: Path) -> list[Path]:
     """
     if posed_source(path):
         return [path]
-    return sorted(part for part in path.iterdir() if posed_source(part)) if path.is_dir() else []
+    return sorted(part for part in path.iterdir() if part.is_dir() and posed_source(part)) if path.is_dir() else []
 
 
 def read_posed(path: Path) -> PosedFiles:

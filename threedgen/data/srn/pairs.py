@@ -72,6 +72,10 @@ class ArchiveScenes:
         if len(instance) < self.views:
             wrong = f"{instance.folder} has {len(instance)} views, but {self.folders[0].name} has {self.views}"
             raise ConfigError(f"{wrong}. All scenes of a split need the same number.")
+        if not np.allclose(instance.K, instance.K[0], rtol=0, atol=1e-3 * instance.height):
+            raise ConfigError(
+                f"{instance.folder} has views with different intrinsics. 3DiM needs the same for all views."
+            )
         return instance.views(range(self.views), self.size)
 
     def describe(self) -> str:

@@ -237,7 +237,9 @@ def feature_distances(features: FeatureNetwork, folder: Path, of: Mapping[str, S
         )
         if (count := sum(map(len, held))) > 1:
             figures = distance_functions(held, renders, 100, KID_SUBSET)
-            found[row] = {name: jackknife_estimate(figure, len(held)) for name, figure in figures.items()}
+            # without an interval if the jackknife, which leaves out a scene, would leave one image
+            groups = 20 if count - max(map(len, held)) > 1 else 1
+            found[row] = {name: jackknife_estimate(figure, len(held), groups) for name, figure in figures.items()}
             found[row]["pictures"] = count
     return found
 

@@ -69,6 +69,9 @@ class JanusRates(Evaluation[M, Asset, Result]):
         if not config.truth.objects or not (self.toybox or config.truth.assets):
             return None
         key = {name: getattr(config, name).model_dump(mode="json") for name in ("meter", "truth")}
+        if config.truth.assets:
+            stats = ((str(path), path.stat()) for path in asset_files(Path(config.truth.assets).expanduser()))
+            key["files"] = [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats]
 
         def measure() -> Json:
             errors = MeterErrors(self.task)

@@ -142,7 +142,7 @@ def folder_of_assets(text: str, key: str) -> Path:
 
 
 def asset_files(folder: Path, suffixes: tuple[str, ...] = MESHES) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes)
+    return sorted(path for path in folder.rglob("[!.]*") if path.suffix.lower() in suffixes)
 
 
 def words_of(path: Path) -> str:

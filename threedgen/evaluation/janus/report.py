@@ -41,7 +41,7 @@ HEADS = (
     "method", "Janus rate", "95 %", "corrected", "95 %", "no front", "right side", "R-Precision", "seconds", "memory",
 )  # fmt: skip
 READINGS = "looks"
-VERSION = 2
+VERSION = 3
 """Version of the Janus meter. Results that were stored by another version are computed again."""
 UNKNOWN = (
     "Meter errors unknown for these assets, so no rate is corrected. truth.assets=FOLDER measures them on your own "

@@ -232,13 +232,19 @@ class ProbeSides:
         """Return scores (V, N) of N prompts for images (V, S, S, 3) in [0, 1]. A higher score means a better match.
 
         A score is the log-probability of the prompt's noun, plus the log-probability of its colour if the prompt names
-        one. The result is None if a prompt has no toybox noun.
+        one. The result is None if a prompt has no toybox noun, or if the probe cannot tell two prompts apart: they have
+        the same noun and not two different colours.
         """
         specs, labels = [parse_prompt(prompt) for prompt in prompts], self.probe.labels
-        answers, columns = self.probe.classify(images), []
+        colours: dict[str, list[str]] = {}
         for spec in specs:
             if spec is None:
                 return None
+            colours.setdefault(spec.noun, []).append(spec.colour)
+        if any(len(of) > 1 and not (all(of) and len(set(of)) == len(of)) for of in colours.values()):
+            return None
+        answers, columns = self.probe.classify(images), []
+        for spec in filter(None, specs):
             column = answers.noun[:, labels.nouns.index(spec.noun)]
             columns.append(column + answers.colour[:, labels.colours.index(spec.colour)] if spec.colour else column)
         return torch.stack(columns, 1)
