@@ -10,7 +10,8 @@ from .files import read_card, read_header, weight_format
 from .loading import existing_path
 
 SUBJECT_FORMAT = "threedgen personalisation 1"
-ADDITIONS = ("pytorch_lora_weights", "adapter_model", "learned_embeds")
+PEFT_STEM, PEFT_CONFIG = "adapter_model", "adapter_config.json"
+ADDITIONS = ("pytorch_lora_weights", PEFT_STEM, "learned_embeds")
 """File names, without suffix, of a LoRA or textual inversion in a folder of diffusers or peft."""
 FIRST_KEYS = ("clip_l", "text_encoders_0")
 """Tensor names, in textual inversions of SDXL, of the vectors for the first text encoder."""
@@ -27,13 +28,25 @@ def hub_place(name: str) -> tuple[str, str] | None:
     return (repo, file) if on_hub else None
 
 
+def hub_files(name: str) -> list[tuple[str, str]]:
+    """Return (hub repository, file) for each file of additional weights `name` of the hub; [] for a path.
+
+    The last one is the file `name` itself. A LoRA of peft also needs the config with its alpha, which is downloaded
+    first, so that both files have the newest revision.
+    """
+    if (place := hub_place(name)) is None:
+        return []
+    repo, file = place
+    return [(repo, PEFT_CONFIG), place] if Path(file).stem == PEFT_STEM else [place]
+
+
 def weight_file(name: str) -> Path:
     """Return the path of a file of additional weights, such as a LoRA. Raises ConfigError if it is missing.
 
     `name` is a file, a folder that diffusers or peft wrote, or "owner/name/FILE" on the hub, which is downloaded.
     """
     with errors_name_key("file"):
-        path = existing_path(name) if (place := hub_place(name)) is None else hub.hub_file(*place)
+        path = [hub.hub_file(*place) for place in places][-1] if (places := hub_files(name)) else existing_path(name)
     if path is None:
         raise ConfigError(f"there is no file {short(name, 300)}; give a path, or owner/name/FILE of the hub", "file")
     names = [f"{stem}{suffix}" for stem in ADDITIONS for suffix in hub.WEIGHT_SUFFIXES] if path.is_dir() else []
@@ -48,8 +61,7 @@ def check_weight_file(name: str) -> None:
     `name` is a path, or "owner/name/FILE" on the hub. If a file on the hub is not cached, it counts as missing when the
     hub cannot be reached, and as present otherwise.
     """
-    place = hub_place(name)
-    if place is None or hub.cached(*place) is not None or not hub.reachable():
+    if all(hub.cached(*place) is not None for place in hub_files(name)) or not hub.reachable():
         weight_file(name)
 
 

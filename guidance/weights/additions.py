@@ -21,7 +21,7 @@ from threedgen.config.plain_file import parse_json
 from threedgen.run.torch_file import leaves, read_safetensors, read_torch, require_finite
 
 from . import files, loading
-from .addition_files import FIRST_KEYS, embedding_word, weight_file
+from .addition_files import FIRST_KEYS, PEFT_CONFIG, PEFT_STEM, embedding_word, weight_file
 from .subject_weights import add_word, check_identifier, token_embedding
 
 if TYPE_CHECKING:
@@ -50,7 +50,6 @@ OTHER_KINDS = {
     r"\.on_input$": "IA3",
 }
 """Kinds of weight changes that are not supported, by a regular expression that matches in their tensor names."""
-PEFT_STEM, PEFT_CONFIG = "adapter_model", "adapter_config.json"
 SECOND_KEYS = ("clip_g", "text_encoders_1")
 """Tensor names, in textual inversions of SDXL, of the vectors for the second text encoder."""
 
@@ -114,13 +113,16 @@ def peft_options(path: Path, metadata: Mapping[str, str]) -> files.Json:
     """Return the options of a LoRA that peft wrote, such as {"unet.lora_alpha": 8}; {} for other LoRAs.
 
     `path` is the LoRA's file, `metadata` its metadata. If the file is named adapter_model.* and its folder contains
-    adapter_config.json, the options come from adapter_config.json, else from `metadata`.
+    adapter_config.json, the options come from adapter_config.json, else from `metadata`. Options that name no network
+    are those of the UNet.
     """
     config = path.parent / PEFT_CONFIG
     if path.stem == PEFT_STEM and config.is_file():
-        return {f"unet.{name}": value for name, value in files.read_json(config).items()}
-    found = parse_json(metadata.get(LORA_ADAPTER_METADATA_KEY, "{}"))
-    return found if isinstance(found, dict) else {}
+        found = files.read_json(config)
+    else:
+        found = parse_json(metadata.get(LORA_ADAPTER_METADATA_KEY, "{}"))
+    options = found if isinstance(found, dict) else {}
+    return {name if "." in name else f"unet.{name}": value for name, value in options.items()}
 
 
 def to_peft_tensors(pipe: Any, tensors: Tensors, options: files.Json) -> dict[str, Tensor]:
@@ -145,8 +147,10 @@ def to_peft_tensors(pipe: Any, tensors: Tensors, options: files.Json) -> dict[st
         rename = partial(re.sub, r"\.lora[._](down|up)\.", lambda m: f".lora_{sides[m[1]]}.")
         plain = {rename(name): tensor for name, tensor in plain.items() if name not in own_alphas}
     unet = re.compile(r"down_blocks|mid_block|up_blocks|conv_|time_|add_emb")
-    prefixed = {f"unet.{name}" if unet.match(name) else name: t for name, t in plain.items()}
-    state, alphas = pipe.lora_state_dict(prefixed, unet_config=pipe.unet.config)
+    plain, own_alphas = (
+        {f"unet.{name}" if unet.match(name) else name: t for name, t in named.items()} for named in (plain, own_alphas)
+    )
+    state, alphas = pipe.lora_state_dict(plain, unet_config=pipe.unet.config)
     alphas = (alphas or {}) | own_alphas
     result, used = dict[str, Tensor](), set[str]()
     for prefix, network in pipe.components.items():

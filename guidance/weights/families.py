@@ -28,7 +28,8 @@ FAMILIES = {
     r"(first_stage_model\.)?(encoder|decoder)\.": "a VAE",
 }
 """Kind of unsupported weights, for messages, by a regular expression that matches the start of a tensor name."""
-V_NAME = re.compile(r"768[-_]?v|v?2[-_.]?[01]?[-_]768|v[-_]?pred")
+V_NAME = re.compile(r"v[-_]?pred")
+SD2_V_NAME = re.compile(rf"768[-_]?v|v?2[-_.]?[01]?[-_]768|{V_NAME.pattern}")
 EPSILON_NAME = re.compile(r"v?2[-_.]?[01]?[-_]512|512[-_](base|inpainting|depth)|(^|[-_])eps|xl[-_]base")
 
 
@@ -59,7 +60,7 @@ def check_family(path: Path, names: Iterable[str]) -> None:
         raise ConfigError(f"{path} has no tensor named {UNET}...: it is no checkpoint of a prior; {SUPPORTED}")
 
 
-def traits(path: Path, names: Iterable[str], metadata: Mapping[str, str]) -> Traits:
+def traits(path: Path, names: Iterable[str], metadata: Mapping[str, str], sd2: bool) -> Traits:
     """Return prediction type and image size of a checkpoint, each None if it is not found.
 
     The prediction type comes from the first source that shows it: a tensor named "v_pred", the metadata, the file name.
@@ -69,11 +70,15 @@ def traits(path: Path, names: Iterable[str], metadata: Mapping[str, str]) -> Tra
         path: checkpoint; only its name is used.
         names: names of its tensors.
         metadata: metadata in the header of a safetensors file.
+        sd2: whether the model is a Stable Diffusion 2 that may predict either. Only then does 768 in the file name
+            show a v-prediction; other models are named so for their image size.
     """
     found: Prediction | None = None
-    texts = (metadata.get("modelspec.prediction_type", ""), metadata.get("modelspec.architecture", ""), path.stem)
-    for text in ("v_pred" if "v_pred" in names else "", *map(str.lower, texts)):
-        if found is None and (V_NAME.search(text) or text == "v"):
+    declared = (metadata.get(f"modelspec.{key}", "").lower() for key in ("prediction_type", "architecture"))
+    sources = [("v_pred" if "v_pred" in names else "", V_NAME), *((text, SD2_V_NAME) for text in declared)]
+    sources.append((path.stem.lower(), SD2_V_NAME if sd2 else V_NAME))
+    for text, v_name in sources:
+        if found is None and (v_name.search(text) or text == "v"):
             found = "v_prediction"
         elif found is None and EPSILON_NAME.search(text):
             found = "epsilon"

@@ -68,7 +68,7 @@ def convert_file(path: Path, prediction: Prediction | None = None) -> SingleFile
     """
     tensors, metadata = read_tensors(path), read_header(path)[1]
     check_family(path, tensors)
-    parts, found = split_checkpoint(tensors), traits(path, tensors, metadata)
+    parts = split_checkpoint(tensors)
     open_clip = "open_clip" in parts
     if missing := [part for part in ("unet", "vae", "open_clip" if open_clip else "clip") if part not in parts]:
         prefix = next(prefix for prefix, part in PREFIXES.items() if part == missing[0])
@@ -84,6 +84,7 @@ def convert_file(path: Path, prediction: Prediction | None = None) -> SingleFile
         unet.config["addition_time_embed_dim"] = max(1, rest // 6)  # beside the pooled text, six numbers are embedded
     # MVDream, Stable Diffusion 1, and the inpainting and depth models
     epsilon = not (open_clip or sdxl) or "class_embed_type" in unet.config or unet.config["in_channels"] != 4
+    found = traits(path, tensors, metadata, sd2=open_clip and not epsilon)
     declared = found.prediction or ("epsilon" if epsilon else None)
     if found.image_size is not None:
         unet.config["sample_size"] = found.image_size // PIXELS

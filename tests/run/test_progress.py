@@ -30,7 +30,9 @@ class FakeRun:
         self.file = io.StringIO()
         console = Console(file=self.file, force_terminal=terminal, width=100, color_system=None)
         self.progress = Progress(console=console, clock=self.clock, **options)
-        self.trainer = SimpleNamespace(global_step=start, max_steps=total, is_global_zero=True)
+        self.trainer = SimpleNamespace(
+            global_step=start, max_steps=total, is_global_zero=True, accumulate_grad_batches=1
+        )
         self.module = SimpleNamespace(stage="generate 64 px", metrics={"occupancy": 0.25, "hidden": 1.0})
         self.progress.on_train_start(self.trainer, self.module)
 

@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 import subprocess
@@ -297,6 +298,25 @@ def test_fit_sets_the_flags_of_the_option_and_restores_them(monkeypatch, tmp_pat
     config: Any = SimpleNamespace(trainer=trainer, checkpoint=CheckpointConfig(), seed=0, threads=1)
     fit(Recorded(), config, tmp_path, quiet=True)
     assert found == [expected] and flags() == (False, False, benchmark)
+
+
+def test_logged_loss_does_not_depend_on_accumulation(monkeypatch, tmp_path):
+    shown = []
+
+    class Constant(Toy):
+        def training_step(self, batch: int, index: int) -> torch.Tensor:
+            return 0 * super().training_step(batch, index) + 6
+
+    def details(*values: Any) -> list[str]:
+        shown.append(float(values[3]["loss"]))
+        return []
+
+    monkeypatch.setattr("threedgen.train.progress.details", details)
+    trainer = TrainerConfig(accelerator="cpu", max_steps=2, accumulate_grad_batches=3, log_every_n_steps=1)
+    config: Any = SimpleNamespace(trainer=trainer, checkpoint=CheckpointConfig(), seed=0, threads=1)
+    fit(Constant(), config, tmp_path)
+    logged = [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert logged == [6, 6] and set(shown) == {6}
 
 
 def test_isolated_eval_restores_modes_and_generators():

@@ -5,10 +5,12 @@ from typing import Any
 import pytest
 import torch
 
+from tests.support.errors import refused
 from threedgen.config import registry
+from threedgen.run.interrupts import Stopped
 from threedgen.train import task
 from threedgen.train.status import finished
-from threedgen.train.task import Task, device
+from threedgen.train.task import Task, device, run_task
 
 
 @pytest.mark.parametrize(
@@ -59,3 +61,15 @@ def test_cudnn_chooses_the_fastest_algorithms_on_cuda(
     if trainer is not None:
         config.trainer = SimpleNamespace(accelerator="auto", deterministic=trainer)
     assert Task(config).load_prior() == place and torch.backends.cudnn.benchmark is expected
+
+
+def test_finish_without_results_is_no_success(tmp_path: Path) -> None:
+    config = SimpleNamespace(out=tmp_path, threads=1, checkpoint=SimpleNamespace(finish=True))
+
+    def stopped_early(task: Task) -> None:
+        raise Stopped(130)
+
+    assert run_task(stopped_early, config, quiet=True) == 130
+    system: Any = None
+    with refused("checkpoint.finish"):
+        Task(config).train(system, partial=False)

@@ -34,6 +34,15 @@ def any_rank(trainer: Trainer, flag: bool) -> bool:
     return trainer.strategy.reduce_boolean_decision(flag, all=False) if trainer.world_size > 1 else flag
 
 
+def with_whole_loss(trainer: Trainer, outputs: STEP_OUTPUT) -> dict[str, Any]:
+    """Return the outputs {"loss": loss, ...} that Lightning passes to callbacks, with the loss of the training step.
+
+    Lightning has divided it by the number of batches per optimisation step (`trainer.accumulate_grad_batches`).
+    """
+    assert isinstance(outputs, Mapping)
+    return {**outputs, "loss": outputs["loss"] * trainer.accumulate_grad_batches}
+
+
 class StepCallback(Callback):
     """Base class of callbacks that act after each optimisation step.
 
@@ -123,8 +132,7 @@ class Logging(StepCallback):
         if self._metrics is None or step % self.every and step != trainer.max_steps:
             return
         self.speed.mark(time.monotonic(), step)
-        assert isinstance(outputs, Mapping)
-        values = {**outputs, **module.terms, **module.metrics}
+        values = {**with_whole_loss(trainer, outputs), **module.terms, **module.metrics}
         values["step_seconds"] = self.speed.seconds_per_step()
         self._metrics.log(step, values)
         for extra in trainer.loggers:

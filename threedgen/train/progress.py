@@ -14,6 +14,7 @@ from rich.console import Console
 from threedgen.run.disk import Tree
 from threedgen.run.progress import ProgressDisplay, Speed
 from threedgen.run.text import clean, number
+from threedgen.train.callbacks import with_whole_loss
 
 
 class Progress(Callback):
@@ -73,7 +74,11 @@ class Progress(Callback):
             return
         due = stage != display.stage or (total > 0 and 4 * step // total > 4 * display.done // total)
         display.stage = stage
-        display.show(step, lambda: details(display.speed, total, pl_module, outputs, self.metrics), due=due)
+
+        def texts() -> list[str]:
+            return details(display.speed, total, pl_module, with_whole_loss(trainer, outputs), self.metrics)
+
+        display.show(step, texts, due=due)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.display is not None:

@@ -22,7 +22,7 @@ import torch
 
 from threedgen.config import plugins, registry
 from threedgen.config.command import command
-from threedgen.config.errors import key_prefix
+from threedgen.config.errors import ConfigError, key_prefix
 from threedgen.run import cache
 from threedgen.run.disk import Tree, writing
 from threedgen.run.interrupts import Interrupts, Stopped
@@ -54,6 +54,7 @@ class Task:
         resume: whether an earlier run is continued.
         weights: SHA-256 of the weight files that the run starts from, by config key.
         finish: whether the results are written now, before the last step (flag --finish).
+        summarised: whether this process has written summary.json.
     """
 
     def __init__(self, config: Any, resume: Path | None = None, quiet: bool = False, files: Iterable[str] = ()) -> None:
@@ -72,6 +73,7 @@ class Task:
         self.previous_seconds = 0.0  # of earlier processes, up to their last checkpoints
         checkpoint = getattr(config, "checkpoint", None)
         self.finish = checkpoint is not None and checkpoint.finish  # write results before the last step
+        self.summarised = False
         for file in plugins.changed(read_summary(self.folder).get("plugins")) if self.resume else ():
             logger.warning("the plug-in %s has changed since the run in %s stopped", file, self.folder)
 
@@ -154,17 +156,23 @@ class Task:
 
         If the training reaches its last step, its results are written. If it is stopped earlier, it writes no results,
         but can be resumed. If it is resumed with the flag --finish, it trains no further: it writes the results of its
-        newest checkpoint if `partial` is True, else none. A failed training never writes results.
+        newest checkpoint. A failed training never writes results.
 
         Args:
             system: module to train.
             metrics: names in `system.metrics` to show in the progress display.
             finish: function that writes the results and returns further entries {name: value} of summary.json.
-            partial: whether --finish writes the results of an unfinished training. If True, the results include the
+            partial: whether --finish can write the results of an unfinished training. If True, the results include the
                 files that `system.validate` writes: it is called before `finish`, also after the last step.
+
+        Raises:
+            ConfigError: the flag --finish is set, and `partial` is False.
         """
+        if self.finish and not partial:
+            problem = "this task writes its results only after the last step. Resume the run without --finish"
+            raise ConfigError(problem, "checkpoint.finish")
         status = self.fit(system, metrics)
-        if self.has_results(status) and (partial or status is Status.FINISHED):
+        if self.has_results(status):
             steps = system.trainer.global_step
             with torch.no_grad(), writing(self.folder):
                 if partial:
@@ -237,6 +245,7 @@ class Task:
         files = [*(name for name in self.files if (self.folder / name).exists()), *figures.pop("files", ())]
         seconds = self.previous_seconds + time.monotonic() - self.start_time
         write_summary(self.folder, self.config, seconds, status=status.value, files=files, **figures)
+        self.summarised = True
 
 
 def run_task(
@@ -268,7 +277,7 @@ def run_task(
     task = Task(config, resume, quiet, files)
     task.resume &= not rerun_finished
     status = run_prepared(work, task)
-    new = task.has_results(status)
+    new = task.has_results(status) and (status is Status.FINISHED or task.summarised)
     if new and (task.folder / result).exists():
         say(str(task.folder / result))
     return 0 if new else status.exit_code

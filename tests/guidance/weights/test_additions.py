@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -79,6 +80,11 @@ def one_trainer(pipe: Any, side: str) -> Names:
     return {name: t / 2 if "lora_B" in name else t for name, t in plain.items()}, renamed
 
 
+def without_unet(pipe: Any) -> Names:
+    plain, renamed = one_trainer(pipe, "lora_{}.weight")
+    return plain, {name.removeprefix("unet."): tensor for name, tensor in renamed.items()}
+
+
 def two_styles(pipe: Any) -> Names:
     """Attention layers by the processors' names of older diffusers, other layers with dots."""
     plain, mixed = lora(pipe, "diffusers"), {}
@@ -115,6 +121,7 @@ def sdxl_blocks(pipe: Any) -> Names:
         ("sd21", lambda pipe: peft(pipe, "base_model.model.{}")),
         ("sd15", lambda pipe: one_trainer(pipe, "lora_{}.weight")),
         ("sdxl", lambda pipe: one_trainer(pipe, "lora.{}.weight")),
+        ("sd15", without_unet),
         ("sd21", two_styles),
         ("sdxl", sdxl_blocks),
     ],
@@ -169,6 +176,17 @@ def test_peft_folder_has_its_alpha(pipes: Any, tmp_path: Path) -> None:
             - pipes["sd21"].unet.mid_block.attentions[0].proj_in.weight
         )
     torch.testing.assert_close(outputs[1], 2 * outputs[0])
+
+
+def test_lora_that_a_unet_saved_has_its_alpha(pipes: Any, tmp_path: Path) -> None:
+    unet, prior = deepcopy(pipes["sd21"].unet), prior_of(pipes["sd21"])
+    unet.add_adapter(LoraConfig(r=4, lora_alpha=12, target_modules=["to_q"], init_lora_weights=False))
+    unet.save_lora_adapter(tmp_path)
+    additions.add(prior, [LoraFile(file=str(tmp_path))], [])
+    unet.fuse_lora()
+    unet.unload_lora()
+    expected = unet.state_dict()
+    assert max((tensor - expected[name]).abs().max() for name, tensor in prior.unet.state_dict().items()) < 1e-6
 
 
 PROJECTION = "unet.mid_block.attentions.0.proj_in"

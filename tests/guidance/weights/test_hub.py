@@ -118,6 +118,20 @@ def test_lora_of_the_hub(cache: Path) -> None:
     assert options.added_files()["loras.0.file"].path.samefile(folder / "style.safetensors")
 
 
+def test_lora_of_peft_on_the_hub_comes_with_its_config(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = StableDiffusionConfig(weights="embedded", loras=[LoraFile(file="me/peft/adapter_model.safetensors")])
+    folder = snapshot(cache, "me/peft", ["adapter_model.safetensors"])
+    with refused("loras.0.file"):
+        options.check()
+    download = Mock(side_effect=lambda repo, name: str(folder / name))
+    monkeypatch.setattr(hub, "reachable", lambda: True)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    options.check()
+    assert not download.called
+    assert options.added_files()["loras.0.file"].path.samefile(folder / "adapter_model.safetensors")
+    download.assert_called_once_with("me/peft", "adapter_config.json")
+
+
 def test_tokens_cut_returns_words_beyond_limit() -> None:
     assert tokens.tokens_cut(letter_tokenizer(), "abcdefghij klm", 16) == ""
     assert tokens.tokens_cut(letter_tokenizer(), "abcdefghij klmnop Qr", 16) == "op Qr"

@@ -52,13 +52,20 @@ def prior(path: Path, content: dict[str, Tensor], metadata: dict[str, str] | Non
     ],
 )
 def test_traits_follow_from_metadata_and_name(name: str, metadata: Any, prediction: Any, size: Any) -> None:
-    assert traits(Path(f"/models/{name}.safetensors"), [], metadata) == (prediction, size)
-    assert traits(Path(f"{name}.ckpt"), ["v_pred"], metadata) == ("v_prediction", size)
+    assert traits(Path(f"/models/{name}.safetensors"), [], metadata, sd2=True) == (prediction, size)
+    assert traits(Path(f"{name}.ckpt"), ["v_pred"], metadata, sd2=True) == ("v_prediction", size)
 
 
 @pytest.mark.parametrize(
     ("kind", "name", "prediction", "latents"),
-    [("sd15", "mine", "epsilon", 64), ("sd21", "768-v-ema", "v_prediction", 96), ("sdxl", "xl-base", "epsilon", 128)],
+    [
+        ("sd15", "mine", "epsilon", 64),
+        ("sd15", "photoreal_768_v2", "epsilon", 64),
+        ("sd15", "dreamlike_v2_768", "epsilon", 64),
+        ("sd15", "mine-vpred", "v_prediction", 64),
+        ("sd21", "768-v-ema", "v_prediction", 96),
+        ("sdxl", "xl-base", "epsilon", 128),
+    ],
 )
 def test_file_loads_with_its_prediction_and_size(tensors, tmp_path, caplog, kind, name, prediction, latents) -> None:
     found = prior(tmp_path / f"{name}.safetensors", tensors[kind])

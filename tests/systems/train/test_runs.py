@@ -1,6 +1,8 @@
 import json
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,11 +12,15 @@ from tests.support.task_server import TINY_BASE, TINY_PRIOR, assert_killed_ends_
 from tests.support.tiny_trainings import TRAININGS, adapter_config, dreambooth_config, own_command, scene_config
 from threedgen import cli, config
 from threedgen.config import Config
+from threedgen.config.scheduled import Points
+from threedgen.data.latent_cache import sample_entries
 from threedgen.guidance.schedule import Schedule
 from threedgen.run.metrics import read_summary
+from threedgen.systems.train import mvadapter, mvdiffusion, mvdiffusion_systems
 from threedgen.systems.train.denoising import COMPANION_MAX, Batch, DenoisingSystem, view_timesteps
 from threedgen.systems.train.options import ViewNoiseConfig
 from threedgen.train.system import sample_timesteps
+from threedgen.train.task import Task
 
 
 @pytest.mark.parametrize("kind", TRAININGS)
@@ -44,6 +50,25 @@ def tiny(name: str, folder: Path) -> Path:
     if name in trees:
         return write_config(folder / "tiny.yaml", trees[name])
     return {"mvadapter": adapter_config, "dreambooth": dreambooth_config}[name](folder)
+
+
+@pytest.mark.parametrize("kind", ["mvadapter", "mvdiffusion"])
+def test_processes_train_on_different_new_entries(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = adapter_config(tmp_path) if kind == "mvadapter" else scene_config(tmp_path, "panorama", single_view=None)
+    options = config.load(path, [f"out={tmp_path / 'run'}", "training.first=2", "training.fresh=1"])
+    monkeypatch.setattr(Task, "train", lambda task, system, **rest: system)
+    system: Any = {"mvadapter": mvadapter, "mvdiffusion": mvdiffusion}[kind].train(Task(options, quiet=True))
+    module, chosen = mvadapter if kind == "mvadapter" else mvdiffusion_systems, []
+
+    def sample(*values: Any) -> Any:
+        chosen.append(sample_entries(*values))
+        return chosen[-1]
+
+    monkeypatch.setattr(module, "sample_entries", sample)
+    for step, rank in product(range(2), repeat=2):
+        system._trainer = SimpleNamespace(global_rank=rank, world_size=2, accumulate_grad_batches=1)
+        system.batch(step)
+    assert [int(entries[0]) for entries in chosen] == [2, 3, 4, 5]
 
 
 ERRORS: list[tuple[str, list[str], tuple[Any, ...]]] = [
@@ -142,6 +167,17 @@ class Zero:
 
     def network(self, x: torch.Tensor, t: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
         return torch.zeros_like(x)
+
+
+def test_schedule_of_time_steps_counts_optimisation_steps() -> None:
+    system = DenoisingSystem(Config(), Zero(), seed=0, max_steps=10)  # type: ignore[arg-type]
+    system.timestep_power = Points({0: 0.5, 10: 3.0})
+    expected = system.sample_noise(2, (8, 1, 1, 1, 1), torch.Generator().manual_seed(0))[0]
+    trainer: Any = SimpleNamespace(accumulate_grad_batches=3)
+    system._trainer = trainer
+    for batch in (6, 8):
+        found = system.sample_noise(batch, (8, 1, 1, 1, 1), torch.Generator().manual_seed(0))[0]
+        assert torch.equal(found, expected)
 
 
 def test_loss_weights_images_or_pixels() -> None:

@@ -1,7 +1,7 @@
 """The task "image-to-3d": samples views around the object of an image, fits a field to them, and exports a mesh.
 
-RUN/sampled.png         the resized input image, then the sampled views, ring (circle of cameras) by ring
-RUN/views.safetensors   the same images, for a resumed run
+RUN/sampled.png         a row per ring (circle of cameras): the resized input image, then the sampled views
+RUN/views.safetensors   the input image and the sampled views, for a resumed run
 RUN/turntable.mp4, views.png, mesh.glb, asset/, report.html   results in the same format as those of the task generate
 
 All cameras look at the origin. One unit of the mesh is the radius of the ball around the origin that the field fills:
@@ -60,7 +60,9 @@ def make(task: Task) -> None:
     config, folder, notes = task.config, task.folder, list[str]()
     views = sample_views(config, folder, notes, task.quiet)
     with writing(folder):
-        write_png(folder / "sampled.png", grid(enlarge_small(views.images), config.views + 1))
+        image, sampled = views.images[:1], views.images[1:]
+        rows = torch.cat([torch.cat([image, ring]) for ring in sampled.split(config.views)])
+        write_png(folder / "sampled.png", grid(enlarge_small(rows), config.views + 1))
     field = fit(views, Bounds.from_cameras(views.cameras), config.protocol, config.seed, "auto")
 
     def render(cameras: Cameras) -> Tensor:

@@ -96,7 +96,7 @@ class AdapterSystem(DenoisingSystem):
         o, model = self.options, self.model
         rng, gen = self.numpy_rng(step, "choices"), self.rng(step, "diffusion")
         share, cache = choose_by_share(self.caches, self.numpy_rng(step, "size").random())
-        available = (int(step * share), o.batch, cache.count, o.first, o.fresh)
+        available = (self.cache_step(step, share), o.batch, cache.count, o.first, o.fresh)
         chosen = sample_entries(self.numpy_rng(step, "objects"), *available)
         sets = o.view_sets  # the views are the same for all objects of a step
         views = list(sets[rng.integers(len(sets))] if sets else range(len(self.objects.sides)))

@@ -60,8 +60,8 @@ def train(task: Task) -> Status:
             model.unet = weights.with_difference(model.unet, reused)
     if model.extra != needed and (o is None or model.extra != "nothing"):
         problem = f"the further input of the 2D model is {model.extra}, and variant {config.variant} needs {needed}"
-        key = "start" if reused is None else "blocks"
-        raise ConfigError(f"{problem}. Use another, or one without any and the stage single_view", key, config.start)
+        place = ("start", config.start) if reused is None else ("blocks", config.blocks)
+        raise ConfigError(f"{problem}. Use another, or one without any and the stage single_view", *place)
     task.record_weights({"start": identify(config.start)})
     data = scene_data(task, model, registry.build("scene-source", config.scenes, config.seed, "train"))
     lora = None if o is None else train_single_views(task, model, data, o, blocks)

@@ -171,7 +171,7 @@ class ViewsSystem(MVDiffusionSystem):
     def batch(self, step: int) -> Batch:
         o, model = self.options, self.model
         share, data = self.choose_image_size(step)
-        available = (int(step * share), o.batch, self.cache.count, o.first, o.fresh)
+        available = (self.cache_step(step, share), o.batch, self.cache.count, o.first, o.fresh)
         chosen = sample_entries(self.numpy_rng(step, "scenes"), *available)
         z = data.cache.latents(chosen)
         extra, condition = self.image_conditions(data, chosen, z)

@@ -94,11 +94,6 @@ class PriorSystem(DenoisingSystem):
     def elementwise(self) -> Iterable[Tensor]:
         return (self.unet.conv_out.weight,)  # its rows are latents, not features
 
-    @property
-    def process(self) -> tuple[int, int]:
-        """Pair (rank of this process, number of processes that train together); (0, 1) without a trainer."""
-        return (self.global_rank, self.trainer.world_size) if getattr(self, "_trainer", None) else (0, 1)
-
     def mean_of_processes(self, loss: Tensor) -> float:
         own = loss.detach().clone()
         return float(own if self.process[1] == 1 else self.trainer.strategy.reduce(own, reduce_op="mean"))
