@@ -69,14 +69,14 @@ class EncodedField(Representation):
     encoding: HashGrid
     backend: str  # back end of hash grid and MLPs
     used_levels: Tensor | None  # () int64 buffer, number of active hash grid levels; None: all
-    levels: int  # number of active hash grid levels; the value of `used_levels`, readable without waiting for a GPU
+    levels: int  # number of active hash grid levels, readable without waiting for a GPU; 0 for other encodings
 
     def __init__(self, options: EncodedFieldConfig, generator: torch.Generator | None) -> None:
         super().__init__()
         self.options = o = options
         self.encoding = registry.build("encoding", o.encoding, generator=generator)
         self.backend = getattr(o.encoding, "backend", "auto")
-        self.levels = o.encoding.n_levels if o.levels is None else int(at(o.levels, 0, 1))
+        self.levels = getattr(o.encoding, "n_levels", 0) if o.levels is None else int(at(o.levels, 0, 1))
         self.register_buffer("used_levels", None if o.levels is None else torch.tensor(self.levels))
 
     def _load_from_state_dict(self, *args: object) -> None:

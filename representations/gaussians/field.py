@@ -153,8 +153,9 @@ class Gaussians(Representation):
         for means, visible, half_size in self.screen:
             if means.grad is not None:
                 length = (means.grad * half_size * len(means)).norm(dim=-1)
-                self.gradient_sum += (length * visible).sum(0)
-                self.gradient_count += visible.sum(0)
+                counted = visible & length.isfinite().all()  # none in a skipped step, whose gradients are not finite
+                self.gradient_sum += torch.where(counted, length, 0).sum(0)
+                self.gradient_count += counted.sum(0)
         self.screen.clear()
         density_control.after_step(self, step, optimizer)
 
@@ -202,7 +203,7 @@ class Gaussians(Representation):
         values = torch.cat([self.colours(normalize(offset, dim=-1)), distance, distance**2], dim=-1)
         scales, opacities = self.log_scales.exp(), self.opacity_logits.sigmoid()
         splats = project(self.means, self.quaternions, scales, opacities, values, cameras)
-        if splats.means.requires_grad:
+        if splats.means.requires_grad and self.options.densify == "adaptive":
             splats.means.retain_grad()
             half_size = to_device(torch.tensor([cameras.width / 2, cameras.height / 2]), self.means.device)
             self.screen.append(ScreenPositions(splats.means, splats.extents[..., 0] > 0, half_size))

@@ -18,6 +18,7 @@ from threedgen.config.optional import installed
 from threedgen.geometry import raster
 from threedgen.geometry.cameras import Cameras
 from threedgen.representations.losses import vertex_normals
+from threedgen.run.dtypes import no_autocast
 from threedgen.run.memory import to_device
 
 NEAR = 1e-2  # depth of nvdiffrast's clipping plane in world units, as in `threedgen.geometry.raster`
@@ -79,8 +80,9 @@ def visible_faces_on_gpu(vertices: Tensor, faces: Tensor, cameras: Cameras) -> T
     `vertices` are (N, 3) in world units, `faces` (F, 3) int64; the B cameras are perspective.
     """
     cameras = cameras.to(vertices.device)
-    local = (vertices - cameras.position[:, None]) @ cameras.c2w[:, :3, :3]
-    x, y, depth = (local * local.new_tensor([1.0, -1.0, -1.0]) @ cameras.K.mT).unbind(-1)  # pixel * depth, depth
+    with no_autocast(vertices.device):  # half-precision products would shift vertices by pixels
+        local = (vertices - cameras.position[:, None]) @ cameras.c2w[:, :3, :3]
+        x, y, depth = (local * local.new_tensor([1.0, -1.0, -1.0]) @ cameras.K.mT).unbind(-1)  # pixel * depth, depth
     # clip coordinates of nvdiffrast, whose first row has y = -1; without a far plane
     clip = torch.stack([2 * x / cameras.width - depth, 2 * y / cameras.height - depth, depth - 2 * NEAR, depth], dim=-1)
     context, library = _context(vertices.device)

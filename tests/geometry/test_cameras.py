@@ -60,6 +60,14 @@ def test_project_inverts_rays(seed, distance, parallel):
     torch.testing.assert_close(directions.norm(dim=-1), torch.ones(4, 12, 20))
 
 
+def test_project_computes_in_float32_under_autocast():
+    cameras, points = random_cameras(0), torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        pixels, depth = cameras.project(points)
+    expected = cameras.project(points)
+    assert torch.equal(pixels, expected[0]) and torch.equal(depth, expected[1])
+
+
 def test_orthographic_rays_are_parallel_and_one_pixel_apart():
     c2w = orbit(3, 0.4, 2.0, 0.7, 10, 30).c2w
     cameras = Cameras(c2w, Projection.orthographic(torch.tensor([0.5, 1.0, 2.0]), 10, 30), 10, 30)

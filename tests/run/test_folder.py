@@ -154,9 +154,10 @@ def test_open_run_reuses_the_folder_of_a_run_without_results(toy: Path) -> None:
     runs.open_run(loaded("out=dog"), "toy")
     Path("dog", "stages", "coarse").mkdir(parents=True)
     Path("dog", "stages", "coarse", runs.CONFIG).write_text("task: toy\n")
+    Path("dog", runs.PRESET).write_text('{"preset": null}')
     release(Path("dog"))
     reused, resume = runs.open_run(loaded("out=dog", "seed=1"), "toy")
-    assert reused.out == "dog" and resume is None
+    assert reused.out == "dog" and resume is None and not Path("dog", runs.PRESET).exists()
     assert config.load("dog/config.yaml").seed == 1
     first = str(runs.open_run(loaded(), "toy")[0].out)
     assert runs.open_run(loaded("seed=1"), "toy")[0].out == f"{first}-2", "the first one is locked"

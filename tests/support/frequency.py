@@ -12,6 +12,10 @@ class FrequencyConfig(Config):
     name: Literal["frequency"] = "frequency"
 
 
+def build(options: FrequencyConfig, generator: torch.Generator | None = None) -> "Frequency":
+    return Frequency()
+
+
 class Frequency(nn.Module):
     def __init__(self, n_octaves: int = 4) -> None:
         super().__init__()

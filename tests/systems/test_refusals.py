@@ -120,6 +120,7 @@ MISTAKES = [
     ("tiny", ["warm_start.share=0.9"], ("warm_start.share=0.9", "0.88", "warm_start.share=0.44")),
     ("tiny", ["refine.share=0.6"], ("refine.share=0.6", "2 rounds")),
     ("tiny", ["trainer.accumulate_grad_batches=2"], ("trainer.accumulate_grad_batches=2", "scenes_per_step")),
+    ("tiny", ["trainer.precision=64-true"], ("trainer.precision: ", "64-true", "32-true")),
     ("tiny", ["loss.eikonal=1"], ("loss.eikonal=1", "field.name=ngp")),
     ("tiny", ["loss.laplacian={0: 0, 10: 1}"], ("loss.laplacian", "field.name=ngp")),
     ("tiny", ["result.exporters=[nothing]"], ("result.exporters", "nothing")),

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from threedgen.geometry.poses import pixel_centres, pixel_rays, pixels_to_plane, plane_to_pixels, square_pixels
+from threedgen.run.dtypes import no_autocast
 from threedgen.run.memory import to_device
 
 Index = slice | Sequence[int] | Tensor
@@ -122,7 +123,8 @@ class Cameras:
         The first pixel centre is (0.5, 0.5). The depth is measured along the viewing axis, in world units, and is
         positive in front of the camera. For perspective cameras, pixels of points with depth <= 0 are meaningless.
         """
-        local = (points - self.position[:, None]) @ self.c2w[:, :3, :3]
+        with no_autocast(points.device):  # half-precision products would shift points by pixels
+            local = (points - self.position[:, None]) @ self.c2w[:, :3, :3]
         depth = -local[..., 2]
         plane = torch.stack([local[..., 0], -local[..., 1]], dim=-1)
         plane = plane if self.projection.parallel else plane / depth[..., None]

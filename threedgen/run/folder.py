@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 CONFIG, SUMMARY, CHECKPOINTS = "config.yaml", "summary.json", "checkpoints"
 JOB = "job.json"  # record of the task `batch` about a run that it started
+PRESET = "preset.json"  # memory preset that a run of the task `generate` chose
 MAX_STEPS_KEY = "trainer.max_steps"
 ROOT = Path("outputs")
 NAME_WITHOUT_PROMPT = "run"  # name of the run folder if the config has no prompt
@@ -232,10 +233,11 @@ def open_run(config: C, config_name: str) -> tuple[C, Path | None]:
 def has_results(folder: Path) -> bool:
     """Return whether a run folder or its subfolders have results.
 
-    A result is any file except config.yaml, the lock file, job.json (written by the task `batch`) and temporary files.
+    A result is any file except config.yaml, the lock file, job.json (written by the task `batch`), preset.json (chosen
+    memory preset) and temporary files.
     """
     files = (name for _, _, names in os.walk(folder) for name in names)
-    return any(name not in (CONFIG, LOCK, JOB) and not TEMPORARY_NAME.search(name) for name in files)
+    return any(name not in (CONFIG, LOCK, JOB, PRESET) and not TEMPORARY_NAME.search(name) for name in files)
 
 
 def steps_done(folder: Path) -> int:
@@ -249,6 +251,8 @@ def _prepare_folder(folder: Path, config: C, config_name: str, stored: Tree | No
     prepare(folder)
     if acquire(folder):
         remove_temporary_files(folder, recursive=True)
+    if stored is None:
+        (folder / PRESET).unlink(missing_ok=True)  # of a run that failed before any work
     old_steps, max_steps = (flat(tree).get(MAX_STEPS_KEY) for tree in (stored or {}, plain(config)))
     if max_steps is None or max_steps >= steps_done(folder):
         write_config(folder, config, config_name)

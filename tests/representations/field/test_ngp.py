@@ -11,6 +11,7 @@ from tests.support.errors import refused
 from tests.support.frequency import Frequency
 from tests.support.parity_files import close, recorded, tensors
 from tests.support.volume_recording import Recorded
+from threedgen.config import registry
 from threedgen.representations.field.background import NeuralBackground, SolidBackground, spherical_harmonics
 from threedgen.representations.field.mlp import MLP
 from threedgen.representations.field.ngp import NGP, exp_linear, finite_difference_normal
@@ -141,6 +142,13 @@ def test_normals_equal_finite_differences(encoding: Frequency | None, shared: bo
     expected = finite_difference_normal(field.density, x, 1e-6, 1.5)
     agree = (field.with_normal(x)[2] - expected).abs().max(dim=-1).values < 1e-3
     assert agree.double().mean() > 0.98  # a step may cross a cell face
+
+
+def test_encoding_of_a_plugin_needs_no_levels(monkeypatch: pytest.MonkeyPatch) -> None:
+    plugin = registry.Entry("tests.support.frequency:build", "tests.support.frequency:FrequencyConfig")
+    monkeypatch.setitem(registry.TABLE["encoding"], "frequency", plugin)
+    field = build(encoding={"name": "frequency"})
+    assert isinstance(field.encoding, Frequency) and field.density(points(5)).shape == (5,)
 
 
 @pytest.mark.parametrize("shared", [False, True])

@@ -12,7 +12,7 @@ from tests.support.toy_run import log
 from threedgen.representations.gaussians.density_control import PARAMETERS, split_equally
 from threedgen.representations.gaussians.field import Gaussians
 from threedgen.representations.options import GaussiansConfig
-from threedgen.testing import seeded
+from threedgen.testing import render_views, seeded
 
 ADAPTIVE: dict[str, Any] = {"interval": 1, "densify_range": (0, 1), "split_gradient": 1.0, "reset_interval": None}
 
@@ -111,8 +111,6 @@ def test_densification_is_limited_to_its_part_of_the_run() -> None:
 
 def test_gradients_are_measured_in_the_image() -> None:
     """The sum counts views that show a Gaussian; one behind the cameras has none."""
-    from threedgen.testing import render_views
-
     field, _ = made(interval=100)
     with torch.no_grad():
         field.means[0] = 50.0
@@ -121,6 +119,15 @@ def test_gradients_are_measured_in_the_image() -> None:
     field.after_step(0, torch.optim.Adam(field.parameters()))
     assert field.gradient_count.tolist() == [0.0] + [2.0] * 9
     assert field.gradient_sum[0] == 0 and (field.gradient_sum[1:] > 0).all()
+
+
+@pytest.mark.parametrize("densify", ["adaptive", "mcmc", "none"])
+def test_step_without_finite_gradients_does_not_count(densify: str) -> None:
+    field, optimizer = made(interval=100, densify=densify)
+    for factor in (math.nan, math.inf):
+        (factor * render_views(field, 1.0, seeded(0)).rgb.sum()).backward()
+        field.after_step(0, optimizer)
+    assert not field.gradient_sum.any() and not field.gradient_count.any()
 
 
 # --- MCMC

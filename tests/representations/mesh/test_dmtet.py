@@ -94,6 +94,7 @@ def test_surface_points_lie_on_the_mesh() -> None:
     torch.testing.assert_close(result.depth, depth[torch.from_numpy(buffers.mask)], atol=1e-4, rtol=0)
 
 
+@torch.autocast("cpu", enabled=False)
 def rasterize(_: object, clip: Tensor, faces: Tensor, size: list[int], grad_db: bool) -> tuple[Tensor, Tensor]:
     """Stand-in of nvdiffrast: the nearest triangle at each pixel centre, in clip space (Olano and Greer 1997)."""
     centres = [2 * (torch.arange(count) + 0.5) / count - 1 for count in size]
@@ -108,14 +109,16 @@ def rasterize(_: object, clip: Tensor, faces: Tensor, size: list[int], grad_db: 
     return torch.stack(images).float(), torch.empty(0)
 
 
-def test_nvdiffrast_finds_the_same_faces(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("mixed", [False, True])
+def test_nvdiffrast_finds_the_same_faces(mixed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     library: Any = ModuleType("nvdiffrast.torch")
     library.RasterizeCudaContext, library.rasterize = str, rasterize
     monkeypatch.setitem(sys.modules, "nvdiffrast", ModuleType("nvdiffrast"))
     monkeypatch.setitem(sys.modules, "nvdiffrast.torch", library)
     vertices, faces = sphere(0.6, 6)
     expected = surface_points(vertices, faces, cameras()).face
-    found = visible_faces_on_gpu(vertices, faces, cameras())
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
+        found = visible_faces_on_gpu(vertices, faces, cameras())
     assert (expected >= 0).any() and (found == expected).float().mean() > 0.995  # others have two equal faces
 
 

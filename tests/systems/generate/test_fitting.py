@@ -11,13 +11,13 @@ from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.rigs import orbit
 from threedgen.guidance.matte import Matte
 from threedgen.guidance.schedule import Schedule
-from threedgen.systems.generate.phases import Fit, sharpen
+from threedgen.systems.generate.phases import Fit, Refinement, sharpen
 from threedgen.systems.generate.system import GenerateSystem
 
 SIDE, STEPS, GREY = 32, 100, 0.5
 SMALL = [
     *("prompt=a ball", "field.encoding.n_levels=5", "field.encoding.log2_hashmap_size=12", "field.width=16"),
-    *("march.samples=48", "occupancy=null", "fit.rays=1024", "refine.strengths=[]"),
+    *("march.samples=48", "occupancy=null", "fit.rays=1024", f"trainer.max_steps={STEPS}"),
 ]
 
 
@@ -34,12 +34,16 @@ def ball_views(n: int = 8) -> tuple[Cameras, Tensor]:
     return cameras, (nearest.norm(dim=-1) < 0.5).float()
 
 
-def fitted(images: Tensor, cameras: Cameras, *overrides: str) -> GenerateSystem:
-    options: Any = config.load("quick-toybox", [*SMALL, f"trainer.max_steps={STEPS}", *overrides])
+def untrained(*overrides: str) -> GenerateSystem:
+    options: Any = config.load("quick-toybox", [*SMALL, *overrides])
     prior: Any = SimpleNamespace(
         schedule=Schedule.scaled_linear(), unet=None, image_size=SIDE, cast_networks=lambda lora: None
     )
-    system = GenerateSystem(options, prior, torch.zeros(2, 1, 1))
+    return GenerateSystem(options, prior, torch.zeros(2, 1, 1))
+
+
+def fitted(images: Tensor, cameras: Cameras, *overrides: str) -> GenerateSystem:
+    system = untrained("refine.strengths=[]", *overrides)
     found, fit = system.configure_optimizers(), Fit(system, cameras, images)
     for step in range(STEPS):
         loss = fit.losses(step, step, STEPS).loss
@@ -95,6 +99,41 @@ def test_distortion_reduces_the_depth_spread() -> None:
         assert result.opacity[inside].mean() > 0.9
         spread.append(float((result.z_variance[inside] / result.opacity[inside].square()).median()))
     assert spread[1] < 0.6 * spread[0], spread
+
+
+ROUNDS = ["fit.matte=null", "refine.strengths=[0.5,0.3]"]
+
+
+def test_last_round_has_the_steps_that_rounding_leaves_over() -> None:
+    def ranges(*words: str) -> list[tuple[int, int]]:
+        return [(phase.start, phase.steps) for phase in untrained(*ROUNDS, *words).phases]
+
+    assert ranges("refine.share=0.5", "trainer.max_steps=101") == [(0, 50), (50, 51)]
+    assert ranges("refine.share=0.4", "trainer.max_steps=101") == [(0, 21), (21, 40), (61, 40)]
+    assert ranges("refine.share=0.5", "trainer.max_steps=1") == [(0, 1)]
+
+
+def test_resumed_round_is_fitted_to_its_own_views(monkeypatch: pytest.MonkeyPatch) -> None:
+    sampled, checkpoint = list[int](), dict[str, Any]()
+    monkeypatch.setattr(Refinement, "resample", lambda self, number, rng, first: sampled.append(number))
+    monkeypatch.setattr(Fit, "losses", lambda *args: None)
+    monkeypatch.setattr(GenerateSystem, "clear_optimizer_state", lambda self: None)
+
+    def resumed(*steps: int) -> list[int]:
+        sampled.clear()
+        system = untrained(*ROUNDS, "refine.share=0.4")  # the rounds start at steps 20 and 60
+        system.on_load_checkpoint(checkpoint)
+        for step in steps:
+            system.phase_at(step).losses(step)
+        system.on_save_checkpoint(checkpoint)
+        return sampled
+
+    untrained(*ROUNDS, "refine.share=0.4").on_save_checkpoint(checkpoint)
+    assert resumed(30, 31) == [0], "a run that had no refinement at step 30"
+    assert resumed(32) == []
+    assert resumed(70, 71) == [1], "the images are those of round 0"
+    del checkpoint["refine_round"]  # as in an older checkpoint
+    assert resumed(72) == [] and resumed(60) == [1]
 
 
 def test_sharpen_steepens_edges_and_keeps_flat_colours() -> None:

@@ -88,11 +88,19 @@ def test_image_is_the_reference_of_a_prior_that_takes_one() -> None:
             load("imagedream-sd21", words).check()
 
 
-@pytest.mark.parametrize("words", [[], ["refine.share=0.5"], ["warm_start.share=0.3", "refine.share=0.7"]])
-def test_quick_config_fits_the_object_to_the_views_of_an_image(words: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("words", "warm", "distilled"),
+    [
+        ([], 120, 0),
+        (["refine.share=0.5"], 120, 30),
+        (["warm_start.share=0.3", "refine.share=0.7"], 90, 0),
+        (["refine.strengths=[0.5,0.3]", "refine.share=0.5"], 120, 0),
+    ],
+)
+def test_quick_config_fits_the_object_to_the_views_of_an_image(words: list[str], warm: int, distilled: int) -> None:
     assert load("quick-toybox", ["prompt=a car"]).warm_steps == 0
     made = load("quick-toybox", ["prompt=a car", "image=car.png", *words])
-    assert made.warm_steps == {2: 90}.get(len(words), 120) and made.distilled_steps == (30 if len(words) == 1 else 0)
+    assert (made.warm_steps, made.distilled_steps) == (warm, distilled)
 
 
 def test_preview_takes_an_azimuth_per_view() -> None:

@@ -37,10 +37,24 @@ def test_first_preset_that_fits_is_chosen_once(free: float, name: str | None, tm
     config = load("mvdream-sd21", ["prompt=a dog"])
     found = presets.choose_preset(config, GPU, tmp_path)
     assert found.preset == (name or "auto") and found.prior.cuda_graph == (name is None)
-    assert read_json(tmp_path / presets.RECORD) == {"preset": name}
+    assert read_json(tmp_path / presets.PRESET) == {"preset": name}
     monkeypatch.setattr(presets, "free_bytes", lambda device: 100e9)
     assert presets.choose_preset(config, GPU, tmp_path) == found  # as a resumed run needs it
     assert presets.choose_preset(config, torch.device("cpu"), tmp_path) == found
     assert presets.choose_preset(config, torch.device("cpu"), tmp_path / "new") is config
     off = load("mvdream-sd21", ["prompt=a dog", "preset=null"])
     assert presets.choose_preset(off, GPU, tmp_path) is off
+
+
+def test_preset_keeps_a_smaller_chunk_of_the_config() -> None:
+    for chunk, expected in (("5000", 5000), ("300000", 262144), ("auto", 262144), ("null", 262144)):
+        config = load("mvdream-sd21", ["prompt=a dog", f"march.chunk={chunk}"])
+        assert presets.with_preset(config, "memory-12gb").march.chunk == expected
+        assert presets.with_preset(config, "memory-24gb").march.chunk == config.march.chunk
+
+
+def test_no_preset_is_chosen_if_the_prior_has_no_weights(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(presets, "free_bytes", lambda device: 1e9)
+    config = load("quick-toybox", ["prompt=a dog", "prior.weights=none"])
+    assert presets.choose_preset(config, GPU, tmp_path) is config
+    assert read_json(tmp_path / presets.PRESET) == {"preset": None}

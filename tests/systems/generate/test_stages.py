@@ -1,6 +1,7 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from tests.support.fork_server import log
@@ -16,6 +17,8 @@ from tests.support.task_server import (
 )
 from threedgen import config
 from threedgen.run.metrics import read_summary
+from threedgen.systems.generate import task
+from threedgen.train.status import Status
 
 FIELD = TINY["field"] | {"name": "ngp"}
 TREE: dict[str, Any] = TINY | {
@@ -66,6 +69,29 @@ def test_run_killed_in_each_stage_resumes_exactly_and_skips_finished_stages(tmp_
     assert server().run(tmp_path, words=words) == 0, log(tmp_path)
     assert first.stat().st_mtime_ns == before
     assert_same(weights(tmp_path / "run"), weights(finished_run(command)))
+
+
+def test_stage_whose_object_is_used_is_not_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained, run = list[str](), tmp_path / "run"
+
+    def opened(stage: Any, name: str) -> tuple[Any, None]:
+        trained.append(name)
+        return stage, None
+
+    def save_checkpoint(folder: Path) -> None:
+        (folder / "checkpoints").mkdir(parents=True)
+        (folder / "checkpoints" / "last.ckpt").touch()
+
+    monkeypatch.setattr(task.runs, "open_run", opened)
+    monkeypatch.setattr(task, "run_status", lambda *args: Status.FINISHED)
+    for name in ("coarse", "mesh"):
+        save_checkpoint(run / "stages" / name)
+        (run / "stages" / name / "summary.json").write_text('{"status": "finished", "steps": 6}')
+    longer = [f"stages.{name}.trainer.max_steps=12" for name in ("coarse", "mesh")]
+    made = config.load(write_config(tmp_path / "staged.yaml", TREE), longer)
+    assert task.run_stages(made, run, quiet=True) == run / "stages" / "mesh" and trained == ["mesh"]
+    save_checkpoint(run)
+    assert task.run_stages(made, run, quiet=True) == run / "stages" / "mesh" and trained == ["mesh"]
 
 
 def test_stage_has_the_values_of_the_run_and_its_own(tmp_path: Path) -> None:

@@ -36,6 +36,8 @@ from .sections import (
 
 MULTIVIEW = "Set camera.n_view=2 or more and a multi-view prior, such as prior.name=mvdream"
 DEFAULT_DISTILLATION = "reconstruction"
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+"""Allowed values of `trainer.precision`: poses, rays and parameters of the object have to be float32."""
 IMAGE_SHARE = 0.4
 """Value of `warm_start.share` (fraction of steps that fit sampled views) in runs from an image, if the config has 0."""
 
@@ -139,7 +141,8 @@ class GenerateConfig(PromptedConfig):
             image = {"image": self.image, "matte": self.matte}
             self.__dict__["prior"] = self.prior.model_copy(update=image)
         elif self.image is not None and self.views_per_scene > 1 and not self.warm_start.share:
-            left = min(self.refine.share, 1 - IMAGE_SHARE)  # the object has to be fitted to the views of the image
+            rounds = max(1, len(self.refine.strengths))
+            left = min(self.refine.share, (1 - IMAGE_SHARE) / rounds)  # the object is fitted to views of the image
             self.__dict__["warm_start"] = self.warm_start.model_copy(update={"share": IMAGE_SHARE})
             self.__dict__["refine"] = self.refine.model_copy(update={"share": left})
         return self
@@ -217,8 +220,15 @@ class GenerateConfig(PromptedConfig):
 
     @property
     def distilled_steps(self) -> int:
-        """Number of distillation steps, between the warm start and the refinement."""
-        return self.trainer.max_steps - self.warm_steps - len(self.refine.strengths) * self.round_steps
+        """Number of distillation steps, between the warm start and the refinement.
+
+        0 if the shares of warm start and refinement add up to 1: steps that rounding leaves over are part of the last
+        refinement round.
+        """
+        rounds = len(self.refine.strengths) if self.round_steps else 0
+        warm = self.warm_start.share if self.views_per_scene > 1 else 0
+        left = self.trainer.max_steps - self.warm_steps - rounds * self.round_steps
+        return 0 if rounds and round(warm + rounds * self.refine.share, 9) == 1 else left
 
     def prompt_notes(self) -> list[str]:
         notes = super().prompt_notes()
@@ -295,9 +305,11 @@ class GenerateConfig(PromptedConfig):
         `from_nothing` is True if neither a stage nor another run or file initialises the object.
         """
         prompt = self.object_text()
-        refined = len(self.refine.strengths) * self.round_steps
+        if self.trainer.precision not in PRECISIONS:
+            problem = f"is not supported by the task generate. Choose one of {', '.join(PRECISIONS)}"
+            raise ConfigError(problem, "trainer.precision", self.trainer.precision)
         single = f"prior.name={self.prior.name} samples single views here"
-        if from_nothing and refined == self.trainer.max_steps and self.views_per_scene < 2:
+        if from_nothing and self.distilled_steps < 1 and self.views_per_scene < 2:
             problem = f"all steps fit the object to views, but {single}, which are not consistent"
             raise ConfigError(f"{problem}. Set refine.strengths=[]. Or: {MULTIVIEW}", "refine.share")
         if self.distillation.needs_views and self.views_per_scene < 2:

@@ -195,13 +195,17 @@ class Refinement:
     In each round the object is rendered from all around, the prior resamples the renders by img2img, and the object is
     fitted to the resampled images. The method follows MVEdit (arXiv 2403.12032) and Instruct-NeRF2NeRF (arXiv
     2303.12789). Here the prior denoises `camera.n_view` views together, so these views are consistent.
+
+    The attribute `round` is the number of the round whose views are in `images`, from 0: -1 before the first round,
+    None if a checkpoint does not contain it. Checkpoints contain both.
     """
 
     def __init__(self, scene: Scene) -> None:
         config, refine = scene.config, scene.config.refine
         self.scene, self.options = scene, refine
         self.steps, self.rounds = config.round_steps, len(refine.strengths) if config.round_steps else 0
-        self.start = scene.max_steps - self.rounds * self.steps
+        self.start = config.warm_steps + config.distilled_steps
+        self.round: int | None = -1
         self.fits: dict[int, Fit] = {}
         if self.rounds:
             side = scene.prior.image_size
@@ -215,7 +219,8 @@ class Refinement:
         def phase(number: int) -> Phase:
             label = f"refining, {self.name(number)}"
             start = self.start + number * self.steps
-            return Phase(start, self.steps, lambda step: label, lambda step: self.losses(number, step, step - start))
+            end = self.scene.max_steps if number == self.rounds - 1 else start + self.steps
+            return Phase(start, end - start, lambda step: label, lambda step: self.losses(number, step, step - start))
 
         return [phase(number) for number in range(self.rounds)]
 
@@ -225,10 +230,12 @@ class Refinement:
     def losses(self, number: int, step: int, done: int) -> StepResult:
         """Return the loss on the resampled views of round `number` (from 0), after `done` steps of the round.
 
-        `step` is the step of the run, which seeds the random numbers. The first step of a round resamples the views.
+        `step` is the step of the run, which seeds the random numbers. The first step of a round resamples the views, as
+        does the first step of a run that was resumed with another number of steps and is inside another round now.
         """
-        if not done:  # also if the step is repeated: it gives the same images
+        if not done or self.round not in (number, None):  # also if the step is repeated: it gives the same images
             self.resample(number, generator(self.scene.seed, step, "drawing"), first=step == 0)
+            self.round = number
             # the moments of the optimizer come from distillation, whose gradients are a thousand times larger
             self.scene.clear_optimizer_state()
         if number not in self.fits:

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import torch
 
-from threedgen.config import merge, plain, validate
+from threedgen.config import ConfigError, merge, plain, validate
 from threedgen.config.layers import preset_layers
 from threedgen.config.plain_file import read_json
 from threedgen.run.disk import write_json
+from threedgen.run.folder import PRESET
 from threedgen.run.memory import free_bytes
 
 from .options import GenerateConfig
@@ -18,7 +19,6 @@ logger = logging.getLogger(__name__)
 
 PRESETS = ("memory-24gb", "memory-12gb", "memory-8gb")
 MARGIN, ERROR = 1e9, 1.1  # bytes that libraries take on a GPU, and factor for the largest error of the measured memory
-RECORD = "preset.json"
 
 
 def choose_preset(config: GenerateConfig, device: torch.device, folder: Path) -> GenerateConfig:
@@ -30,16 +30,15 @@ def choose_preset(config: GenerateConfig, device: torch.device, folder: Path) ->
     - the option `preset` is not "auto"
     - the run starts on another device than a CUDA GPU
     - the run fits without a preset, or does not fit with any preset
+    - the memory cannot be measured, for example because the prior of a plug-in has no weights
 
     The choice is stored in the run folder `folder`, so a resumed run uses the same preset, also on another device.
     """
-    record = folder / RECORD
+    record = folder / PRESET
     if config.preset != "auto" or (device.type != "cuda" and not record.exists()):
         return config
     if not record.exists():
-        free = free_bytes(device)
-        fitting = (name for name, needed in memory_by_preset(config, device, free) if needed <= free)
-        write_json(record, {"preset": next(fitting, None)})
+        write_json(record, {"preset": _fitting_preset(config, device)})
     name = read_json(record).get("preset")
     if name not in PRESETS:
         return config
@@ -47,10 +46,25 @@ def choose_preset(config: GenerateConfig, device: torch.device, folder: Path) ->
     return with_preset(config, name)
 
 
+def _fitting_preset(config: GenerateConfig, device: torch.device) -> str | None:
+    free = free_bytes(device)
+    try:
+        return next((name for name, needed in memory_by_preset(config, device, free) if needed <= free), None)
+    except (ConfigError, RuntimeError) as error:  # a plug-in may have no weights, or not run on the meta device
+        logger.info("the memory cannot be measured: %s. The run starts without a memory preset", error)
+        return None
+
+
 def with_preset(config: GenerateConfig, name: str) -> GenerateConfig:
-    """Return the config, in which the options of the memory preset `name` replace options of the config."""
+    """Return the config, in which the options of the memory preset `name` replace options of the config.
+
+    The option `march.chunk` stays unchanged if it is a smaller number than that of the preset.
+    """
     (layer,) = preset_layers({"preset": name})
-    found: GenerateConfig = validate(type(config), [layer._replace(tree=merge(plain(config), layer.tree))])
+    tree = merge(plain(config), layer.tree)
+    if isinstance(config.march.chunk, int):
+        tree["march"]["chunk"] = min(config.march.chunk, tree["march"]["chunk"])
+    found: GenerateConfig = validate(type(config), [layer._replace(tree=tree)])
     return found.model_copy(update={"preset": name, "view": config.view, "checkpoint": config.checkpoint})
 
 

@@ -16,6 +16,7 @@ from threedgen.guidance.losses.sds import Distillation, RenderedViews
 from threedgen.guidance.prior import Prior
 from threedgen.representations.base import ParameterGroup, Regulariser, Render
 from threedgen.run.seeding import generator
+from threedgen.train.checkpoint_file import CheckpointData
 
 from .options import GenerateConfig
 from .phases import Phase, Refinement, StepResult, warm_start
@@ -102,6 +103,14 @@ class GenerateSystem(Scene):
                 term = regulariser(render)
                 loss, terms[name] = loss + weights[name] * term, term.detach()
         return StepResult(loss, terms, {**logs, "opacity": render.opacity.detach().mean()})
+
+    def on_save_checkpoint(self, checkpoint: CheckpointData) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["refine_round"] = self.refinement.round
+
+    def on_load_checkpoint(self, checkpoint: CheckpointData) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self.refinement.round = checkpoint.get("refine_round")  # older checkpoints do not contain it
 
     def phase_at(self, step: int) -> Phase:
         return next((phase for phase in reversed(self.phases) if phase.start <= step), self.phases[0])

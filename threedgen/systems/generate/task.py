@@ -128,13 +128,17 @@ def run_stages(config: GenerateConfig, folder: Path, quiet: bool) -> Path | None
     """Run the unfinished stages of a run; return the folder of the last stage, or None if the config has no stages.
 
     A stage is a run of its own before the main run, with config, checkpoints and results in folder/stages/NAME, so a
-    stopped run resumes at its unfinished stage. `quiet`: show no progress. Raises Stopped if a stage does not finish.
+    stopped run resumes at its unfinished stage. A finished stage is not trained on, even if the number of steps was
+    increased, once a later stage or the main run has a checkpoint and so no longer needs the object of the stage.
+    `quiet`: show no progress. Raises Stopped if a stage does not finish.
     """
     init_path = None
-    for name in config.stages:
-        place = folder / "stages" / name
+    places = [folder / "stages" / name for name in config.stages]
+    for number, (name, place) in enumerate(zip(config.stages, places, strict=True)):
         stage = config.stage(name).model_copy(update={"out": str(place)})
-        if not finished(place, stage.trainer.max_steps):
+        later = (*places[number + 1 :], folder)
+        used = any(any((part / runs.CHECKPOINTS).glob("*.ckpt")) for part in later)
+        if not finished(place, None if used else stage.trainer.max_steps):
             if not quiet:
                 say(f"stage {name}: {place}")
             stage, resume = runs.open_run(stage, name)
