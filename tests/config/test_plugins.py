@@ -1,4 +1,5 @@
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,8 @@ from threedgen.run.metrics import read_summary
 from threedgen.run.options import WorkersConfig
 from threedgen.run.worker_pool import run_jobs
 
-EXAMPLE = Path(__file__).parents[2] / "docs" / "plugins" / "antithetic.py"
+DOCS = Path(__file__).parents[2] / "docs"
+EXAMPLE = DOCS / "plugins" / "antithetic.py"
 MARKER = "open(__file__ + '.imported', 'w').close()\n"
 
 
@@ -41,6 +43,13 @@ def forget() -> None:
         sys.modules.pop(name)
     plugins.LOADED.clear()
     registry.TABLE["distillation"].pop("antithetic", None)
+
+
+def test_documented_kinds_exist() -> None:
+    table = (DOCS / "plugins.md").read_text(encoding="utf-8").partition("## Kinds")[2].partition("\n\n`")[0]
+    cells = [row.split("|")[1] for row in table.splitlines() if row.startswith("| `")]
+    kinds = re.findall(r"`([\w-]+)`", " ".join(cells))
+    assert len(kinds) > 15 and set(kinds) <= registry.TABLE.keys()
 
 
 def test_help_shows_options_of_plugin(plugin: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -103,6 +112,11 @@ def test_files_of_one_name_do_not_clash(tmp_path: Path) -> None:
     plugins.load("a/mine.py, b/mine.py")
     assert [registry.implementation("prior", name) for name in ("a", "b")] == ["a", "b"]
     loaded = dict(plugins.LOADED)
+    flag, names = plugins.command_words()
+    forget()
+    assert plugins.command_words() == []
+    plugins.load(cli.parse([flag, names]).flags[plugins.FLAG])  # in a process with this command
+    assert plugins.LOADED == loaded
     forget()
     plugins.load_all(loaded)  # in a worker process
     assert plugins.LOADED == loaded and registry.implementation("prior", "a") == "a"

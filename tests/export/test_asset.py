@@ -26,6 +26,7 @@ from threedgen.geometry.raster import box_downsample
 from threedgen.representations.volume.render import OccupancyGrid
 from threedgen.run import folder as runs
 from threedgen.run.seeding import generator
+from threedgen.studio.schema import AssetOrder
 from threedgen.train import checkpoint_file
 
 
@@ -153,6 +154,17 @@ def test_presets_set_defaults() -> None:
     assert AssetConfig(preset="prop", budget=4000).sizes.lods == (1500,)
     config = load("export", ["run=x", "preset=mobile", "budget=2500", "formats=[glb,obj]", "lods=[500]"])
     assert config.sizes[:3] == (2500, 512, (500,)) and config.formats == ("glb", "obj")
+
+
+def test_levels_of_detail_are_compared_with_the_budget_of_the_run(tmp_path: Path) -> None:
+    levels = "lods=[10000, 3000]"
+    runs.write_config(tmp_path, load("mvdream-toybox", ["prompt=a dog", "export.preset=character"]))
+    assert load("export", [f"run={tmp_path}", levels]).asset().sizes[:3] == (30_000, 2048, (10_000, 3000))
+    assert AssetOrder(lods=(10_000, 3000)).lods == (10_000, 3000)
+    with refused(None, "lods"):
+        load("export", [f"run={tmp_path}", "preset=prop", levels]).asset()
+    with refused(None, "lods"):
+        load("export", [f"run={tmp_path}", "budget=15000", levels])
 
 
 def test_unset_options_come_from_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -97,6 +97,7 @@ FOREIGN: dict[str, Callable[[Path], object]] = {
     "list": lambda folder: (folder / "config.yaml").write_text("- a list\n"),
     "notes": lambda folder: (folder / "config.yaml").write_text("my own notes\n"),
     "empty": lambda folder: (folder / "config.yaml").write_text(""),
+    "own config": lambda folder: (folder / "config.yaml").write_text("# mine\ntask: toy\nprompt: a cat\nseed: 3\n"),
     "broken link": lambda folder: (folder / "config.yaml").symlink_to("nowhere"),
 }
 """Content of a folder that belongs to something else."""
@@ -188,6 +189,15 @@ def test_reopen_finds_a_moved_run(toy: Path) -> None:  # noqa: F811
     for wrong in ("nowhere", "", "a\0"):
         with refused("--resume"):
             runs.reopen(wrong, [])
+
+
+def test_refused_reopen_leaves_the_config(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    runs.open_run(loaded("out=dog"), "toy")
+    before = Path("dog/config.yaml").read_bytes()
+    with refused("trainer.accelerator"):
+        runs.reopen("dog", ["trainer.accelerator=mps", "trainer.max_steps=9"])
+    assert Path("dog/config.yaml").read_bytes() == before
 
 
 def test_open_run_keeps_the_config_of_a_longer_run(toy: Path, caplog: pytest.LogCaptureFixture) -> None:  # noqa: F811

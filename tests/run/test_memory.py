@@ -92,6 +92,10 @@ def test_cached_tensor_is_computed_again_only_if_it_does_not_fit(tmp_path: Path)
         cached_tensor(path, "x", (2, None), lambda: value)
     cached_tensor(path, "x", (1,), lambda: torch.full((2, 3), torch.nan))
     assert torch.equal(cached_tensor(path, "x", (2, 3), lambda: value), value)
+    for inputs in ("one", "other", ""):
+        other = torch.rand(2, 3)
+        assert torch.equal(cached_tensor(path, "x", (2, 3), lambda other=other: other, inputs), other)
+        assert torch.equal(cached_tensor(path, "x", (2, 3), lambda: 1 / 0, inputs), other)
 
 
 def test_cached_tensor_reports_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,6 +97,16 @@ def test_variations_words_and_comparison(chromium: Any, client: Client) -> None:
     tab.until(f"{CARDS} === 6")
 
 
+def test_variations_are_made_while_the_first_one_runs(chromium: Any, client: Client) -> None:
+    tab = Tab(chromium, client.url)
+    tab.page.fill("#prompt", "a dog that waits")
+    press(tab, "Generate")
+    tab.until(f"{STATE} === 'running'")
+    press(tab, "Four variations")
+    tab.until("document.querySelectorAll('.job').length === 4")
+    assert [job.seed for job in client.queue.jobs()] == [0, 1, 2, 3]
+
+
 @pytest.mark.parametrize("width", [320, 390, 768, 1280])
 def test_page_fits_the_window_and_opens_earlier_runs(chromium: Any, client: Client, width: int) -> None:
     prompt = "<script>document.title='ran'</script> " + "x" * 200
@@ -228,7 +238,7 @@ def test_new_results_are_shown_once(chromium: Any, client: Client) -> None:
     def event(**states: str) -> str:
         jobs = [
             {"number": numbers[name], "prompt": name, "run": "before" if name == "export" else name, "state": state,
-             "finished": state in ("finished", "failed"), **rest}
+             "finished": state in ("finished", "failed"), "can_export": name != "slow", **rest}
             for name, state in states.items()
         ]  # fmt: skip
         return f"data: {json.dumps({'jobs': jobs, 'over': len(jobs)})}\n\n"
@@ -242,6 +252,9 @@ def test_new_results_are_shown_once(chromium: Any, client: Client) -> None:
     tab.page.reload()
     tab.until("[...document.querySelectorAll('.state')].map((state) => state.textContent).join().endsWith('failed')")
     assert tab.page.text_content("#viewers h3") == "slow"
+    for button in ("more", "edit"):
+        hidden = f"[...document.querySelectorAll('.job [data-does={button}]')].map((one) => one.hidden)"
+        assert tab.page.evaluate(hidden) == [False, False, True, False]
     tab.until(f"{CARDS} === 3")
     viewed = [url.split("/")[-2] for url in tab.requests if "/api/v1/runs/" in url and url.count("/view")]
     asked = [url.split("/")[-1] for url in tab.requests if url.endswith(("/before", "/fast", "/slow"))]

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,13 @@ from tests.support.studio_load import load as load_of_clients
 from tests.support.task_server import tiny_generate
 from tests.support.waiting import when
 from threedgen import cli
-from threedgen.config import load
+from threedgen.config import load, plugins
 from threedgen.export.options import AssetConfig
+from threedgen.run.folder import write_config
 from threedgen.run.interrupts import Interrupts
 from threedgen.studio import server, state
-from threedgen.studio.job_queue import LAST_NUMBER, start_process
-from threedgen.studio.jobs import make_job
+from threedgen.studio.job_queue import LAST_NUMBER, Conflict, Queue, start_process
+from threedgen.studio.jobs import export_job, make_job
 from threedgen.studio.options import StudioConfig
 from threedgen.studio.state import plain_words
 from threedgen.systems.generate.options import GenerateConfig
@@ -433,6 +435,7 @@ def test_edit_and_mesh_become_commands(orders: Client) -> None:
     assert {"edit-toybox", f"edit={orders.root / 'one'}", "prompt=a dog wearing a hat", "seed=2"} < set(words)
     _, words = command(orders, {"mesh": "chair.glb", "prompt": "a red chair"})
     assert {"texture-toybox", f"mesh={upload(orders, 'chair.glb')}", "prompt=a red chair"} < set(words)
+    assert [job["can_export"] for job in orders.api("jobs")["jobs"]] == [True, False]
 
 
 @pytest.mark.parametrize("order", [{"edit": "one"}, {"image": "photo.png", "prompt": ""}], ids=["edit", "image"])
@@ -531,6 +534,39 @@ def test_invalid_job_is_refused_before_it_waits(tmp_path: Path) -> None:
         make_job(config, tmp_path, "a dog", -1)
     with refused(None, "prompt"):
         make_job(config, tmp_path, " ", 0)
+
+
+def test_options_of_a_request_replace_those_of_the_studio(tmp_path: Path) -> None:
+    tiny = str(tiny_generate(tmp_path))
+    config = StudioConfig(task="studio", config=f"{tiny} export.budget=2000", overrides=("export.height=1",))
+    exports = (None, AssetConfig(height=2), AssetConfig(height=3), AssetConfig(budget=3000))
+    jobs = [make_job(config, tmp_path, "a dog", 3, export) for export in exports]
+    own = [[word for word in job.command if word.startswith("export.")] for job in jobs]
+    assert own[0] == ["export.height=1", "export.budget=2000"] and own[1] == ["export.budget=2000", "export.height=2.0"]
+    assert len({job.name for job in jobs}) == 4 and own[3] == ["export.height=1", "export.budget=3000"]
+
+
+def test_export_jobs_cannot_be_finished_early(tmp_path: Path) -> None:
+    (tmp_path / "one" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "one" / "checkpoints" / "last.ckpt").touch()
+    write_config(tmp_path / "one", load(tiny_generate(tmp_path), ["prompt=a dog"]))
+    job, queue = export_job(tmp_path, "one", AssetConfig(height=2)), Queue(tmp_path)
+    for name in ("running", "cancelled"):
+        job.state = name
+        assert not queue.can_finish(job) and queue.can_finish(replace(job, task="generate"))
+        with pytest.raises(Conflict):
+            queue.finish(job)
+    queue.close()
+
+
+def test_jobs_import_the_plugins_of_the_studio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = str(tiny_generate(tmp_path))
+    monkeypatch.setattr(plugins, "LOADED", {"plugin_mine_0": plugins.Plugin(tmp_path / "mine.py", "")})
+    (tmp_path / "one").mkdir()
+    write_config(tmp_path / "one", load(tiny, ["prompt=a dog"]))
+    made = make_job(StudioConfig(task="studio", config=tiny), tmp_path, "a dog")
+    for job in (made, export_job(tmp_path, "one", AssetConfig(height=2))):
+        assert cli.parse(job.command[3:]).flags[plugins.FLAG] == str(tmp_path / "mine.py")
 
 
 def test_invalid_config_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -31,6 +31,7 @@ def runs(tmp_path: Path) -> Path:
     interrupted = ended_on(4) | {"status": "interrupted", "steps": 5}
     example(folder / "evaluation/objects/a-fish", interrupted, prompt="a fish")
     (folder / "evaluation/config.yaml").write_text("task: evaluate-3d\n")
+    (folder / "config/config.yaml").write_text("theme: of another program\n")
     example(folder / "failed", ended_on(5) | {"status": "failed", "reason": "not finite"}, prompt="<b>a wolf</b>")
     running = example(folder / "running", prompt="a horse")
     (running / "summary.json").unlink()

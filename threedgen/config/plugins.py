@@ -71,6 +71,12 @@ def load_file(path: Path, key: str = FLAG) -> None:
     _record(name, path)
 
 
+def command_words() -> list[str]:
+    """Return command-line words that import the plug-ins of this process in another one; [] if there are none."""
+    names = [str(plugin.path) if name.startswith("plugin_") else name for name, plugin in LOADED.items()]
+    return [FLAG, ",".join(names)] if names else []
+
+
 def load_all(loaded: Mapping[str, Plugin]) -> None:
     """Import, in this worker process, the plug-ins (the user's Python modules) that the main process has imported.
 

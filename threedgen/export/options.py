@@ -3,7 +3,7 @@
 import re
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal, NamedTuple, Self
+from typing import ClassVar, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
@@ -81,7 +81,12 @@ Texels = Literal[64, 128, 256, 512, 1024, 2048, 4096, 8192]
 
 
 class AssetConfig(Config):
-    """Options of a game-ready asset: a triangle budget, textures, levels of detail, a collider."""
+    """Options of a game-ready asset: a triangle budget, textures, levels of detail, a collider.
+
+    `defaults_of_run` is True in subclasses whose unset options come from a run, and not from the defaults here.
+    """
+
+    defaults_of_run: ClassVar[bool] = False
 
     preset: Literal["mobile", "prop", "character", "hero"] = Field(
         "prop",
@@ -118,8 +123,9 @@ class AssetConfig(Config):
 
     @model_validator(mode="after")
     def _check_lods(self) -> Self:
-        counts = (self.sizes.budget, *(self.lods or ()))
-        for finer, coarser in pairwise(counts):
+        unknown = self.defaults_of_run and self.budget is None  # the budget of the run counts, or of its preset
+        counts = [] if unknown else [self.sizes.budget]
+        for finer, coarser in pairwise([*counts, *(self.lods or ())]):
             if not 12 <= coarser <= finer / 2:
                 raise ValueError(f"lods: {coarser} after {finer} should be at least 12 and at most half of it")
         return self
@@ -196,6 +202,8 @@ class ExportConfig(TaskConfig, AssetConfig):
 
     Options of the task "export": those of a game asset (triangles, textures, formats, ...), run folder, output folder.
     """
+
+    defaults_of_run: ClassVar[bool] = True
 
     run: str = Field("", description="folder of a finished run of the task generate")
     out: str | None = Field(None, description="output folder; null: asset in the run's folder")

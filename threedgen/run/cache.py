@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import DTypeLike
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
@@ -84,25 +85,39 @@ def _new(path: Path, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
     return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
 
 
-def cached_tensor(path: Path, name: str, shape: tuple[int | None, ...], make: Callable[[], Tensor]) -> Tensor:
+def input_digest(tensors: Iterable[Tensor], *values: object) -> str:
+    """Return a hash (BLAKE2b, 32 hex digits) of the inputs of a computation: CPU tensors, and values with a `repr`."""
+    blake = hashlib.blake2b(digest_size=16)
+    for tensor in tensors:
+        blake.update(tensor.contiguous().numpy().tobytes())
+    blake.update(repr(values).encode())
+    return blake.hexdigest()
+
+
+def cached_tensor(
+    path: Path, name: str, shape: tuple[int | None, ...], make: Callable[[], Tensor], inputs: str = ""
+) -> Tensor:
     """Return the float32 tensor `name` of the safetensors file `path`. If reading fails, `make` computes the tensor.
 
-    Reading fails if the file is missing or damaged, or if the tensor is not finite, not float32 or not of the shape
-    `shape`, in which None allows any size. The computed tensor is converted to float32 on the CPU and written to
-    the file. Raises DiskFull or FileError if writing fails.
+    Reading fails if the file is missing or damaged, if its tensor was computed from other inputs, or if the tensor is
+    not finite, not float32 or not of the shape `shape`, in which None allows any size. `inputs` is a hash of all that
+    the tensor depends on apart from the config (`input_digest`); "": nothing. The computed tensor is converted to
+    float32 on the CPU and written to the file. Raises DiskFull or FileError if writing fails.
     """
     tensor = None
     with suppress(FileError):
         tensor = read_safetensors(path).get(name)
+        with safe_open(path, "pt") as file:
+            tensor = tensor if (file.metadata() or {}).get("inputs", "") == inputs else None
     if tensor is not None and tensor.dtype == torch.float32 and len(tensor.shape) == len(shape):
         fits = all(size in (None, actual) for size, actual in zip(shape, tensor.shape, strict=True))
         if fits and bool(torch.isfinite(tensor).all()):
             return tensor
     if path.exists():
-        logger.warning("%s is damaged and was computed again", path)
+        logger.warning("%s is damaged or of other inputs, and is computed again", path)
     value = make().detach().float().cpu().contiguous()
     with writing(path.parent):
-        write_atomic(path, save({name: value}))
+        write_atomic(path, save({name: value}, {"inputs": inputs} if inputs else None))
     return value
 
 

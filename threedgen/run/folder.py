@@ -201,7 +201,7 @@ def choose_folder(config: BaseModel, config_name: str) -> tuple[Path, Tree | Non
 
     Raises:
         ConfigError: the folder `config.out` has results, but no run that can be resumed, or its config.yaml cannot be
-            read.
+            read or was not written by a run.
     """
     out = getattr(config, "out", None)
     folder = _own_folder(config, config_name) if out is None else user_path(out, "out")
@@ -211,6 +211,9 @@ def choose_folder(config: BaseModel, config_name: str) -> tuple[Path, Tree | Non
     changed = [] if stored is None else differences(stored, plain(config), getattr(config, "changeable_on_resume", ()))
     if changed and work:
         raise ConfigError(f"{folder} contains a run of another config: {'; '.join(changed)}. Choose another out=")
+    # a run locks its folder first (not on Windows), and writes all keys to config.yaml
+    if stored is not None and changed and not (folder / LOCK).exists() and not plain(config).keys() <= stored.keys():
+        raise ConfigError(f"{folder / CONFIG} belongs to no run and would be replaced. Choose another out=")
     return folder, None if changed else stored
 
 
@@ -278,8 +281,9 @@ def reopen(run: str | Path, overrides: list[str]) -> tuple[Any, Path]:
     """Load the config of an old run, apply overrides "key=value" and lock the folder, to resume the run.
 
     `run` is the run folder or a file in it. Returns the config with `out` set to the folder, and the folder. Raises
-    ConfigError if another process uses the folder, or if an override changes a key that may not change on resume. Keys
-    that may: those in `NEUTRAL_KEYS`, such as trainer.max_steps, and those in `config.changeable_on_resume`.
+    ConfigError if another process uses the folder, if an override changes a key that may not change on resume, or if
+    the run cannot start (`config.check`); config.yaml is then unchanged. Keys that may change: those in `NEUTRAL_KEYS`,
+    such as trainer.max_steps, and those in `config.changeable_on_resume`.
     """
     folder = run_folder(run)
     config, stored = load((folder / CONFIG).resolve(), overrides), stored_config(folder)
@@ -287,6 +291,7 @@ def reopen(run: str | Path, overrides: list[str]) -> tuple[Any, Path]:
     if changed:
         again = f"Start a new run with {command('--config', str(folder / CONFIG))}"
         raise ConfigError(f"{COMMAND_LINE}: a resumed run cannot change {'; '.join(changed)}. {again}")
+    config.check()
     name = stored_config_name((folder / CONFIG).read_text(encoding="utf-8"))
     return _prepare_folder(folder, config, name, stored), folder
 

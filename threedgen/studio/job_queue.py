@@ -116,8 +116,10 @@ class Queue:
         """Return whether the unfinished run of a job has an object that can be exported.
 
         A running job has an object if its run has a checkpoint or has logged metrics. A cancelled or failed job has one
-        if its run has a checkpoint.
+        if its run has a checkpoint. The result is False for a job that exports a finished run again.
         """
+        if job.task == "export":
+            return False
         folder = self.root / job.name
         has_checkpoint = any((folder / CHECKPOINTS).glob("*.ckpt"))
         if job.state == RUNNING:

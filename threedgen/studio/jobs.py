@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from threedgen.config import load, plain, tree_hash
+from threedgen.config import load, plain, plugins, split_override, tree_hash
 from threedgen.config.errors import ConfigError
 from threedgen.export.options import AssetConfig
 from threedgen.run.disk import Tree
@@ -42,6 +42,7 @@ class Job:
     progress: Mapping[str, str] = field(default_factory=dict)  # groups of job_queue.PROGRESS in the last line
     error: str = ""
     finish: bool = False  # whether to stop the optimisation and export the object in its current state
+    task: str = "generate"  # task of the command; "export" for a further export of a finished run
     has_result: bool | None = None  # whether the run of an ended job has a result; None: not read yet
 
 
@@ -79,21 +80,23 @@ def make_job(
         problem = "has no effect on a mesh that gets a texture: its shape, size and format stay. Leave it out"
         raise ConfigError(problem, next(iter(options)))
     given |= options
+    # options of the request replace those of the studio
+    own = [text for text in (*config.overrides, *own) if ".".join(split_override(text)[0]) not in given]
     if files:
-        own += [text for text in config.overrides if text.startswith("export.") and "mesh" not in files]
+        own = [text for text in own if text.startswith("export.") and "mesh" not in files]
         values = given | {"seed": seed} | ({} if name == CONFIG_OF["image"] else {"prompt": prompt})
         run = load(name, own, values)
         stem = prompt or next(iter(files.values())).stem
         key = f"{Path(name).stem}-{slug(stem)[:-9][:40].strip('-')}-{seed}-{tree_hash(plain(run))[:12]}"
     else:
-        own = [*config.overrides, *own]
         values = {"prompt": prompt, "seed": seed}
-        run = config.run_config(prompt, seed=seed, **given)
+        studio = config.model_copy(update={"config": name, "overrides": tuple(own)})
+        run = studio.run_config(prompt, seed=seed, **given)
         key = run_job(method, run, prompt, seed).key
         values |= given
     run.check()
     words = [*own, *(f"{path}={_text(value)}" for path, value in values.items()), f"out={root / key}"]
-    job = Job(prompt, seed, key, [sys.executable, "-m", "threedgen", "--config", name, *words])
+    job = Job(prompt, seed, key, [*_command(name), *words], task=run.task)
     if finished(root / key, run.trainer.max_steps if hasattr(run, "trainer") else None):
         job.state = FINISHED
     return job
@@ -109,8 +112,11 @@ def export_job(root: Path, name: str, options: AssetConfig) -> Job:
     load("export", values=values).check()
     record = read_record(folder)
     words = [f"{key}={_text(value)}" for key, value in values.items()]
-    command = [sys.executable, "-m", "threedgen", "--config", "export", *words]
-    return Job(record.prompt, int(record.option("seed") or 0), name, command)
+    return Job(record.prompt, int(record.option("seed") or 0), name, [*_command("export"), *words], task="export")
+
+
+def _command(config: str) -> list[str]:
+    return [sys.executable, "-m", "threedgen", *plugins.command_words(), "--config", config]
 
 
 def _text(value: object) -> str:

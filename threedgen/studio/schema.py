@@ -1,6 +1,6 @@
 """Models of the JSON requests and answers of the studio's API, and the check of a prompt."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
@@ -18,6 +18,8 @@ class AssetOrder(AssetConfig):
 
     They cannot name files, so that clients cannot search this machine's files.
     """
+
+    defaults_of_run: ClassVar[bool] = True
 
     palette: str | None = Field(None, pattern=r"^[\w#, ]+$", description="colours that the base colour is shifted to")
 
@@ -63,6 +65,7 @@ class JobInfo(BaseModel):
     image: str = Field(description="file of the run with the newest image; empty if there is none")
     finished: bool = Field(description="whether the run has a result to show")
     can_finish: bool = Field(description="whether there is an object of which `finish` makes an asset")
+    can_export: bool = Field(description="whether its run, once finished, can be exported again and edited")
 
 
 class Status(BaseModel):

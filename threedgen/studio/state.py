@@ -128,6 +128,7 @@ class Studio:
             image=image,
             finished=bool(job.has_result),
             can_finish=self.queue.can_finish(job),
+            can_export=job.task in ("generate", "export"),
         )
 
     def folder(self, name: str) -> Path:

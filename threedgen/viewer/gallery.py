@@ -70,7 +70,7 @@ def records(folder: Path, tasks: Sequence[str] = TASKS) -> tuple[list[Record], l
     for where, folders, names in os.walk(folder):
         folders.sort()
         try:
-            if CONFIG in names and (stored_config(Path(where)) or {}).get("task", "generate") in tasks:
+            if CONFIG in names and (stored_config(Path(where)) or {}).get("task") in tasks:
                 folders.clear()
                 found.append(read_record(Path(where), tasks))
         except ConfigError as error:

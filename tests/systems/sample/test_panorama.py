@@ -110,6 +110,16 @@ def test_panorama_around_an_image(capsys: pytest.CaptureFixture[str]) -> None:
     assert list(map(len, notes)) == [1, 0]
 
 
+def test_views_of_another_image_are_sampled_again(capsys: pytest.CaptureFixture[str]) -> None:
+    words, found = ["prompt=a red house", "image=photo.png", "rig.image_fov=120", "out=run"], []
+    for colour in (0, 255):
+        Image.new("RGB", (40, 20), (colour, 0, 0)).save("photo.png")
+        assert ask(capsys, "outpaint", *words)[0] == 0
+        found.append(b"".join(view.tobytes() for view in views("run")))
+        Path("run", "panorama.png").unlink()
+    assert found[0] != found[1]
+
+
 def test_ctrl_c_stops_between_two_steps(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     calls, real = [], MVDiffusion.denoise_views
 

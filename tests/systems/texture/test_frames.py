@@ -31,11 +31,13 @@ def rig(**values: Any) -> PathConfig:
     return PathConfig.model_validate({"height": SIZE[0], "width": SIZE[1], **values})
 
 
-def read_scan(folder: Path, prompt: str = "", **values: Any) -> tuple[Frames, list[str]]:
+def read_scan(
+    folder: Path, prompt: str = "", frame: MeshFrame | None = None, **values: Any
+) -> tuple[Frames, list[str]]:
     made = rig(**{"scannet": str(folder), "every": 1} | values)
     prior = {"name": "mvdiffusion"}
     config = TextureConfig.model_validate({"task": "texture", "prior": prior, "rig": made, "prompt": prompt})
-    return read_frames(config, made, None, MeshFrame())
+    return read_frames(config, made, None, frame or MeshFrame())
 
 
 def frames(count: int = 24) -> Frames:
@@ -94,6 +96,13 @@ def test_scannet_frames_are_those_of_the_room(scan: Path) -> None:
     torch.testing.assert_close(found.cameras.K, at.K)
     off = (found.depth - depth_of_mesh(box_room.scene(), at)).abs()
     assert float(off.median()) < 0.05
+
+
+def test_scannet_poses_turn_with_the_mesh(scan: Path) -> None:
+    frame, room = MeshFrame("+y", "+z", scale=0.01), box_room.scene()
+    turned = SourceMesh((room.vertices @ frame.rotation.T).astype(np.float32), room.faces)
+    found, _ = read_scan(scan, frame=frame)
+    assert float((found.depth - depth_of_mesh(turned, found.cameras)).abs().median()) < 0.05
 
 
 def test_scannet_frame_step_and_key_frames(scan: Path) -> None:

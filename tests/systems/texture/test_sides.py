@@ -83,6 +83,10 @@ def test_sides_are_sampled_once(tmp_path: Path, capsys: pytest.CaptureFixture[st
     Path("run", "textured.glb").unlink()
     assert cli.main(["--resume", "run"]) == 0
     assert kept.stat().st_mtime_ns == sampled_at and Path("run", "texture.png").read_bytes() == first
+    views = Path("run", "views", "front.png").read_bytes()
+    trimesh.creation.icosphere(2).export("a.glb")  # another mesh in the same file: its sides are sampled again
+    Path("run", "textured.glb").unlink()
+    assert cli.main(["--resume", "run"]) == 0 and Path("run", "views", "front.png").read_bytes() != views
     capsys.readouterr()
     assert run(capsys, "mesh=a.glb", "views=run/views", "out=given")[0] == 0
     code, _, err = run(capsys, *words, "prompt=a red dog", "views=run/views", "out=both")

@@ -35,7 +35,7 @@ from threedgen.guidance.novel_view.novel_views import ThreeDiMSampler
 from threedgen.guidance.novel_view.options import CamerasConfig
 from threedgen.representations.fit import Bounds, border_colour, fit
 from threedgen.run.arrays import Array
-from threedgen.run.cache import cached_tensor
+from threedgen.run.cache import cached_tensor, digest, input_digest
 from threedgen.run.disk import writing
 from threedgen.run.progress import ProgressDisplay
 from threedgen.systems.generate.outputs import try_asset, write_mesh, write_turn
@@ -123,7 +123,8 @@ def sample_views(config: ImageTo3DConfig, folder: Path, notes: list[str], quiet:
         def sample() -> Tensor:
             return torch.cat([image[None], sampler([request])[0]])
 
-        images = cached_tensor(folder / "views.safetensors", "views", (len(at), height, width, 3), sample)
+        inputs = input_digest([image], digest(sampler.model))
+        images = cached_tensor(folder / "views.safetensors", "views", (len(at), height, width, 3), sample, inputs)
     return Views(images, at)
 
 

@@ -16,7 +16,7 @@ from threedgen.guidance.matte import remover
 from threedgen.guidance.priors.mvadapter.inputs import GEOMETRY_VIEWS, RAY_VIEWS, cameras_from_angles, ray_maps
 from threedgen.guidance.priors.mvadapter.model import MVAdapter
 from threedgen.guidance.sampling import NO_SYNC, ViewSync, check_image_size, total_steps
-from threedgen.run.cache import cached_tensor
+from threedgen.run.cache import cached_tensor, input_digest
 from threedgen.run.disk import writing
 from threedgen.run.prompts import prompt_warnings
 from threedgen.run.seeding import generator
@@ -72,6 +72,8 @@ def sample_views(
 ) -> tuple[Tensor, list[str]]:
     """Sample V views of an object with MV-Adapter, or read them from views.safetensors in the folder of a resumed run.
 
+    The file is not used if the maps, the image or the weights have changed since.
+
     Args:
         cameras: V cameras of the views, with the image size H x W.
         maps: (V, 6, H, W) in [0, 1], renders of a mesh on which the views are conditioned. For a surface point p in
@@ -116,7 +118,8 @@ def sample_views(
                 init=init,
             )
 
-    return cached_tensor(task.folder / "views.safetensors", "views", (len(cameras), *size, 3), sample), notes
+    inputs = input_digest([tensor for tensor in (maps, image) if tensor is not None], task.weights)
+    return cached_tensor(task.folder / "views.safetensors", "views", (len(cameras), *size, 3), sample, inputs), notes
 
 
 def check_model(model: MVAdapter, config: SamplingConfig, cameras: Cameras, geometry: bool) -> None:

@@ -31,7 +31,7 @@ from threedgen.geometry.warp import sample as sample_pixels
 from threedgen.guidance.priors.mvdiffusion.model import MVDiffusion
 from threedgen.guidance.sampling import Size, ViewSync, total_steps
 from threedgen.run.arrays import Array
-from threedgen.run.cache import cached_tensor
+from threedgen.run.cache import cached_tensor, input_digest
 from threedgen.run.disk import make_folder, write_atomic, writing
 from threedgen.run.prompts import prompt_warnings
 from threedgen.run.seeding import generator
@@ -91,7 +91,8 @@ def sample(task: Task, rig: PanoramaConfig) -> None:
                 sync=ViewSync(config.synchronise, synchronise),
             )
 
-    views = cached_tensor(task.folder / "views.safetensors", "views", tuple(known.shape), sample_views)
+    inputs = input_digest([known, mask], task.weights)
+    views = cached_tensor(task.folder / "views.safetensors", "views", tuple(known.shape), sample_views, inputs)
     with writing(task.folder):
         write_known(task.folder / "given", known, mask)
         files = write_views(task.folder, views, [str(number) for number in range(rig.views)])

@@ -1,7 +1,7 @@
 """Frames of a scene (cameras, depth and prompts) from a camera path or a ScanNet folder, and choice of key frames."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import pi, radians
 from pathlib import Path
 
@@ -79,7 +79,8 @@ def read_frames(
         rig: options of the cameras: ScanNet folder or path, frame step and image size.
         source: the scene's mesh in world coordinates. It must not be None for a path, and is not used with a ScanNet
             folder.
-        frame: coordinate transform from the mesh file to the world.
+        frame: coordinate transform from the mesh file to the world. The poses of a ScanNet folder are turned like the
+            mesh.
 
     Raises:
         ConfigError: a file cannot be used, or fewer than two frames have enough depth.
@@ -89,6 +90,8 @@ def read_frames(
         key = "rig.scannet"
         with errors_default_to_key(key):
             frames = scannet_frames(config, rig, Path(rig.scannet).expanduser(), notes)
+        c2w = replace(frame, scale=1.0).poses_to_world(frames.cameras.c2w)  # the poses are in metres already
+        frames = replace(frames, cameras=replace(frames.cameras, c2w=c2w))
     else:
         assert source is not None
         key, frames = "rig.poses", path_frames(config, rig, source, frame)

@@ -4,7 +4,6 @@ A window is a set of frames that are denoised together. The first windows have k
 two consecutive key frames, which condition the frames between them. Each frame is sampled once and saved.
 """
 
-import hashlib
 import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +25,7 @@ from threedgen.guidance.priors.mvdiffusion.inputs import depth_channels, given_c
 from threedgen.guidance.priors.mvdiffusion.model import MVDiffusion
 from threedgen.guidance.sampling import NO_SYNC, Size, ViewSync, total_steps
 from threedgen.run.arrays import Array
+from threedgen.run.cache import input_digest
 from threedgen.run.disk import make_folder, write_atomic, writing
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.progress import ProgressDisplay
@@ -101,11 +101,9 @@ def saved_images(folder: Path, frames: Frames, keys: Sequence[int], weights: Map
     `keys` of the key frames, and `weights` (checksums of the model by config key). If this file is missing or its hash
     differs, the folder is emptied and the new hash written.
     """
-    source_file, digest = folder / "source.txt", hashlib.blake2b(digest_size=16)
-    for tensor in (frames.depth, frames.cameras.c2w, frames.cameras.K):
-        digest.update(tensor.contiguous().numpy().tobytes())
-    digest.update(repr((frames.prompts, frames.names, list(keys), weights)).encode())
-    source, images = digest.hexdigest() + "\n", dict[int, Array]()
+    source_file, images = folder / "source.txt", dict[int, Array]()
+    tensors = (frames.depth, frames.cameras.c2w, frames.cameras.K)
+    source = input_digest(tensors, frames.prompts, frames.names, list(keys), weights) + "\n"
     with writing(folder):
         if folder.exists() and (not source_file.is_file() or source_file.read_text() != source):
             logger.warning("%s has frames of other inputs; they are sampled again", folder)

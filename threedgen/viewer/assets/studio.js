@@ -118,7 +118,7 @@
     return send("POST", "jobs", { ...text, ...options, ...given, ...values });
   };
   const orderAll = async (list) => {
-    for (const values of list) if (!await order(values)) return;
+    for (const values of list) await order(values); // one that is refused, as it already runs, does not stop the others
   };
 
   part("order").addEventListener("submit", (event) => {
@@ -222,7 +222,7 @@
     picture.alt = image && (job.finished ? `Result of ${title(job.prompt)}` : `Current views of ${title(job.prompt)}`);
     picture.className = job.finished ? "result" : "";
     if (image && image !== entry.image) picture.src = image;
-    for (const name of ["show", "more", "edit"]) find(`[data-does=${name}]`).hidden = !job.finished || name !== "show" && !job.prompt;
+    for (const name of ["show", "more", "edit"]) find(`[data-does=${name}]`).hidden = !job.finished || name !== "show" && !job.can_export;
     find("[data-does=finish]").hidden = !job.can_finish;
     say(find("[data-does=again]"), AGAIN[job.state] || "");
     find("[data-does=drop]").textContent = DROP[job.state] || "Clear";
