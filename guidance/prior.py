@@ -333,6 +333,7 @@ class Prior(Protocol):
         generator: sampling.Generators = None,
         on_step: sampling.OnStep = sampling.no_callback,
         init_strength: float = COARSE_STRENGTH,
+        eta: float = 0.0,
     ) -> Tensor:
         """Sample V views of each of P prompts by DDIM, in one batch.
 
@@ -348,6 +349,7 @@ class Prior(Protocol):
             on_step: progress callback (steps done, total steps).
             init_strength: noise strength in (0, 1] of samples that start by img2img from the prediction of the coarse
                 predictor (see `coarse_latents`); 1, or without such a predictor: they start from noise.
+            eta: amount of fresh noise in each step; 0: deterministic DDIM; 1: as in DDPM.
 
         Returns:
             Images (P V, s, s, 3) in [0, 1] on the CPU, s = `image_size`; the V views of a prompt are consecutive.
@@ -356,7 +358,7 @@ class Prior(Protocol):
         text, negative = self.encode_prompt([*prompts, negative_prompt]).split([len(prompts), 1])
         text = self.sample_code(text, generator)
         return self.sample_text(
-            (text, negative), c2w, steps, guidance_scale, generator, on_step, init_strength=init_strength
+            (text, negative), c2w, steps, guidance_scale, generator, on_step, init_strength=init_strength, eta=eta
         )
 
     @torch.no_grad()
@@ -369,6 +371,7 @@ class Prior(Protocol):
         generator: sampling.Generators = None,
         on_step: sampling.OnStep = sampling.no_callback,
         init_strength: float = COARSE_STRENGTH,
+        eta: float = 0.0,
     ) -> Tensor:
         """Sample V views of each of P encoded prompts by DDIM, in one batch.
 
@@ -383,6 +386,7 @@ class Prior(Protocol):
             on_step: progress callback (steps done, total steps).
             init_strength: noise strength in (0, 1] of samples that start by img2img from the prediction of the coarse
                 predictor (see `coarse_latents`); 1, or without such a predictor: they start from noise.
+            eta: amount of fresh noise in each step; 0: deterministic DDIM; 1: as in DDPM.
 
         Returns:
             Images (P V, s, s, 3) in [0, 1] on the CPU, s = `image_size`; the V views of a prompt are consecutive.
@@ -399,7 +403,7 @@ class Prior(Protocol):
         predict = guided(self.denoise, condition, guidance_scale)
 
         def sample_pass(size: sampling.Size, noise: Tensor, init: sampling.InitLatents | None) -> Tensor:
-            return sampling.sample_latents(predict, noise, self.schedule, steps, init, on_step=on_step)
+            return sampling.sample_latents(predict, noise, self.schedule, steps, init, eta, generator, on_step)
 
         size = (self.image_size, self.image_size)
         return sampling.sample_images(self, count, size, sample_pass, generator, decode_batch=n_view, init=init)

@@ -118,8 +118,9 @@ class XUNetConfig(Config):
         if self.emb_channels % 2:
             raise ValueError(f"emb_channels {self.emb_channels} should be even: half are sines, half cosines")
         attending = [width for width, attends in zip(self.widths, self.level_attention, strict=True) if attends]
-        for parts, name, widths in ((self.groups, "groups", self.widths), (self.attn_heads, "attn_heads", attending)):
+        every = (self.channels, *self.widths)  # the first layer has `channels` outputs
+        for parts, name, widths in ((self.groups, "groups", every), (self.attn_heads, "attn_heads", attending)):
             wrong = [width for width in widths if width % parts]
             if wrong:
-                raise ValueError(f"a level is {wrong[0]} channels wide, which should be a multiple of {name} {parts}")
+                raise ValueError(f"a layer is {wrong[0]} channels wide, which should be a multiple of {name} {parts}")
         return self

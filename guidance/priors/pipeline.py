@@ -14,7 +14,7 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.models import AutoencoderKL, UNet2DConditionModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from torch import Tensor
-from transformers import CLIPTextModel, PreTrainedTokenizerBase
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, PreTrainedTokenizerBase
 
 from threedgen.geometry.rigs import orbit
 from threedgen.guidance.attention.joined import camera_vector, make_multiview
@@ -24,6 +24,7 @@ from threedgen.guidance.guidance import Condition, guided
 from threedgen.guidance.sampling import before_steps, fresh_noise, sample_latents
 from threedgen.guidance.schedule import Schedule
 from threedgen.guidance.weights import saving
+from threedgen.guidance.weights.components import SecondText
 from threedgen.run.dtypes import DTYPES
 
 from .latent_diffusion import LatentDiffusion
@@ -34,7 +35,8 @@ class MVDreamPipeline(DiffusionPipeline):
     """Diffusers pipeline that samples several views of one object from text by DDIM (MVDream, arXiv 2308.16512).
 
     It has the components of a Stable Diffusion pipeline and, optionally, `coarse`: a network that predicts latents from
-    text and camera, which the UNet takes as further input. The scheduler only provides the noise schedule.
+    text and camera, which the UNet takes as further input. SDXL, for single images, also has `text_encoder_2` and
+    `tokenizer_2`. The scheduler only provides the noise schedule.
     """
 
     unet: UNet2DConditionModel
@@ -43,8 +45,10 @@ class MVDreamPipeline(DiffusionPipeline):
     tokenizer: PreTrainedTokenizerBase
     scheduler: Any
     coarse: CoarsePredictor | None
-    model_cpu_offload_seq: Any = "text_encoder->unet->vae"
-    _optional_components = ["coarse"]
+    text_encoder_2: CLIPTextModelWithProjection | None
+    tokenizer_2: Any
+    model_cpu_offload_seq: Any = "text_encoder->text_encoder_2->unet->vae"
+    _optional_components = ["coarse", "text_encoder_2", "tokenizer_2"]
     _exclude_from_cpu_offload = ["coarse"]  # small, and object codes are sampled by a part of it, without its hook
 
     def __init__(
@@ -55,6 +59,8 @@ class MVDreamPipeline(DiffusionPipeline):
         tokenizer: PreTrainedTokenizerBase,
         scheduler: Any,
         coarse: CoarsePredictor | None = None,
+        text_encoder_2: CLIPTextModelWithProjection | None = None,
+        tokenizer_2: PreTrainedTokenizerBase | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -64,11 +70,15 @@ class MVDreamPipeline(DiffusionPipeline):
             tokenizer=tokenizer,
             scheduler=scheduler,
             coarse=coarse,
+            text_encoder_2=text_encoder_2,
+            tokenizer_2=tokenizer_2,
         )
         self.precision: str | None = None
         """Precision in which a UNet with float32 weights computes, such as "bf16"; None: the dtype of the weights."""
         self.image_size: int | None = None
         """Pixels per side of the samples; None: the size that the UNet was trained on."""
+        self.guide_views = False
+        """Whether the unconditional branch denoises each view separately, without its camera (see `Prior`)."""
         self.graph: GraphedCalls | None = None
         """The UNet as a CUDA graph, for all calls; set it to None before you change the weights."""
 
@@ -76,8 +86,10 @@ class MVDreamPipeline(DiffusionPipeline):
     def from_prior(cls, prior: LatentDiffusion) -> "MVDreamPipeline":
         """Return a pipeline that shares the networks of `prior`, a loaded diffusion model such as `MVDream`."""
         scheduler = saving.scheduler(prior.schedule)
-        found = cls(prior.unet, prior.vae, prior.text_encoder, prior.tokenizer, scheduler, prior.coarse)
+        parts = (prior.unet, prior.vae, prior.text_encoder, prior.tokenizer, scheduler, prior.coarse)
+        found = cls(*parts, *(prior.second or ()))
         found.precision, found.image_size, found.graph = prior.precision, prior.image_size, prior.graph
+        found.guide_views = prior.guide_views
         return found
 
     @classmethod
@@ -94,6 +106,7 @@ class MVDreamPipeline(DiffusionPipeline):
     def prior(self) -> MVDream:
         """A new `MVDream`, the diffusion model class of threedgen, that shares the networks of this pipeline."""
         names = {dtype: name for name, dtype in DTYPES.items()}
+        second = None if self.text_encoder_2 is None else SecondText(self.text_encoder_2, self.tokenizer_2)
         prior = MVDream(
             self.unet,
             self.vae,
@@ -101,11 +114,13 @@ class MVDreamPipeline(DiffusionPipeline):
             self.tokenizer,
             Schedule.from_diffusers(self.scheduler.config),
             self.coarse,
+            second,
             image_size=self.image_size,
             dtype=self.precision or names[self.unet.dtype],
             device=None,
         )
         prior.device, prior.graph = torch.device(self._execution_device), self.graph
+        prior.guide_views = self.guide_views
         return prior
 
     @torch.no_grad()
@@ -157,7 +172,9 @@ class MVDreamPipeline(DiffusionPipeline):
         shape = (len(prompts) * views, self.unet.config["out_channels"], *[prior.image_size // prior.factor] * 2)
         if latents is None:
             latents = fresh_noise(torch.empty(shape, device=prior.device), generator)
-        predict = guided(prior.denoise, Condition((cond, uncond), camera, views), guidance_scale)
+        separate = prior.guide_views and views > 1
+        condition = Condition((cond, uncond), camera, views, single_view_uncond=separate)
+        predict = guided(prior.denoise, condition, guidance_scale)
         noise = latents.to(prior.device, torch.float32)
         with self.progress_bar(total=num_inference_steps) as bar:
             more = before_steps(bar.update)

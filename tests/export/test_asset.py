@@ -20,6 +20,7 @@ from threedgen.export import task as export_run
 from threedgen.export.asset import ExportedAsset
 from threedgen.export.asset_folder import asset_name, clear, write_files
 from threedgen.export.options import PRESETS, AssetConfig, material_of
+from threedgen.export.renders import spiral_cameras
 from threedgen.export.run_field import load_run_field
 from threedgen.export.shape.from_field import dense_surface
 from threedgen.geometry.raster import box_downsample
@@ -134,6 +135,14 @@ def test_load_run_field_restores_field_and_occupancy_grid(tmp_path: Path) -> Non
     assert {"pictures", "refine"} <= asset.seconds.keys()
 
 
+def test_load_run_field_colours_by_the_material_of_the_run(tmp_path: Path) -> None:
+    view = load_run_field(ball_run(tmp_path / "run", "material.name=negative")).view
+    front, back = np.array([[0.5, -0.1, 0.1], [-0.1, -0.1, 0.1]], np.float32)
+    assert view.colours(np.stack([front, back])).round().tolist() == [[0, 1, 1], [1, 1, 0]]
+    rgb, opacity = view.renderer(spiral_cameras(3, 24))
+    assert rgb[opacity > 0.95][:, 1].min() > 0.95
+
+
 @pytest.mark.parametrize(
     ("prompt", "name"),
     [
@@ -188,6 +197,25 @@ def test_export_is_deterministic_and_replaces_earlier_files(exported: Path, tmp_
     assert export(exported, f"out={out}", "lods=[]", "collision=none", "name=../x/../Hat é") == 0
     assert {path.name for path in out.iterdir()} == {"x_Hat.glb", "asset.json", "user.txt"}
     assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_export_keeps_the_asset_of_another_run(exported: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    run, out = ball_run(tmp_path / "runs" / "cat", "prompt=a cat"), tmp_path / "models"
+    assert export(exported, f"out={out}") == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    with monkeypatch.context() as patch:
+        patch.setattr(export_run, "load_run_field", None)  # refused before any work
+        error = export_error(capsys, run, f"out={out}")
+    assert error.startswith("out: ") and f"{exported.parent.name}/run" in error
+    with refused("out", out):  # asset of another run written during the export
+        export_run.save(ExportedAsset("a", {"a.glb": b"new"}), out, AssetConfig(), "runs/cat")
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    manifest = json.loads(before["asset.json"])
+    del manifest["run"]  # of an older version
+    (out / "asset.json").write_text(json.dumps(manifest))
+    assert export(run, f"out={out}", "lods=[]", "collision=none") == 0
+    assert {path.name for path in out.iterdir()} == {"a_cat.glb", "asset.json"}
+    assert asset_manifest(exported).get("run") is None and export(run) == 0
 
 
 def test_export_keeps_user_files_listed_in_a_forged_manifest(exported: Path, tmp_path: Path) -> None:

@@ -47,6 +47,8 @@ def test_texture_options(tmp_path: Path, line: str, scale: float, offset: float,
         ([1, 1, 0.2, 0], ""),  # after a weight
         ([1, 255, 51, 0], ""),
         ([0.5, 1.00001, 0.2, -1e-9], ""),  # inexact
+        ([255, 51, 0, 255], ""),  # before alpha
+        ([255, 51, 0, 1], ""),
     ],
 )
 def test_vertex_colours(tmp_path: Path, uv: bool, colour: list[float], mtl: str | None) -> None:
@@ -54,6 +56,15 @@ def test_vertex_colours(tmp_path: Path, uv: bool, colour: list[float], mtl: str 
     assert (seen(mesh) == [255, 51, 0, 255]).all() and not mesh.flat and not mesh.plain
     missing = {None: "square.mtl", "": None, "map_Kd gone.png": "gone.png" if uv else "material m"}[mtl]
     assert [missing in note for note in mesh.notes] == ([True] if missing else [])
+
+
+@pytest.mark.parametrize(
+    ("colour", "expected"),
+    [([0.2, 1, 0, 1], [51, 255, 0]), ([1, 0, 0, 1], [255, 0, 0]), ([1, 0.2, 0, 1], [51, 0, 255])],
+)
+def test_vertex_colours_with_alpha_or_weight(tmp_path: Path, colour: list[float], expected: list[int]) -> None:
+    found = seen(read_mesh(write_obj(tmp_path, "", colours=np.tile(colour, (4, 1)))))
+    assert (found == [*expected, 255]).all()
 
 
 @pytest.mark.parametrize(

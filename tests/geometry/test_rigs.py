@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor
 
+from tests.support.errors import refused
 from tests.support.parity_files import parity_files
 from threedgen.config.sections import MultiviewCameraConfig, OrbitCameraConfig
 from threedgen.geometry.rigs import Rig, orbit, rig_from_random_inputs, ring_rig, sample_multiview, sample_random_inputs
@@ -150,6 +151,12 @@ def test_multiview_camera_config_refuses_invalid_range(name, value):
     with pytest.raises(ValidationError) as caught:
         MultiviewCameraConfig(**{name: value})
     assert [error["loc"] for error in caught.value.errors()] == [(name,)]
+
+
+def test_multiview_camera_config_refuses_zoom_to_180_degrees() -> None:
+    with refused(None, "fov_range", "zoom_range", 180, kind=ValueError):
+        MultiviewCameraConfig(zoom_range=(1, 3))
+    assert MultiviewCameraConfig(zoom_range=(1, 2.9)).zoom_range == (1, 2.9)
 
 
 @pytest.mark.parametrize(("groups", "n_view"), [(6, 4), (1, 4), (3, 1), (2, 3)])

@@ -14,6 +14,7 @@ from tests.support.tiny_prior import coarse_prior, cpu, tiny_prior
 from threedgen.geometry.views import resize
 from threedgen.guidance import sampling
 from threedgen.guidance.priors.mvadapter.inputs import RAY_VIEWS, cameras_from_angles
+from threedgen.guidance.priors.mvadapter.network import AdapterSettings
 from threedgen.guidance.priors.mvdiffusion.inputs import depth_channels
 from threedgen.guidance.priors.mvdiffusion.weights import widened
 from threedgen.guidance.sampling import InitLatents, ViewSync, img2img_strengths, total_steps, upscale
@@ -103,6 +104,7 @@ def test_noise_and_extra_channels_are_computed_at_both_sizes(monkeypatch: pytest
 def test_draft_changes_samples_of_2d_and_multi_view_priors() -> None:
     for model, c2w, shape in (
         (tiny_adapter_model(), None, (1, 32, 32, 3)),
+        (adapted_model(AdapterSettings(fov=40.0)), script_poses(3), (3, 32, 32, 3)),
         (tiny_prior(), script_poses(4), (4, 16, 16, 3)),
     ):
         model.image_size = shape[1]

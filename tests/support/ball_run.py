@@ -12,6 +12,7 @@ from threedgen import cli
 from threedgen.config import load
 from threedgen.representations.base import Representation
 from threedgen.representations.options import FieldConfig
+from threedgen.representations.shading import Material
 from threedgen.run import folder as runs
 from threedgen.train import checkpoint_file
 
@@ -44,18 +45,27 @@ class Ball(Representation):
         return self.density(x), 6 * torch.cat([2 * front - 1, 0 * front - 1, 1 - 2 * front], dim=1)
 
 
+class Negative(Material):
+    """Material whose colours are one minus those of the base class."""
+
+    def __call__(self, features: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return 1 - torch.sigmoid(features)
+
+
 def register(patch: Any) -> None:
-    """Register the field `ball` until the patch is undone."""
+    """Register the field `ball` and the material `negative` until the patch is undone."""
     from threedgen.config import registry
 
     tables = {kind: dict(table) for kind, table in registry.TABLE.items()}
     patch.setattr(registry, "TABLE", tables)
     registry.register("representation", "ball", "tests.support.ball_run:Ball", "tests.support.ball_run:BallConfig")
+    options = "threedgen.representations.options:MaterialConfig"
+    registry.register("material", "negative", "tests.support.ball_run:Negative", options)
 
 
 @pytest.fixture(autouse=True)
 def ball(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Register the field `ball` in every test of a file that imports this fixture."""
+    """Register the field `ball` and the material `negative` in every test of a file that imports this fixture."""
     register(monkeypatch)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from threedgen.config import Config, ConfigError
 from threedgen.config.optional import require
@@ -65,6 +65,15 @@ class MultiviewCameraConfig(Config):
     progressive_elevation: float = Field(
         15.0, ge=-90, le=90, description="elevation in degrees from which the range widens"
     )
+
+    @model_validator(mode="after")
+    def _check_zoom(self) -> Self:
+        if self.fov_range[1] * self.zoom_range[1] >= 180:
+            problem = (
+                f"the fov can reach {self.fov_range[1] * self.zoom_range[1]:g} degrees: fov_range={self.fov_range}"
+            )
+            raise ValueError(f"{problem}, zoom_range={self.zoom_range}. Keep the product of their upper ends below 180")
+        return self
 
 
 class OrbitCameraConfig(Config):

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from threedgen.config.errors import ConfigError
+from threedgen.config.errors import ConfigError, short
 from threedgen.config.plain_file import read_json
 from threedgen.run.disk import Tree, atomic_file, json_text, make_folder, sync_file
 from threedgen.run.folder import remove_temporary_files, slug
@@ -44,12 +44,15 @@ def exported_files(folder: Path) -> set[Path]:
     return {path for path, digest in existing.items() if hashlib.sha256(path.read_bytes()).hexdigest() == digest}
 
 
-def check_overwrite(folder: Path, names: Iterable[str]) -> None:
-    """Raise ConfigError if an export of files with these `names` would overwrite a file of the user.
+def check_overwrite(folder: Path, names: Iterable[str], run: str | None = None) -> None:
+    """Raise ConfigError if an export of files with these `names` would overwrite a file of the user or of another run.
 
     An existing file with one of the names, or asset.json, counts as a file of the user unless an export wrote it and it
-    is unchanged.
+    is unchanged. The files belong to another run if asset.json has an entry `run` other than `run`. None: any run.
     """
+    other = read_manifest(folder).get("run", run)
+    if run is not None and other != run:
+        raise ConfigError(f"{folder} has the asset of the run {short(other)}. Delete it, or set another out", "out")
     own = exported_files(folder) | ({folder / MANIFEST} if "files" in read_manifest(folder) else set())
     for path in (folder / name for name in (*names, MANIFEST)):
         if os.path.lexists(path) and path not in own:

@@ -212,6 +212,13 @@ class ExportConfig(TaskConfig, AssetConfig):
         folder = runs.run_folder(self.run, "run")
         return folder / FOLDER if self.out is None else runs.user_path(self.out, "out")
 
+    def run_name(self) -> str | None:
+        """Return the last two folder names of the run, such as "mvdream-toybox/a-red-penguin-22d56f64".
+
+        asset.json in `out` has this name, so that no asset of another run is replaced there. None: `out` is unset.
+        """
+        return None if self.out is None else "/".join(runs.run_folder(self.run, "run").resolve().parts[-2:])
+
     def asset(self) -> AssetConfig:
         """Return the asset options. Options that are not set here come from the section `export` of the run's config.
 
@@ -232,5 +239,6 @@ class ExportConfig(TaskConfig, AssetConfig):
         if out.exists() and not out.is_dir():
             raise ConfigError("should be a folder, but is a file", "out", str(out))
         asset = self.asset()
-        check_overwrite(out, asset.file_names(asset_name(asset.name or str(stored.get("prompt", "")))))
+        names = asset.file_names(asset_name(asset.name or str(stored.get("prompt", ""))))
+        check_overwrite(out, names, self.run_name())
         asset.check()

@@ -56,16 +56,20 @@ def cameras_at(elevation: Tensor, azimuth: Tensor, size: int, radius: float) -> 
 
 
 def field_renderer(
-    field: Any, occupancy: Any, options: MarchConfig, device: torch.device | str = "cpu"
+    field: Any,
+    occupancy: Any,
+    options: MarchConfig,
+    device: torch.device | str = "cpu",
+    material: Material | None = None,
 ) -> ViewRenderer:
     """Return a function (`ViewRenderer`) that renders unlit images of a trained representation, without background.
 
     The function maps V cameras to sRGB (V, H, W, 3), not premultiplied by opacity, and opacities (V, H, W), both in
     [0, 1]. `field` is the representation, on `device`. If it is rasterised (`field.rasterised`), its own `render` is
     used. Otherwise, rays are marched with `options` through the occupied cells of the grid `occupancy`; None: all
-    cells are occupied.
+    cells are occupied. `material` maps features to colours; None: by the sigmoid (`Material`).
     """
-    background, material = SolidBackground().to(device), Material()
+    background, material = SolidBackground().to(device), material or Material()
 
     @torch.no_grad()
     def render_views(cameras: Cameras) -> tuple[Array, Array]:

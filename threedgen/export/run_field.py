@@ -46,7 +46,8 @@ def load_run_field(folder: Path, device: str = "cpu") -> RunField:
     Raises ConfigError if there is no checkpoint, or if its weights do not fit the config or are not finite.
     """
     config, field, grid, checkpoint = load_field(folder, device)
-    view = field_view(field, grid, config.march, device, config.camera.elevation_range)
+    material = registry.build("material", config.material)
+    view = field_view(field, grid, config.march, device, config.camera.elevation_range, material)
     return RunField(view, config, int(checkpoint["global_step"]))
 
 
@@ -93,6 +94,7 @@ def field_view(
     march: MarchConfig,
     device: torch.device | str,
     elevations: tuple[float, float] | None = None,
+    material: Material | None = None,
 ) -> FieldView:
     """Wrap a trained representation for the export, as a `FieldView`.
 
@@ -107,13 +109,15 @@ def field_view(
         device: device of the points at which the functions are evaluated.
         elevations: lowest and highest elevation of the training cameras in degrees, with which the texture bake finds
             surfaces that they hardly saw; None: unknown.
+        material: function that maps features of points to colours; None: the sigmoid (`Material`).
     """
+    shade = material or Material()
     density: Field = field.density
-    colour: Field = lambda x: torch.sigmoid(field(x)[1][:, :3])  # noqa: E731
+    colour: Field = lambda x: shade(field(x)[1])[:, :3]  # noqa: E731
     if type(field).density is Representation.density:
-        background, material = SolidBackground().to(device), Material()
+        background = SolidBackground().to(device)
         cameras = spiral_cameras(DEPTH_VIEWS, DEPTH_SIZE, march.radius).to(device)
-        fusion = DepthFusion(lambda camera: field.render(camera, background, material), cameras, march.radius)
+        fusion = DepthFusion(lambda camera: field.render(camera, background, shade), cameras, march.radius)
         density, colour = fusion.density, fusion.colour
     return FieldView(
         density,
@@ -121,7 +125,7 @@ def field_view(
         march.radius,
         None if occupancy is None else occupancy.binary.cpu().numpy(),
         device,
-        field_renderer(field, occupancy, march, device),
+        field_renderer(field, occupancy, march, device, material),
         getattr(field, "mesh", None),
         elevations,
     )

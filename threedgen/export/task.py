@@ -36,7 +36,7 @@ def run(config: ExportConfig, resume: Path | None = None, quiet: bool = False) -
     folder, out, options = runs.run_folder(config.run, "run"), config.destination(), config.asset()
     prepare(out, megabytes=64)
     source = load_run_field(folder, "cuda" if torch.cuda.is_available() else "cpu")
-    asset = export(source, options, out, quiet=quiet)
+    asset = export(source, options, out, quiet=quiet, run_name=config.run_name())
     for note in asset.notes:
         logger.warning("%s", note)
     if out.resolve() == (folder / FOLDER).resolve():
@@ -69,7 +69,12 @@ def progress_bar(quiet: bool = False) -> Iterator[Callable[[str], None]]:
 
 
 def export(
-    source: RunField, config: AssetConfig, folder: Path, nearest_budget: bool = False, quiet: bool = False
+    source: RunField,
+    config: AssetConfig,
+    folder: Path,
+    nearest_budget: bool = False,
+    quiet: bool = False,
+    run_name: str | None = None,
 ) -> ExportedAsset:
     """Extract the surface of a run's field, build a game asset from it, write the asset to `folder` and return it.
 
@@ -84,6 +89,8 @@ def export(
         nearest_budget: what to do if the shape needs more triangles than the budget. True: use as few as possible and
             add a note to `notes` of the result; False: raise ConfigError.
         quiet: show no progress bar.
+        run_name: name of the run for asset.json. The asset of a run with another name in `folder` is then an error, not
+            replaced. None: no name.
     """
     run, height, usual = source.config, config.height, source.config.usual_height()
     extras = {"prompt": run.prompt, "negative_prompt": run.negative_prompt, "seed": run.seed, "steps": source.steps}
@@ -106,18 +113,19 @@ def export(
         if height is None:
             reason = f"as {usual[0]} usually is" if usual else "as one field unit is one metre"
             asset.figures["height"] = f"{number(asset.figures['size_m']['high'])} m high, {reason}"
-        save(asset, folder, config)
+        save(asset, folder, config, run_name)
     return asset
 
 
-def save(asset: ExportedAsset, folder: Path, config: AssetConfig) -> None:
+def save(asset: ExportedAsset, folder: Path, config: AssetConfig, run_name: str | None = None) -> None:
     """Write an asset's files and its description asset.json to `folder`, in place of those of an earlier export.
 
-    Raises ConfigError if this would overwrite a file that is not from an export, or that was changed after it.
+    Raises ConfigError if this would overwrite a file that is not from an export, or that was changed after it, or the
+    asset of a run with another name than `run_name`.
     """
     with writing(folder):
-        check_overwrite(folder, asset.files)
-        write_files(folder, asset.files, summary(asset, config))
+        check_overwrite(folder, asset.files, run_name)
+        write_files(folder, asset.files, summary(asset, config) | ({"run": run_name} if run_name else {}))
 
 
 def summary_entry(asset: ExportedAsset) -> Tree:

@@ -1,6 +1,7 @@
 """Readers of untrusted images and depth images, and extraction of the foreground of an object."""
 
 import io
+import re
 import struct
 import warnings
 from collections.abc import Callable, Iterator
@@ -24,11 +25,14 @@ RAW_SUFFIXES = (".dng", ".cr2", ".cr3", ".nef", ".arw", ".rw2", ".orf", ".raf")
 MAX_PIXELS = 64_000_000  # limit against decompression bombs
 MAX_BYTES, MAX_READS, MAX_STRIPS = 1 << 29, 1_000_000, 200_000
 """Limits of an image file: its size in bytes, the number of read calls until it is decoded (about three per chunk of a
-PNG or GIF), and the number of strips or tiles of a TIFF."""
+PNG or GIF) and of segments of a JPEG, and the number of strips or tiles of a TIFF."""
 MAX_SCANNED, MAX_SLOW_PIXELS = 4_000_000_000, 5_000_000
 """Limits of decoding time: pixels times scans of a JPEG, and pixels of an image in a format that PIL decodes in Python
 code, which takes up to four seconds per million pixels."""
+_SEGMENT = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]")
+"""Marker before a segment of a JPEG (two bytes of length, then data), or FF D9 at its end. Not restart markers."""
 MAX_16_BITS = 65535
+MAX_SRGB_ERROR = 2  # maximum change, of 255, by the conversion from a colour space that counts as sRGB
 WORKING_SIZE = 1024  # maximum longer side in pixels of the images in which `read_foreground` works
 COLOUR_TOLERANCE, MIN_BORDER_FRACTION = 0.08, 0.95
 """A background is uniform if at least MIN_BORDER_FRACTION of the border pixels differ from their median colour by less
@@ -84,11 +88,22 @@ class _Reader(io.BufferedReader):
         if pixels > MAX_SLOW_PIXELS and any(tile[0] in Image.DECODERS for tile in getattr(image, "tile", ())):
             raise self.refusal(f"is a large image in a kind of {image.format} that is slow to read")
         if image.format in ("JPEG", "MPO"):
-            self.seek(0)
-            scans = self.read().count(b"\xff\xda")
+            scans = self.count_scans()
             self.seek(position)
             if scans * pixels > MAX_SCANNED:
                 raise self.refusal(f"has {scans:,} scans")
+
+    def count_scans(self) -> int:
+        """Return the number of scans of a JPEG, without those of further images or a video after it in the file."""
+        self.seek(0)
+        data, scans, start = self.read(), 0, 0
+        for _ in range(MAX_READS):
+            marker = _SEGMENT.search(data, start)
+            if marker is None or marker[0] == b"\xff\xd9":
+                return scans
+            scans += marker[0] == b"\xff\xda"
+            start = marker.end() + max(2, int.from_bytes(data[marker.end() : marker.end() + 2]))
+        raise self.refusal("has too many parts")
 
 
 @contextmanager
@@ -186,14 +201,21 @@ def load_image(
 
 def _to_srgb(image: Image.Image) -> Image.Image:
     # converts by the ICC profile, such as Display P3 of phones or CMYK; if the profile does not fit, nothing changes
-    image = image.convert("RGBA" if image.has_transparency_data else "RGB") if image.mode in ("P", "PA") else image
+    opaque = image.convert({"LA": "L", "P": "RGB", "PA": "RGB", "RGBA": "RGB"}.get(image.mode, image.mode))
     try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(image.info["icc_profile"]))
-        if "sRGB" in ImageCms.getProfileDescription(source):
-            return image
-        mode = "RGBA" if image.mode == "RGBA" else "RGB"
-        return ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode=mode) or image
-    except (ImageCms.PyCMSError, OSError):
+        source, srgb = ImageCms.ImageCmsProfile(io.BytesIO(image.info["icc_profile"])), ImageCms.createProfile("sRGB")
+        to_srgb = ImageCms.buildTransform(source, srgb, opaque.mode, "RGB")
+        if opaque.mode in ("L", "RGB"):
+            levels = np.arange(256, dtype=np.uint8)[:, None, None] * np.vstack([np.ones(3), np.eye(3)]).astype(np.uint8)
+            ramps = Image.fromarray(levels).convert(opaque.mode)  # grey, red, green, blue
+            before, after = (np.asarray(each.convert("RGB"), np.int16) for each in (ramps, to_srgb.apply(ramps)))
+            if np.abs(after - before).max() <= MAX_SRGB_ERROR:
+                return image
+        found = to_srgb.apply(opaque)
+        if image.has_transparency_data:
+            found.putalpha(image.convert("RGBA").getchannel("A"))
+        return found
+    except (ImageCms.PyCMSError, OSError, ValueError):
         return image
 
 

@@ -141,8 +141,7 @@ def read_obj(data: bytes, files: SideFiles, colours: bool) -> Iterator[Submesh]:
 
     obj = ObjText(data)
     vertices, uv, normals = obj.table("v", 7), obj.table("vt", 2, 0.0), obj.table("vn", 3)
-    weighted = np.isfinite(vertices[:, 6]).any()  # x y z w r g b
-    vertices = vertices[:, [0, 1, 2, 4, 5, 6]] if weighted else vertices[:, :6]
+    vertices = vertices[:, [0, 1, 2, 4, 5, 6]] if _has_weight_first(vertices) else vertices[:, :6]
     if obj.polypaint and np.isnan(vertices[:, 3:]).all():
         paint = np.frombuffer(bytes.fromhex("".join(obj.polypaint)), np.uint8).reshape(-1, 4)[: len(vertices), 1:]
         vertices[: len(paint), 3:] = paint / 255
@@ -173,6 +172,16 @@ def read_obj(data: bytes, files: SideFiles, colours: bool) -> Iterator[Submesh]:
                 files.failures.append(f"material {short(name)} is missing in the MTL file")
             submesh = _coloured(submesh, name, materials.get(name, Material()), vertex, files)
         yield submesh
+
+
+def _has_weight_first(vertices: Array) -> bool:
+    # whether lines with seven numbers, of `vertices` (V, 7), are x y z w r g b, and not x y z r g b alpha
+    full = vertices[np.isfinite(vertices[:, 6])]
+    if not len(full):
+        return False
+    alpha = full[0, 6] in (1, 255) and (full[:, 6] == full[0, 6]).all()
+    weight = (full[:, 3] == 1).all() and full[:, 4:6].any()  # red with alpha is likelier than blue with a weight
+    return bool(weight or not alpha)
 
 
 def _read_materials(libraries: list[str], files: SideFiles) -> dict[str, Material]:

@@ -10,7 +10,6 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from threedgen.config import ConfigError
 from threedgen.config.errors import errors_name_key, short
@@ -200,8 +199,8 @@ class MVAdapter(LatentDiffusion):
             x, t: noisy latents (B, C, h, w) and timesteps (B,) of `schedule`.
             text: embeddings (B, L, D).
             camera: maps in [0, 1] of camera rays, or of the geometry of a mesh: (B, 6, H, W), or (B, 6, 1, 1) if all
-                pixels of an image have the same values. The adapter's condition guider adds features of them to the
-                UNet; None: nothing is added.
+                pixels of an image have the same values. Maps of another size than the images are resized. The adapter's
+                condition guider adds features of them to the UNet; None: nothing is added.
             n_view: number of consecutive images that are views of one object.
             reference: features of R reference images by layer name, from `reference_features`, where R divides B. Each
                 image serves B / R consecutive views. None: no image.
@@ -278,14 +277,13 @@ class MVAdapter(LatentDiffusion):
         scale = guidance_scale if guidance_scale is not None else 7.0 if image is None else 3.0
 
         def sample_pass(size: sampling.Size, noise: Tensor, start: sampling.InitLatents | None) -> Tensor:
-            maps = control if control.shape[-2:] == (1, 1) else interpolate(control, size, mode="nearest")
             reference = None
             if image is not None:
                 less = full_size[0] // size[0]
                 small = resize(image[None], image.shape[0] // less, image.shape[1] // less)
                 reference = self.reference_features(small, texts[0])
             condition = Condition(
-                texts, maps.to(self.device), n_view, reference=reference, single_view_uncond=self.guide_views
+                texts, control.to(self.device), n_view, reference=reference, single_view_uncond=self.guide_views
             )
             predict = guided(self.denoise, condition, scale)
             return sampling.sample_latents(

@@ -16,7 +16,7 @@ from diffusers.models import UNet2DConditionModel
 from pydantic import Field, ValidationError
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d
+from torch.nn.functional import avg_pool2d, interpolate
 
 from threedgen.config.errors import ConfigError, short
 from threedgen.guidance.attention.decoupled import Branch, branch_processors, decouple
@@ -182,8 +182,8 @@ class AdaptedUNet(nn.Module):
         """Compute the features that the condition guider adds to the UNet: (B, C, h, w) per UNet level.
 
         `control` are maps in [0, 1] of camera rays or mesh geometry for images of height x width pixels,
-        (B, 6, height, width), or (B, 6, 1, 1) if they are equal for all pixels. Returns None for an adapter without a
-        guider.
+        (B, 6, height, width), or (B, 6, 1, 1) if they are equal for all pixels. Maps of another size are resized.
+        Returns None for an adapter without a guider.
         """
         return None if self.guider is None else self.guider(self.resize_maps(control, height, width))
 
@@ -191,12 +191,14 @@ class AdaptedUNet(nn.Module):
         """Resize maps of camera rays or mesh geometry to the size (h, w) that the condition guider takes: (B, 6, h, w).
 
         For images of height x width pixels, h = height / s and w = width / s with a fixed integer s, given by UNet and
-        guider. `control` (B, 6, height, width) is averaged over blocks of s x s pixels. If all pixels of an image have
-        the same values, as the rays of an orthographic camera, `control` is (B, 6, 1, 1) and is repeated.
+        guider. `control` (B, 6, height, width) is averaged over blocks of s x s pixels. Maps of another size, as in the
+        first pass of coarse-to-fine sampling, are first resized to height x width. If all pixels of an image have the
+        same values, as the rays of an orthographic camera, `control` is (B, 6, 1, 1) and is repeated.
         """
         stride = self.size_multiple // self.guider.downscale_factor
-        maps = control if control.shape[-2:] == (1, 1) else avg_pool2d(control, stride)
-        return maps.expand(-1, -1, height // stride, width // stride)
+        if control.shape[-2:] != (1, 1):
+            control = avg_pool2d(interpolate(control, (height, width), mode="nearest"), stride)
+        return control.expand(-1, -1, height // stride, width // stride)
 
     @contextmanager
     def fine_features(self, control: Tensor | None, height: int, width: int) -> Iterator[None]:

@@ -148,6 +148,7 @@ def test_predict_takes_dropped_condition_as_noise() -> None:
         ({"image_size": 9}, ["image_size", "9 x 9", 2]),
         ({"channel_mult": ()}, ["channel_mult"]),
         ({"attn_heads": 3}, [16, "attn_heads", 3]),
+        ({"channels": 6, "channel_mult": (2, 2)}, [6, "groups", 4]),
     ],
 )
 def test_xunet_config_refuses_sizes_that_do_not_fit(options: dict[str, Any], values: list[Any]) -> None:

@@ -37,6 +37,11 @@ def test_pipeline_matches_prior_samples(prior: MVDream, c2w: Any, prediction: An
     views = {"c2w": c2w} if c2w is not None else {"n_view": 0}
     found = sample(MVDreamPipeline.from_prior(other), negative_prompt="a cat", **views)
     np.testing.assert_allclose(found, expected.numpy(), atol=1e-4)
+    other.guide_views = True
+    separate = other.sample("a red dog", c2w, **options, generator=cpu()).numpy()
+    assert np.allclose(separate, expected, atol=1e-4) == (c2w is None)
+    found = sample(MVDreamPipeline.from_prior(other), negative_prompt="a cat", **views)
+    np.testing.assert_allclose(found, separate, atol=1e-4)
 
 
 def test_default_views_are_those_of_mvdream_script(prior: MVDream) -> None:
@@ -90,7 +95,7 @@ def test_pipeline_shares_networks_and_names_all_for_offload(prior: MVDream) -> N
     pipeline = MVDreamPipeline.from_prior(prior)
     assert pipeline.unet is prior.unet and pipeline.vae is prior.vae
     networks = {name for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
-    assert {*pipeline.model_cpu_offload_seq.split("->"), "coarse"} == networks | {"coarse"}
+    assert {*pipeline.model_cpu_offload_seq.split("->"), "coarse"} == networks | {"coarse", "text_encoder_2"}
     assert ("coarse" in networks) == (prior.coarse is not None)
 
 

@@ -13,6 +13,7 @@ from benchmarks.glb_reader import read_glb
 from tests.support.ball_run import Ball, ball, ball_run  # noqa: F401
 from tests.support.kept_folder import kept_folder
 from threedgen.config import load, plain, shipped
+from threedgen.representations.shading import Material
 from threedgen.run import folder as runs
 from threedgen.systems.generate.outputs import write_asset
 from threedgen.systems.generate.result import Run
@@ -30,7 +31,8 @@ def system(*words: str, **place: float) -> Any:
         for key, value in place.items():
             field.place[int(key[1:])] = value
     trainer = SimpleNamespace(global_step=10)
-    return SimpleNamespace(config=config, field=field, occupancy=None, device="cpu", trainer=trainer)
+    parts = {"field": field, "occupancy": None, "material": Material()}
+    return SimpleNamespace(config=config, **parts, device="cpu", trainer=trainer)
 
 
 @functools.cache

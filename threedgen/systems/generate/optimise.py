@@ -109,7 +109,8 @@ def initialise_from(system: GenerateSystem, folder: Path) -> None:
         return
     config, field, occupancy, checkpoint = load_field(folder)
     if type(field).density is Representation.density and type(field) is not type(system.field):
-        view = field_view(field, occupancy, config.march, "cpu")
+        material = registry.build("material", config.material)
+        view = field_view(field, occupancy, config.march, "cpu", material=material)
         system.field.init_from_functions(view.density, view.colour)
     else:
         system.field.init_from(field)

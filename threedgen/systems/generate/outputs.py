@@ -60,7 +60,7 @@ def write_results(system: GenerateSystem, folder: Path, notes: list[str], quiet:
     figures: Tree = {}
     for name in config.result.exporters:
         figures |= registry.implementation("exporter", name)(system, folder) or {}
-    view = field_view(system.field, system.occupancy, config.march, system.device)
+    view = field_view(system.field, system.occupancy, config.march, system.device, material=system.material)
     provenance: Tree = {"prompt": config.prompt, "seed": config.seed, "config_hash": config_hash(config)}
     with ProgressDisplay("surface", 1, quiet) as count:
         mesh = write_mesh(view, config.result.mesh_resolution, folder, provenance, notes)
@@ -120,7 +120,7 @@ def make_asset(system: GenerateSystem, folder: Path, quiet: bool = True) -> Expo
     """
     config = system.config
     elevations = config.camera.elevation_range
-    view = field_view(system.field, system.occupancy, config.march, system.device, elevations)
+    view = field_view(system.field, system.occupancy, config.march, system.device, elevations, system.material)
     field = RunField(view, config, system.trainer.global_step)
     return export(field, config.export, folder, nearest_budget=True, quiet=quiet)
 

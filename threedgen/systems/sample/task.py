@@ -8,13 +8,13 @@ RUN/preview.png  untextured renders of the six sides of the mesh, if there is a 
 The module ``panorama`` lists the files of a panorama.
 """
 
+from math import radians
 from pathlib import Path
-from typing import Any
 
-import numpy as np
+import torch
 
 from threedgen.geometry.images import grid, write_png
-from threedgen.guidance.priors.pipeline import MVDreamPipeline
+from threedgen.geometry.rigs import orbit
 from threedgen.run.disk import writing
 from threedgen.run.prompts import normalise_prompt, prompt_warnings
 from threedgen.run.seeding import generator
@@ -34,15 +34,15 @@ def sample_orbit(task: Task, rig: OrbitConfig) -> None:
     config: SampleConfig = task.config
     prior = task.load_prior(compact=True).compact()
     notes = prompt_warnings(config.prompt, prior, config.prompt_notes())
-    pipeline: Any = MVDreamPipeline.from_prior(prior)
-    pipeline.set_progress_bar_config(disable=True)
     prompt = config.with_affixes(normalise_prompt(config.prompt))
+    c2w = None
+    if rig.n_view:
+        c2w = orbit(rig.n_view, radians(rig.elevation), 1.0, 1.0, 1, 1, azimuth=radians(rig.azimuth)).c2w
     o, rngs = config, [generator(config.seed, k, "sample") for k in range(config.samples)]
-    where = {"n_view": rig.n_view, "elevation": rig.elevation, "azimuth": rig.azimuth}
-    how = {"num_inference_steps": o.steps, "guidance_scale": o.guidance(5.0), "eta": o.eta}
-    rows = [pipeline(prompt, o.negative_prompt, **where, **how, generator=rng, output_type="np").images for rng in rngs]
+    how = (o.steps, o.guidance(5.0), o.negative_prompt)
+    rows = [prior.sample(prompt, c2w, *how, rng, init_strength=1.0, eta=o.eta) for rng in rngs]
     with writing(task.folder):
-        write_png(task.folder / VIEWS, grid(np.concatenate(rows), max(1, rig.n_view)))
+        write_png(task.folder / VIEWS, grid(torch.cat(rows), max(1, rig.n_view)))
         task.summarise(notes=notes)
 
 

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from threedgen.config import registry
 from threedgen.config.plain_file import read_json
 from threedgen.evaluation.metrics.distributions import colour_disagreement, foreground_means
 from threedgen.evaluation.metrics.figures import (
@@ -152,14 +153,15 @@ class Comparison(Evaluation[Compare3DConfig, tuple[str, Job], Row]):
     def _views(self, folder: Path, path: Path) -> Array:
         # views (V, H, W, 3) in [0, 1] of the object in a checkpoint, unlit, on a grey background
         config, field, occupancy, _ = load_field(folder, path=path)
-        rgb, opacity = field_renderer(field, occupancy, config.march)(self.cameras)
+        material = registry.build("material", config.material)
+        rgb, opacity = field_renderer(field, occupancy, config.march, material=material)(self.cameras)
         image: Array = rgb * opacity[..., None] + BACKGROUND * (1 - opacity[..., None])
         return image
 
     def _measurements(self, folder: Path, path: Path, prompt: str, views: Array) -> Json:
         # measurements of the object in a checkpoint; views: its images (V, H, W, 3), uint8
         config, field, occupancy, checkpoint = load_field(folder, path=path)
-        view = field_view(field, occupancy, config.march, "cpu")
+        view = field_view(field, occupancy, config.march, "cpu", material=registry.build("material", config.material))
         found = surface(view, self.cameras.c2w.numpy(), self.fov, SIZE, config.result.mesh_resolution)
         answers = judge_views(self.probe, views, self.cases[prompt].spec, self.azimuth, vote=True).answers
         figures: Json = {key: answers.get(key) for key in JUDGED}
