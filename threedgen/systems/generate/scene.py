@@ -93,7 +93,7 @@ class RenderChunks:
 EVAL_CHUNK = 1 << 20  # ray samples per chunk of renders without gradients
 WITHOUT_VARIANCE = {"distillation", "orientation", "sparsity", "opaque", "eikonal"}
 """Names of the loss terms that do not use the depth variance of a render."""
-REMEDY = "set march.chunk=65536 or less, scenes_per_step=1, a smaller size, or prior.dtype=bf16, and go on with "
+NEW_RUN = "or start a new run with scenes_per_step=1, a smaller size, or prior.dtype=bf16"  # a resumed run keeps them
 
 
 class Scene(System):
@@ -295,7 +295,8 @@ class Scene(System):
         """
         step = self.global_step
         name = f"step {step} on {self.device}"
-        with explain_out_of_memory(name, REMEDY + command("--resume", "RUN")):
+        remedy = f"go on with {command('--resume', 'RUN', 'march.chunk=65536')} or less, {NEW_RUN}"
+        with explain_out_of_memory(name, remedy):
             try:
                 super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
                 out_of_memory = False
