@@ -61,7 +61,7 @@ def commands(page: Path) -> Iterator[list[str]]:
             yield shlex.split(found[1])
 
 
-@pytest.mark.parametrize("page", USER_PAGES, ids=name)
+@pytest.mark.parametrize("page", [*USER_PAGES, ROOT / "weights" / "README.md"], ids=name)
 def test_commands_of_page_are_valid(page: Path) -> None:
     for words in commands(page):
         command = parse(words)
