@@ -14,7 +14,7 @@ from tests.support.errors import refused
 from threedgen.geometry import images
 from threedgen.geometry.images import enlarge_small, grid, to_linear, to_srgb, to_uint8, write_mp4, write_png
 from threedgen.geometry.rigs import orbit
-from threedgen.geometry.views import OBJECT_FRACTION, Pixels, Views
+from threedgen.geometry.views import OBJECT_FRACTION, Pixels, Views, centred, framed
 
 
 def noise(*shape: int) -> np.ndarray:
@@ -225,3 +225,12 @@ def test_images_are_written_without_ffmpeg(monkeypatch: pytest.MonkeyPatch) -> N
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert module.png(np.zeros((2, 2, 3), np.uint8)).startswith(b"\x89PNG")
+
+
+def test_faint_background_does_not_move_the_object() -> None:
+    cut = torch.zeros(40, 60, 4)
+    cut[5:15, 30:50] = torch.tensor([1.0, 0.2, 0.1, 1.0])
+    faint = cut.clone()
+    faint[..., 3] = faint[..., 3].clamp(min=1e-6)
+    torch.testing.assert_close(framed(faint, 32, 32), framed(cut, 32, 32), atol=1e-3, rtol=0)
+    assert float(centred(0.01 * faint, 32, 32)[..., 3].max()) > 0, "an object that is faint as a whole is found too"

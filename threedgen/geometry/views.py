@@ -58,11 +58,15 @@ def resize(images: Tensor, height: int, width: int) -> Tensor:
     return x.permute(0, 2, 3, 1)
 
 
+FAINT_ALPHA = 0.05
+"""Largest alpha that does not count as the object: networks that compute an alpha rarely give exactly 0."""
+
+
 def framed(cut: Tensor, height: int, width: int, share: float = OBJECT_SHARE) -> Tensor:
     """Place a cut-out object in the middle of a grey image; return the image (height, width, 3) in [0, 1].
 
-    `cut` is the object, a straight (not premultiplied) RGBA image (h, w, 4) in [0, 1]. It is cropped to the pixels with
-    alpha > 0 and resized to fill the fraction `share` of the image's height or width, whichever it reaches first.
+    `cut` is the object, a straight (not premultiplied) RGBA image (h, w, 4) in [0, 1]. It is cropped to its
+    pixels and resized to fill the fraction `share` of the image's height or width, whichever it reaches first.
     """
     image = centred(cut, height, width, share)
     return (image[..., :3] + (1 - image[..., 3:]) * GREY).clamp(0, 1)
@@ -71,11 +75,12 @@ def framed(cut: Tensor, height: int, width: int, share: float = OBJECT_SHARE) ->
 def centred(cut: Tensor, height: int, width: int, share: float = OBJECT_SHARE) -> Tensor:
     """Place a cut-out object in the middle of a transparent image; return premultiplied RGBA (height, width, 4).
 
-    `cut` is a straight (not premultiplied) RGBA image (h, w, 4) in [0, 1]. It is cropped to the pixels with alpha > 0
-    and resized, with its aspect ratio kept, until it fills the fraction `share` of the image's height or width,
-    whichever it reaches first.
+    `cut` is a straight (not premultiplied) RGBA image (h, w, 4) in [0, 1]. It is cropped to the pixels with
+    alpha > 0.05 (`FAINT_ALPHA`; to its stronger pixels if it is fainter) and resized, with its aspect ratio kept, until
+    it fills the fraction `share` of the image's height or width, whichever it reaches first.
     """
-    rows, columns = (cut[..., 3] > 0).nonzero(as_tuple=True)
+    alpha = cut[..., 3]
+    rows, columns = (alpha > min(FAINT_ALPHA, float(alpha.max()) / 2)).nonzero(as_tuple=True)
     (top, bottom), (left, right) = ((max(0, int(at.min()) - 1), int(at.max()) + 2) for at in (rows, columns))
     part = cut[top:bottom, left:right]
     part = torch.cat([part[..., :3] * part[..., 3:], part[..., 3:]], dim=-1)  # transparent colours do not bleed
