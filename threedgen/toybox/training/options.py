@@ -210,6 +210,10 @@ class TrainOwnPriorConfig(AssetsConfig):
     def _check_prior(self) -> Self:
         if self.prior.personalisation is not None:
             raise ValueError("prior.personalisation belongs to the weights it was made with; remove it here")
+        if self.prior.loras or self.prior.embeddings:
+            raise ValueError("prior.loras and prior.embeddings are not used by this training; remove them here")
+        if self.training.half:
+            raise ValueError(f"training.half {self.training.half:g} should be 0: all steps have the full image size")
         return self
 
     def check(self) -> None:
