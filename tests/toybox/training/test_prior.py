@@ -13,6 +13,7 @@ from tests.support.task_server import TINY_PRIOR, write_config
 from tests.support.tiny_prior import tiny_prior, tiny_vae
 from threedgen import config
 from threedgen.data.latent_cache import LatentCache
+from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.toybox.data.pictures import Photographs, ViewRings
 from threedgen.toybox.training import autoencoder, text_encoder
 from threedgen.toybox.training import system as training_system
@@ -154,6 +155,15 @@ def test_two_processes_train_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert sum(loss for loss, _ in halves) / 2 == pytest.approx(whole, rel=1e-4)
         torch.testing.assert_close((halves[0][1] + halves[1][1]) / 2, expected, rtol=1e-3, atol=1e-6)
     assert kinds == {"loss_2d", "loss_3d"}
+
+
+def test_saved_prior_has_the_image_size_of_its_training(tmp_path: Path) -> None:
+    """Steps without views make a multi-view prior too."""
+    start = tiny_prior()
+    networks = start.unet, start.vae, start.text_encoder, start.tokenizer
+    prior = MVDream(*networks, image_size=2 * start.image_size, dtype="fp32")
+    PriorSystem(load_prior_config(tmp_path), prior, caches(tmp_path, prior.vae)[0]).save(tmp_path)
+    assert MVDream.load(str(tmp_path / "prior")).image_size == 2 * start.image_size
 
 
 def test_small_parts_of_views_have_larger_loss_weights(tmp_path: Path) -> None:

@@ -87,6 +87,7 @@ class PriorSystem(DenoisingSystem):
             self.view_noise, self.object_codes = self.options.view_noise, self.options.object_codes
             if self.view_noise.companions:
                 prior.unet.register_to_config(**{SEPARATE_LEVELS: True})
+        prior.unet.register_to_config(sample_size=prior.image_size // prior.factor)  # so that it is saved and loaded
         self.n_view = max((cache.source.n_view for _, cache in caches), default=1)
         self.unet = prior.unet.requires_grad_(True).train()
         self.keep_average(self.unet, self.options.ema)
@@ -190,7 +191,7 @@ class PriorSystem(DenoisingSystem):
         return loss
 
     def save(self, folder: Path) -> None:
-        self.model.save(folder / ("prior" if self.n_view > 1 else "base"))
+        self.model.save(folder / ("prior" if self.model.needs_camera else "base"))
 
     def sample_sheet(self) -> Sheet:
         """Sample images of `SHEET_PROMPTS` for the sample sheet, an image that shows the progress of the training.
