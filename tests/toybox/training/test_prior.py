@@ -1,6 +1,7 @@
 import math
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -57,6 +58,20 @@ def test_decoder_improves_on_noisy_latents(standard_vae: AutoencoderKL, monkeypa
     assert sum(losses[-5:]).item() < 0.9 * sum(losses[:5]).item()
     changed = {name for name, value in standard_vae.state_dict().items() if not torch.equal(value, before[name])}
     assert changed and all(name.startswith("decoder.") for name in changed)
+
+
+def test_processes_train_the_autoencoder_on_different_images(standard_vae: AutoencoderKL) -> None:
+    """Crops become whole images after three quarters of the optimisation steps."""
+    system = autoencoder.AutoencoderSystem(AutoencoderConfig(batch=5), 32, 0, standard_vae, max_steps=4)
+
+    def images(step: int, rank: int = 0, processes: int = 1, accumulated: int = 1) -> torch.Tensor:
+        trainer: Any = SimpleNamespace(global_rank=rank, world_size=processes, accumulate_grad_batches=accumulated)
+        system._trainer = trainer
+        return system.images(step)
+
+    for rank in range(2):
+        assert torch.equal(images(3, rank, processes=2), images(6 + rank))
+    assert [images(step, accumulated=2).shape[-1] for step in (5, 6)] == [16, 32]
 
 
 def test_text_encoder_matches_captions_after_a_few_steps(tmp_path: Path, standard_vae: AutoencoderKL) -> None:
