@@ -11,7 +11,7 @@ from diffusers.models import UNet2DConditionModel
 
 from tests.support.errors import refused
 from tests.support.task_server import TINY_PRIOR, write_config
-from tests.support.tiny_prior import tiny_prior, tiny_vae
+from tests.support.tiny_prior import coarse_prior, tiny_prior, tiny_vae
 from threedgen import config
 from threedgen.data.latent_cache import LatentCache
 from threedgen.guidance.priors.mvdream import MVDream
@@ -146,11 +146,12 @@ def test_steps_have_joined_views_or_single_images(tmp_path: Path, monkeypatch: p
     assert set(asked) == {(4, 2, 4), (4, 1, None)} and 5 <= asked.count((4, 1, None)) <= 20
 
 
-def test_two_processes_train_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("make_prior", [tiny_prior, coarse_prior])
+def test_two_processes_train_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_prior: Any) -> None:
     """Each takes half of the batch; mean losses and gradients are those of the whole."""
     monkeypatch.setattr(training_system, "autocast_bf16", lambda device: nullcontext())  # rounds by batch
-    options = load_prior_config(tmp_path, "training.batch=8", "training.no_text=0.5")
-    prior = tiny_prior()
+    words = ["training.batch=8", "training.no_text=0.5", "training.object_codes=0.5"]
+    options, prior = load_prior_config(tmp_path, *words), make_prior()
     system = PriorSystem(options, prior, *caches(tmp_path, prior.vae))
 
     def train(step: int, process: tuple[int, int]) -> tuple[float, torch.Tensor]:
