@@ -76,6 +76,24 @@ class System(pl.LightningModule):
         self.run_start = self.training_start = time.monotonic()
         self.previous_seconds = {"prepare": 0.0, "optimise": 0.0}  # of earlier processes, up to the checkpoint
 
+    @property
+    def process(self) -> tuple[int, int]:
+        """Pair (rank of this process, number of processes that train together); (0, 1) without a trainer."""
+        return (self.global_rank, self.trainer.world_size) if getattr(self, "_trainer", None) else (0, 1)
+
+    def cache_step(self, step: int, share: float = 1.0) -> int:
+        """Return the argument `step` of `sample_entries` if each process trains on new cache entries of its own.
+
+        It is the estimated number of earlier batches of all processes that used the same cache. `step` is the number of
+        the batch of this process, and `share`, in [0, 1], the share of the batches that use this cache.
+        """
+        rank, count = self.process
+        return int(step * share) * count + rank
+
+    def optimisation_step(self, step: int) -> int:
+        """Return the number of the optimisation step to which the batch with the number `step` belongs."""
+        return step // (self.trainer.accumulate_grad_batches if getattr(self, "_trainer", None) else 1)
+
     def set_unregistered(self, **objects: object) -> None:
         """Set attributes that torch does not register, such as frozen networks, so checkpoints do not contain them."""
         for name, value in objects.items():

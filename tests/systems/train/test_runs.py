@@ -73,6 +73,7 @@ def test_processes_train_on_different_new_entries(tmp_path: Path, kind: str, mon
 
 ERRORS: list[tuple[str, list[str], tuple[Any, ...]]] = [
     ("base", ["image_size=33"], ("image_size 33", "2")),
+    ("base", ["image_size=36"], ("image_size 36", "8")),
     ("base", ["network.channels=[16, 40]"], ("channels 40", "16")),
     ("base", ["training.fresh=5"], ("fresh 5", "batch 4")),
     ("base", ["widen=[32, 32]"], ("widen", "start", "network.channels")),
@@ -82,6 +83,9 @@ ERRORS: list[tuple[str, list[str], tuple[Any, ...]]] = [
     ("own", ["data=nowhere"], ("data: ",)),
     ("own", ["pictures=nowhere"], ("pictures: ", "captions.csv", "'nowhere'")),
     ("own", ["prior.personalisation=dog.safetensors"], ("prior.personalisation",)),
+    ("own", ["prior.loras=[style.safetensors]"], ("prior.loras",)),
+    ("own", ["prior.embeddings=[word.pt]"], ("prior.embeddings",)),
+    ("own", ["training.half=0.3"], ("training.half",)),
     ("own", ["prior.weights=nowhere"], ("prior.weights: ", "'nowhere'")),
     ("mvadapter", ["start=toybox-prior"], ("start: ", "multi-view", "toybox-base")),
     ("mvadapter", ["adapter=nowhere.safetensors"], ("adapter: ", "'nowhere.safetensors'")),

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 
 from tests.support.errors import refused
 from threedgen.config import ConfigError
@@ -22,9 +23,13 @@ def config(tmp_path: Path, probe_file: str, **changes: Any) -> Evaluate3DConfig:
     return Evaluate3DConfig.model_validate(values | changes)
 
 
-def test_objects_are_made_measured_and_not_repeated(tmp_path: Path, probe_file: str, monkeypatch) -> None:
+@pytest.mark.parametrize("n_view", [4, 8])
+def test_objects_are_made_measured_and_not_repeated(tmp_path: Path, probe_file: str, monkeypatch, n_view: int) -> None:
     """Fake runs write ground truth; one fails."""
-    overrides = ("result.turntable.height=64", "result.turntable.width=64", "trainer.max_steps=7")
+    overrides = (
+        *(f"result.turntable.{key}" for key in ("height=64", "width=64", f"n_view={n_view}")),
+        "trainer.max_steps=7",
+    )
     options = config(tmp_path, probe_file, threads=1, overrides=overrides)
     cases = {case.caption: case for case in held_out_cases(3, 0, spread=True)}
     failing, made = list(cases)[1], list[str]()
@@ -58,7 +63,7 @@ def test_objects_are_made_measured_and_not_repeated(tmp_path: Path, probe_file: 
     assert fidelity["translucent"] == 2 and fidelity["without_surface"] == 1 and fidelity["roughness"] == 9
     assert 0 < fidelity["floor_roughness"] < 9 and fidelity["floor_fid"] < fidelity["fid"]  # one of three is grey
     assert figures["objects"][1]["answers"]["noun"] is False and figures["objects"][1]["seconds"] is None
-    assert "| one front only |" in (tmp_path / "run" / "report.md").read_text()
+    assert ("| one front only |" in (tmp_path / "run" / "report.md").read_text()) == (n_view == 8)
     assert (tmp_path / "run" / "sheet.png").is_file()
     assert object_score.run(options, resume=tmp_path / "run", quiet=True) == 0
     assert made == [*cases, failing]  # only the failed one is repeated

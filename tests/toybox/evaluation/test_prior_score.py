@@ -92,6 +92,12 @@ def test_missing_probe_is_found_before_any_work(name: str, key: str) -> None:
         load(name, [f"{key}={'x' * 300}"]).check()
 
 
+def test_view_use_needs_two_objects() -> None:
+    with refused(None, "view_use 1"):
+        load("evaluate-toybox-prior", ["view_use=1"])
+    assert load("evaluate-toybox-prior", ["view_use=0"]).view_use == 0
+
+
 def test_a_code_fitted_to_the_companions_predicts_the_unseen_view() -> None:
     prior = MVDream.load("toybox-prior", dtype="fp32")
     renders = ViewRings(OpenToybox(3, "held-out"), 4).render_examples(range(2), prior.image_size)

@@ -1,6 +1,7 @@
 import math
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,9 +11,10 @@ from diffusers.models import UNet2DConditionModel
 
 from tests.support.errors import refused
 from tests.support.task_server import TINY_PRIOR, write_config
-from tests.support.tiny_prior import tiny_prior, tiny_vae
+from tests.support.tiny_prior import coarse_prior, tiny_prior, tiny_vae
 from threedgen import config
 from threedgen.data.latent_cache import LatentCache
+from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.toybox.data.pictures import Photographs, ViewRings
 from threedgen.toybox.training import autoencoder, text_encoder
 from threedgen.toybox.training import system as training_system
@@ -56,6 +58,20 @@ def test_decoder_improves_on_noisy_latents(standard_vae: AutoencoderKL, monkeypa
     assert sum(losses[-5:]).item() < 0.9 * sum(losses[:5]).item()
     changed = {name for name, value in standard_vae.state_dict().items() if not torch.equal(value, before[name])}
     assert changed and all(name.startswith("decoder.") for name in changed)
+
+
+def test_processes_train_the_autoencoder_on_different_images(standard_vae: AutoencoderKL) -> None:
+    """Crops become whole images after three quarters of the optimisation steps."""
+    system = autoencoder.AutoencoderSystem(AutoencoderConfig(batch=5), 32, 0, standard_vae, max_steps=4)
+
+    def images(step: int, rank: int = 0, processes: int = 1, accumulated: int = 1) -> torch.Tensor:
+        trainer: Any = SimpleNamespace(global_rank=rank, world_size=processes, accumulate_grad_batches=accumulated)
+        system._trainer = trainer
+        return system.images(step)
+
+    for rank in range(2):
+        assert torch.equal(images(3, rank, processes=2), images(6 + rank))
+    assert [images(step, accumulated=2).shape[-1] for step in (5, 6)] == [16, 32]
 
 
 def test_text_encoder_matches_captions_after_a_few_steps(tmp_path: Path, standard_vae: AutoencoderKL) -> None:
@@ -130,11 +146,12 @@ def test_steps_have_joined_views_or_single_images(tmp_path: Path, monkeypatch: p
     assert set(asked) == {(4, 2, 4), (4, 1, None)} and 5 <= asked.count((4, 1, None)) <= 20
 
 
-def test_two_processes_train_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("make_prior", [tiny_prior, coarse_prior])
+def test_two_processes_train_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_prior: Any) -> None:
     """Each takes half of the batch; mean losses and gradients are those of the whole."""
     monkeypatch.setattr(training_system, "autocast_bf16", lambda device: nullcontext())  # rounds by batch
-    options = load_prior_config(tmp_path, "training.batch=8", "training.no_text=0.5")
-    prior = tiny_prior()
+    words = ["training.batch=8", "training.no_text=0.5", "training.object_codes=0.5"]
+    options, prior = load_prior_config(tmp_path, *words), make_prior()
     system = PriorSystem(options, prior, *caches(tmp_path, prior.vae))
 
     def train(step: int, process: tuple[int, int]) -> tuple[float, torch.Tensor]:
@@ -154,6 +171,15 @@ def test_two_processes_train_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert sum(loss for loss, _ in halves) / 2 == pytest.approx(whole, rel=1e-4)
         torch.testing.assert_close((halves[0][1] + halves[1][1]) / 2, expected, rtol=1e-3, atol=1e-6)
     assert kinds == {"loss_2d", "loss_3d"}
+
+
+def test_saved_prior_has_the_image_size_of_its_training(tmp_path: Path) -> None:
+    """Steps without views make a multi-view prior too."""
+    start = tiny_prior()
+    networks = start.unet, start.vae, start.text_encoder, start.tokenizer
+    prior = MVDream(*networks, image_size=2 * start.image_size, dtype="fp32")
+    PriorSystem(load_prior_config(tmp_path), prior, caches(tmp_path, prior.vae)[0]).save(tmp_path)
+    assert MVDream.load(str(tmp_path / "prior")).image_size == 2 * start.image_size
 
 
 def test_small_parts_of_views_have_larger_loss_weights(tmp_path: Path) -> None:

@@ -84,20 +84,6 @@ class DenoisingSystem(AveragedSystem):
     def setup(self, stage: str) -> None:
         self.model.to(self.device)
 
-    @property
-    def process(self) -> tuple[int, int]:
-        """Pair (rank of this process, number of processes that train together); (0, 1) without a trainer."""
-        return (self.global_rank, self.trainer.world_size) if getattr(self, "_trainer", None) else (0, 1)
-
-    def cache_step(self, step: int, share: float) -> int:
-        """Return the argument `step` of `sample_entries` if each process trains on new cache entries of its own.
-
-        It is the estimated number of earlier batches of all processes that used the same cache. `step` is the number of
-        the batch of this process, and `share`, in [0, 1], the share of the batches that use this cache.
-        """
-        rank, count = self.process
-        return int(step * share) * count + rank
-
     def batch(self, step: int) -> Batch:
         """Return the latents, noise and conditions of the training step with the number `step`."""
         raise NotImplementedError
@@ -134,8 +120,7 @@ class DenoisingSystem(AveragedSystem):
         `step` is the number of the batch; the distribution of time steps may depend on the optimisation step to which
         the batch belongs. `shape` is (N, V, C, h, w).
         """
-        accumulated = self.trainer.accumulate_grad_batches if getattr(self, "_trainer", None) else 1
-        power = float(at(self.timestep_power, step // accumulated, self.max_steps))
+        power = float(at(self.timestep_power, self.optimisation_step(step), self.max_steps))
         logit_normal = self.timestep_logit_normal
         t = view_timesteps(shape[0], shape[1], self.model.schedule.T, power, self.view_noise, rng, logit_normal)
         return t, torch.randn(*shape, generator=rng)

@@ -59,7 +59,7 @@ class MeasuredObject:
 
     Attributes:
         judged: verdicts of the probe (image classifier) on the object and on ground-truth objects.
-        views: (8, H, W, 3), views from a ring of cameras, uint8 or floats in [0, 1]; grey if the run failed.
+        views: (V, H, W, 3), V <= 8 views from a ring of cameras, uint8 or floats in [0, 1]; grey if the run failed.
         seconds: duration of the run; None if unknown, or if the run failed.
         failed: whether the run failed, for example because a loss was not finite.
         surface: roughness and translucency of the extracted surface; None if the run failed or there is no surface.
@@ -118,7 +118,7 @@ class Objects3D(Evaluation[Evaluate3DConfig, int, MeasuredObject]):
         azimuth, (elevation, fov) = view_azimuths(table), np.deg2rad([table.elevation, table.fov])
         truth = case.render_truth(config.seed, CALIBRATION, table, azimuth, TRUTH_SIZE)
         images = [render.rgb for render in truth]
-        turntable, seconds = made or (np.full((VIEWS, 16, 16, 3), 0.5), None)
+        turntable, seconds = made or (np.full((len(azimuth), 16, 16, 3), 0.5), None)
         args, found, failed = (self.probe, case, turntable, azimuth, images, CALIBRATION), None, made is None
         if not failed and self.existing is None:
             c2w = orbit_array(elevation, azimuth, table.distance)
@@ -177,8 +177,8 @@ def make(config: GenerateConfig) -> tuple[Array, float | None] | None:
     its config probably does not work at all, or memory is too small, so the error is raised.
 
     Returns:
-        Turntable views (8, H, W, 3) of the object, and the duration of the run in seconds (None: unknown). None instead
-        of both if the run failed: a loss was not finite, or ConfigError or OutOfMemory came after a checkpoint.
+        Turntable views (V, H, W, 3) of the object, V <= 8, and the duration of the run in seconds (None: unknown). None
+        instead of both if the run failed: a loss was not finite, or ConfigError or OutOfMemory came after a checkpoint.
 
     Raises:
         Stopped: the run was interrupted.

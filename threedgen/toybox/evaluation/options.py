@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from threedgen.config import Config, ConfigError, Scheduled, load, task_of
 from threedgen.config.command import command
@@ -206,6 +206,14 @@ class EvaluatePriorConfig(SamplingConfig):
     )
     view_use: int = Field(64, ge=0, le=10_000, description="objects that measure the use of the other views; 0: off")
     open_nouns: int = Field(24, ge=0, le=76, description="prompts without colour; as many with an accessory; 0: off")
+
+    @model_validator(mode="after")
+    def _check_view_use(self) -> Self:
+        if self.view_use == 1:
+            raise ValueError(
+                "view_use 1 should be 0 or at least 2: views of an object are replaced by another object's"
+            )
+        return self
 
 
 class Evaluate3DConfig(RunConfig):

@@ -159,20 +159,20 @@ class AutoencoderSystem(System):
         self.box, self.rooms = Toybox(seed + 1, "train"), Rooms(seed + 1, "train")
 
     def images(self, step: int) -> Tensor:
-        """Return the training images of a step, float32 in [-1, 1].
+        """Return the training images of this process for the batch with the number `step`, float32 in [-1, 1].
 
-        In the last quarter (WHOLE_IMAGE_FRACTION) of the steps they are whole images (batch, 3, image_size,
-        image_size). In all earlier steps they are two random crops of each image, (2 * batch, 3, image_size / 2,
-        image_size / 2).
+        In the last quarter (WHOLE_IMAGE_FRACTION) of the optimisation steps they are whole images (batch, 3,
+        image_size, image_size). In all earlier steps they are two random crops of each image, (2 * batch, 3,
+        image_size / 2, image_size / 2).
         """
         batch, size, rng = self.options.batch, self.image_size, self.numpy_rng(step, "crops")
         interiors = round(ROOMS * batch)
-        objects = batch - interiors
-        _, rgb, _, _ = self.box.batch(range(step * objects, (step + 1) * objects), size, 1, RANDOM_SOLIDS_SHARE)
+        objects, number = batch - interiors, self.cache_step(step)  # each process renders images of its own
+        _, rgb, _, _ = self.box.batch(range(number * objects, (number + 1) * objects), size, 1, RANDOM_SOLIDS_SHARE)
         if interiors:
-            views, _, _ = self.rooms.render_views(range(step * interiors, (step + 1) * interiors), size)
+            views, _, _ = self.rooms.render_views(range(number * interiors, (number + 1) * interiors), size)
             rgb = np.concatenate([rgb, views])
-        if step < (1 - WHOLE_IMAGE_FRACTION) * self.max_steps:
+        if self.optimisation_step(step) < (1 - WHOLE_IMAGE_FRACTION) * self.max_steps:
             c = size // 2
             middle = (size - c) / 2
             corner = np.clip(rng.normal(middle, 0.8 * middle, (2, batch, 2)), 0, size - c).astype(int)

@@ -107,7 +107,7 @@ class MatteSystem(System):
     def training_step(self, batch: int, index: int) -> Tensor:
         step, o = int(batch), self.options
         rng = self.numpy_rng(step, "pictures")
-        entries = sample_entries(rng, step, o.batch, o.pictures, o.first, min(FRESH, o.batch))
+        entries = sample_entries(rng, self.cache_step(step), o.batch, o.pictures, o.first, min(FRESH, o.batch))
         rgba = self.images(entries).permute(0, 3, 1, 2)
         x, opacity = augment(rgba[:, :3], self.rng(step, "variation")).to(self.device), rgba[:, 3].to(self.device)
         with autocast_bf16(self.device):

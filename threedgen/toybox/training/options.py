@@ -147,8 +147,9 @@ class TrainBaseConfig(base.TrainConfig):
 
     @model_validator(mode="after")
     def _check_sizes(self) -> Self:
-        double = 2 * self.autoencoder.factor
-        base.check_multiple("image_size", self.image_size, double, "2 ** (levels of the autoencoder)")
+        halved = 1 if self.start else 2  # the autoencoder trains on crops of half the size, and halves their latents
+        unit = 2 * halved * self.autoencoder.factor
+        base.check_multiple("image_size", self.image_size, unit, f"{2 * halved} pixels of latents")
         if self.widen is not None and self.start is None:
             raise ValueError("widen goes with start; the width of a new UNet is network.channels")
         return self
@@ -210,6 +211,10 @@ class TrainOwnPriorConfig(AssetsConfig):
     def _check_prior(self) -> Self:
         if self.prior.personalisation is not None:
             raise ValueError("prior.personalisation belongs to the weights it was made with; remove it here")
+        if self.prior.loras or self.prior.embeddings:
+            raise ValueError("prior.loras and prior.embeddings are not used by this training; remove them here")
+        if self.training.half:
+            raise ValueError(f"training.half {self.training.half:g} should be 0: all steps have the full image size")
         return self
 
     def check(self) -> None:

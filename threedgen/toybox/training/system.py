@@ -87,6 +87,7 @@ class PriorSystem(DenoisingSystem):
             self.view_noise, self.object_codes = self.options.view_noise, self.options.object_codes
             if self.view_noise.companions:
                 prior.unet.register_to_config(**{SEPARATE_LEVELS: True})
+        prior.unet.register_to_config(sample_size=prior.image_size // prior.factor)  # so that it is saved and loaded
         self.n_view = max((cache.source.n_view for _, cache in caches), default=1)
         self.unet = prior.unet.requires_grad_(True).train()
         self.keep_average(self.unet, self.options.ema)
@@ -137,16 +138,16 @@ class PriorSystem(DenoisingSystem):
         n_view, part = cache.source.n_view, slice(self.process[0], None, self.process[1])
         chosen = self.entries(step, n_view, share)
         self.fill(cache, chosen)
-        dropped = [rng.random() < o.no_text for _ in chosen][part]
+        dropped = [rng.random() < o.no_text for _ in chosen]
         t, noise = (x[part].flatten(0, 1) for x in self.sample_noise(step, (len(chosen), *cache.latent_shape), gen))
         weights = self.part_weights(cache.source, chosen, cache.latent_shape[-1])  # of all, as their mean is 1
         chosen = chosen[part]
-        captions, z = drop_captions(cache.captions(chosen), dropped), cache.latents(chosen)
+        captions, z = drop_captions(cache.captions(chosen), dropped[part]), cache.latents(chosen)
         camera = camera_vector(cache.c2w(chosen).flatten(0, 1)).to(self.device) if n_view > 1 else None
         with autocast_bf16(self.device):
             text = self.model.encode_prompt(captions)
         if camera is not None and self.model.has_code:
-            text = self.with_codes(text, z, cache.c2w(chosen), self.rng(step, "codes"))
+            text = self.with_codes(text, z, cache.c2w(chosen), len(dropped), self.rng(step, "codes"))
         text = text.repeat_interleave(n_view, 0)
         weights = None if weights is None else weights[part].flatten(0, 1).to(self.device)
         return Batch(z.flatten(0, 1), t, noise, text, {"camera": camera, "n_view": n_view}, weights)
@@ -161,19 +162,21 @@ class PriorSystem(DenoisingSystem):
         weights = torch.from_numpy(np.stack([_part_weights(source, int(k), size) for k in chosen]))
         return weights[:, :, None] / weights.mean()
 
-    def with_codes(self, text: Tensor, z: Tensor, c2w: Tensor, rng: torch.Generator) -> Tensor:
+    def with_codes(self, text: Tensor, z: Tensor, c2w: Tensor, total: int, rng: torch.Generator) -> Tensor:
         """Return the text embeddings `text` (n, L, D) of n captions with object codes as their last tokens.
 
         An object code is a vector of length D for what a caption leaves unspecified; it replaces the last of the L
-        tokens. Each caption has a code with the probability `object_codes` (training option). The prior computes it
-        from the clean latents `z` (n, V, C, h, w) of V views of the object and their camera-to-world poses `c2w` (n, V,
-        4, 4), OpenGL axes; Gaussian noise of standard deviation 0.3 is added to this code. The last token of the other
-        captions is zero.
+        tokens. The n captions are the part of this process of a batch of `total` captions, for which `rng` is equal in
+        all processes. Each caption has a code with the probability `object_codes` (training option). The prior computes
+        it from the clean latents `z` (n, V, C, h, w) of V views of the object and their camera-to-world poses `c2w` (n,
+        V, 4, 4), OpenGL axes; Gaussian noise of standard deviation 0.3 is added to this code. The last token of the
+        other captions is zero.
         """
         coded = self.model.encode_code(text, z.to(self.device), c2w)
         code = coded[:, -1:]
-        noise = torch.randn(code.shape, generator=rng).to(code)
-        known = torch.rand(len(code), 1, 1, generator=rng) < self.object_codes
+        part = slice(self.process[0], None, self.process[1])
+        noise = torch.randn(total, *code.shape[1:], generator=rng)[part].to(code)
+        known = torch.rand(total, 1, 1, generator=rng)[part] < self.object_codes
         code = (code + CODE_NOISE * noise) * known.to(code)
         return torch.cat([coded[:, :-1], code], 1)
 
@@ -190,7 +193,7 @@ class PriorSystem(DenoisingSystem):
         return loss
 
     def save(self, folder: Path) -> None:
-        self.model.save(folder / ("prior" if self.n_view > 1 else "base"))
+        self.model.save(folder / ("prior" if self.model.needs_camera else "base"))
 
     def sample_sheet(self) -> Sheet:
         """Sample images of `SHEET_PROMPTS` for the sample sheet, an image that shows the progress of the training.
