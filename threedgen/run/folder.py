@@ -233,6 +233,17 @@ def open_run(config: C, config_name: str) -> tuple[C, Path | None]:
     return _prepare_folder(folder, config, config_name, stored), None if stored is None else folder
 
 
+def on_one_device(config: C) -> C:
+    """Return the config of a run inside another run, changed to train on one device, if it trains at all.
+
+    For several devices Lightning starts this process's command again, which would repeat the outer run.
+    """
+    trainer = getattr(config, "trainer", None)
+    if trainer is None:
+        return config
+    return config.model_copy(update={"trainer": trainer.model_copy(update={"devices": 1})})
+
+
 def has_results(folder: Path) -> bool:
     """Return whether a run folder or its subfolders have results.
 

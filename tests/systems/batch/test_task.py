@@ -88,6 +88,7 @@ def test_style_and_atlas_of_real_runs() -> None:
     folders = [row["folder"] for row in table()]
     for folder in folders:
         assert json.loads(Path(f"run/{folder}/asset/asset.json").read_text())["palette"] == ["#008080", "#ffffff"]
+        assert load(Path(f"run/{folder}/config.yaml")).trainer.devices == 1
     assert "set.glb" in Path("run/gallery.html").read_text()
     scene = trimesh.load_scene("run/set.glb")
     assert set(scene.graph.nodes_geometry) == {Path(folder).name for folder in folders}

@@ -254,13 +254,13 @@ def prior_of(tuning: MVDreamBoothConfig, **options: object) -> Prior:
 
 
 def tune(config: MVDreamBoothConfig) -> None:
-    """Start or resume the run that tunes a prior on photos of a subject. A finished run is not repeated.
+    """Start or resume the run that tunes a prior on photos of a subject, on one device. No finished run is repeated.
 
     Raises Stopped if the run does not finish, and ConfigError if its config is invalid.
     """
     config.check()
     if not finished(Path(str(config.out)), config.trainer.max_steps):
-        run_config, resume = runs.open_run(config, "subjects")
+        run_config, resume = runs.open_run(runs.on_one_device(config), "subjects")
         status = dreambooth.run_status(run_config, resume, quiet=True)
         if status is not Status.FINISHED:
             raise Stopped(status.exit_code)
