@@ -201,7 +201,9 @@ def figures(folder: Path) -> Tree:
 
 
 def write_record(folder: Path, state: str, **figures: object) -> None:
-    write_json(folder / RECORD, read_json(folder / RECORD) | {"state": state, **figures})
+    earlier = read_json(folder / RECORD)
+    earlier.pop("reason", None)  # of an earlier attempt
+    write_json(folder / RECORD, earlier | {"state": state, **figures})
 
 
 def make(job: Job, root: Path, threads: int | None) -> str:
