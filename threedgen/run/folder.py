@@ -317,6 +317,19 @@ def write_config(folder: Path, config: BaseModel, config_name: str = "") -> None
         write_atomic(folder / CONFIG, first + dump(config.model_copy(update={"out": None})))
 
 
+def restore_max_steps(folder: Path, config: Any, old_config: str) -> None:
+    """Set trainer.max_steps in `folder`/config.yaml back to that of `old_config`, after a refused resume.
+
+    `config` is the refused config of the run, and `old_config` the YAML text of the config in its checkpoint. Nothing
+    is written if the file does not exist or `old_config` has no such key.
+    """
+    max_steps = flat(yaml_text.parse(old_config, "the config in the checkpoint")).get(MAX_STEPS_KEY)
+    if max_steps is not None and (folder / CONFIG).is_file():
+        trainer = config.trainer.model_copy(update={"max_steps": max_steps})
+        name = stored_config_name((folder / CONFIG).read_text(encoding="utf-8"))
+        write_config(folder, config.model_copy(update={"trainer": trainer}), name)
+
+
 def stored_config_name(text: str) -> str:
     """Return the config name in line 1 of `text`, the content of a config.yaml; "" if line 1 is no comment."""
     first = text.partition("\n")[0]

@@ -25,14 +25,15 @@ from threedgen.config import registry
 from threedgen.config.errors import ConfigError, DiskFull
 from threedgen.config.sections import CheckpointConfig, LoggerConfig, TrainerConfig
 from threedgen.run.disk import free_megabytes, make_folder, write_error
-from threedgen.run.folder import CHECKPOINTS, MAX_STEPS_KEY
+from threedgen.run.folder import CHECKPOINTS, MAX_STEPS_KEY, restore_max_steps
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.memory import keep_freed_memory
+from threedgen.run.options import is_rank_zero
 from threedgen.run.progress import silence_lightning
 from threedgen.run.threads import set_threads, threads_of
 from threedgen.run.torch_file import check_architecture
 from threedgen.train.callbacks import FiniteGuard, Logging, Seeding, StopOnInterrupt, Validation
-from threedgen.train.checkpoint import AtomicCheckpointIO, Checkpoint, check_config, check_weights
+from threedgen.train.checkpoint import CONFIG_KEY, AtomicCheckpointIO, Checkpoint, check_config, check_weights
 from threedgen.train.checkpoint_file import latest
 from threedgen.train.progress import Progress
 from threedgen.train.ranks import WatchRanks
@@ -97,7 +98,7 @@ def fit(
     folder = Path(folder).resolve()
     checkpoints = folder / CHECKPOINTS
     checkpoint_io = AtomicCheckpointIO()
-    path, max_steps = _resume_path(module, checkpoints, config.trainer.max_steps, resume, checkpoint_io), None
+    path, max_steps = _resume_path(module, checkpoints, config, resume, checkpoint_io), None
     if config.checkpoint.finish and checkpoint_io.checkpoint is not None:
         max_steps = checkpoint_io.checkpoint["global_step"]
     _check_space(module, checkpoints)
@@ -131,7 +132,7 @@ def fit(
 
 
 def _resume_path(
-    module: System, checkpoints: Path, max_steps: int, resume: bool, checkpoint_io: AtomicCheckpointIO
+    module: System, checkpoints: Path, config: TrainingConfig, resume: bool, checkpoint_io: AtomicCheckpointIO
 ) -> Path | None:
     try:
         make_folder(checkpoints)
@@ -145,11 +146,13 @@ def _resume_path(
     path, checkpoint = found
     check_config(checkpoint, module.config_yaml)
     check_weights(checkpoint, module.weights)
-    module.resize(checkpoint["state_dict"])
-    check_architecture(checkpoint["state_dict"], module.state_dict(), "the checkpoint")
-    if (done := checkpoint["global_step"]) > max_steps:
+    if (done := checkpoint["global_step"]) > (max_steps := config.trainer.max_steps):
+        if is_rank_zero():
+            restore_max_steps(checkpoints.parent, config, checkpoint.get(CONFIG_KEY, ""))
         problem = f"{checkpoints.parent} already has {done} steps. Set at least {done}, or choose another folder"
         raise ConfigError(problem, MAX_STEPS_KEY, str(max_steps))
+    module.resize(checkpoint["state_dict"])
+    check_architecture(checkpoint["state_dict"], module.state_dict(), "the checkpoint")
     checkpoint_io.checkpoint = checkpoint
     return path
 
