@@ -10,6 +10,8 @@ on_train_batch_end, which runs after the checkpoint. A resumed run then gives th
 import itertools
 import logging
 import os
+import sys
+import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +26,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from threedgen.config import registry
 from threedgen.config.errors import ConfigError, DiskFull
 from threedgen.config.sections import CheckpointConfig, LoggerConfig, TrainerConfig
-from threedgen.run.disk import free_megabytes, make_folder, write_error
+from threedgen.run.disk import free_megabytes, make_folder, write_atomic, write_error
 from threedgen.run.folder import CHECKPOINTS, MAX_STEPS_KEY, restore_max_steps
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.memory import keep_freed_memory
@@ -211,12 +213,18 @@ def tensorboard_logger(options: LoggerConfig, folder: Path) -> Logger:
 
 
 def wandb_logger(options: LoggerConfig, folder: Path) -> Logger:
-    """Return a logger to Weights & Biases. The run id is the folder name, so a resumed run continues its curves.
+    """Return a logger to Weights & Biases. A resumed run continues its curves: its random id is in RUN/wandb-id.
 
     The project is the environment variable WANDB_PROJECT, or "threedgen". `options` is not used.
     """
-    project = os.environ.get("WANDB_PROJECT", "threedgen")
-    return WandbLogger(name=folder.name, id=folder.name, save_dir=folder, project=project, resume="allow")
+    wandb: Any = sys.modules.get("wandb")
+    if wandb is not None and wandb.run is not None:  # of an earlier training in this process
+        wandb.finish()
+    path, project = folder / "wandb-id", os.environ.get("WANDB_PROJECT", "threedgen")
+    if is_rank_zero() and not path.is_file():
+        write_atomic(path, uuid.uuid4().hex)
+    run_id = path.read_text(encoding="utf-8") if path.is_file() else None  # only rank 0 logs
+    return WandbLogger(name=folder.name, id=run_id, save_dir=folder, project=project, resume="allow")
 
 
 def _run(trainer: pl.Trainer, module: pl.LightningModule, path: Path | None) -> bool:
