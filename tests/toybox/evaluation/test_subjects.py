@@ -92,6 +92,9 @@ def test_subjects_are_tuned_measured_and_not_repeated(place: Path, monkeypatch: 
     Path("run/report.md").unlink()
     assert cli.main(words) == 0 and Path("run/report.md").exists()
     assert contents(Path("run/subjects")) == before
+    tiny_probe(7).save(place / "p.safetensors")
+    with pytest.raises(pytest.fail.Exception, match="sampled again"):  # not tuned again
+        cli.main(words)
 
 
 @pytest.mark.parametrize(
