@@ -17,9 +17,10 @@ from tests.support.toy_run import CONFIG_YAML, STEPS, log, result
 from tests.support.two_devices import Toy
 from tests.support.waiting import when
 from threedgen.config.errors import ConfigError
-from threedgen.config.sections import CheckpointConfig, TrainerConfig
+from threedgen.config.sections import CheckpointConfig, LoggerConfig, TrainerConfig
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.threads import threads_of
+from threedgen.train import loop
 from threedgen.train.callbacks import first_nonfinite, isolated_eval
 from threedgen.train.checkpoint import check_weights, numerics
 from threedgen.train.checkpoint_file import LAST, latest, read
@@ -180,6 +181,17 @@ def test_resume_refuses_another_config_network_or_fewer_steps(tmp_path, run):
     ):
         assert run.run(tmp_path, **{"pause": 0, "resume": True} | options) == 2
         assert lines(tmp_path, "ConfigError", *words)
+
+
+def test_wandb_id_belongs_to_the_run_folder(monkeypatch, tmp_path):
+    finished = list[bool]()
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(run=object(), finish=lambda: finished.append(True)))
+    monkeypatch.setattr(loop, "WandbLogger", lambda **options: options)
+    folders = [tmp_path / "a" / "run", tmp_path / "b" / "run", tmp_path / "a" / "run"]
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+    first, other, resumed = (loop.wandb_logger(LoggerConfig(name="wandb"), folder)["id"] for folder in folders)
+    assert first == resumed != other and len(finished) == 3
 
 
 def test_check_weights_compares_hashes():

@@ -233,6 +233,17 @@ def open_run(config: C, config_name: str) -> tuple[C, Path | None]:
     return _prepare_folder(folder, config, config_name, stored), None if stored is None else folder
 
 
+def on_one_device(config: C) -> C:
+    """Return the config of a run inside another run, changed to train on one device, if it trains at all.
+
+    For several devices Lightning starts this process's command again, which would repeat the outer run.
+    """
+    trainer = getattr(config, "trainer", None)
+    if trainer is None:
+        return config
+    return config.model_copy(update={"trainer": trainer.model_copy(update={"devices": 1})})
+
+
 def has_results(folder: Path) -> bool:
     """Return whether a run folder or its subfolders have results.
 
@@ -304,6 +315,19 @@ def write_config(folder: Path, config: BaseModel, config_name: str = "") -> None
     first = f"# {' '.join(config_name.split())}\n" if config_name else ""
     with writing(folder):
         write_atomic(folder / CONFIG, first + dump(config.model_copy(update={"out": None})))
+
+
+def restore_max_steps(folder: Path, config: Any, old_config: str) -> None:
+    """Set trainer.max_steps in `folder`/config.yaml back to that of `old_config`, after a refused resume.
+
+    `config` is the refused config of the run, and `old_config` the YAML text of the config in its checkpoint. Nothing
+    is written if the file does not exist or `old_config` has no such key.
+    """
+    max_steps = flat(yaml_text.parse(old_config, "the config in the checkpoint")).get(MAX_STEPS_KEY)
+    if max_steps is not None and (folder / CONFIG).is_file():
+        trainer = config.trainer.model_copy(update={"max_steps": max_steps})
+        name = stored_config_name((folder / CONFIG).read_text(encoding="utf-8"))
+        write_config(folder, config.model_copy(update={"trainer": trainer}), name)
 
 
 def stored_config_name(text: str) -> str:

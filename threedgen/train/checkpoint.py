@@ -149,15 +149,15 @@ def check_config(checkpoint: CheckpointData, config_yaml: str) -> None:
 
 
 def check_weights(checkpoint: CheckpointData, weights: Mapping[str, str]) -> None:
-    """Raise ConfigError if the pretrained weights of the run differ from those with which a checkpoint was trained.
+    """Raise ConfigError if the weight files or images of the run differ from those with which a checkpoint was trained.
 
-    `weights` maps config keys to SHA-256 hashes of the run's weights. Keys that the checkpoint lacks are not compared.
+    `weights` maps config keys to SHA-256 hashes of the files. Keys that the checkpoint lacks are not compared.
     """
     before = checkpoint.get(WEIGHTS_KEY, {})
     for key, now in weights.items():
         if before.get(key, now) != now:
-            problem = f"the checkpoint has other weights (SHA-256 {before[key][:12]}..., now {now[:12]}...)"
-            raise ConfigError(f"{problem}. Use them, or another output folder", key)
+            problem = f"the checkpoint was made with another file (SHA-256 {before[key][:12]}..., now {now[:12]}...)"
+            raise ConfigError(f"{problem}. Use that file, or another output folder", key)
 
 
 def numerics(trainer: Trainer) -> dict[str, str]:

@@ -10,6 +10,8 @@ on_train_batch_end, which runs after the checkpoint. A resumed run then gives th
 import itertools
 import logging
 import os
+import sys
+import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,15 +26,16 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from threedgen.config import registry
 from threedgen.config.errors import ConfigError, DiskFull
 from threedgen.config.sections import CheckpointConfig, LoggerConfig, TrainerConfig
-from threedgen.run.disk import free_megabytes, make_folder, write_error
-from threedgen.run.folder import CHECKPOINTS, MAX_STEPS_KEY
+from threedgen.run.disk import free_megabytes, make_folder, write_atomic, write_error
+from threedgen.run.folder import CHECKPOINTS, MAX_STEPS_KEY, restore_max_steps
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.memory import keep_freed_memory
+from threedgen.run.options import is_rank_zero
 from threedgen.run.progress import silence_lightning
 from threedgen.run.threads import set_threads, threads_of
 from threedgen.run.torch_file import check_architecture
 from threedgen.train.callbacks import FiniteGuard, Logging, Seeding, StopOnInterrupt, Validation
-from threedgen.train.checkpoint import AtomicCheckpointIO, Checkpoint, check_config, check_weights
+from threedgen.train.checkpoint import CONFIG_KEY, AtomicCheckpointIO, Checkpoint, check_config, check_weights
 from threedgen.train.checkpoint_file import latest
 from threedgen.train.progress import Progress
 from threedgen.train.ranks import WatchRanks
@@ -97,7 +100,7 @@ def fit(
     folder = Path(folder).resolve()
     checkpoints = folder / CHECKPOINTS
     checkpoint_io = AtomicCheckpointIO()
-    path, max_steps = _resume_path(module, checkpoints, config.trainer.max_steps, resume, checkpoint_io), None
+    path, max_steps = _resume_path(module, checkpoints, config, resume, checkpoint_io), None
     if config.checkpoint.finish and checkpoint_io.checkpoint is not None:
         max_steps = checkpoint_io.checkpoint["global_step"]
     _check_space(module, checkpoints)
@@ -131,7 +134,7 @@ def fit(
 
 
 def _resume_path(
-    module: System, checkpoints: Path, max_steps: int, resume: bool, checkpoint_io: AtomicCheckpointIO
+    module: System, checkpoints: Path, config: TrainingConfig, resume: bool, checkpoint_io: AtomicCheckpointIO
 ) -> Path | None:
     try:
         make_folder(checkpoints)
@@ -145,11 +148,13 @@ def _resume_path(
     path, checkpoint = found
     check_config(checkpoint, module.config_yaml)
     check_weights(checkpoint, module.weights)
-    module.resize(checkpoint["state_dict"])
-    check_architecture(checkpoint["state_dict"], module.state_dict(), "the checkpoint")
-    if (done := checkpoint["global_step"]) > max_steps:
+    if (done := checkpoint["global_step"]) > (max_steps := config.trainer.max_steps):
+        if is_rank_zero():
+            restore_max_steps(checkpoints.parent, config, checkpoint.get(CONFIG_KEY, ""))
         problem = f"{checkpoints.parent} already has {done} steps. Set at least {done}, or choose another folder"
         raise ConfigError(problem, MAX_STEPS_KEY, str(max_steps))
+    module.resize(checkpoint["state_dict"])
+    check_architecture(checkpoint["state_dict"], module.state_dict(), "the checkpoint")
     checkpoint_io.checkpoint = checkpoint
     return path
 
@@ -208,12 +213,18 @@ def tensorboard_logger(options: LoggerConfig, folder: Path) -> Logger:
 
 
 def wandb_logger(options: LoggerConfig, folder: Path) -> Logger:
-    """Return a logger to Weights & Biases. The run id is the folder name, so a resumed run continues its curves.
+    """Return a logger to Weights & Biases. A resumed run continues its curves: its random id is in RUN/wandb-id.
 
     The project is the environment variable WANDB_PROJECT, or "threedgen". `options` is not used.
     """
-    project = os.environ.get("WANDB_PROJECT", "threedgen")
-    return WandbLogger(name=folder.name, id=folder.name, save_dir=folder, project=project, resume="allow")
+    wandb: Any = sys.modules.get("wandb")
+    if wandb is not None and wandb.run is not None:  # of an earlier training in this process
+        wandb.finish()
+    path, project = folder / "wandb-id", os.environ.get("WANDB_PROJECT", "threedgen")
+    if is_rank_zero() and not path.is_file():
+        write_atomic(path, uuid.uuid4().hex)
+    run_id = path.read_text(encoding="utf-8") if path.is_file() else None  # only rank 0 logs
+    return WandbLogger(name=folder.name, id=run_id, save_dir=folder, project=project, resume="allow")
 
 
 def _run(trainer: pl.Trainer, module: pl.LightningModule, path: Path | None) -> bool:

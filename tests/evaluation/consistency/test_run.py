@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from pydantic import ValidationError
 
 from tests.support.errors import refused
@@ -150,6 +151,17 @@ def test_prior_is_scored_and_its_samples_are_kept(tmp_path: Path, monkeypatch: p
     assert run.run(config, resume=tmp_path, quiet=True) == 0 and len(calls) == 2
     rows = json.loads((tmp_path / "consistency.json").read_text())["rows"]
     assert rows["original"]["scenes"] == rows["mvdream"]["scenes"] == 1
+    patched = registry.build
+
+    def farther(kind: str, *rest: Any, **more: Any) -> Any:
+        if kind != "scenes":
+            return patched(kind, *rest, **more)
+        far = torch.tensor([1.0, 1, 1, 1.1])
+        (scene,) = patched(kind, *rest, **more)
+        return [replace(scene, cameras=replace(scene.cameras, c2w=scene.cameras.c2w * far))]
+
+    monkeypatch.setattr(registry, "build", farther)
+    assert run.run(config, resume=tmp_path, quiet=True) == 0 and len(calls) == 4, "samples of other cameras"
 
 
 @pytest.mark.slow

@@ -73,6 +73,13 @@ def test_failed_jobs_are_listed(caplog: pytest.LogCaptureFixture) -> None:
     assert "failed: 'a blue dog', fails, seed 0 (the loss was no longer a number)" in caplog.text
 
 
+def test_finished_job_has_no_reason_of_an_earlier_attempt() -> None:
+    assert command("configs=[good]", "seeds=[0]") == 0
+    jobs.write_record(Path("run") / table()[0]["folder"], jobs.REFUSED, reason="no memory")
+    assert command("configs=[good]", "seeds=[0]") == 0 and sum(log().values()) == 6
+    assert [(row["state"], row["reason"]) for row in table()] == [("finished", "")] * 2
+
+
 def test_stopped_batch_continues() -> None:
     method("stops", "trouble: stops once")
     for _ in range(2):
@@ -88,6 +95,7 @@ def test_style_and_atlas_of_real_runs() -> None:
     folders = [row["folder"] for row in table()]
     for folder in folders:
         assert json.loads(Path(f"run/{folder}/asset/asset.json").read_text())["palette"] == ["#008080", "#ffffff"]
+        assert load(Path(f"run/{folder}/config.yaml")).trainer.devices == 1
     assert "set.glb" in Path("run/gallery.html").read_text()
     scene = trimesh.load_scene("run/set.glb")
     assert set(scene.graph.nodes_geometry) == {Path(folder).name for folder in folders}

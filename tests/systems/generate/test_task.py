@@ -217,6 +217,14 @@ def test_longer_run_resumes_a_finished_one(copy: Path) -> None:
     assert "finished already" in log(copy) and snapshot(copy / "run") == before
 
 
+def test_refused_shorter_run_keeps_its_config(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(copy)
+    (copy / "run" / "summary.json").unlink()  # as in an unfinished run
+    before = (copy / "run" / "config.yaml").read_bytes()
+    assert cli.main(["--resume", "run", f"trainer.max_steps={STEPS - 1}", "-q"]) == 2
+    assert (copy / "run" / "config.yaml").read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [

@@ -15,7 +15,7 @@ from threedgen.guidance.attention.joined import SEPARATE_LEVELS
 from threedgen.guidance.matte import Matte, remover
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.systems.generate.options import GenerateConfig
-from threedgen.systems.generate.task import embeddings
+from threedgen.systems.generate.task import embeddings, run_once
 from threedgen.systems.generate.views import (
     IMAGE_WEIGHT,
     MEAN_OBJECT_SIZE,
@@ -24,6 +24,8 @@ from threedgen.systems.generate.views import (
     first_view,
     sample_views,
 )
+from threedgen.train.status import Status
+from threedgen.train.task import Task
 
 SHORT = ("preview.steps=2", "preview.elevation=20", "preview.azimuth=30", "warm_start.share=0.5", "warm_start.groups=3")
 
@@ -92,6 +94,27 @@ def test_views_of_an_image_are_completed_from_it(prior: MVDream, tmp_path: Path)
     cut = read_foreground(str(tmp_path / "photo.png"), remover(str(tmp_path / "matte")))
     assert views is not None and 0 < cut[..., 3].mean() < 1
     assert torch.equal(views[0], framed(torch.from_numpy(cut), 16, 16, MEAN_OBJECT_SIZE))
+
+
+def test_views_of_a_changed_image_are_sampled_again(prior: MVDream, tmp_path: Path, monkeypatch) -> None:
+    found = list[tuple[torch.Tensor, str, bytes]]()
+
+    def optimise(task: Task, _prior: object, _text: object, views: torch.Tensor, *rest: object) -> Status:
+        found.append((views, task.weights["image"], (tmp_path / "preview.png").read_bytes()))
+        return Status.FINISHED
+
+    monkeypatch.setattr("threedgen.systems.generate.optimise.optimise", optimise)
+    monkeypatch.setattr(Task, "load_prior", lambda task, compact: prior)
+    monkeypatch.setattr(prior, "free_text_encoder", lambda: None)
+    words = [f"image={tmp_path / 'bar.png'}", f"out={tmp_path}", "threads=1", "trainer.accelerator=cpu"]
+    for colour in ((255, 0, 0, 255), (255, 0, 0, 255), (0, 0, 255, 255)):
+        rgba = np.zeros((40, 60, 4), np.uint8)
+        rgba[10:30, 10:50] = colour
+        Image.fromarray(rgba).save(tmp_path / "bar.png")
+        run_once(Task(config.load("mvdream-toybox", [*SHORT, *words]), quiet=True))
+    (first, *same), (again, *same_again), (other, *changed) = found
+    assert torch.equal(first, again) and same == same_again
+    assert not torch.equal(first, other) and all(a != b for a, b in zip(same, changed, strict=True))
 
 
 @pytest.mark.parametrize("share", [0.5, 0.75, 0.8])

@@ -35,7 +35,7 @@ def test_objects_are_made_measured_and_not_repeated(tmp_path: Path, probe_file: 
     failing, made = list(cases)[1], list[str]()
 
     def fake(run: Any, resume: Path | None, quiet: bool) -> Status:
-        assert run.trainer.max_steps == 7 and quiet and not run.export.enabled
+        assert run.trainer.max_steps == 7 and run.trainer.devices == 1 and quiet and not run.export.enabled
         folder = Path(run.out)
         if (folder / "views.png").is_file():
             assert resume == folder

@@ -233,6 +233,16 @@ def test_resumed_training_gives_the_same_bytes(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("small_blocks")
+def test_run_without_checkpoint_resumes_from_the_initial_weights(tmp_path: Path) -> None:
+    tiny_probe(5).save(tmp_path / "toybox-probe.safetensors")
+    options = config(tmp_path / "run", 1)
+    still = options.training.model_copy(update={"learning_rate": 0.0})
+    options = options.model_copy(update={"start": str(tmp_path), "training": still})
+    assert training.run_probe(options, resume=tmp_path / "run", quiet=True) == 0
+    assert torch.allclose(Probe.load(str(tmp_path / "run" / "probe")).there, tiny_probe(5).there, atol=1e-3)
+
+
+@pytest.mark.usefixtures("small_blocks")
 def test_batches_reuse_blocks_with_their_labels() -> None:
     system = training.ProbeSystem(config(Path("unused"), 5))
     rgb, truth = system.batch(4)

@@ -7,6 +7,7 @@ import torch
 from tests.support.task_server import TINY_DREAMBOOTH, prior_folder, snapshot, write_config
 from tests.support.tiny_classifiers import tiny_probe
 from threedgen import cli
+from threedgen.config import load
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.toybox.evaluation import subjects
 from threedgen.toybox.evaluation.identity import IdentityNet
@@ -71,6 +72,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_subjects_are_tuned_measured_and_not_repeated(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["--config", "evaluate.yaml", "out=run", "-q"]
     assert cli.main(words) == 0
+    tunings = list(Path("run/subjects").glob("*/*/config.yaml"))
+    assert len(tunings) == 4 and all(load(path).trainer.devices == 1 for path in tunings)
     report = json.loads(Path("run/report.json").read_text())
     assert list(report["compared"]) == ["l1", "l1-0.5", "none"] and len(report["subjects"]) == 2
     for row in report["subjects"]:
@@ -89,6 +92,9 @@ def test_subjects_are_tuned_measured_and_not_repeated(place: Path, monkeypatch: 
     Path("run/report.md").unlink()
     assert cli.main(words) == 0 and Path("run/report.md").exists()
     assert contents(Path("run/subjects")) == before
+    tiny_probe(7).save(place / "p.safetensors")
+    with pytest.raises(pytest.fail.Exception, match="sampled again"):  # not tuned again
+        cli.main(words)
 
 
 @pytest.mark.parametrize(

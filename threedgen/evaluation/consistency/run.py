@@ -18,8 +18,9 @@ from threedgen.evaluation.metrics.figures import Json, jackknife_estimate, mean_
 from threedgen.evaluation.report import figure_table, write_report, write_strips
 from threedgen.evaluation.runner import Evaluation, evaluation_task, read_views, write_views
 from threedgen.geometry.images import enlarge_small, to_uint8
-from threedgen.geometry.views import NovelViewSampler, Views
+from threedgen.geometry.views import NovelViewSampler, Request, Views
 from threedgen.run.arrays import evenly_spaced
+from threedgen.run.cache import input_digest
 from threedgen.run.seeding import numpy_generator
 from threedgen.run.threads import set_threads
 from threedgen.train.task import Task
@@ -124,7 +125,10 @@ class Consistency(Evaluation[ConsistencyConfig, Job, Json]):
         sampler, requests = self.samplers[sampler_name], [scene.request(self.config.seed) for scene in batch]
         paths = [self.folder / "views" / sampler_name / f"{scene.name}.safetensors" for scene in batch]
         determined_by = {"sampler": sampler.fingerprint(), "seed": str(self.config.seed)}
-        metadata = [determined_by | {"views": " ".join(map(str, request.numbers))} for request in requests]
+        metadata = [
+            determined_by | {"views": " ".join(map(str, request.numbers)), "inputs": request_digest(request)}
+            for request in requests
+        ]
         kept = [read_views(path, expected) for path, expected in zip(paths, metadata, strict=True)]
         images = {k: torch.from_numpy(views).float() / 255 for k, views in enumerate(kept) if views is not None}
         if missing := [k for k in range(len(batch)) if k not in images]:
@@ -209,6 +213,13 @@ within one protocol and settings. In brackets 95 % bootstrap intervals over the 
             labels.append(f"{score['scene']} {score['row']}: sample; field, {psnr}; error x {ERROR_GAIN:g}")
         columns = min(2, len({score["row"] for score in scores}))
         write_strips(self.folder / "sheet.png", strips, labels, columns)
+
+
+def request_digest(request: Request) -> str:
+    """Return a hash of the cameras, the prompt and the condition views of a request to a sampler."""
+    views = [] if request.condition is None else [request.condition.images]
+    cameras = [request.target, *([] if request.condition is None else [request.condition.cameras])]
+    return input_digest([*views, *(array for each in cameras for array in (each.c2w, each.K))], request.text)
 
 
 def feature_distances(features: FeatureNetwork, folder: Path, of: Mapping[str, Sequence[Json]]) -> dict[str, Json]:

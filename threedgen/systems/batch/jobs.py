@@ -201,7 +201,9 @@ def figures(folder: Path) -> Tree:
 
 
 def write_record(folder: Path, state: str, **figures: object) -> None:
-    write_json(folder / RECORD, read_json(folder / RECORD) | {"state": state, **figures})
+    earlier = read_json(folder / RECORD)
+    earlier.pop("reason", None)  # of an earlier attempt
+    write_json(folder / RECORD, earlier | {"state": state, **figures})
 
 
 def make(job: Job, root: Path, threads: int | None) -> str:
@@ -209,7 +211,7 @@ def make(job: Job, root: Path, threads: int | None) -> str:
 
     The state is "finished", "failed" (started, but made no object) or "refused" (could not start). It is also written
     to job.json in the folder. `threads` is the number of CPU threads. Raises Stopped after Ctrl-C or SIGTERM. Other
-    errors are passed on: the caller can retry.
+    errors are passed on: the caller can retry. A training uses one device.
     """
     folder = root / job.key
     config = job.config.model_copy(update={"out": str(folder), "threads": threads})
@@ -217,7 +219,7 @@ def make(job: Job, root: Path, threads: int | None) -> str:
     state, figures = STARTED, dict[str, object]()
     reset_peak_memory()
     try:
-        config, resume = runs.open_run(config, job.method)
+        config, resume = runs.open_run(runs.on_one_device(config), job.method)
         with redirect_stdout(io.StringIO()):  # a quiet task still prints the path of its results
             code = registry.implementation("task", config.task)(config, resume=resume, quiet=True) or 0
         if code in STOP_CODES:

@@ -14,11 +14,12 @@ from threedgen.config.command import command
 from threedgen.config.errors import key_prefix
 from threedgen.guidance.prior import Prior
 from threedgen.guidance.priors.view_prompts import prompts
+from threedgen.guidance.weights.files import sha256
 from threedgen.representations import march
 from threedgen.representations.backends import load as load_backend
 from threedgen.representations.hashgrid import encoding
 from threedgen.run import folder as runs
-from threedgen.run.cache import cached_tensor
+from threedgen.run.cache import cached_tensor, input_digest
 from threedgen.run.folder import run_folder, stored_config
 from threedgen.run.memory import explain_out_of_memory
 from threedgen.run.metrics import read_summary
@@ -115,8 +116,11 @@ def run_once(task: Task, init_path: Path | None = None) -> Status:
         notes = prompt_warnings(prompt, prior, config.prompt_notes(), config.used_word(prompt)) if prompt else []
         texts = prompts(prompt, config.negative_prompt, config.view_prompts)
         image = first_view(config, prior)
-        text_embeddings = embeddings(config, prior, texts + [""] * config.empty_prompt, image, folder)
-        views, cameras = sample_views(config, prior, text_embeddings, image, folder, task.quiet)
+        if path := config.image or getattr(config.prior, "image", None):
+            task.weights["image"] = sha256(Path(path).expanduser())  # a checkpoint belongs to one image
+        inputs = input_digest([], task.weights)
+        text_embeddings = embeddings(config, prior, texts + [""] * config.empty_prompt, image, folder, inputs)
+        views, cameras = sample_views(config, prior, text_embeddings, image, folder, task.quiet, inputs)
     if not config.round_steps:
         prior.free_text_encoder()
     from .optimise import optimise  # takes seconds to import, so the first views are written before
@@ -177,7 +181,9 @@ def noise_prompt(run: Path) -> str:
     return normalise_prompt(config.get("prompt") or "")
 
 
-def embeddings(config: GenerateConfig, prior: Prior, texts: list[str], image: Tensor | None, folder: Path) -> Tensor:
+def embeddings(
+    config: GenerateConfig, prior: Prior, texts: list[str], image: Tensor | None, folder: Path, inputs: str = ""
+) -> Tensor:
     """Encode n texts, and return their embeddings (n, L, D). They are cached in `folder` for a resumed run.
 
     Some priors have object codes, vectors of what a text leaves unspecified. Then the last of the L rows of an
@@ -193,6 +199,7 @@ def embeddings(config: GenerateConfig, prior: Prior, texts: list[str], image: Te
         image: first view of the object (1, H, W, 3) in [0, 1], from which the codes are computed; None: they are
             sampled.
         folder: run folder.
+        inputs: hash of the weights and the image file; embeddings cached with another one are computed again.
     """
     near, named = None, texts[0]
     if config.edit is not None:
@@ -211,4 +218,4 @@ def embeddings(config: GenerateConfig, prior: Prior, texts: list[str], image: Te
         parts = zip(prior.encode_prompt(texts).split(1), described, strict=True)
         return torch.cat([with_code(part) if yes else part for part, yes in parts])
 
-    return cached_tensor(folder / TEXT, "text", (len(texts), *prior.text_shape), encode)
+    return cached_tensor(folder / TEXT, "text", (len(texts), *prior.text_shape), encode, inputs)

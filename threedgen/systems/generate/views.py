@@ -105,6 +105,7 @@ def sample_views(
     image: Tensor | None,
     folder: Path,
     quiet: bool = False,
+    inputs: str = "",
 ) -> tuple[Tensor | None, Cameras | None]:
     """Sample views of the object from the prompt, in groups of `camera.n_view` views. Cache them in the run folder.
 
@@ -117,6 +118,7 @@ def sample_views(
         image: (1, H, W, 3) in [0, 1], given first view of the first group. It is not sampled, and the other views of
             the group are conditioned on it. None: all views are sampled.
         quiet: show no progress.
+        inputs: hash of the weights and the image file; views cached with another one are sampled again.
 
     Returns:
         Images (V, H, W, 3) in [0, 1], sharpened as the option `warm_start.sharpen` says, and their V cameras; H = W is
@@ -135,6 +137,7 @@ def sample_views(
     cameras = view_cameras(config, groups, size)
 
     def sample() -> Tensor:
+        (folder / "preview.png").unlink(missing_ok=True)  # shows earlier views
         rng, c2w = generator(config.seed, 0, "preview"), cameras.c2w
         pair = text_embeddings.to(prior.device)[:2].split(1)
 
@@ -154,7 +157,7 @@ def sample_views(
                 views = prior.sample_text(pair, c2w[:n_view], p.steps, p.guidance_scale, rng, on_step)
         return complete(views, len(c2w), math.ceil(p.steps / 2))
 
-    views = cached_tensor(folder / "preview.safetensors", "views", (len(cameras), size, size, 3), sample)
+    views = cached_tensor(folder / "preview.safetensors", "views", (len(cameras), size, size, 3), sample, inputs)
     if not (folder / "preview.png").exists():
         with writing(folder):
             write_png(folder / "preview.png", grid(views[:n_view], n_view))

@@ -171,7 +171,7 @@ Seconds per object: median {middle}, at most {most}."""
 
 
 def make(config: GenerateConfig) -> tuple[Array, float | None] | None:
-    """Start or resume a generate run, which makes one 3D object. A finished run is not repeated.
+    """Start or resume a generate run on one device. It makes one 3D object. A finished run is not repeated.
 
     If the run fails during its training, this is a result: there is no object. If it fails before its first checkpoint,
     its config probably does not work at all, or memory is too small, so the error is raised.
@@ -186,7 +186,7 @@ def make(config: GenerateConfig) -> tuple[Array, float | None] | None:
             or damaged ones.
         OutOfMemory: it came before the first checkpoint.
     """
-    config, resume = runs.open_run(config, "objects")
+    config, resume = runs.open_run(runs.on_one_device(config), "objects")
     folder = Path(str(config.out))
     try:
         status = run_status(config, resume, quiet=True)

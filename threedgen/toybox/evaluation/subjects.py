@@ -32,6 +32,7 @@ from threedgen.geometry.images import grid, write_png
 from threedgen.guidance.prior import Prior
 from threedgen.run import folder as runs
 from threedgen.run.arrays import Array
+from threedgen.run.cache import digest
 from threedgen.run.metrics import read_summary
 from threedgen.run.seeding import generator, numpy_generator
 from threedgen.systems.dreambooth import task as dreambooth
@@ -93,21 +94,25 @@ class Subjects(runner.Evaluation[EvaluateSubjectsConfig, int, Json]):
         self.probe = Probe.load(config.probe.weights)
         self.embed = ToyboxIdentity(config.identity)
         self.base = prior_of(tuning_config(config, self.folder, config.preservation[0], "thing"))
+        networks = {"prior": self.base.networks, "identity": self.embed.net, "probe": self.probe}
+        self.weights = {f"{name}_weights": digest(network) for name, network in networks.items()}
 
     def prepare(self) -> None:
-        found = runner.cached_json(self.folder / "held-out.json", partial(self.held_out, self.base))
+        found = runner.cached_json(self.folder / "held-out.json", partial(self.held_out, self.base), **self.weights)
         self.base_scores = found["scores"]
 
     def measure(self, item: int) -> Json:
         config, subject = self.config, self.make_subject(item)
         self.progress.note(subject.folder.name)
         base = partial(self.measure_samples, subject, self.base, "base")
-        found = {"base": runner.cached_json(subject.folder / "base.json", base)}
+        found = {"base": runner.cached_json(subject.folder / "base.json", base, **self.weights)}
         for method, strength in config.rows:
             tuning, key = tuning_config(config, subject.folder, method, subject.asset.noun), row_key(method, strength)
             tune(tuning)
             found[key] = runner.cached_json(
-                subject.folder / f"{key}.json", partial(self.measure_tuned, subject, tuning, key, strength)
+                subject.folder / f"{key}.json",
+                partial(self.measure_tuned, subject, tuning, key, strength),
+                **self.weights,
             )
         found["base"]["held_out"] = self.base_scores
         return {"subject": subject.folder.name, "found": found}
@@ -254,13 +259,13 @@ def prior_of(tuning: MVDreamBoothConfig, **options: object) -> Prior:
 
 
 def tune(config: MVDreamBoothConfig) -> None:
-    """Start or resume the run that tunes a prior on photos of a subject. A finished run is not repeated.
+    """Start or resume the run that tunes a prior on photos of a subject, on one device. No finished run is repeated.
 
     Raises Stopped if the run does not finish, and ConfigError if its config is invalid.
     """
     config.check()
     if not finished(Path(str(config.out)), config.trainer.max_steps):
-        run_config, resume = runs.open_run(config, "subjects")
+        run_config, resume = runs.open_run(runs.on_one_device(config), "subjects")
         status = dreambooth.run_status(run_config, resume, quiet=True)
         if status is not Status.FINISHED:
             raise Stopped(status.exit_code)

@@ -66,7 +66,7 @@ class ClassifierSystem(System):
         self.config, self.options, self.net, self.rate = config, None, net, rate
 
     def start(self) -> None:
-        """Hook at the start of a new run: load the initial weights that the config names. The base class loads nothing.
+        """Load the initial weights that the config names. A checkpoint replaces them. The base class loads nothing.
 
         Raises ConfigError if the weights are missing, or do not fit the network.
         """
@@ -98,8 +98,7 @@ class ClassifierSystem(System):
 def train(kind: Callable[[Any], ClassifierSystem], task: Task) -> Status:
     torch.manual_seed(task.config.seed)
     system = kind(task.config)
-    if not task.resume:
-        system.start()
+    system.start()  # also on resume: a run may have been stopped before its first checkpoint
 
     def finish() -> Json:
         about = {"steps": system.trainer.global_step, "seed": system.seed}
