@@ -181,6 +181,7 @@ def test_two_inputs_logs_terms_images_metrics_and_files(tmp_path: Path) -> None:
     place = run(tmp_path, "two_inputs", "system={name: two-inputs, image_interval: 2}", *names)
     lines = read_metrics(place)
     assert all(line["normals"] > 0 for line in lines) and lines[-1]["mean_radius"] > 0
+    assert read_summary(place)["metrics"] == {"mean_radius": pytest.approx(lines[-1]["mean_radius"])}
     assert [path.name for path in sorted((place / "images").iterdir())] == ["normals-000000.png", "normals-000002.png"]
     assert 'alt="normals-000002"' in (place / "report.html").read_text()
     assert read_summary(place)["depth_maps"] == 4 and (place / "depth.npz").exists()

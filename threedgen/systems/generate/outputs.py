@@ -1,6 +1,7 @@
 """Writers of the results of a run: turntable, views, mesh, game-ready asset, and the files of exporter plug-ins."""
 
 import logging
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,13 +52,18 @@ def write_results(system: GenerateSystem, folder: Path, notes: list[str], quiet:
     """Render and export the object to the run folder, and return entries for summary.json.
 
     The entries are "vertices" and "triangles" (counts of mesh.glb), "asset" (file, triangles, height and export time of
-    the textured mesh), and those of exporter plug-ins. An object without a surface gets neither mesh nor asset, and a
-    warning is appended to `notes`. `quiet`: show no progress.
+    the textured mesh), "metrics" (values of metric plug-ins by name, null if not finite), and those of exporter
+    plug-ins. An object without a surface gets neither mesh nor asset, and a warning is appended to `notes`. `quiet`:
+    show no progress.
     """
     config = system.config
     system.eval()
     write_turn(system.images, config.result, folder, quiet)
     figures: Tree = {}
+    if config.metrics:
+        with torch.no_grad():
+            measured = system.measure(system.trainer.global_step)
+        figures["metrics"] = {name: value if math.isfinite(value) else None for name, value in measured.items()}
     for name in config.result.exporters:
         figures |= registry.implementation("exporter", name)(system, folder) or {}
     view = field_view(system.field, system.occupancy, config.march, system.device, material=system.material)

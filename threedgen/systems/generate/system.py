@@ -208,8 +208,14 @@ class GenerateSystem(Scene):
         cameras = orbit(4, float(angle[0]), table.distance, float(angle[1]), size, size, azimuth=0.35)
         (folder / "validation").mkdir(exist_ok=True)
         write_png(folder / "validation" / f"{step:06d}.png", grid(self.images(cameras), 4))
-        for name in self.config.metrics:
-            self.metrics[name] = registry.implementation("metric", name)(self, step)
+        self.metrics |= self.measure(step)
+
+    def measure(self, step: int) -> dict[str, float]:
+        """Return the metrics of plug-ins that the option `metrics` names, by name, measured on the object at `step`.
+
+        The caller has set eval mode and disabled gradients.
+        """
+        return {name: float(registry.implementation("metric", name)(self, step)) for name in self.config.metrics}
 
 
 def piecewise_constant(schedule: float | dict, step: int, max_steps: int) -> float:
