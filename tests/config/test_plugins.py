@@ -1,3 +1,4 @@
+import importlib
 import os
 import re
 import shutil
@@ -69,6 +70,7 @@ def test_run_uses_and_resumes_with_plugin(plugin: Path, tmp_path: Path, capsys, 
     ((path, record),) = read_summary(run)["plugins"].items()
     assert path == str(plugin) and len(record["sha256"]) == 64 and record["commit"] is None
     forget()
+    (run / "summary.json").unlink()  # a stopped run has none
     plugin.write_text(plugin.read_text() + "# changed\n")
     assert cli.main(["-q", "--plugin", "antithetic.py", "--resume", "run", "trainer.max_steps=4"]) == 0
     assert (
@@ -136,6 +138,15 @@ def test_worker_process_imports_plugins(tmp_path: Path) -> None:
     assert run_jobs([module.Job("a")], module.work, done, done, options) == 0
     ((process, job),) = results
     assert process != os.getpid() and type(job) is module.Job
+
+
+def test_registered_module_without_the_flag_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "own_metric.py"
+    file.write_text("from threedgen.config.registry import register\nregister('metric', 'own', __name__ + ':own')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module("own_metric")
+    assert list(plugins.identify()) == [str(file)] and not plugins.LOADED
+    del sys.modules["own_metric"]
 
 
 def test_changed_compares_the_record_with_the_files(tmp_path: Path) -> None:
