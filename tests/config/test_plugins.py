@@ -1,5 +1,6 @@
 import importlib
 import os
+import pickle
 import re
 import shutil
 import subprocess
@@ -138,6 +139,17 @@ def test_worker_process_imports_plugins(tmp_path: Path) -> None:
     assert run_jobs([module.Job("a")], module.work, done, done, options) == 0
     ((process, job),) = results
     assert process != os.getpid() and type(job) is module.Job
+
+
+def test_unused_loss_terms_leave_the_config_unchanged(tmp_path: Path) -> None:
+    tiny = tiny_generate(tmp_path / "tiny")
+    before = config.plain(config.load(tiny))
+    plugins.load(str(DOCS / "plugins" / "blobs.py"))
+    registry.register("regulariser", "mine", f"{__name__}:mine")
+    assert config.plain(config.load(tiny)) == before
+    changed = config.load(tiny, ["loss.mine=2"])
+    assert config.plain(changed)["loss"] == before["loss"] | {"mine": 2}
+    assert pickle.loads(pickle.dumps(changed.loss)).model_dump() == changed.loss.model_dump()
 
 
 def test_registered_module_without_the_flag_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
