@@ -183,7 +183,7 @@ class GenerateSystem(Scene):
 
     def configure_optimizers(self) -> Any:
         options, groups = self.config.optimizer, self.parameter_groups()
-        named = [{"params": group.parameters, "name": group.name} for group in groups]
+        named = [{"params": group.parameters, "name": group.name, "lr": 1.0} for group in groups]
         return self.scheduled(registry.build("optimizer", options, named), *map(self.learning_rate, groups))
 
     def learning_rate(self, group: ParameterGroup) -> object:
@@ -238,7 +238,7 @@ def key_steps(schedule: dict, max_steps: int) -> dict[int | str, float]:
 
 BETAS, EPS = (0.9, 0.99), 1e-15
 Groups = list[dict[str, Any]]
-"""PyTorch parameter groups with the keys `params` and `name`. Their `lr` is 1; learning rate schedules multiply it."""
+"""PyTorch parameter groups with the keys `params`, `name` and `lr`, which is 1; learning rate schedules multiply it."""
 
 
 def adam(options: OptimizerConfig, groups: Groups) -> Optimizer:
