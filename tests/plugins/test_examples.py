@@ -87,6 +87,14 @@ def test_blobs_are_split_and_removed(example: Any) -> None:
     }
 
 
+def test_resize_keeps_parameters_frozen(example: Any) -> None:
+    blobs = example("blobs")
+    field, other = (blobs.Blobs(blobs.BlobsConfig(count=count)) for count in (3, 5))
+    field.rotations.requires_grad_(False)
+    field.resize(other.state_dict())
+    assert [(len(p), p.requires_grad) for p in (field.rotations, field.means)] == [(5, False), (5, True)]
+
+
 def test_projected_covariance_matches_samples(example: Any) -> None:
     blobs = example("blobs")
     field = blobs.Blobs(blobs.BlobsConfig(count=1))
