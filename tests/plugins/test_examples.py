@@ -2,7 +2,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,11 @@ from tests.support.task_server import server, tiny_generate, weights
 from tests.support.toy_run import log
 from threedgen import folder
 from threedgen.config import load, optional, plugins, registry
+from threedgen.representations.base import ParameterGroup, Representation
 from threedgen.run.metrics import read_metrics, read_summary
+from threedgen.systems.generate.sections import OptimizerConfig
+from threedgen.systems.generate.system import GenerateSystem
+from threedgen.systems.generate.task import check_backends
 from threedgen.testing import CAMERAS, check_distillation, check_prior, check_representation, tiny_prior
 
 EXAMPLES = folder("configs").parent / "docs" / "plugins"
@@ -93,6 +97,21 @@ def test_resize_keeps_parameters_frozen(example: Any) -> None:
     field.rotations.requires_grad_(False)
     field.resize(other.state_dict())
     assert [(len(p), p.requires_grad) for p in (field.rotations, field.means)] == [(5, False), (5, True)]
+
+
+def test_learning_rate_null_is_that_of_networks() -> None:
+    sections = SimpleNamespace(optimizer=OptimizerConfig(name="adam", networks=0.5), field=SimpleNamespace(mine=None))
+    system: Any = SimpleNamespace(config=sections)
+    assert GenerateSystem.learning_rate(system, ParameterGroup("mine", [], "mine")) == 0.5
+
+
+def build_field(options: Any, generator: torch.Generator) -> Representation:
+    raise NotImplementedError
+
+
+def test_representation_may_be_built_by_a_function(example: Any, tmp_path: Path) -> None:
+    registry.register("representation", "ngp", f"{__name__}:build_field", "threedgen.representations.options:NGPConfig")
+    check_backends(load(tiny_generate(tmp_path)))
 
 
 def test_projected_covariance_matches_samples(example: Any) -> None:

@@ -194,8 +194,8 @@ class GenerateSystem(Scene):
         for it, the result is `optimizer.networks`.
         """
         options, key = self.config.optimizer, group.learning_rate
-        rate = getattr(options, key, None)
-        return getattr(self.config.field, key, options.networks) if rate is None else rate
+        rates = [getattr(section, key, None) for section in (options, self.config.field)]
+        return next((rate for rate in rates if rate is not None), options.networks)
 
     def validate(self, step: int, folder: Path) -> None:
         """Write four renders from around the object to folder/validation/STEP.png.

@@ -155,7 +155,7 @@ def check_backends(config: GenerateConfig) -> None:
     field = config.field.volume
     section = "field" if field is config.field else "field.paint"
     grid = (f"{section}.encoding", getattr(field, "encoding", None), encoding.MODULES)
-    kernels = registry.implementation("representation", config.field.name).backends
+    kernels = getattr(registry.implementation("representation", config.field.name), "backends", {})  # or a function
     used = [("field", config.field, kernels)] if kernels else [grid]
     for key, options, modules in (*used, ("march", config.march, march.MODULES)):
         with key_prefix(key):
