@@ -152,6 +152,11 @@ def test_unused_loss_terms_leave_the_config_unchanged(tmp_path: Path) -> None:
     assert pickle.loads(pickle.dumps(changed.loss)).model_dump() == changed.loss.model_dump()
 
 
+def test_repeated_flags_add_up() -> None:
+    words = ["--plugin", "a.py", "--plugin", "b.py,c.py", "--list"]
+    assert cli.parse(words).flags == {"--plugin": "a.py,b.py,c.py", "--list": ""}
+
+
 def test_registered_module_without_the_flag_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "own_metric.py"
     file.write_text("from threedgen.config.registry import register\nregister('metric', 'own', __name__ + ':own')\n")
@@ -184,7 +189,7 @@ def test_missing_file_is_refused(
     """The folder `space` is a namespace package: it can be imported, but has no code."""
     (tmp_path / "space").mkdir()
     monkeypatch.syspath_prepend(tmp_path)
-    for name in ("mine.py", "space", "sys", ""):
+    for name in ("mine.py", "space", "sys", "", "no_module", "no/module", "./no"):
         with refused("--plugin", name):
             plugins.load(name)
     assert cli.main(["--plugin", "mine.py", "--list"]) == 2

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from threedgen.config import registry
-from threedgen.config.errors import ConfigError
+from threedgen.config.errors import ConfigError, did_you_mean
 
 logger = logging.getLogger(__name__)
 
@@ -35,16 +35,18 @@ def load(names: str) -> None:
     A component is a class or function that a config selects by name, such as a loss.
 
     `names` are .py files and names of installed modules, separated by commas. Raises ConfigError if a file is missing,
-    or if a name is empty or has no file (a built-in module, a folder). An exception in a plug-in is not caught.
+    or if a name is no module or has no file (a built-in module, a folder). An exception in a plug-in is not caught.
     """
     for name in map(str.strip, names.split(",")):
         if name.endswith(".py"):
             load_file(Path(name))
         else:
-            module = importlib.import_module(name) if name else None
+            package = name.partition(".")[0]  # if it exists, an ImportError is a mistake in the plug-in: not caught
+            module = importlib.import_module(name) if package and importlib.util.find_spec(package) else None
             file = getattr(module, "__file__", None)
             if file is None:
-                raise ConfigError("should be a .py file or the name of an installed module", FLAG, name)
+                guess = did_you_mean(f"{name}.py" if Path(f"{name}.py").is_file() else None)
+                raise ConfigError(f"should be a .py file or the name of an installed module{guess}", FLAG, name)
             LOADED[name] = _plugin(Path(file))
 
 
