@@ -19,7 +19,7 @@ from threedgen.representations.base import ParameterGroup, Representation
 from threedgen.run.metrics import read_metrics, read_summary
 from threedgen.systems.generate.sections import OptimizerConfig
 from threedgen.systems.generate.system import GenerateSystem
-from threedgen.systems.generate.task import check_backends
+from threedgen.systems.generate.task import check_backends, import_plugin_parts
 from threedgen.testing import CAMERAS, check_distillation, check_prior, check_representation, tiny_prior
 
 EXAMPLES = folder("configs").parent / "docs" / "plugins"
@@ -112,6 +112,20 @@ def build_field(options: Any, generator: torch.Generator) -> Representation:
 def test_representation_may_be_built_by_a_function(example: Any, tmp_path: Path) -> None:
     registry.register("representation", "ngp", f"{__name__}:build_field", "threedgen.representations.options:NGPConfig")
     check_backends(load(tiny_generate(tmp_path)))
+
+
+@pytest.mark.parametrize("kind", ["metric", "exporter"])
+def test_misspelt_part_fails_before_the_work(kind: str, example: Any, tmp_path: Path) -> None:
+    registry.register(kind, "mine", f"{__name__}:no_such_function")
+    key = {"metric": "metrics", "exporter": "result.exporters"}[kind]
+    with pytest.raises(AttributeError):
+        import_plugin_parts(load(tiny_generate(tmp_path), [f"{key}=[mine]"]))
+
+
+def test_missing_config_model_is_named(example: Any, tmp_path: Path) -> None:
+    registry.register("distillation", "mine", f"{__name__}:Mine")
+    with refused(None, "distillation.name", "Config"):
+        load(tiny_generate(tmp_path), ["distillation.name=mine"])
 
 
 def test_projected_covariance_matches_samples(example: Any) -> None:

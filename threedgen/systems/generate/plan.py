@@ -13,7 +13,7 @@ from threedgen.train.task import device as device_name
 
 from .memory import memory
 from .presets import memory_by_preset
-from .task import check_backends
+from .task import check_backends, import_plugin_parts
 
 
 def plan(config: GenerateConfig) -> str:
@@ -30,6 +30,7 @@ def plan(config: GenerateConfig) -> str:
     set_threads(threads_of(config))
     for part in parts:
         check_backends(part)
+        import_plugin_parts(part)
     device = torch.device(device_name(config.trainer.accelerator))
     lines += [*notes(config), device_line(config)]
     peaks = [memory(part, device) for part in parts if part.prior.describe()]  # a plug-in may have no weights
