@@ -187,15 +187,21 @@ def extra(options, folder):
     from pytorch_lightning.loggers import CSVLogger
     return CSVLogger(folder, name="extra", version="")
 
+def clash(system, folder):
+    return {"files": ["mine.txt"], "seconds": -1, "mine": 3}
+
 register("logger", "extra", f"{__name__}:extra", f"{__name__}:ExtraConfig")
+register("exporter", "clash", f"{__name__}:clash")
 """
 
 
-def test_logger_receives_the_metrics(tmp_path: Path) -> None:
+def test_logger_receives_the_metrics_and_summary_the_entries_of_an_exporter(tmp_path: Path) -> None:
     (tmp_path / "extra.py").write_text(LOGGER)
     tiny = str(tiny_generate(tmp_path))
     words = ["--plugin", "extra.py", "--config", tiny, *SHORT, "logger=extra", "trainer.max_steps=4"]
-    assert server().run(tmp_path, words=words) == 0, log(tmp_path)
+    assert server().run(tmp_path, words=[*words, "result.exporters=[clash]"]) == 0, log(tmp_path)
+    summary = read_summary(tmp_path / "run")
+    assert summary["mine"] == 3 and summary["seconds"] > 0 and "mine.txt" in summary["files"]
     lines = (tmp_path / "run" / "extra" / "metrics.csv").read_text().splitlines()
     assert len(lines) == 1 + len(read_metrics(tmp_path / "run")) and "loss" in lines[0].split(",")
 

@@ -217,5 +217,5 @@ class ResultConfig(Config):
     fps: int = Field(20, ge=1, le=120, description="frames per second of turntable.mp4")
     mesh_resolution: int = Field(128, ge=16, le=512, description="grid points per axis of marching cubes")
     exporters: Annotated[tuple[str, ...], registered("exporter")] = Field(
-        (), description="plug-ins that write further files, by name"
+        (), description="plug-ins that write further files, by name; task generate only"
     )
