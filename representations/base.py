@@ -148,7 +148,7 @@ class Representation(nn.Module):
             old, stored = getattr(self, name), state.get(name)
             if isinstance(stored, Tensor) and stored.shape != old.shape and stored.shape[1:] == old.shape[1:]:
                 new = old.detach().new_zeros(stored.shape)
-                setattr(self, name, nn.Parameter(new) if isinstance(old, nn.Parameter) else new)
+                setattr(self, name, nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new)
 
     def init_from(self, other: "Representation") -> None:
         """Copy the state of a trained representation `other`. Raises ConfigError if classes or tensor shapes differ."""

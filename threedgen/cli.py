@@ -71,8 +71,11 @@ def parse(words: list[str]) -> Command:
         optional: Any = {"nargs": "?", "const": ""} if value.startswith("[") else {}
         how = optional if value else {"action": "store_const", "const": ""}
         short_form = [name[1:3]] if name in HAVE_SHORT_FORMS else []
-        parser.add_argument(name, *short_form, dest=name, **how)
+        several = {"action": "append"} if name == plugins.FLAG else {}
+        parser.add_argument(name, *short_form, dest=name, **how, **several)
     found, rest = parser.parse_known_args(words)
+    if files := getattr(found, plugins.FLAG):
+        setattr(found, plugins.FLAG, ",".join(files))
     command = Command({name: value for name, value in vars(found).items() if value is not None})
     if "=" in command.flags.get("--help", ""):
         rest.insert(0, command.flags["--help"])

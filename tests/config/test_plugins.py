@@ -1,4 +1,6 @@
+import importlib
 import os
+import pickle
 import re
 import shutil
 import subprocess
@@ -69,6 +71,7 @@ def test_run_uses_and_resumes_with_plugin(plugin: Path, tmp_path: Path, capsys, 
     ((path, record),) = read_summary(run)["plugins"].items()
     assert path == str(plugin) and len(record["sha256"]) == 64 and record["commit"] is None
     forget()
+    (run / "summary.json").unlink()  # a stopped run has none
     plugin.write_text(plugin.read_text() + "# changed\n")
     assert cli.main(["-q", "--plugin", "antithetic.py", "--resume", "run", "trainer.max_steps=4"]) == 0
     assert (
@@ -138,6 +141,31 @@ def test_worker_process_imports_plugins(tmp_path: Path) -> None:
     assert process != os.getpid() and type(job) is module.Job
 
 
+def test_unused_loss_terms_leave_the_config_unchanged(tmp_path: Path) -> None:
+    tiny = tiny_generate(tmp_path / "tiny")
+    before = config.plain(config.load(tiny))
+    plugins.load(str(DOCS / "plugins" / "blobs.py"))
+    registry.register("regulariser", "mine", f"{__name__}:mine")
+    assert config.plain(config.load(tiny)) == before
+    changed = config.load(tiny, ["loss.mine=2"])
+    assert config.plain(changed)["loss"] == before["loss"] | {"mine": 2}
+    assert pickle.loads(pickle.dumps(changed.loss)).model_dump() == changed.loss.model_dump()
+
+
+def test_repeated_flags_add_up() -> None:
+    words = ["--plugin", "a.py", "--plugin", "b.py,c.py", "--list"]
+    assert cli.parse(words).flags == {"--plugin": "a.py,b.py,c.py", "--list": ""}
+
+
+def test_registered_module_without_the_flag_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "own_metric.py"
+    file.write_text("from threedgen.config.registry import register\nregister('metric', 'own', __name__ + ':own')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module("own_metric")
+    assert list(plugins.identify()) == [str(file)] and not plugins.LOADED
+    del sys.modules["own_metric"]
+
+
 def test_changed_compares_the_record_with_the_files(tmp_path: Path) -> None:
     git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(tmp_path)]
     subprocess.run([*git, "init", "-q"], check=True)
@@ -161,7 +189,7 @@ def test_missing_file_is_refused(
     """The folder `space` is a namespace package: it can be imported, but has no code."""
     (tmp_path / "space").mkdir()
     monkeypatch.syspath_prepend(tmp_path)
-    for name in ("mine.py", "space", "sys", ""):
+    for name in ("mine.py", "space", "sys", "", "no_module", "no/module", "./no"):
         with refused("--plugin", name):
             plugins.load(name)
     assert cli.main(["--plugin", "mine.py", "--list"]) == 2

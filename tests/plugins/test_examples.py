@@ -2,7 +2,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,11 @@ from tests.support.task_server import server, tiny_generate, weights
 from tests.support.toy_run import log
 from threedgen import folder
 from threedgen.config import load, optional, plugins, registry
+from threedgen.representations.base import ParameterGroup, Representation
 from threedgen.run.metrics import read_metrics, read_summary
+from threedgen.systems.generate.sections import OptimizerConfig
+from threedgen.systems.generate.system import GenerateSystem
+from threedgen.systems.generate.task import check_backends, import_plugin_parts
 from threedgen.testing import CAMERAS, check_distillation, check_prior, check_representation, tiny_prior
 
 EXAMPLES = folder("configs").parent / "docs" / "plugins"
@@ -87,6 +91,43 @@ def test_blobs_are_split_and_removed(example: Any) -> None:
     }
 
 
+def test_resize_keeps_parameters_frozen(example: Any) -> None:
+    blobs = example("blobs")
+    field, other = (blobs.Blobs(blobs.BlobsConfig(count=count)) for count in (3, 5))
+    field.rotations.requires_grad_(False)
+    field.resize(other.state_dict())
+    assert [(len(p), p.requires_grad) for p in (field.rotations, field.means)] == [(5, False), (5, True)]
+
+
+def test_learning_rate_null_is_that_of_networks() -> None:
+    sections = SimpleNamespace(optimizer=OptimizerConfig(name="adam", networks=0.5), field=SimpleNamespace(mine=None))
+    system: Any = SimpleNamespace(config=sections)
+    assert GenerateSystem.learning_rate(system, ParameterGroup("mine", [], "mine")) == 0.5
+
+
+def build_field(options: Any, generator: torch.Generator) -> Representation:
+    raise NotImplementedError
+
+
+def test_representation_may_be_built_by_a_function(example: Any, tmp_path: Path) -> None:
+    registry.register("representation", "ngp", f"{__name__}:build_field", "threedgen.representations.options:NGPConfig")
+    check_backends(load(tiny_generate(tmp_path)))
+
+
+@pytest.mark.parametrize("kind", ["metric", "exporter"])
+def test_misspelt_part_fails_before_the_work(kind: str, example: Any, tmp_path: Path) -> None:
+    registry.register(kind, "mine", f"{__name__}:no_such_function")
+    key = {"metric": "metrics", "exporter": "result.exporters"}[kind]
+    with pytest.raises(AttributeError):
+        import_plugin_parts(load(tiny_generate(tmp_path), [f"{key}=[mine]"]))
+
+
+def test_missing_config_model_is_named(example: Any, tmp_path: Path) -> None:
+    registry.register("distillation", "mine", f"{__name__}:Mine")
+    with refused(None, "distillation.name", "Config"):
+        load(tiny_generate(tmp_path), ["distillation.name=mine"])
+
+
 def test_projected_covariance_matches_samples(example: Any) -> None:
     blobs = example("blobs")
     field = blobs.Blobs(blobs.BlobsConfig(count=1))
@@ -146,15 +187,21 @@ def extra(options, folder):
     from pytorch_lightning.loggers import CSVLogger
     return CSVLogger(folder, name="extra", version="")
 
+def clash(system, folder):
+    return {"files": ["mine.txt"], "seconds": -1, "mine": 3}
+
 register("logger", "extra", f"{__name__}:extra", f"{__name__}:ExtraConfig")
+register("exporter", "clash", f"{__name__}:clash")
 """
 
 
-def test_logger_receives_the_metrics(tmp_path: Path) -> None:
+def test_logger_receives_the_metrics_and_summary_the_entries_of_an_exporter(tmp_path: Path) -> None:
     (tmp_path / "extra.py").write_text(LOGGER)
     tiny = str(tiny_generate(tmp_path))
     words = ["--plugin", "extra.py", "--config", tiny, *SHORT, "logger=extra", "trainer.max_steps=4"]
-    assert server().run(tmp_path, words=words) == 0, log(tmp_path)
+    assert server().run(tmp_path, words=[*words, "result.exporters=[clash]"]) == 0, log(tmp_path)
+    summary = read_summary(tmp_path / "run")
+    assert summary["mine"] == 3 and summary["seconds"] > 0 and "mine.txt" in summary["files"]
     lines = (tmp_path / "run" / "extra" / "metrics.csv").read_text().splitlines()
     assert len(lines) == 1 + len(read_metrics(tmp_path / "run")) and "loss" in lines[0].split(",")
 
@@ -181,6 +228,7 @@ def test_two_inputs_logs_terms_images_metrics_and_files(tmp_path: Path) -> None:
     place = run(tmp_path, "two_inputs", "system={name: two-inputs, image_interval: 2}", *names)
     lines = read_metrics(place)
     assert all(line["normals"] > 0 for line in lines) and lines[-1]["mean_radius"] > 0
+    assert read_summary(place)["metrics"] == {"mean_radius": pytest.approx(lines[-1]["mean_radius"])}
     assert [path.name for path in sorted((place / "images").iterdir())] == ["normals-000000.png", "normals-000002.png"]
     assert 'alt="normals-000002"' in (place / "report.html").read_text()
     assert read_summary(place)["depth_maps"] == 4 and (place / "depth.npz").exists()

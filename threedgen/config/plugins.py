@@ -3,6 +3,7 @@
 import hashlib
 import importlib
 import importlib.util
+import logging
 import re
 import subprocess
 import sys
@@ -10,7 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from threedgen.config.errors import ConfigError
+from threedgen.config import registry
+from threedgen.config.errors import ConfigError, did_you_mean
+
+logger = logging.getLogger(__name__)
 
 FLAG = "--plugin"
 
@@ -31,17 +35,19 @@ def load(names: str) -> None:
     A component is a class or function that a config selects by name, such as a loss.
 
     `names` are .py files and names of installed modules, separated by commas. Raises ConfigError if a file is missing,
-    or if a name is empty or has no file (a built-in module, a folder). An exception in a plug-in is not caught.
+    or if a name is no module or has no file (a built-in module, a folder). An exception in a plug-in is not caught.
     """
     for name in map(str.strip, names.split(",")):
         if name.endswith(".py"):
             load_file(Path(name))
         else:
-            module = importlib.import_module(name) if name else None
+            package = name.partition(".")[0]  # if it exists, an ImportError is a mistake in the plug-in: not caught
+            module = importlib.import_module(name) if package and importlib.util.find_spec(package) else None
             file = getattr(module, "__file__", None)
             if file is None:
-                raise ConfigError("should be a .py file or the name of an installed module", FLAG, name)
-            _record(name, Path(file))
+                guess = did_you_mean(f"{name}.py" if Path(f"{name}.py").is_file() else None)
+                raise ConfigError(f"should be a .py file or the name of an installed module{guess}", FLAG, name)
+            LOADED[name] = _plugin(Path(file))
 
 
 def load_file(path: Path, key: str = FLAG) -> None:
@@ -68,7 +74,7 @@ def load_file(path: Path, key: str = FLAG) -> None:
     except BaseException:
         del sys.modules[name]
         raise
-    _record(name, path)
+    LOADED[name] = _plugin(path)
 
 
 def command_words() -> list[str]:
@@ -91,23 +97,41 @@ def load_all(loaded: Mapping[str, Plugin]) -> None:
 
 
 def identify() -> dict[str, dict[str, str | None]]:
-    """Return hashes of the imported plug-ins: {file: {"sha256": hash, "commit": git commit of its folder, or None}}."""
-    return {str(path): {"sha256": sha256, "commit": _commit(path.parent)} for path, sha256 in LOADED.values()}
+    """Return hashes of the plug-ins: {file: {"sha256": hash, "commit": git commit of its folder, or None}}.
+
+    Modules that Python code has imported without `load` count too, once they have registered a component.
+    """
+    modules = {entry.implementation.partition(":")[0] for named in registry.TABLE.values() for entry in named.values()}
+    found = list(LOADED.values())
+    for name in sorted(modules - LOADED.keys()):
+        file = getattr(sys.modules.get(name), "__file__", None)
+        if file and not name.startswith("threedgen.") and Path(file).is_file():  # not a file in a zip archive
+            found.append(_plugin(Path(file)))
+    return {str(path): {"sha256": sha256, "commit": _commit(path.parent)} for path, sha256 in found}
 
 
 def changed(recorded: object) -> list[str]:
     """Return the paths of imported plug-ins whose SHA-256 differs from the recorded one; a resumed run warns of them.
 
-    `recorded` is {file: {"sha256": hash, ...}}, which the earlier process wrote to the run's summary.json. Plug-ins
-    without a recorded hash are left out. If `recorded` is no dict, the result is [].
+    `recorded` is {file: {"sha256": hash, ...}}, which the earlier process wrote to its checkpoint or summary.json.
+    Plug-ins without a recorded hash are left out. If `recorded` is no dict, the result is [].
     """
     before = recorded if isinstance(recorded, dict) else {}
-    pairs = [(before.get(str(plugin.path)), plugin) for plugin in LOADED.values()]
-    return [str(now.path) for old, now in pairs if isinstance(old, dict) and old.get("sha256") != now.sha256]
+    pairs = [(before.get(file), file, now) for file, now in identify().items()]
+    return [file for old, file, now in pairs if isinstance(old, dict) and old.get("sha256") != now["sha256"]]
 
 
-def _record(name: str, path: Path) -> None:
-    LOADED[name] = Plugin(path, hashlib.sha256(path.read_bytes()).hexdigest())
+def warn_changed(recorded: object, folder: Path) -> None:
+    """Log a warning for each imported plug-in that differs from the one with which the run in `folder` was stopped.
+
+    `recorded` is as in the function `changed`.
+    """
+    for file in changed(recorded):
+        logger.warning("the plug-in %s has changed since the run in %s stopped", file, folder)
+
+
+def _plugin(path: Path) -> Plugin:
+    return Plugin(path, hashlib.sha256(path.read_bytes()).hexdigest())
 
 
 def _commit(folder: Path) -> str | None:

@@ -290,6 +290,9 @@ class Component:
             raise self._name_error(name, _unknown(self.kind, name))
         if self.only and name not in self.only:
             raise self._name_error(name, f"this {self.kind} is not supported here (supported: {', '.join(self.only)})")
+        if "name" not in model.model_fields:  # not given to `register`, or a mistake in it
+            problem = f"its config model {model.__name__} has no field `name`. Add the field, or register another model"
+            raise self._name_error(name, problem)
         return model.model_validate({**value, "name": name})
 
     def _name_error(self, name: object, problem: str) -> ValidationError:

@@ -192,7 +192,7 @@ def write_summary(folder: Path, config: BaseModel, seconds: float, **figures: ob
         "config_hash": config_hash(config),
         **figures,
         "environment": environment(),
-        **({"plugins": plugins.identify()} if plugins.LOADED else {}),
+        **({"plugins": found} if (found := plugins.identify()) else {}),
     }
     path = Path(folder) / SUMMARY
     write_json(path, summary)

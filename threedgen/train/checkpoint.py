@@ -17,7 +17,7 @@ from lightning_fabric.utilities.types import _PATH
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.utilities.types import STEP_OUTPUT
 
-from threedgen.config import yaml_text
+from threedgen.config import plugins, yaml_text
 from threedgen.config.errors import ConfigError
 from threedgen.config.optional import installed
 from threedgen.run import folder as runs
@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 CONFIG_KEY = "config_yaml"
 WEIGHTS_KEY = "weights"
 NUMERICS_KEY = "numerics"
+PLUGINS_KEY = "plugins"
 DRIVER = Path("/proc/driver/nvidia/version")  # text of NVIDIA's driver on Linux
 
 
@@ -69,6 +70,7 @@ class Checkpoint(StepCallback, pl.callbacks.Checkpoint):
         self._warned = set[str]()
         self._write_error: OSError | None = None
         self._saved_at, self._saved_step = time.monotonic(), -1
+        self._plugins = plugins.identify()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
@@ -78,10 +80,11 @@ class Checkpoint(StepCallback, pl.callbacks.Checkpoint):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: CheckpointData) -> None:
         module: Any = pl_module
         checkpoint[CONFIG_KEY], checkpoint[WEIGHTS_KEY] = module.config_yaml, dict(module.weights)
-        checkpoint[NUMERICS_KEY] = numerics(trainer)
+        checkpoint[NUMERICS_KEY], checkpoint[PLUGINS_KEY] = numerics(trainer), self._plugins
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: CheckpointData) -> None:
         warn_numerics(checkpoint, numerics(trainer))
+        plugins.warn_changed(checkpoint.get(PLUGINS_KEY), self.folder.parent)
 
     def after_step(self, trainer: Trainer, module: System, outputs: STEP_OUTPUT) -> None:
         if any_rank(trainer, time.monotonic() - self._saved_at >= self.seconds):

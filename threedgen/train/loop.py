@@ -117,8 +117,8 @@ def fit(
                 Seeding(config.seed),
                 guard,
                 *callbacks,
-                Logging(folder, config.trainer.log_every_n_steps),
                 *([Validation(every, folder)] if every else []),
+                Logging(folder, config.trainer.log_every_n_steps),  # also logs what the validation has measured
                 stop,
                 Progress(metrics=metrics, quiet=quiet),
                 Checkpoint(checkpoints, config.checkpoint.seconds, lambda: not guard.in_a_row, config.checkpoint.keep),

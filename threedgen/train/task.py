@@ -74,8 +74,8 @@ class Task:
         checkpoint = getattr(config, "checkpoint", None)
         self.finish = checkpoint is not None and checkpoint.finish  # write results before the last step
         self.summarised = False
-        for file in plugins.changed(read_summary(self.folder).get("plugins")) if self.resume else ():
-            logger.warning("the plug-in %s has changed since the run in %s stopped", file, self.folder)
+        if self.resume and checkpoint is None:  # a checkpoint records its plug-ins itself
+            plugins.warn_changed(read_summary(self.folder).get("plugins"), self.folder)
 
     def load_prior(self, compact: bool = False) -> Any:
         """Load the config's prior (diffusion model) on the device of the run, and return it.

@@ -25,6 +25,7 @@ from threedgen.representations.volume.render import OccupancyGrid, Render, rende
 from threedgen.representations.volume.two_pass import two_pass
 from threedgen.run.memory import graph_bytes
 from threedgen.run.seeding import generator
+from threedgen.systems.generate.sections import SystemConfig
 from threedgen.systems.generate.system import GenerateSystem
 
 
@@ -287,13 +288,21 @@ def build_system(folder: Path, **march: Any) -> GenerateSystem:
     return system.train()
 
 
-@pytest.mark.parametrize(("weight", "needed"), [(0.1, True), ({0: 0.0, 10: 0.1}, True), (0.0, False)])
-def test_training_render_has_a_depth_variance_only_if_its_loss_has_a_weight(
-    tmp_path: Path, weight: Any, needed: bool
+@pytest.mark.parametrize(
+    ("weight", "name", "needed"),
+    [
+        (0.1, "generate", True),
+        ({0: 0.0, 10: 0.1}, "generate", True),
+        (0.0, "generate", False),
+        (0.0, "own-training-step", True),
+    ],
+)
+def test_training_render_has_a_depth_variance_only_if_a_loss_may_use_it(
+    tmp_path: Path, weight: Any, name: str, needed: bool
 ) -> None:
     system = build_system(tmp_path)
     loss = system.config.loss.model_copy(update={"z_variance": weight})
-    system.config = system.config.model_copy(update={"loss": loss})
+    system.config = system.config.model_copy(update={"loss": loss, "system": SystemConfig(name=name)})
     cameras = system.training_rig(0).cameras
     variances = [system.render(cameras, 0, training=training).z_variance for training in (True, False)]
     assert [bool(variance.any()) for variance in variances] == [needed, True]

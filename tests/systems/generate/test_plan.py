@@ -9,6 +9,7 @@ from tests.support.official import NAMES, WIDTHS, Kind, ldm_unet
 from tests.support.task_server import prior_folder, tiny_generate
 from tests.support.tiny_prior import TEXT_WIDTH, tiny_prior
 from threedgen import cli, config
+from threedgen.config import plugins
 from threedgen.guidance.weights.meta_networks import meta_networks
 from threedgen.run.memory import PeakMemory
 from threedgen.systems.generate import plan as module
@@ -112,6 +113,17 @@ def test_notes_name_what_is_ignored_or_changed(tmp_path: Path, capsys, words: li
 
 
 @pytest.mark.usefixtures("known_memory")
+def test_dry_run_without_memory_of_a_plugin_that_needs_values(tmp_path: Path, monkeypatch, capsys) -> None:
+    def unmeasured(*arguments: object) -> None:
+        raise TypeError("no value")
+
+    monkeypatch.setattr(module, "memory", unmeasured)
+    assert dry(tmp_path, capsys)[0] == 1
+    monkeypatch.setitem(plugins.LOADED, "mine", plugins.Plugin(tmp_path / "mine.py", ""))
+    code, out, _ = dry(tmp_path, capsys)
+    assert code == 0 and "no value" in out
+
+
 def test_missing_gpu_is_reported(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)

@@ -53,6 +53,16 @@ def test_preset_keeps_a_smaller_chunk_of_the_config() -> None:
         assert presets.with_preset(config, "memory-24gb").march.chunk == config.march.chunk
 
 
+def test_no_preset_is_chosen_if_a_plugin_needs_values(tmp_path: Path, monkeypatch) -> None:
+    def unmeasured(*arguments: object) -> None:
+        raise TypeError("no value")
+
+    monkeypatch.setattr(presets, "free_bytes", lambda device: 1e9)
+    monkeypatch.setattr(presets, "memory_by_preset", unmeasured)
+    config = load("quick-toybox", ["prompt=a dog"])
+    assert presets.choose_preset(config, GPU, tmp_path) is config
+
+
 def test_no_preset_is_chosen_if_the_prior_has_no_weights(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(presets, "free_bytes", lambda device: 1e9)
     config = load("quick-toybox", ["prompt=a dog", "prior.weights=none"])

@@ -101,7 +101,7 @@ def test_stage_has_the_values_of_the_run_and_its_own(tmp_path: Path) -> None:
     assert config.load(write_config(tmp_path / "b.yaml", TREE)).stage("coarse").occupancy.resolution == 8
 
 
-def test_optimizer_has_all_parameters() -> None:
+def test_optimizer_has_all_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
     from types import SimpleNamespace
 
     from threedgen.guidance.schedule import Schedule
@@ -111,6 +111,8 @@ def test_optimizer_has_all_parameters() -> None:
     made = config.registry.config_model("task", "generate").model_validate(tree)
     prior: Any = SimpleNamespace(schedule=Schedule.scaled_linear(), cast_networks=lambda lora: None)
     system = GenerateSystem(made, prior, torch.zeros(2, 1, 1))
+    monkeypatch.setattr(config.registry, "build", lambda kind, options, groups: torch.optim.RAdam(groups))
     groups = system.configure_optimizers()["optimizer"].param_groups
+    assert {group["initial_lr"] for group in groups} == {1.0}  # the schedules are learning rates
     known = {id(p) for group in groups for p in group["params"]}
     assert id(system.field.distance) in known and known == {id(p) for p in system.parameters()}

@@ -123,6 +123,11 @@ def test_dark_backgrounds_are_noted(tmp_path: Path, car: Path, monkeypatch: pyte
         assert len(notes) == count
 
 
+def test_exporters_are_refused(tmp_path: Path, car: Path) -> None:
+    with refused("result.exporters"):
+        settings(tmp_path, car, result={"exporters": ["splats"]}).check()
+
+
 def test_weights_of_unknown_cameras_need_distance_and_fov(tmp_path: Path, car: Path) -> None:
     folder.save(tiny_network(), tmp_path / "model")
     with refused(None, "distance", "fov"):

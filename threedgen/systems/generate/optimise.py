@@ -85,7 +85,7 @@ def optimise(
                 steps=system.trainer.global_step,
                 notes=notes,
                 preset=None if task.config.preset == "auto" else task.config.preset,
-                files=[*asset, PAGE],
+                files=[*asset, *figures.pop("files", ()), PAGE],
                 seconds_of={name: round(took, 2) for name, took in seconds.items()},
                 **figures,
             )

@@ -1,6 +1,7 @@
 """Writers of the results of a run: turntable, views, mesh, game-ready asset, and the files of exporter plug-ins."""
 
 import logging
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,6 +31,11 @@ from .sections import ResultConfig
 from .system import GenerateSystem
 
 logger = logging.getLogger(__name__)
+OWN_ENTRIES = frozenset(
+    "asset config config_hash ended environment folder metrics notes peak_memory_mib plugins preset prompt reason "
+    "seconds seconds_of seed status steps task triangles vertices".split()
+)
+"""Names that entries of exporter plug-ins in summary.json cannot have."""
 VIEWS = 8  # number of views in views.png, in two rows
 
 
@@ -51,15 +57,25 @@ def write_results(system: GenerateSystem, folder: Path, notes: list[str], quiet:
     """Render and export the object to the run folder, and return entries for summary.json.
 
     The entries are "vertices" and "triangles" (counts of mesh.glb), "asset" (file, triangles, height and export time of
-    the textured mesh), and those of exporter plug-ins. An object without a surface gets neither mesh nor asset, and a
-    warning is appended to `notes`. `quiet`: show no progress.
+    the textured mesh), "metrics" (values of metric plug-ins by name, null if not finite), and those of exporter
+    plug-ins; their lists "files" are joined. Entries of plug-ins with a name in `OWN_ENTRIES` are left out, and an
+    object without a surface gets neither mesh nor asset; a warning is then appended to `notes`. `quiet`: show no
+    progress.
     """
     config = system.config
     system.eval()
     write_turn(system.images, config.result, folder, quiet)
     figures: Tree = {}
+    if config.metrics:
+        with torch.no_grad():
+            measured = system.measure(system.trainer.global_step)
+        figures["metrics"] = {name: value if math.isfinite(value) else None for name, value in measured.items()}
     for name in config.result.exporters:
-        figures |= registry.implementation("exporter", name)(system, folder) or {}
+        entries: Tree = registry.implementation("exporter", name)(system, folder) or {}
+        if taken := sorted(OWN_ENTRIES & entries.keys()):
+            _note(notes, f"entries of result.exporters={name} left out: {', '.join(taken)}. Give them other names")
+        files = [*figures.get("files", ()), *entries.get("files", ())]
+        figures |= {key: value for key, value in entries.items() if key not in OWN_ENTRIES} | {"files": files}
     view = field_view(system.field, system.occupancy, config.march, system.device, material=system.material)
     provenance: Tree = {"prompt": config.prompt, "seed": config.seed, "config_hash": config_hash(config)}
     with ProgressDisplay("surface", 1, quiet) as count:

@@ -3,8 +3,12 @@
 Nothing is trained and no weights are loaded. The memory is measured on PyTorch's meta device (`memory.py`).
 """
 
+from collections.abc import Sequence
+
 import torch
 
+from threedgen.config import plugins
+from threedgen.config.errors import one_line
 from threedgen.run.memory import free_bytes
 from threedgen.run.threads import set_threads, threads_of
 from threedgen.systems.generate.options import GenerateConfig
@@ -13,7 +17,7 @@ from threedgen.train.task import device as device_name
 
 from .memory import memory
 from .presets import memory_by_preset
-from .task import check_backends
+from .task import check_backends, import_plugin_parts
 
 
 def plan(config: GenerateConfig) -> str:
@@ -30,15 +34,26 @@ def plan(config: GenerateConfig) -> str:
     set_threads(threads_of(config))
     for part in parts:
         check_backends(part)
+        import_plugin_parts(part)
     device = torch.device(device_name(config.trainer.accelerator))
     lines += [*notes(config), device_line(config)]
+    try:
+        lines += measured_lines(config, parts, device)
+    except Exception as error:
+        if not plugins.LOADED:
+            raise
+        lines.append(f"memory: cannot be measured with the plug-in: {one_line(error)}")
+    return "\n".join([*lines, END])
+
+
+def measured_lines(config: GenerateConfig, parts: Sequence[GenerateConfig], device: torch.device) -> list[str]:
+    """Return text lines with the memory that a run needs; `parts` are the configs of its stages and its own."""
     peaks = [memory(part, device) for part in parts if part.prior.describe()]  # a plug-in may have no weights
     largest = max(peaks, key=lambda phases: max(phases.values()), default={})
     found = memory_lines(largest, device, "march.chunk, scenes_per_step or size")
     if peaks and device.type == "cuda" and config.preset == "auto":
         found[1:] = preset_lines(config, device)
-    lines += found
-    return "\n".join([*lines, END])
+    return found
 
 
 def preset_lines(config: GenerateConfig, device: torch.device) -> list[str]:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from threedgen.config import ConfigError, merge, plain, validate
+from threedgen.config import merge, plain, validate
+from threedgen.config.errors import one_line
 from threedgen.config.layers import preset_layers
 from threedgen.config.plain_file import read_json
 from threedgen.run.disk import write_json
@@ -50,8 +51,9 @@ def _fitting_preset(config: GenerateConfig, device: torch.device) -> str | None:
     free = free_bytes(device)
     try:
         return next((name for name, needed in memory_by_preset(config, device, free) if needed <= free), None)
-    except (ConfigError, RuntimeError) as error:  # a plug-in may have no weights, or not run on the meta device
-        logger.info("the memory cannot be measured: %s. The run starts without a memory preset", error)
+    except Exception as error:  # a plug-in may have no weights, or not run on the meta device, in any way
+        logger.info("the memory cannot be measured: %s. The run starts without a memory preset", one_line(error))
+        logger.debug("the memory cannot be measured", exc_info=error)
         return None
 
 

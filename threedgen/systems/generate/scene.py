@@ -248,9 +248,11 @@ class Scene(System):
         """Whether a loss with nonzero weight may use the variance of the depth along a ray.
 
         The losses "distillation", "orientation", "sparsity", "opaque" and "eikonal" do not use it (WITHOUT_VARIANCE).
-        All others ("z_variance", and losses of plug-ins) may use it.
+        All others ("z_variance", and losses and training steps of plug-ins) may use it.
         """
         loss = self.config.loss
+        if self.config.system.name != "generate":
+            return True
         return any(getattr(loss, name) != 0 for name in type(loss).model_fields if name not in WITHOUT_VARIANCE)
 
     def chunk(self, normals: bool) -> int | None:

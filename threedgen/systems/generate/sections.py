@@ -78,16 +78,21 @@ class LossWeights(Component):
     It is written as `loss: Annotated[LossConfig, LossWeights()]`. The fields of `LossConfig` are the weights of the
     loss terms that always exist. Further terms come from registered components: each "regulariser" is one, and a
     representation can have its own, such as "eikonal". When pydantic validates a config, the section becomes an
-    instance of a subclass of `LossConfig` with one more field for each further term, whose default is 0.
+    instance of a subclass of `LossConfig` with one more field for each further term, whose default is 0. A weight of 0
+    that only plug-ins declare is not dumped: a plug-in that a run does not use must not change the run's config.
     """
 
     kind: str = "regulariser"
 
     def model(self, value: object) -> type[LossConfig]:
         weights = {name: f"weight of the regulariser {name}" for name in registry.names("regulariser")}
-        for losses in representation_losses().values():
+        built_in = set[str]()
+        for name, losses in representation_losses().items():
             weights |= losses
-        return _loss_model(tuple((name, text) for name, text in weights.items() if name not in LossConfig.model_fields))
+            if registry.entry("representation", name).config.startswith("threedgen."):
+                built_in |= losses.keys()
+        extra = [name for name in weights if name not in LossConfig.model_fields]
+        return _loss_model(tuple((name, weights[name], name in built_in) for name in extra))
 
     def _validate(self, value: object) -> LossConfig:
         return self.model(value).model_validate(value.model_dump() if isinstance(value, BaseModel) else value)
@@ -107,8 +112,11 @@ def _loss_config(values: Tree) -> LossConfig:
 
 
 @cache
-def _loss_model(weights: tuple[tuple[str, str], ...]) -> type[LossConfig]:
-    fields = {name: (Scheduled, Field(0.0, ge=0, description=text)) for name, text in weights}
+def _loss_model(weights: tuple[tuple[str, str, bool], ...]) -> type[LossConfig]:
+    fields = {
+        name: (Scheduled, Field(0.0, ge=0, description=text, exclude_if=None if built_in else lambda value: value == 0))
+        for name, text, built_in in weights
+    }
     return create_model("LossConfig", __base__=LossConfig, __doc__=LossConfig.__doc__, **fields)  # type: ignore[call-overload]
 
 
@@ -209,5 +217,5 @@ class ResultConfig(Config):
     fps: int = Field(20, ge=1, le=120, description="frames per second of turntable.mp4")
     mesh_resolution: int = Field(128, ge=16, le=512, description="grid points per axis of marching cubes")
     exporters: Annotated[tuple[str, ...], registered("exporter")] = Field(
-        (), description="plug-ins that write further files, by name"
+        (), description="plug-ins that write further files, by name; task generate only"
     )

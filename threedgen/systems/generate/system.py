@@ -183,7 +183,7 @@ class GenerateSystem(Scene):
 
     def configure_optimizers(self) -> Any:
         options, groups = self.config.optimizer, self.parameter_groups()
-        named = [{"params": group.parameters, "name": group.name} for group in groups]
+        named = [{"params": group.parameters, "name": group.name, "lr": 1.0} for group in groups]
         return self.scheduled(registry.build("optimizer", options, named), *map(self.learning_rate, groups))
 
     def learning_rate(self, group: ParameterGroup) -> object:
@@ -194,8 +194,8 @@ class GenerateSystem(Scene):
         for it, the result is `optimizer.networks`.
         """
         options, key = self.config.optimizer, group.learning_rate
-        rate = getattr(options, key, None)
-        return getattr(self.config.field, key, options.networks) if rate is None else rate
+        rates = [getattr(section, key, None) for section in (options, self.config.field)]
+        return next((rate for rate in rates if rate is not None), options.networks)
 
     def validate(self, step: int, folder: Path) -> None:
         """Write four renders from around the object to folder/validation/STEP.png.
@@ -208,8 +208,14 @@ class GenerateSystem(Scene):
         cameras = orbit(4, float(angle[0]), table.distance, float(angle[1]), size, size, azimuth=0.35)
         (folder / "validation").mkdir(exist_ok=True)
         write_png(folder / "validation" / f"{step:06d}.png", grid(self.images(cameras), 4))
-        for name in self.config.metrics:
-            self.metrics[name] = registry.implementation("metric", name)(self, step)
+        self.metrics |= self.measure(step)
+
+    def measure(self, step: int) -> dict[str, float]:
+        """Return the metrics of plug-ins that the option `metrics` names, by name, measured on the object at `step`.
+
+        The caller has set eval mode and disabled gradients.
+        """
+        return {name: float(registry.implementation("metric", name)(self, step)) for name in self.config.metrics}
 
 
 def piecewise_constant(schedule: float | dict, step: int, max_steps: int) -> float:
@@ -232,7 +238,7 @@ def key_steps(schedule: dict, max_steps: int) -> dict[int | str, float]:
 
 BETAS, EPS = (0.9, 0.99), 1e-15
 Groups = list[dict[str, Any]]
-"""PyTorch parameter groups with the keys `params` and `name`. Their `lr` is 1; learning rate schedules multiply it."""
+"""PyTorch parameter groups with the keys `params`, `name` and `lr`, which is 1; learning rate schedules multiply it."""
 
 
 def adam(options: OptimizerConfig, groups: Groups) -> Optimizer:

@@ -110,6 +110,7 @@ def run_once(task: Task, init_path: Path | None = None) -> Status:
     elif init_path is None:
         init_path = config.start_path
     check_backends(config)
+    import_plugin_parts(config)
     prior: Prior
     with explain_out_of_memory("the prior", "set prior.image_size, preview.enabled=false, or trainer.accelerator=cpu"):
         prior = task.load_prior(compact=True)
@@ -159,11 +160,29 @@ def check_backends(config: GenerateConfig) -> None:
     field = config.field.volume
     section = "field" if field is config.field else "field.paint"
     grid = (f"{section}.encoding", getattr(field, "encoding", None), encoding.MODULES)
-    kernels = registry.implementation("representation", config.field.name).backends
+    kernels = getattr(registry.implementation("representation", config.field.name), "backends", {})  # or a function
     used = [("field", config.field, kernels)] if kernels else [grid]
     for key, options, modules in (*used, ("march", config.march, march.MODULES)):
         with key_prefix(key):
             load_backend(modules, getattr(options, "backend", "auto"), target)
+
+
+def import_plugin_parts(config: GenerateConfig) -> None:
+    """Import the parts of plug-ins that are first used after the work has started.
+
+    An error in such a part, for example AttributeError for a misspelt name, then costs no time. Built-in parts are not
+    imported, because they take seconds.
+    """
+    used = {
+        "system": [config.system.name],
+        "distillation": [config.distillation.name],
+        "metric": config.metrics,
+        "exporter": config.result.exporters,
+    }
+    for kind, names in used.items():
+        for name in names:
+            if not registry.entry(kind, name).implementation.startswith("threedgen."):
+                registry.implementation(kind, name)
 
 
 def noise_prompt(run: Path) -> str:

@@ -121,6 +121,8 @@ class ImageTo3DConfig(RunConfig):
         return ThreeDiMSamplerConfig(**self.sampler.model_dump(), weights=self.weights)
 
     def check(self) -> None:
+        if self.result.exporters:
+            raise ConfigError("only the task generate has exporters. Set []", "result.exporters")
         if not self.image:
             raise ConfigError("there is none: give the file of a picture, image=car.png", "image")
         load_image(user_path(self.image, "image"), self.image, "image")
