@@ -119,6 +119,15 @@ def test_compute_dtype_auto_is_bf16_only_with_native_instructions(fast: bool, mo
         assert torch.is_autocast_enabled("cpu") == fast
 
 
+def test_compute_dtype_auto_is_fp32_on_a_gpu_that_emulates_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus = {0: SimpleNamespace(major=8, minor=0), 1: SimpleNamespace(major=7, minor=5)}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpus[getattr(device, "index", device)])
+    found = [dtypes.compute_dtype("auto", torch.device("cuda", index)) for index in gpus]
+    assert found == [torch.bfloat16, torch.float32]
+
+
 PURPOSES = st.sampled_from(["noise", "cameras", "1"])
 KEYS = st.tuples(st.integers(0, 5), st.integers(0, 5), PURPOSES, st.integers(0, 3))
 

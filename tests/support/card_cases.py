@@ -66,6 +66,7 @@ STEPS: dict[str, Case] = {
 TINY_OBJECTS, TRAINER = "objects={name: toybox, count: 4}", ["threads=1", "trainer.accelerator=cpu"]
 THREEDIM = [f"{name}={json.dumps(TINY_THREEDIM[name])}" for name in ("data", "model")]
 PANORAMA = ["rig.size=16", "rig.height=32", "rig.film={frames: 1, height: 16, width: 20}", "rig.views=5"]
+DREAMBOOTH = [*TRAINER, "prompt=a [v] dog", "photos=photos", "tuning.batch=2", "sheet.steps=1"]
 PATH = ["rig.height=16", "rig.width=20", "rig.views=4"]
 SIDES = ["mesh=a.glb", "rig.size=64", "texture=64"]
 COMMANDS: dict[str, tuple[str, list[str], int]] = {
@@ -77,16 +78,13 @@ COMMANDS: dict[str, tuple[str, list[str], int]] = {
     "mvdiffusion-depth-sd2": ("depth", ["mesh=room.glb", "rig.file=path.json", "texture=64", *PATH], 0),
     "texture-sd21": ("geometry", SIDES, 0),
     "texture-sdxl": ("geometry", SIDES, 0),
-    "mvdreambooth-sd21": (
-        "toybox",
-        [*TRAINER, "prompt=a [v] dog", "photos=photos", "tuning.batch=2", "sheet.steps=1"],
-        1,
-    ),
+    "mvdreambooth-sd21": ("toybox", DREAMBOOTH, 1),
+    "mvdreambooth-sd21, lora": ("toybox", [*DREAMBOOTH, "tuning.preservation=lora"], 1),
     "threedim-srn-cars": ("", [*TRAINER, *THREEDIM, "training.batch=4"], 1),
     "train-mvadapter-sd21": ("start", [*TRAINER, TINY_OBJECTS], 1),
     "train-mvadapter-sdxl": ("start-sdxl", [*TRAINER, TINY_OBJECTS], 1),
 }
-"""Config -> weights, words, number of synchronisations of a denoising or training step."""
+"""Name (config or config, note) -> weights, words, number of synchronisations of a denoising or training step."""
 
 
 def prior_words(place: Path) -> dict[str, list[str]]:
@@ -130,7 +128,7 @@ def results(place: Path) -> dict[str, dict[str, Any]]:
         cases[name] = {"config": config, "words": [*more, *place_of], "steps": numbers, "stage": stage}
         cases[name]["image"] = config == "image-to-3d-sdxl"
     for name, (weights, more, _) in COMMANDS.items():
-        given = ["--config", name, f"out=run-{name}", *words[weights], *more]
+        given = ["--config", name.partition(", ")[0], f"out=run-{name}", *words[weights], *more]
         if TRAINER[1] not in more:
             given[3:3] = ["steps=2", "threads=1", "prior.dtype=bf16", "prompt=a red dog"]
         cases[name] = {"words": given}

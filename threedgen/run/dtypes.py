@@ -29,7 +29,10 @@ def emulation_note(name: str, device: torch.device) -> str:
 
 
 def _native(device: torch.device) -> str:
-    fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else bf16_cpu() and device.type == "cpu"
+    if device.type == "cuda":  # torch.cuda.is_bf16_supported is also True for older GPUs, which emulate bf16
+        fast = torch.cuda.is_available() and torch.cuda.get_device_capability(device) >= (8, 0)
+    else:
+        fast = bf16_cpu() and device.type == "cpu"
     return "bf16" if fast else "fp32"
 
 

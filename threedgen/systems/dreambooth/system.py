@@ -140,7 +140,8 @@ class DreamBoothSystem(DenoisingSystem):
             prior.unet.requires_grad_(False)
             # the standard deviation of torch's own linear layers, as in peft
             rng = generator(self.seed, 0, "lora")
-            self.lora = LoRA(prior.unet, LORA_RANK, rng, 1.0, lambda width: (3 * width) ** -0.5)
+            lora = LoRA(prior.unet, LORA_RANK, rng, 1.0, lambda width: (3 * width) ** -0.5)
+            self.lora = lora.to(prior.device)  # the first sheet is sampled before Lightning moves this module
             self.lora.attach(prior.unet)
         else:
             prior.unet.requires_grad_(True)
