@@ -71,8 +71,9 @@ def parse(words: list[str]) -> Command:
         optional: Any = {"nargs": "?", "const": ""} if value.startswith("[") else {}
         how = optional if value else {"action": "store_const", "const": ""}
         short_form = [name[1:3]] if name in HAVE_SHORT_FORMS else []
-        several = {"action": "append"} if name == plugins.FLAG else {}
-        parser.add_argument(name, *short_form, dest=name, **how, **several)
+        if name == plugins.FLAG:
+            how = {"action": "append"}
+        parser.add_argument(name, *short_form, dest=name, **how)
     found, rest = parser.parse_known_args(words)
     if files := getattr(found, plugins.FLAG):
         setattr(found, plugins.FLAG, ",".join(files))

@@ -94,8 +94,8 @@ class Subjects(runner.Evaluation[EvaluateSubjectsConfig, int, Json]):
         self.probe = Probe.load(config.probe.weights)
         self.embed = ToyboxIdentity(config.identity)
         self.base = prior_of(tuning_config(config, self.folder, config.preservation[0], "thing"))
-        networks = {"prior": self.base.networks, "identity": self.embed.net, "probe": self.probe}
-        self.weights = {f"{name}_weights": digest(network) for name, network in networks.items()}
+        prior, identity, probe = digest(self.base.networks), digest(self.embed.net), digest(self.probe)
+        self.weights = {"prior_weights": prior, "identity_weights": identity, "probe_weights": probe}
 
     def prepare(self) -> None:
         found = runner.cached_json(self.folder / "held-out.json", partial(self.held_out, self.base), **self.weights)
