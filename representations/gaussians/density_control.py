@@ -2,7 +2,7 @@
 
 "adaptive" clones, splits and removes Gaussians (Kerbl et al. 2023, section 5). "mcmc" relocates Gaussians and adds
 noise to their positions (Kheradmand et al. 2024, "3D Gaussian Splatting as Markov Chain Monte Carlo", arXiv
-2404.09591). All random numbers are seeded with the field's seed and the step, so a resumed run makes the same changes.
+2404.09591). All random numbers are seeded with the step, so a resumed run makes the same changes.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def after_step(field: Gaussians, step: int, optimizer: Optimizer) -> None:
     o, done, total = field.options, step + 1, field.max_steps
     if o.densify == "none" or total is None:
         return
-    rng = generator(field.seed, step, "density control")
+    rng = generator(0, step, "density control")
     first, last = (share * total for share in o.densify_range)
     if o.densify == "mcmc":
         _move(field, optimizer, rng)

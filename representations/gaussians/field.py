@@ -63,7 +63,6 @@ class Gaussians(Representation):
     def __init__(self, options: GaussiansConfig | None = None, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.options = o = options or GaussiansConfig()
-        self.seed = 0 if generator is None else generator.initial_seed()  # of the density control
         self.max_steps: int | None = None
         self.screen: list[ScreenPositions] = []
         self.start(ball(o.count, o.sphere, generator))

@@ -133,19 +133,6 @@ def test_step_without_finite_gradients_does_not_count(densify: str) -> None:
 # --- MCMC
 
 
-def test_noise_depends_on_the_seed_of_the_field() -> None:
-    moved = []
-    for seed in (0, 0, 1):
-        field, _ = made(densify="mcmc", interval=100)
-        field.seed = Gaussians(GaussiansConfig(count=10), seeded(seed)).seed
-        with torch.no_grad():
-            field.opacity_logits[:] = -9.0
-            rates = [{"params": [parameter], "lr": 0.1} for parameter in field.parameters()]
-            field.after_step(0, torch.optim.Adam(rates))
-        moved.append(field.means.detach().clone())
-    assert torch.equal(moved[0], moved[1]) and not torch.equal(moved[0], moved[2])
-
-
 def test_shared_opacity_composites_to_the_opacity_of_one() -> None:
     opacity, shares = torch.tensor([0.3, 0.9, 0.5, 0.99]), torch.tensor([1, 2, 5, 51])
     each, factor = split_equally(opacity, shares)
