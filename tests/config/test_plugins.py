@@ -26,6 +26,13 @@ MARKER = "open(__file__ + '.imported', 'w').close()\n"
 
 
 @pytest.fixture(autouse=True)
+def no_components_of_other_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    for named in registry.TABLE.values():
+        for name in [name for name, entry in named.items() if not entry.implementation.startswith("threedgen.")]:
+            monkeypatch.delitem(named, name)
+
+
+@pytest.fixture(autouse=True)
 def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(registry, "TABLE", {kind: dict(names) for kind, names in registry.TABLE.items()})
