@@ -201,9 +201,8 @@ class OccupancyGrid(nn.Module):
 
         At steps that are multiples of the option `interval`:
 
-        1. Choose cells. Below the step `warmup` (an option): all. Later: random cells, a quarter as many as the grid
-           has, and also the occupied cells. If there are more occupied cells than random ones, only as many of them,
-           chosen at random.
+        1. Choose cells. Below the step `warmup` (an option): all N cells of the grid. Later: N / 4 random cells and the
+           occupied cells, or N / 4 random ones of them if there are more.
         2. Compute density * `step_size`, the optical depth of one ray step, at a random point of each chosen cell. The
            value of the cell becomes this number, or its old value * `decay` (an option) if that is larger.
         3. Mark as occupied all cells whose value is above the option `threshold`, or above the mean of all values if

@@ -135,7 +135,7 @@ class AdaptedUNet(nn.Module):
             settings: training settings of the adapter, such as which tokens attend to each other.
             branches: kinds of added attention: "mv" to other views, "ref" to a reference image.
             guided: whether to add a condition guider, whose features are added to those of the UNet's blocks.
-            depth: residual blocks per level of the condition guider; None: as many as a block of the UNet has layers.
+            depth: residual blocks per level of the condition guider; None: the layers per block of the UNet.
             downscale: factor by which the sides of the condition guider's first feature map are smaller than those of
                 the input maps. The feature map has a fixed size, so this sets the size of the input maps; None: that of
                 the image.
@@ -273,7 +273,7 @@ def make_guider(
 
     Args:
         factor: image pixels per latent pixel along each axis.
-        depth: residual blocks per level; None: as many as a block of the UNet has layers.
+        depth: residual blocks per level; None: the layers per block of the UNet.
         downscale: number of input pixels per cell of the first feature map, along each axis. None: N, for input maps of
             the size of the image. A smaller value is for smaller input maps: with N / 2, they have half the height and
             width of the image.

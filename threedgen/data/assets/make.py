@@ -24,6 +24,7 @@ from threedgen.data.options import OBJECT_RADIUS
 from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.images import png, to_uint8
 from threedgen.geometry.poses import orbit_array
+from threedgen.geometry.side_files import TEXTURES
 from threedgen.run.disk import Tree, make_folder, write_atomic, write_json, writing
 from threedgen.run.interrupts import Stopped
 from threedgen.run.metrics import csv_table
@@ -258,7 +259,7 @@ def make_shard(job: Job, views: ViewsConfig, seed: int, folder: Path, data: Path
                 notes = [*([PLAIN] if mesh.plain else []), *mesh.notes]
                 if mesh.notes:  # of missing textures, for example
                     place = (data / asset.file).resolve().parent
-                    places = place, place / "textures", place.parent / "textures"
+                    places = place, place / TEXTURES, place.parent / TEXTURES
                     texture_folders |= {str(path): _modified(path) for path in places}
                 entry = {"name": asset.name, "file": asset.file, "caption": asset.caption, "notes": notes}
                 poses = {"azimuths": views.azimuths, "c2w": at.c2w.tolist(), "fov": at.fov.tolist()}

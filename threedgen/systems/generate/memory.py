@@ -64,7 +64,7 @@ class MeasuredSystem(GenerateSystem):
     def choose_chunks(self, free: float) -> None:
         """Compute the chunk sizes for `free` bytes of memory if the option `march.chunk` is "auto"; else do nothing.
 
-        A chunk size is the number of ray samples that a render processes at a time, as many as fit this memory. There
+        A chunk size is the number of ray samples that a render processes at a time; they have to fit this memory. There
         is one for renders without normals and, if the object has normals, a second one for renders with normals. They
         are stored in the dict `self.chunks.measured` with the keys "without normals" and "with normals". For rasterised
         objects (meshes and 3D Gaussians), which have no ray samples, nothing is stored.

@@ -52,7 +52,7 @@ def _fitting_preset(config: GenerateConfig, device: torch.device) -> str | None:
     try:
         return next((name for name, needed in memory_by_preset(config, device, free) if needed <= free), None)
     except Exception as error:  # a plug-in may have no weights, or not run on the meta device, in any way
-        logger.info("the memory cannot be measured: %s. The run starts without a memory preset", one_line(error))
+        logger.warning("the memory cannot be measured: %s. The run starts without a memory preset", one_line(error))
         logger.debug("the memory cannot be measured", exc_info=error)
         return None
 

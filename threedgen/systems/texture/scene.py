@@ -50,7 +50,7 @@ UNWRAP_SECONDS = 1.5e-5  # seconds per triangle to unwrap a mesh on one core
 GLB, FILM = "scene.glb", "frames.mp4"
 TEXTURE = "texture.png"
 FILES: tuple[str, ...] = (FILM, "sheet.png", CAMERAS_FILE, GLB, TEXTURE, "walk.png")
-MAX_RELATIVE_DISTANCE = 1000  # of a scene from the origin, in its size: float32 then rounds to 6e-5 of the size
+MAX_DISTANCE = 1000  # of a scene from the origin, in its size: float32 then rounds to 6e-5 of the size
 SCENE_SIZE = (1.0, 100.0)  # plausible range of a scene's longest side in metres; outside it the unit is probably wrong
 WALK_VIEWS, SHEET_COLUMNS, FPS = 12, 6, 8
 BACK_VIEWS, BACK_SIZE = 6, 48  # number and side in pixels of the renders in which back faces are counted
@@ -108,7 +108,7 @@ def texture_scene(task: Task, rig: PathConfig) -> None:
 def check_distance(source: SourceMesh) -> None:
     """Raise ConfigError if a scene is so far from the origin, for its size, that float32 vertices lose its shape."""
     size, far = float(np.ptp(source.vertices, axis=0).max()), float(np.abs(source.vertices).max())
-    if far > MAX_RELATIVE_DISTANCE * size:
+    if far > MAX_DISTANCE * size:
         place = f"is {size:.4g} m long and {far:.4g} m from the origin, too far for float32 vertices"
         raise ConfigError(f"{place}. Move the mesh, and the cameras if you give any, to the origin", "mesh")
 

@@ -7,6 +7,7 @@ log-probabilities of a part's colour are means over the views, weighted by the p
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
@@ -235,16 +236,13 @@ class ProbeSides:
         one. The result is None if a prompt has no toybox noun, or if the probe cannot tell two prompts apart: they have
         the same noun and not two different colours.
         """
-        specs, labels = [parse_prompt(prompt) for prompt in prompts], self.probe.labels
-        colours: dict[str, list[str]] = {}
-        for spec in specs:
-            if spec is None:
-                return None
-            colours.setdefault(spec.noun, []).append(spec.colour)
-        if any(len(of) > 1 and not (all(of) and len(set(of)) == len(of)) for of in colours.values()):
+        specs = [spec for prompt in prompts if (spec := parse_prompt(prompt)) is not None]
+        pairs = ((a, b) for a, b in combinations(specs, 2) if a.noun == b.noun)
+        same = (a.colour == b.colour or not (a.colour and b.colour) for a, b in pairs)
+        if len(specs) < len(prompts) or any(same):
             return None
-        answers, columns = self.probe.classify(images), []
-        for spec in filter(None, specs):
+        labels, answers, columns = self.probe.labels, self.probe.classify(images), []
+        for spec in specs:
             column = answers.noun[:, labels.nouns.index(spec.noun)]
             columns.append(column + answers.colour[:, labels.colours.index(spec.colour)] if spec.colour else column)
         return torch.stack(columns, 1)
