@@ -20,8 +20,8 @@ class GraphedCalls:
     A graph is valid for fixed shapes, dtypes and devices of the tensor arguments and fixed values of the other
     arguments. If one of these differs in a call, the graph and its memory for all activations are freed. This call and
     the next run normally; the one after them captures a new graph. If a capture fails, the reason is logged, and all
-    later calls run normally. Everything else that the function uses, such as weights, must not change, since a replay
-    may ignore the change.
+    later calls run normally. Everything else that the function uses, such as weights, must not change without a call of
+    `clear`, since a replay may ignore the change.
     """
 
     def __init__(self) -> None:
@@ -45,7 +45,8 @@ class GraphedCalls:
         tensors = [value for value in inputs if isinstance(value, Tensor)]
         key = tuple((v.shape, v.dtype, v.device) if isinstance(v, Tensor) else v for v in inputs)
         if key != self._key:
-            self._key, self._calls, self._recording, self._inputs = key, 0, None, []
+            self.clear()
+            self._key = key
         self._calls += 1
         if self._recording is None and self._calls > WARM_UP and not self.failed:
             self._capture(function, inputs)
@@ -56,6 +57,10 @@ class GraphedCalls:
             static.copy_(value)
         replay()
         return output.clone()
+
+    def clear(self) -> None:
+        """Free the graph; the next call counts as the first. Call this when weights move: a replay reads old memory."""
+        self._key, self._calls, self._recording, self._inputs = None, 0, None, []
 
     def _capture(self, function: Callable[..., Tensor], inputs: tuple[Tensor | int | None, ...]) -> None:
         static = [value.clone() if isinstance(value, Tensor) else value for value in inputs]
