@@ -35,6 +35,17 @@ def test_graph_gives_the_result_of_each_call_and_is_captured_again_for_other_sha
     assert captured == [(3,), (2,)]
 
 
+def test_single_call_of_another_shape_keeps_the_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interval score matching has several calls without guidance in a step, then one with twice the latents."""
+    captured = list[tuple[int, ...]]()
+    monkeypatch.setattr(cuda_graph, "record", lambda f: (captured.append(calls[-1]), record(f))[1])
+    graphed = GraphedCalls()
+    for k, count in enumerate([4, 4, 4, 8] * 3):
+        x = torch.full((count,), float(k))
+        assert torch.equal(graphed(scaled, x, None, 3), 3 * x)
+    assert captured == [(4,)]
+
+
 def test_failed_capture_falls_back_for_good(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     def fail(_: Any) -> None:
         raise RuntimeError("operation not permitted when stream is capturing")
