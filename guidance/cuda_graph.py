@@ -69,28 +69,31 @@ class GraphedCalls:
         self._captured, self._recording, self._inputs = None, None, []  # frees the old graph first
         static = [value.clone() if isinstance(value, Tensor) else value for value in inputs]
         try:
-            self._recording = record(lambda: function(*static))
-            self._captured, self._inputs = self._key, [value for value in static if isinstance(value, Tensor)]
+            self._inputs = [value for value in static if isinstance(value, Tensor)]
+            self._recording = record(lambda: function(*static), self._inputs[0].device)
+            self._captured = self._key
         except RuntimeError as error:  # also out of memory
             self.failed = True
             reason = str(error).split("\n")[0]
             logger.warning("The UNet runs without a CUDA graph, which launches more kernels: %s", reason)
 
 
-def record(function: Callable[[], Tensor]) -> Recording:
+def record(function: Callable[[], Tensor], device: torch.device) -> Recording:
     """Capture the kernels of `function` as a CUDA graph; return a function that replays it, and the output tensor.
 
-    `function` is called once before the capture and once for it. Each replay reads the tensors that `function` used,
-    and overwrites the output tensor. Raises RuntimeError if `function` cannot be captured.
+    `function` is called once before the capture and once for it, and computes on `device`, which need not be the
+    current one. Each replay reads the tensors that `function` used, and overwrites the output tensor. Raises
+    RuntimeError if `function` cannot be captured.
     """
-    current, stream = torch.cuda.current_stream(), torch.cuda.Stream()
-    stream.wait_stream(current)
-    with torch.cuda.stream(stream):  # libraries allocate their memory for this stream
-        function()
-    current.wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.stream(current):  # a failed capture leaves another stream current
-        # other threads may allocate memory meanwhile
-        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-            output = function()
-    return graph.replay, output
+    with torch.cuda.device(device):
+        current, stream = torch.cuda.current_stream(), torch.cuda.Stream()
+        stream.wait_stream(current)
+        with torch.cuda.stream(stream):  # libraries allocate their memory for this stream
+            function()
+        current.wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.stream(current):  # a failed capture leaves another stream current
+            # other threads may allocate memory meanwhile
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                output = function()
+        return graph.replay, output

@@ -117,7 +117,7 @@ def test_graph_is_captured_again_after_a_move_and_not_used_with_cpu_offload(monk
     pytest.importorskip("accelerate")
     captured = list[Tensor]()
 
-    def record(function: Callable[[], Tensor]) -> tuple[Callable[[], object], Tensor]:
+    def record(function: Callable[[], Tensor], device: torch.device) -> tuple[Callable[[], object], Tensor]:
         captured.append(function())
         return lambda: captured[-1].copy_(function()), captured[-1]
 
