@@ -183,9 +183,8 @@ class Prior(Protocol):
 
         This needs disabled gradients and the attribute `graph`, which captures and stores the CUDA graph; if it is
         None, `function` runs normally. Calls are equal if their tensors have equal shapes, dtypes and devices and their
-        other inputs equal values. The third of consecutive equal calls captures a graph, and the following equal calls
-        replay it. An unequal call discards the graph and counts as the first. All calls on one prior must pass the same
-        `function`.
+        other inputs equal values. The third of consecutive equal calls captures a graph, and equal calls replay it,
+        until three other consecutive equal calls replace it. All calls on one prior must pass the same `function`.
         """
         return function(*inputs) if self.graph is None or torch.is_grad_enabled() else self.graph(function, *inputs)
 

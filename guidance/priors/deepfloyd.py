@@ -126,6 +126,8 @@ class DeepFloyd(Prior):
         return CHANNELS, self.image_size, self.image_size
 
     def to(self, device: torch.device | str) -> Self:
+        if self.graph is not None:
+            self.graph.clear()
         self.device = torch.device(device)
         self.schedule = self.schedule.to(self.device)
         self.dtype = compute_dtype(self.precision, self.device)

@@ -153,6 +153,8 @@ class LatentDiffusion(Prior):
             return noise + self.vae.encode(2 * image.permute(0, 3, 1, 2) - 1).latent_dist.mean.float()
 
     def to(self, device: torch.device | str) -> Self:
+        if self.graph is not None:
+            self.graph.clear()
         self.device = torch.device(device)
         self.schedule = self.schedule.to(self.device)
         for network in self.networks.values():

@@ -7,7 +7,7 @@ images = pipe("an astronaut riding a horse, 3d asset", guidance_scale=10.0).imag
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from diffusers.image_processor import VaeImageProcessor
@@ -80,7 +80,13 @@ class MVDreamPipeline(DiffusionPipeline):
         self.guide_views = False
         """Whether the unconditional branch denoises each view separately, without its camera (see `Prior`)."""
         self.graph: GraphedCalls | None = None
-        """The UNet as a CUDA graph, for all calls; set it to None before you change the weights."""
+        """The UNet as a CUDA graph, for all calls without CPU offload; set it to None before you change the weights."""
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """Move or cast the networks, as in diffusers."""
+        if self.graph is not None:
+            self.graph.clear()
+        return super().to(*args, **kwargs)
 
     @classmethod
     def from_prior(cls, prior: LatentDiffusion) -> "MVDreamPipeline":
@@ -119,7 +125,9 @@ class MVDreamPipeline(DiffusionPipeline):
             dtype=self.precision or names[self.unet.dtype],
             device=None,
         )
-        prior.device, prior.graph = torch.device(self._execution_device), self.graph
+        prior.device = torch.device(self._execution_device)
+        if not hasattr(self.unet, "_hf_hook"):  # this hook of CPU offload moves the weights in each call
+            prior.graph = self.graph
         prior.guide_views = self.guide_views
         return prior
 

@@ -1,5 +1,7 @@
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -23,7 +25,7 @@ def record(function: Callable[[], Tensor]) -> tuple[Callable[[], object], Tensor
 
 def test_graph_gives_the_result_of_each_call_and_is_captured_again_for_other_shapes(monkeypatch) -> None:
     captured = list[tuple[int, ...]]()
-    monkeypatch.setattr(cuda_graph, "record", lambda f: (captured.append(calls[-1]), record(f))[1])
+    monkeypatch.setattr(cuda_graph, "record", lambda f, device: (captured.append(calls[-1]), record(f))[1])
     graphed, kept = GraphedCalls(), []
     for k, count in enumerate([2, 2, 3, 3, 3, 3, 3, 2, 2, 2, 3]):
         x, shift = torch.full((count,), float(k)), torch.arange(count) if k % 7 else None
@@ -35,8 +37,19 @@ def test_graph_gives_the_result_of_each_call_and_is_captured_again_for_other_sha
     assert captured == [(3,), (2,)]
 
 
+def test_single_call_of_another_shape_keeps_the_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interval score matching has several calls without guidance in a step, then one with twice the latents."""
+    captured = list[tuple[int, ...]]()
+    monkeypatch.setattr(cuda_graph, "record", lambda f, device: (captured.append(calls[-1]), record(f))[1])
+    graphed = GraphedCalls()
+    for k, count in enumerate([4, 4, 4, 8] * 3):
+        x = torch.full((count,), float(k))
+        assert torch.equal(graphed(scaled, x, None, 3), 3 * x)
+    assert captured == [(4,)]
+
+
 def test_failed_capture_falls_back_for_good(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    def fail(_: Any) -> None:
+    def fail(*_: Any) -> None:
         raise RuntimeError("operation not permitted when stream is capturing")
 
     monkeypatch.setattr(cuda_graph, "record", fail)
@@ -45,3 +58,23 @@ def test_failed_capture_falls_back_for_good(monkeypatch: pytest.MonkeyPatch, cap
         torch.equal(graphed(scaled, torch.full((2,), float(k)), None, 2), torch.full((2,), 2.0 * k)) for k in range(6)
     )
     assert len(caplog.records) == 1 and "capturing" in caplog.text
+
+
+def test_graph_is_captured_on_the_device_of_the_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    current, used = ["cuda:0"], list[str]()
+
+    @contextmanager
+    def device(value: torch.device) -> Iterator[None]:
+        current.append(str(value))
+        yield
+        current.pop()
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+    for name in ("current_stream", "Stream", "CUDAGraph"):
+        monkeypatch.setattr(torch.cuda, name, lambda: (used.append(current[-1]), MagicMock())[1])
+    for name in ("stream", "graph"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_, **__: nullcontext())
+    graphed = GraphedCalls()
+    for _ in range(3):
+        graphed(scaled, torch.empty(2, device="meta"), None, 3)
+    assert used == ["meta"] * 3

@@ -175,7 +175,7 @@ def register() -> None:
         table["triton"] = kernels.__name__  # type: ignore[index]
 
 
-def record(function: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+def record(function: Callable[[], Tensor], device: torch.device) -> tuple[Callable[[], None], Tensor]:
     """Record a function as a CUDA graph: a replay is one launch. As on a GPU, it must not wait for the device."""
     simulation = current[-1]
 

@@ -237,6 +237,15 @@ def test_auto_strategy_allows_unused_parameters_on_several_devices(monkeypatch, 
     assert _strategy(TrainerConfig(devices=devices, accelerator="cpu")) == "auto"
 
 
+def test_interactive_session_trains_on_one_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
+    TrainerConfig().check()
+    assert _strategy(TrainerConfig()) == "auto"
+    with refused("devices"):
+        TrainerConfig(devices=2).check()
+
+
 @pytest.mark.parametrize("device", ["cpu", pytest.param("gpu", marks=pytest.mark.gpu)])
 def test_fit_trains_parameters_without_gradient_on_two_devices(tmp_path, device):
     if device == "gpu" and torch.cuda.device_count() < 2:

@@ -1,5 +1,6 @@
 """Config sections that many tasks share: cameras, trainer, checkpoints, loggers, and the base of all tasks."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
@@ -106,7 +107,7 @@ class TrainerConfig(Config):
         "auto", description="device type; auto: a GPU if there is one"
     )
     devices: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
-        "auto", description="number of devices; auto: all GPUs, or one CPU process"
+        "auto", description="number of devices; auto: all GPUs (one in a notebook), or one CPU process"
     )
     precision: Literal["32-true", "16-mixed", "bf16-mixed", "bf16-true", "16-true", "64-true"] = Field(
         "32-true", description="number format of the training step"
@@ -126,6 +127,14 @@ class TrainerConfig(Config):
             available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
             if not available.get(self.accelerator, any(available.values())):
                 raise ConfigError("is no device for torch; choose auto or cpu", "accelerator", self.accelerator)
+        if self.devices not in ("auto", 1) and is_interactive():
+            problem = "several devices cannot train in a notebook or another interactive session. Set trainer.devices=1"
+            raise ConfigError(problem, "devices", str(self.devices))
+
+
+def is_interactive() -> bool:
+    """Return whether this process is a notebook or another interactive Python session."""
+    return hasattr(sys, "ps1") or bool(sys.flags.interactive)
 
 
 class CheckpointConfig(Config):

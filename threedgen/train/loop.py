@@ -25,7 +25,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from threedgen.config import registry
 from threedgen.config.errors import ConfigError, DiskFull
-from threedgen.config.sections import CheckpointConfig, LoggerConfig, TrainerConfig
+from threedgen.config.sections import CheckpointConfig, LoggerConfig, TrainerConfig, is_interactive
 from threedgen.run.disk import free_megabytes, make_folder, write_atomic, write_error
 from threedgen.run.folder import CHECKPOINTS, MAX_STEPS_KEY, restore_max_steps
 from threedgen.run.interrupts import Interrupts
@@ -195,6 +195,8 @@ def _trainer(
 
 def _strategy(options: TrainerConfig) -> str:
     gpus = torch.cuda.device_count() if options.accelerator in ("auto", "gpu", "cuda") else 0
+    if options.devices == "auto" and is_interactive():
+        return "auto"  # of several GPUs, Lightning then takes one
     count = gpus if options.devices == "auto" else options.devices
     return "ddp_find_unused_parameters_true" if count > 1 else "auto"  # DDP that allows parameters without gradients
 

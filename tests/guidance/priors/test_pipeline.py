@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from tests.support.fork_server import Server, log
 from tests.support.marks import unix
 from tests.support.script_poses import script_poses
 from tests.support.tiny_prior import coarse_prior, cpu, tiny_prior
+from threedgen.guidance import cuda_graph
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.guidance.priors.pipeline import MVDreamPipeline
 
@@ -109,6 +111,32 @@ def test_cpu_offload_keeps_images(prior: MVDream) -> None:
     for _ in range(2):
         np.testing.assert_array_equal(sample(pipeline), expected)
     assert all(hasattr(network, "_hf_hook") for network in (pipeline.unet, pipeline.vae, pipeline.text_encoder))
+
+
+def test_graph_is_captured_again_after_a_move_and_not_used_with_cpu_offload(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("accelerate")
+    captured = list[Tensor]()
+
+    def record(function: Callable[[], Tensor], device: torch.device) -> tuple[Callable[[], object], Tensor]:
+        captured.append(function())
+        return lambda: captured[-1].copy_(function()), captured[-1]
+
+    monkeypatch.setattr(cuda_graph, "record", record)
+    prior = tiny_prior()
+    expected = sample(MVDreamPipeline.from_prior(prior))
+    prior.graph = cuda_graph.GraphedCalls()
+    pipeline = MVDreamPipeline.from_prior(prior)
+    moves: list[tuple[Callable[[], object], int]] = [
+        (lambda: None, 1),
+        (lambda: None, 1),
+        (lambda: pipeline.to("cpu"), 2),
+        (lambda: prior.to("cpu"), 3),
+        (lambda: pipeline.enable_model_cpu_offload(device="cpu"), 3),
+    ]
+    for move, count in moves:
+        move()
+        np.testing.assert_array_equal(sample(pipeline), expected)
+        assert len(captured) == count
 
 
 @unix
