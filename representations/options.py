@@ -119,7 +119,7 @@ class NGPConfig(EncodedFieldConfig):
 class SDFConfig(EncodedFieldConfig):
     """Signed distance field rendered with NeuS's opacity (Wang et al. 2021): a surface, no semi-transparent density.
 
-    Options of the representation "sdf": radius of the initial ball, initial sharpness, and how normals are computed.
+    Options of the representation "sdf": radius of the initial ball, the sharpness, and how normals are computed.
     """
 
     losses: ClassVar[dict[str, str]] = {"eikonal": "weight of the eikonal loss: the distance's gradient has length 1"}
@@ -127,6 +127,7 @@ class SDFConfig(EncodedFieldConfig):
     name: Literal["sdf"] = "sdf"
     sphere: float = Field(0.5, gt=0, le=100, description="radius of the initial ball, world units")
     log_sharpness: float = Field(3.0, ge=0, le=10, description="initial log s; the surface is about 1/s thick")
+    lr_sharpness: Scheduled | None = Field(None, ge=0, description="learning rate of log s; null: optimizer.networks")
     cosine: Scheduled = Field({"0%": 0.0, "100%": 1.0}, ge=0, le=1, description="weight of the surface angle (NeuS)")
     normal_eps: Literal["cell"] | Annotated[float, Field(gt=0, le=1)] = Field(
         "cell", description="finite difference step of the gradient, world units; cell: finest active cell"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from threedgen.config import at
-from threedgen.representations.base import Regulariser
+from threedgen.representations.base import ParameterGroup, Regulariser
 from threedgen.representations.losses import eikonal
 from threedgen.representations.options import SDFConfig
 
@@ -48,6 +48,14 @@ class SDF(EncodedField):
         self.log_sharpness = nn.Parameter(torch.tensor(o.log_sharpness))
         self.register_buffer("cosine", torch.tensor(0.0))
         self.before_step(0, 1)
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        encoding, networks = super().parameter_groups()
+        if self.options.lr_sharpness is None:  # the optimizer states of older checkpoints have these two groups
+            return [encoding, networks]
+        others = [parameter for parameter in networks.parameters if parameter is not self.log_sharpness]
+        sharpness = ParameterGroup("sharpness", [self.log_sharpness], "lr_sharpness")
+        return [encoding, networks._replace(parameters=others), sharpness]
 
     def before_step(self, step: int, max_steps: int | None = None) -> None:
         super().before_step(step, max_steps)

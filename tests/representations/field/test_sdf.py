@@ -121,6 +121,15 @@ def test_eikonal_loss_trains_and_all_parameters_get_gradients() -> None:
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in field.parameters())
 
 
+def test_sharpness_has_its_own_group_only_with_a_learning_rate() -> None:
+    field = ball(lr_sharpness=0.02)
+    *others, own = field.parameter_groups()
+    assert own.parameters[0] is field.log_sharpness and getattr(field.options, own.learning_rate) == 0.02
+    grouped = [id(p) for group in [*others, own] for p in group.parameters]
+    assert sorted(grouped) == sorted(id(p) for p in field.parameters())
+    assert [group.name for group in ball().parameter_groups()] == ["encoding", "networks"], "as in older checkpoints"
+
+
 def test_extracted_mesh_is_the_ball() -> None:
     field = ball(log_sharpness=4.5)
     mesh = field_surface(FieldView(field.density, lambda x: torch.sigmoid(field(x)[1])), 48)
