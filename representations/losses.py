@@ -48,10 +48,14 @@ def opaque(render: Render) -> Tensor:
 def z_variance(render: Render) -> Tensor:
     """Return the mean depth variance, in square world units, of the rays with an opacity above 0.5 (HiFA).
 
-    It is low for thin surfaces.
+    Mean and variance of a ray's depth use its weights divided by their sum, the opacity. So the variance is low for
+    thin surfaces, also for translucent ones.
     """
     solid = render.opacity > 0.5
-    return torch.where(solid, render.z_variance, 0.0).sum() / solid.sum().clamp(min=1)
+    opacity = torch.where(solid, render.opacity, 1.0)
+    square = render.z_variance + render.depth.square() * (2 - opacity)  # sum of weight * distance^2
+    variance = (square / opacity - (render.depth / opacity).square()).clamp(min=0)  # below 0: rounding
+    return torch.where(solid, variance, 0.0).sum() / solid.sum().clamp(min=1)
 
 
 def eikonal(render: Render) -> Tensor:

@@ -30,6 +30,12 @@ class OneSided(NGP):
         return sigma, features, normalize(self.density(neighbours.view(-1, 3)).view(-1, 3) - sigma[:, None], dim=-1)
 
 
+def unnormalised_z_variance(render: Render) -> Tensor:
+    """Return the depth variance of MVDream's loss: the ray's weights are not divided by their sum."""
+    solid = render.opacity > 0.5
+    return torch.where(solid, render.z_variance, 0.0).sum() / solid.sum().clamp(min=1)
+
+
 class Recorded:
     def __init__(self, path: Path) -> None:
         with np.load(path) as file:
@@ -90,7 +96,7 @@ class Recorded:
 
     def loss(self, seen: Render) -> Tensor:
         total = seen.rgb.square().sum() + losses.sparsity(seen) + losses.opaque(seen)
-        total = total + losses.z_variance(seen)
+        total = total + unnormalised_z_variance(seen)
         if seen.normals is not None:
             total = total + losses.orientation(seen)
         return total
