@@ -240,7 +240,9 @@ def test_edited_captions_renew_their_shard(folder: Path) -> None:
     assert command("views.per_shard=1") == 0
     assert [name for name, data in shard_bytes().items() if data != before[name]] == ["shard-00001.tar"]
     captions(folder, {"box.glb": "a crimson box"})
+    Path("run/sheet-2.png").touch()
     assert command("views.per_shard=1") == 0 and len(shard_bytes()) == 1
+    assert not Path("run/sheet-2.png").exists(), "there are fewer assets than before"
 
 
 def test_full_disk_is_reported_and_finished_shards_stay(monkeypatch, capsys) -> None:
