@@ -301,6 +301,26 @@ def test_killed_workers_resume_to_the_same_shards(folder: Path) -> None:
         assert (Path("killed/views") / path.name).read_bytes() == path.read_bytes()
 
 
+def test_edited_texture_or_material_renews_its_shard(folder: Path) -> None:
+    (folder / "cone.mtl").write_text("newmtl m\nmap_Kd paint.png\n")
+    (folder / "cone.obj").write_text(
+        "mtllib cone.mtl\nusemtl m\nv 0 0 0\nv 1 0 0\nv 0 1 0\nv 0 0 1\nvt 0 0\n"
+        "f 1/1 3/1 2/1\nf 1/1 2/1 4/1\nf 1/1 4/1 3/1\nf 2/1 3/1 4/1\n"
+    )
+    write_png(folder / "paint.png", np.full((4, 4, 3), 0.5))
+    captions(folder, {"cone.obj": "a cone"})
+    assert command() == 0 and rows()["cone.obj"]["note"] == ""
+    contents = [shard_bytes()]
+    write_png(folder / "paint.png", np.full((4, 4, 3), 0.1))
+    assert command() == 0
+    contents.append(shard_bytes())
+    (folder / "cone.mtl").write_text("newmtl m\nKd 1 0 0\n")
+    assert command() == 0 and shard_bytes() != contents[1] != contents[0]
+    shard = Path("run/views/shard-00000.tar")
+    before = shard.stat().st_mtime_ns
+    assert command() == 0 and shard.stat().st_mtime_ns == before
+
+
 def test_added_texture_renews_its_shard(folder: Path) -> None:
     (folder / "lost.mtl").write_text("newmtl m\nmap_Kd gone.png\n")
     face = "vt 0 0\nf 1/1 2/1 3/1\n"
