@@ -3,6 +3,7 @@
 The module tests/support/other_readers.py finds and runs these programs. A program that is not installed has no rows.
 """
 
+import re
 import tempfile
 import zipfile
 from dataclasses import replace
@@ -64,7 +65,7 @@ def _rows(asset: Path, folder: Path) -> list[Row]:
             if "_collision_" in file:
                 truth = {name: replace(mesh, normals=None) for name, mesh in found["trimesh"][file].items()}
             if file.endswith(".obj"):  # all levels have the textures of the finest one
-                maps = levels[Path(file).stem].maps
+                maps = levels[re.sub(r"_LOD\d+$", "", Path(file).stem)].maps
                 truth = {name: mesh and replace(mesh, maps=maps) for name, mesh in truth.items()}
             rows.append({"program": program, "file": file} | _row(meshes, truth))
     return rows

@@ -106,9 +106,10 @@ class Gaussians(Representation):
     def init_from_file(self, path: Path) -> None:
         """Replace all Gaussians by isotropic ones at the points of a point cloud or the vertices of a mesh file.
 
-        Coordinates are world units; those of a Gaussian splatting file (PLY, y down) are turned to z up. Of more
-        points than the option `max_count`, a random subset is used. Raises ConfigError if the file cannot be read or
-        has no points, or if a point is farther than the option `radius` from the origin.
+        Coordinates are world units; those of Gaussian splatting files (PLY, y down) and of glTF files (y up, front +z)
+        are turned to z up, front +x. Of more points than the option `max_count`, a random subset is used. Raises
+        ConfigError if the file cannot be read or has no points, or if a point is farther than the option `radius` from
+        the origin.
         """
         self.start(read_points(path, self.options.max_count, self.options.radius))
 

@@ -73,10 +73,10 @@ def ball(count: int, radius: float, rng: torch.Generator | None = None) -> Point
 def read_points(path: Path, max_count: int, radius: float) -> Points:
     """Read the points of a point cloud (PLY, XYZ), mesh (vertices) or Gaussian splatting file (PLY).
 
-    The y-down axes of a splatting file are turned to the z-up world, other coordinates are kept. Points without a
-    colour of their own, such as vertices of a textured mesh, become grey (0.5). If the file has more than `max_count`
-    points, a random subset of `max_count` points is returned. Raises ConfigError if the file cannot be read or has no
-    points, or if a point is not finite or farther than `radius` from the origin.
+    Splatting files (y down) and glTF files (y up, front +z) are turned to the world axes (z up, front +x); other
+    coordinates are kept. Points without a colour of their own, such as vertices of a textured mesh, become grey (0.5).
+    If the file has more than `max_count` points, a random subset of `max_count` points is returned. Raises ConfigError
+    if the file cannot be read or has no points, or if a point is not finite or farther than `radius` from the origin.
     """
     kind = path.suffix.lower()
     try:
@@ -116,13 +116,14 @@ def _ply_points(data: bytes) -> tuple[Array, Array | None]:
 
 
 def _mesh_points(path: Path) -> tuple[Array, Array]:
-    # vertices (N, 3) of a mesh, and their colours (N, 3); grey where they are a texture
+    # vertices (N, 3) of a mesh in world axes, and their colours (N, 3); grey where they are a texture
     points, colours = [np.zeros((0, 3))], [np.zeros((0, 3))]
     for part in read_mesh_file(path).submeshes:
         own = np.full((len(part.vertices), 3), 0.5) if part.texture or part.colours is None else part.colours
         points.append(part.vertices)
         colours.append(own[:, :3])
-    return np.concatenate(points).astype(np.float32), np.concatenate(colours)
+    axes = [2, 0, 1] if path.suffix.lower() in (".glb", ".gltf") else [0, 1, 2]  # only glTF defines its axes
+    return np.concatenate(points)[:, axes].astype(np.float32), np.concatenate(colours)
 
 
 def _text_points(data: bytes) -> tuple[Array, Array | None]:

@@ -101,7 +101,17 @@ def test_collider_nodes_follow_engine_conventions(exported: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "name"),
-    [("a blue dog", "a_blue_dog"), ("../../etc/passwd", "etc_passwd"), ("Hat-2", "Hat_2"), ("x" * 99, "x" * 40)],
+    [
+        ("a blue dog", "a_blue_dog"),
+        ("../../etc/passwd", "etc_passwd"),
+        ("Hat-2", "Hat_2"),
+        ("x" * 99, "x" * 40),
+        ("a ferris wheel", "a_ferris_wheel_asset"),
+        ("a red Vehicle 2", "a_red_Vehicle_2_asset"),
+        (f"{'x' * 34} wheels", f"{'x' * 34}_asset"),
+        ("wheel", "wheel"),
+        ("a wheelbarrow", "a_wheelbarrow"),
+    ],
 )
 def test_asset_name_is_a_safe_file_name(text: str, name: str) -> None:
     assert asset_name(text) == name

@@ -124,7 +124,7 @@ def exports(folder: Path) -> Meshes:
         (folder / f"{engine}.glb").write_bytes(plain_glb_bytes(nodes))
     with zipfile.ZipFile(io.BytesIO(obj_zip(LEVELS, PNGS, "ball"))) as archive:
         archive.extractall(folder)
-    found["ball.obj"] = {name: expected(mesh, "ball") for name, mesh in LEVELS.items()}
+    found |= {f"{name}.obj": {name: expected(mesh, "ball")} for name, mesh in LEVELS.items()}
     if find_spec("pxr"):
         (folder / "ball.usdz").write_bytes(usdz_bytes(MESH, PNGS, "ball"))
         found["ball.usdz"] = {"mesh": expected(MESH, "material")}

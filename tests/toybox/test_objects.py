@@ -51,6 +51,8 @@ def test_more_than_twelve_nouns_need_a_second_page(tmp_path: Path) -> None:
     objects.run_sheet(config(tmp_path, nouns=tuple(NOUNS)[:13], columns=1, size=16))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["sheet-2.png", "sheet.png"]
     assert pixels(tmp_path / "sheet.png").shape[0] > 6 * pixels(tmp_path / "sheet-2.png").shape[0]
+    objects.run_sheet(config(tmp_path, columns=1, size=16))
+    assert [path.name for path in tmp_path.iterdir()] == ["sheet.png"], "the second page is outdated"
 
 
 @pytest.mark.parametrize("word", list(NOUNS))

@@ -71,12 +71,14 @@ class ColouredMesh:
         flat: True if the file has no vertex colours and no textures, so that each part has one colour. Unlit renders of
             such a mesh do not show its shape.
         notes: texts for the user about the file, such as missing textures.
+        side_files: paths of the other files that were read with the mesh file: textures, MTL files and buffers.
     """
 
     parts: tuple[Part, ...]
     plain: bool = False
     flat: bool = False
     notes: tuple[str, ...] = ()
+    side_files: tuple[Path, ...] = ()
 
     @property
     def corners(self) -> Array:
@@ -224,7 +226,7 @@ def read_mesh(path: Path, up: Literal["y", "z"] = "y", warn: bool = False) -> Co
         raise EmptyMesh(f"{path} is empty: it has no triangle with an area")
     flat = all(submesh.flat for submesh in file.submeshes)
     white = all(part.values.min() > DEFAULT_COLOUR - 1e-6 for part in parts)
-    mesh = ColouredMesh(parts, flat and white and not file.failures, flat, file.failures)
+    mesh = ColouredMesh(parts, flat and white and not file.failures, flat, file.failures, file.side_files)
     if (largest := np.abs(mesh.corners).max()) > MAX_COORDINATE:
         raise ConfigError(f"{path} has coordinates of {largest:.3g}; the maximum is {MAX_COORDINATE:.3g}")
     for note in mesh.notes if warn else ():

@@ -14,6 +14,8 @@ from threedgen.run.folder import remove_temporary_files, slug
 
 FOLDER, MANIFEST = "asset", "asset.json"
 SET = "set.glb"  # all assets of a batch in one file
+GODOT_HINT = r"_(noimp|(conv)?col(only)?|navmesh|occ(only)?|rigid|vehicle|wheel|alpha|vcol)[\d_]*$"
+"""Regular expression for ends of node and material names by which Godot changes the object, whatever their case."""
 FILE_NAME = r"\w+(\.glb|\.usdz|_obj\.zip)"  # regular expression that matches the file names of assets
 
 
@@ -21,9 +23,12 @@ def asset_name(text: str) -> str:
     """Convert a text to a name for files and glTF nodes: at most 40 ASCII letters, digits and `_`.
 
     Each run of other characters becomes one `_`. A text without ASCII letters and digits gets a name with a
-    checksum of the text.
+    checksum of the text. If Godot would take the end of the name as an import hint, as in "a_ferris_wheel", which
+    becomes a wheel of a vehicle, `_asset` is appended.
     """
     name = re.sub(r"[^A-Za-z0-9]+", "_", text).strip("_")[:40].strip("_")
+    if re.search(GODOT_HINT, name, re.IGNORECASE):
+        name = f"{name[:34].strip('_')}_asset"
     return name or slug(text).replace("-", "_")
 
 

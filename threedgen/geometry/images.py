@@ -5,6 +5,7 @@ Images are arrays or tensors (H, W, 3) in sRGB, either floats in [0, 1] or uint8
 
 import errno
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,18 @@ def write_png(path: Path | str, image: Any) -> Path:
     make_folder(path.parent)
     write_atomic(path, png(_rgb(image)))
     return path
+
+
+def write_sheets(folder: Path, sheets: Iterable[Array]) -> list[Path]:
+    """Write contact sheets (H, W, 3) to sheet.png, sheet-2.png, ... in `folder`. Return their paths.
+
+    Further sheets of an earlier run in the folder are removed. Raises OSError if a file cannot be written or removed.
+    """
+    names = ("sheet.png" if number == 1 else f"sheet-{number}.png" for number in count(1))
+    paths = [write_png(folder / next(names), sheet) for sheet in sheets]
+    while (outdated := folder / next(names)).is_file():
+        outdated.unlink()
+    return paths
 
 
 def write_depth(path: Path, depth: Array) -> None:

@@ -26,14 +26,16 @@ The rendering time is proportional to this sum.
 
 @dataclass(frozen=True)
 class MeshFile:
-    """Content of a mesh file: `submeshes` (triangles with one material each), and `failures`.
+    """Content of a mesh file: `submeshes` (triangles with one material each), `failures` and `side_files`.
 
     `failures` are messages for the user about what differs from the file: textures that could not be read, features
-    that are not supported, and NaN or infinite values that were set to 0 or left out.
+    that are not supported, and NaN or infinite values that were set to 0 or left out. `side_files` are the paths of the
+    other files that were read: textures, MTL files and buffers.
     """
 
     submeshes: tuple[Submesh, ...]
     failures: tuple[str, ...]
+    side_files: tuple[Path, ...]
 
 
 def read_mesh_file(path: Path, key: str = "", colours: bool = True) -> MeshFile:
@@ -70,7 +72,7 @@ def read_mesh_file(path: Path, key: str = "", colours: bool = True) -> MeshFile:
     failures = list(dict.fromkeys(files.failures))
     if len(failures) > MAX_FAILURES:
         failures[MAX_FAILURES:] = [f"{len(failures) - MAX_FAILURES} more files cannot be read"]
-    return MeshFile(submeshes, tuple(failures))
+    return MeshFile(submeshes, tuple(failures), tuple(sorted(files.paths)))
 
 
 def _finite(submesh: Submesh, failures: list[str]) -> Submesh:

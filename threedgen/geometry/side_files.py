@@ -31,12 +31,12 @@ class SideFiles:
     the folder of the mesh file, in its subfolder `textures/`, and in a folder `textures/` beside the folder of the mesh
     file. The search ignores case, and slashes and backslashes are equal. Pipes, devices and files in other folders,
     even behind symbolic links, are never opened. The list `failures` collects messages for the user about missing and
-    unreadable files.
+    unreadable files, and the set `paths` the files that are read.
     """
 
     def __init__(self, path: Path) -> None:
         self.folder, self.failures, self.texels = path.parent, list[str](), 0
-        self.bytes = self.searches = 0
+        self.bytes, self.searches, self.paths = 0, 0, set[Path]()
         self._images, self._masked = dict[tuple[str, Path | None], Array | None](), dict[tuple[int, int], Array]()
         self._listings = Listings()
 
@@ -82,6 +82,7 @@ class SideFiles:
         Raises ConfigError if the file is unreadable, or if more than `max_bytes` bytes would be read. Raises TooLarge
         if more than 4 GiB (`MAX_READ`) of all files together have been read.
         """
+        self.paths.add(path)
         try:
             return self.count_bytes(read_bytes(path, max_bytes, start, count))
         except OSError as error:

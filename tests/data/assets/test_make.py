@@ -240,7 +240,9 @@ def test_edited_captions_renew_their_shard(folder: Path) -> None:
     assert command("views.per_shard=1") == 0
     assert [name for name, data in shard_bytes().items() if data != before[name]] == ["shard-00001.tar"]
     captions(folder, {"box.glb": "a crimson box"})
+    Path("run/sheet-2.png").touch()
     assert command("views.per_shard=1") == 0 and len(shard_bytes()) == 1
+    assert not Path("run/sheet-2.png").exists(), "there are fewer assets than before"
 
 
 def test_full_disk_is_reported_and_finished_shards_stay(monkeypatch, capsys) -> None:
@@ -297,6 +299,26 @@ def test_killed_workers_resume_to_the_same_shards(folder: Path) -> None:
     assert all((Path("killed/views") / name).stat().st_mtime_ns == time_ for name, time_ in kept.items())
     for path in Path("undisturbed/views").glob("*.tar"):
         assert (Path("killed/views") / path.name).read_bytes() == path.read_bytes()
+
+
+def test_edited_texture_or_material_renews_its_shard(folder: Path) -> None:
+    (folder / "cone.mtl").write_text("newmtl m\nmap_Kd paint.png\n")
+    (folder / "cone.obj").write_text(
+        "mtllib cone.mtl\nusemtl m\nv 0 0 0\nv 1 0 0\nv 0 1 0\nv 0 0 1\nvt 0 0\n"
+        "f 1/1 3/1 2/1\nf 1/1 2/1 4/1\nf 1/1 4/1 3/1\nf 2/1 3/1 4/1\n"
+    )
+    write_png(folder / "paint.png", np.full((4, 4, 3), 0.5))
+    captions(folder, {"cone.obj": "a cone"})
+    assert command() == 0 and rows()["cone.obj"]["note"] == ""
+    contents = [shard_bytes()]
+    write_png(folder / "paint.png", np.full((4, 4, 3), 0.1))
+    assert command() == 0
+    contents.append(shard_bytes())
+    (folder / "cone.mtl").write_text("newmtl m\nKd 1 0 0\n")
+    assert command() == 0 and shard_bytes() != contents[1] != contents[0]
+    shard = Path("run/views/shard-00000.tar")
+    before = shard.stat().st_mtime_ns
+    assert command() == 0 and shard.stat().st_mtime_ns == before
 
 
 def test_added_texture_renews_its_shard(folder: Path) -> None:

@@ -138,6 +138,12 @@ def test_transparent_pixels_become_white_with_one_warning(scene: Path, caplog: p
     assert len(caplog.records) == 1 and "000002.png" in caplog.text
 
 
+def test_hidden_files_of_macos_are_ignored(scene: Path) -> None:
+    for name in ("rgb/._000000.png", "rgb/._000001.png", "pose/._000001.txt"):
+        (scene / name).write_bytes(b"\0\5\x16\7")
+    assert open_instance(scene).names == ("000000", "000001", "000002", "000003")
+
+
 def test_split_folder_searches_the_layouts_of_the_archives(scene: Path, tmp_path: Path) -> None:
     split = tmp_path / "cars_test"
     assert split_folder(tmp_path, "cars_test") == split_folder(split, "cars_test") == split

@@ -82,16 +82,17 @@ def test_obj_zip_has_mesh_material_and_textures(tmp_path: object) -> None:
     assert data == obj_zip({"ball": MESH, "ball_LOD1": MESH}, PNGS, "ball")
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         archive.extractall(str(tmp_path))
-        names = {"ball.obj", "ball.mtl", "ball_base_colour.png", "ball_normal.png", "ball_orm.png"}
-        assert set(archive.namelist()) == names
-        lines = archive.read("ball.obj").decode().splitlines()
-    assert [line for line in lines if line[:2] == "o "] == ["o ball", "o ball_LOD1"]
-    read = trimesh.load(f"{tmp_path}/ball.obj", process=False)
-    assert len(read.faces) == 2 * len(MESH.faces)
-    assert read.volume == pytest.approx(2 * trimesh.Trimesh(MESH.vertices, MESH.faces).volume, rel=1e-4)
-    assert np.array_equal(np.asarray(read.visual.material.image.convert("RGB")), TEXTURES.base_colour)
-    uv = np.sort(np.concatenate([MESH.uv, MESH.uv]), axis=0)
-    assert np.allclose(np.sort(read.visual.uv, axis=0), uv, atol=1e-5)
+        meshes, textures = {"ball.obj", "ball_LOD1.obj"}, {"ball_base_colour.png", "ball_normal.png", "ball_orm.png"}
+        assert set(archive.namelist()) == meshes | {"ball.mtl"} | textures
+        for name in meshes:
+            lines = archive.read(name).decode().splitlines()
+            assert [line for line in lines if line[:2] == "o "] == [f"o {name.removesuffix('.obj')}"]
+    for name in meshes:
+        read = trimesh.load(f"{tmp_path}/{name}", process=False)
+        assert len(read.faces) == len(MESH.faces)
+        assert read.volume == pytest.approx(trimesh.Trimesh(MESH.vertices, MESH.faces).volume, rel=1e-4)
+        assert np.array_equal(np.asarray(read.visual.material.image.convert("RGB")), TEXTURES.base_colour)
+        assert np.allclose(np.sort(read.visual.uv, axis=0), np.sort(MESH.uv, axis=0), atol=1e-5)
 
 
 def test_usdz_is_read_by_pxr(tmp_path: object, capfd: pytest.CaptureFixture[str]) -> None:

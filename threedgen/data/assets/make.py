@@ -158,11 +158,12 @@ def read_finished(folder: Path, job: Job) -> Tree | None:
     """Return the content of a shard's JSON file in `folder`; None if the shard is missing, outdated or truncated.
 
     The content is the name, size and SHA-256 of the tar file, the key (`Job.key`), the rendered assets, the left-out
-    assets with reasons, and the modification times of the folders to which missing textures may have been added.
+    assets with reasons, and the modification times of "side_files": files that were read with the meshes, and folders
+    to which missing ones may have been added.
     """
     found = read_json(folder / f"{job.name}.json")
     unchanged = found.get("key") == job.key and all(
-        _modified(Path(path)) == time for path, time in found.get("texture_folders", {}).items()
+        _modified(Path(path)) == time for path, time in found.get("side_files", {}).items()
     )
     return found if unchanged and is_complete(folder, found) else None
 
@@ -239,7 +240,7 @@ def make_shard(job: Job, views: ViewsConfig, seed: int, folder: Path, data: Path
     """
     set_threads(threads)
     left_out, entries, crashes = dict[str, str](), list[Tree](), read_json(folder / CRASHES)
-    texture_folders = dict[str, int | None]()
+    side_files = dict[str, int | None]()
     path, current_file = folder / f"{job.name}.tar", folder / f"{job.name}.at"
     with writing(folder):
         (folder / f"{job.name}.json").unlink(missing_ok=True)
@@ -254,19 +255,19 @@ def make_shard(job: Job, views: ViewsConfig, seed: int, folder: Path, data: Path
                 except ConfigError as error:
                     left_out[asset.file] = str(error)
                     continue
+                places = list(mesh.side_files)
+                if mesh.notes:  # of missing textures, for example
+                    place = (data / asset.file).resolve().parent
+                    places += [place, place / TEXTURES, place.parent / TEXTURES]
+                side_files |= {str(path): _modified(path) for path in places}  # before they can change while rendering
                 at = cameras(views, seed, asset.name)
                 images = [png(image) for image in to_uint8(mesh.render_views(at, None, views.light))]
                 notes = [*([PLAIN] if mesh.plain else []), *mesh.notes]
-                if mesh.notes:  # of missing textures, for example
-                    place = (data / asset.file).resolve().parent
-                    places = place, place / TEXTURES, place.parent / TEXTURES
-                    texture_folders |= {str(path): _modified(path) for path in places}
                 entry = {"name": asset.name, "file": asset.file, "caption": asset.caption, "notes": notes}
                 poses = {"azimuths": views.azimuths, "c2w": at.c2w.tolist(), "fov": at.fov.tolist()}
                 add_asset(shard, asset.name, entry | poses, images)
                 entries.append(entry)
-        summary = checksum(path) | {"key": job.key, "assets": entries, "left_out": left_out}
-        summary["texture_folders"] = texture_folders
+        summary = checksum(path) | {"key": job.key, "assets": entries, "left_out": left_out, "side_files": side_files}
         write_json(folder / f"{job.name}.json", summary)
         current_file.unlink(missing_ok=True)
 
@@ -281,7 +282,7 @@ def build_index(config: AssetsConfig, every: list[Job], folder: Path, left_out: 
         left_out: what is in no job, with reasons: dict from mesh file ("chair.glb") or line of the captions file
             ("captions.csv, line 3") to reason. The result also lists the assets that could not be rendered.
     """
-    found = [read_finished(folder, job) or {} for job in every]
+    found = [read_json(folder / f"{job.name}.json") for job in every]
     left_out = left_out | {file: reason for shard in found for file, reason in shard["left_out"].items()}
     shards = [{key: shard[key] for key in ("file", "bytes", "sha256", "assets")} for shard in found if shard["assets"]]
     return {"format": "webdataset", **plain(config.views), "seed": config.seed, "shards": shards, "left_out": left_out}

@@ -26,7 +26,7 @@ from PIL import Image
 from threedgen.config.errors import ConfigError, printable
 from threedgen.config.plain_file import named_file, parse_json, read_bytes, read_json, require_regular_file
 from threedgen.geometry.image_file import load_image
-from threedgen.geometry.images import grid, write_png
+from threedgen.geometry.images import grid, write_sheets
 from threedgen.run.arrays import Array
 from threedgen.run.disk import Tree, atomic_file
 
@@ -186,18 +186,18 @@ SIDES, SIDE_PIXELS, COLUMNS, PER_PAGE = 4, 96, 3, 60
 
 
 def write_sheet(folder: Path, shards: Shards, max_count: int) -> None:
-    """Write contact sheets sheet.png, sheet-2.png, ... to `folder`.
+    """Write contact sheets sheet.png, sheet-2.png, ... to `folder`, in place of those of an earlier run.
 
     They show four views, caption, file name and notes of at most `max_count` assets, evenly spaced in the list of all
     assets. Raises OSError if a sheet cannot be written, and ConfigError if an image is missing or truncated.
     """
     count = min(max_count, len(shards))
     subset = [shards.entries[k * len(shards) // count] for k in range(count)]
-    for number, start in enumerate(range(0, count, PER_PAGE), 1):
-        page = subset[start : start + PER_PAGE]
-        labels = [" - ".join([entry.caption, entry.file, *entry.notes]) for entry in page]
-        path = folder / ("sheet.png" if number == 1 else f"sheet-{number}.png")
-        write_png(path, grid([sides(shards, entry) for entry in page], COLUMNS, labels))
+    labels = [" - ".join([entry.caption, entry.file, *entry.notes]) for entry in subset]
+    pages = [slice(start, start + PER_PAGE) for start in range(0, count, PER_PAGE)]
+    write_sheets(
+        folder, (grid([sides(shards, entry) for entry in subset[page]], COLUMNS, labels[page]) for page in pages)
+    )
 
 
 def sides(shards: Shards, entry: Entry) -> Array:

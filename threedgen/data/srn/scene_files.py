@@ -49,22 +49,26 @@ def scenes(folder: Path) -> list[Path]:
 def image_files(folder: Path, min_views: int) -> list[Path]:
     """Return the image files of a scene folder, sorted by the number that is their name.
 
-    Files whose name is no number come first. Raises ConfigError if an image or a pose is missing, or if there are fewer
-    than `min_views` images.
+    Files whose name is no number come first. Hidden files, such as the `._` files of macOS, are ignored. Raises
+    ConfigError if an image or a pose is missing, or if there are fewer than `min_views` images.
     """
     if not folder.is_dir():
         raise ConfigError(f"{folder} is not a folder")
     for name in ("rgb", "pose"):
         if not (folder / name).is_dir():
             raise ConfigError(f"{folder / name} is missing: a scene has rgb/, pose/ and intrinsics.txt")
-    rgb = {path.stem: path for path in sorted((folder / "rgb").iterdir()) if path.suffix.lower() in SUFFIXES}
-    poses = {path.stem for path in (folder / "pose").glob("*.txt")}
+    rgb = {path.stem: path for path in _files(folder / "rgb") if path.suffix.lower() in SUFFIXES}
+    poses = {path.stem for path in _files(folder / "pose") if path.suffix == ".txt"}
     for name in sorted(rgb.keys() ^ poses):
         missing = folder / "pose" / f"{name}.txt" if name in rgb else folder / "rgb" / f"{name}.png"
         raise ConfigError(f"{missing} is missing: each image in rgb/ needs a pose in pose/, and each pose an image")
     if len(rgb) < min_views:
         raise ConfigError(f"{folder} has {len(rgb)} view{'s' * (len(rgb) != 1)}, and at least {min_views} are needed")
     return [rgb[name] for name in sorted(rgb, key=lambda name: (len(name), name) if name.isdecimal() else (0, name))]
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
 def _folders(folder: Path) -> list[Path]:

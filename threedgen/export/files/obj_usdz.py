@@ -18,25 +18,24 @@ _DATE = (1980, 1, 1, 0, 0, 0)  # fixed date, so that equal content gives equal b
 
 
 def obj_zip(levels: dict[str, TexturedMesh], pngs: dict[str, bytes], name: str = "mesh") -> bytes:
-    """Return the bytes of a zip with an OBJ file, its MTL file and PNG textures, y up and front +z as in the GLB.
+    """Return the bytes of a zip with OBJ files, their MTL file and PNG textures, y up and front +z as in the GLB.
 
-    MTL has no key for ambient occlusion, so the material does not use it.
+    Each level of detail is an OBJ file of its own, since programs show all objects of a file at once. MTL has no key
+    for ambient occlusion, so the material does not use it.
 
     Args:
-        levels: name of a level of detail -> its mesh, in world axes (z up, front +x). Each mesh becomes an object of
-            the OBJ file.
+        levels: name of a level of detail -> its mesh, in world axes (z up, front +x). The name is also the name of the
+            OBJ file, without suffix.
         pngs: texture name (base_colour, normal, orm: occlusion, roughness, metallic) -> bytes of a PNG file.
-        name: name of the material and prefix of all file names.
+        name: name of the material and the MTL file, and prefix of the names of the textures.
     """
-    lines = [f"mtllib {name}.mtl"]
-    first = 1
+    texts = dict[str, list[str]]()
     for level, mesh in levels.items():
-        lines += [f"o {level}", f"usemtl {name}"]
+        lines = texts[f"{level}.obj"] = [f"mtllib {name}.mtl", f"o {level}", f"usemtl {name}"]
         lines += _rows("v", to_gltf_axes(mesh.vertices))
         lines += _rows("vt", mesh.uv)
         lines += _rows("vn", to_gltf_axes(mesh.normals))
-        lines += ["f " + " ".join(f"{i}/{i}/{i}" for i in face) for face in (mesh.faces + first).tolist()]
-        first += len(mesh.vertices)
+        lines += ["f " + " ".join(f"{i}/{i}/{i}" for i in face) for face in (mesh.faces + 1).tolist()]
     material = [f"newmtl {name}", "Kd 1 1 1", "Ks 0 0 0", "d 1", "illum 1", f"map_Kd {name}_base_colour.png"]
     if "normal" in pngs:
         material += [f"map_Bump {name}_normal.png", f"norm {name}_normal.png"]
@@ -45,7 +44,8 @@ def obj_zip(levels: dict[str, TexturedMesh], pngs: dict[str, bytes], name: str =
         orm = np.asarray(load_image(pngs["orm"], "orm"))
         roughness, metallic = (float(x) / 255 for x in np.median(orm[..., 1:3], axis=(0, 1)))
     material += [f"Pr {roughness:.3g}", f"Pm {metallic:.3g}"]
-    files = {f"{name}.{end}": "\n".join([*text, ""]).encode() for end, text in (("obj", lines), ("mtl", material))}
+    texts[f"{name}.mtl"] = material
+    files = {file: "\n".join([*text, ""]).encode() for file, text in texts.items()}
     files |= {f"{name}_{kind}.png": data for kind, data in pngs.items()}
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:

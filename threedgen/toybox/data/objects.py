@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from threedgen.config.errors import ConfigError, did_you_mean, nearest
-from threedgen.geometry.images import grid, write_png
+from threedgen.geometry.images import grid, write_sheets
+from threedgen.run.arrays import Array
 from threedgen.run.disk import write_atomic
 from threedgen.run.folder import slug
 from threedgen.run.text import say
@@ -68,21 +69,23 @@ def run_sheet(config: ToyboxSheetConfig, resume: Path | None = None, quiet: bool
     words = [noun for noun in words if rows[noun]]
     if not words:
         raise ConfigError(f"no held-out combinations: {', '.join(rows)}. Choose other nouns, such as dog", "nouns")
-    pages = [words[k : k + 12] for k in range(0, len(words), 12)]
-    for number, page in enumerate(pages, 1):
-        images, labels = [], []
-        for noun in page:
-            for k, spec in enumerate(rows[noun]):
-                rng = np.random.default_rng([config.seed, k, *noun.encode()])
-                images.append(render_azimuths(build(spec, rng), [AZIMUTHS[k % 8]], config.size).rgb[0])
-                labels.append(caption(spec))
-            while len(images) % config.columns:
-                images.append(np.full_like(images[-1], 0.5))
-                labels.append("")
-        path = folder / ("sheet.png" if number == 1 else f"sheet-{number}.png")
-        write_png(path, grid(np.stack(images), config.columns, labels))
+    pages = (words[k : k + 12] for k in range(0, len(words), 12))
+    for path in write_sheets(folder, (_sheet(config, {noun: rows[noun] for noun in page}) for page in pages)):
         say(str(path))
     return 0
+
+
+def _sheet(config: ToyboxSheetConfig, rows: dict[str, list[Spec]]) -> Array:
+    images, labels = [], []
+    for noun, specs in rows.items():
+        for k, spec in enumerate(specs):
+            rng = np.random.default_rng([config.seed, k, *noun.encode()])
+            images.append(render_azimuths(build(spec, rng), [AZIMUTHS[k % 8]], config.size).rgb[0])
+            labels.append(caption(spec))
+        while len(images) % config.columns:
+            images.append(np.full_like(images[-1], 0.5))
+            labels.append("")
+    return grid(np.stack(images), config.columns, labels)
 
 
 def make(task: Task) -> None:

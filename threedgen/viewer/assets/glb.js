@@ -180,8 +180,9 @@ function cross(a, b) {
   return [a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]];
 }
 
+// The result has 64-bit numbers: a translation, such as of a map's coordinates, can be far larger than the mesh.
 function transformPoints(points, m) {
-  const result = new Float32Array(points.length);
+  const result = new Float64Array(points.length);
   for (let k = 0; k < points.length; k += 3)
     for (let row = 0; row < 3; row++)
       result[k + row] = m[row] * points[k] + m[4 + row] * points[k + 1] + m[8 + row] * points[k + 2] + m[12 + row];

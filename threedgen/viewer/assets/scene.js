@@ -100,7 +100,7 @@ class Scene {
       gl.enableVertexAttribArray(location);
       gl.vertexAttribPointer(location, width, gl.FLOAT, false, 0, 0);
     };
-    attribute(0, part.positions, 3);
+    attribute(0, part.positions.map((value, k) => value - this.centre[k % 3]), 3); // small, as the GPU has 32 bits
     attribute(1, part.normals, 3);
     attribute(2, part.colours, 4);
     attribute(3, part.uvs, 2);
@@ -125,7 +125,7 @@ class Scene {
 
   draw(view, width, height) {
     const gl = this.gl, at = this.uniforms;
-    const { camera, rotation } = cameraMatrices(view, this.centre, this.radius, width / height);
+    const { camera, rotation } = cameraMatrices(view, [0, 0, 0], this.radius, width / height);
     startFrame(gl, width, height);
     gl.enable(gl.DEPTH_TEST);
     gl.useProgram(this.program);
