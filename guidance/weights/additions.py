@@ -21,7 +21,8 @@ from threedgen.config.plain_file import parse_json
 from threedgen.run.torch_file import leaves, read_safetensors, read_torch, require_finite
 
 from . import files, loading
-from .addition_files import FIRST_KEYS, PEFT_CONFIG, PEFT_STEM, embedding_word, weight_file
+from .addition_files import FIRST_KEYS, embedding_word, weight_file
+from .loading import PEFT_CONFIG, PEFT_STEM
 from .subject_weights import add_word, check_identifier, token_embedding
 
 if TYPE_CHECKING:
