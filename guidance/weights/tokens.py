@@ -48,12 +48,14 @@ def read_tokenizer(path: Path) -> PreTrainedTokenizerBase:
 def clip_tokenizer(source: str | None, open_clip: bool) -> PreTrainedTokenizerBase:
     """Load CLIP's tokenizer from a folder or hub id; None: from the default repository on the hub.
 
-    `open_clip` is whether to pad prompts as OpenCLIP does, with token 0 instead of the end token.
+    `open_clip` is whether to pad prompts as OpenCLIP does, with token 0, or as CLIP does, with the end token. Another
+    tokenizer than CLIP's keeps its padding token.
     """
     path = None if source is None else Path(source).expanduser()
     tokenizer = read_tokenizer(path if path is not None and path.is_dir() else clip_files(source or CLIP_REPOSITORY))
-    if open_clip:
-        tokenizer.pad_token = OPEN_CLIP_PAD
+    padding = tokenizer.eos_token, OPEN_CLIP_PAD
+    if tokenizer.pad_token in (None, *padding):
+        tokenizer.pad_token = padding[open_clip]
     return tokenizer
 
 
