@@ -24,6 +24,7 @@ from . import files, loading
 from .addition_files import FIRST_KEYS, embedding_word, weight_file
 from .loading import PEFT_CONFIG, PEFT_STEM
 from .subject_weights import add_word, check_identifier, token_embedding
+from .tokens import vector_tokens
 
 if TYPE_CHECKING:
     from threedgen.guidance.options import EmbeddingFile, LoraFile
@@ -231,7 +232,8 @@ def named_base(width: int) -> str:
 def add_embedding(prior: LatentDiffusion, embedding: EmbeddingFile) -> None:
     """Add the word of a textual inversion to tokenizers and text encoders of `prior`, in place, one token per vector.
 
-    Raises ConfigError if the file is missing or belongs to another base model, or the word is in the vocabulary.
+    Raises ConfigError if the file is missing or belongs to another base model, or the word is in the vocabulary or
+    would be mistaken for a further vector of another word.
     """
     path = weight_file(embedding.file)
     name, (first, second) = read_embedding(path)
@@ -247,6 +249,12 @@ def add_embedding(prior: LatentDiffusion, embedding: EmbeddingFile) -> None:
         raise ConfigError(f"{path} is a textual inversion of {its} and does not fit {ours}, this prior")
     with errors_name_key("token"):
         check_identifier(prior.tokenizer, token)
+        added = prior.tokenizer.get_added_vocab()
+        n = max(len(rows) for rows in (first, second) if rows is not None)
+        taken = [f"{token}_{number}" in added for number in range(1, n + 1)]
+        if any(taken) or token in [f"{word}_{len(vector_tokens(added, word))}" for word in added]:
+            problem = "could be a vector of another word, whose vectors are WORD, WORD_1, ...; choose another word"
+            raise ConfigError(problem, "token", token)
     for tokenizer, network, rows in encoders:
         require_finite({path.name: rows}, "the vectors of the textual inversion")
         for number, row in enumerate(rows if rows is not None else ()):
