@@ -245,6 +245,8 @@ def add_embedding(prior: LatentDiffusion, embedding: EmbeddingFile) -> None:
     found = [0 if rows is None else rows.shape[1] for rows in (first, second)]
     if found[: len(widths)] != widths or (second is not None) != (len(widths) == 2):
         its = BASES[2048] if second is not None else named_base(max(found))
+        if len(widths) == 2 and found == [widths[0], 0]:  # diffusers' training script for SDXL also writes such files
+            its += f", or of SDXL but without {SECOND_KEYS[0]}, the vectors for the second text encoder,"
         ours = named_base(prior.unet.config["cross_attention_dim"])
         raise ConfigError(f"{path} is a textual inversion of {its} and does not fit {ours}, this prior")
     with errors_name_key("token"):

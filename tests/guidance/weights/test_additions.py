@@ -303,6 +303,7 @@ def test_textual_inversion_of_sdxl_has_vectors_for_both_encoders(pipes: Any, tmp
     [
         ("sd15", {"emb_params": (2, 1024)}, "Stable Diffusion 2.x"),
         ("sd15", {"clip_l": (2, 32), "clip_g": (2, 16)}, "SDXL"),
+        ("sdxl", {"<cat-toy>": (2, 24)}, "clip_g"),
         ("sd15", {"layer.weight": (2, 2), "layer.bias": (2,)}, "no textual inversion"),
     ],
 )
