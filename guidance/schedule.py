@@ -78,8 +78,12 @@ class Schedule:
     def from_diffusers(cls, config: Mapping[str, Any]) -> "Schedule":
         """Build a schedule from the content of a diffusers scheduler_config.json.
 
-        Raises ValueError if the prediction type, the beta schedule or the number of timesteps is unsupported.
+        Raises ValueError if the kind of model, the prediction type, the beta schedule or the number of timesteps is
+        unsupported.
         """
+        kind = str(config.get("_class_name"))
+        if kind.startswith(("EDM", "FlowMatch")) or "sigma_data" in config:
+            raise ValueError(f"the model is no epsilon or v model: _class_name={short(kind)}. Use other weights")
         prediction = config.get("prediction_type", "epsilon")
         name, T = config.get("beta_schedule", "linear"), int(config.get("num_train_timesteps", 1000))
         if prediction not in ("epsilon", "v_prediction"):

@@ -56,9 +56,10 @@ def read_text_encoder(folder: Path, dtype: torch.dtype) -> Any:
     from transformers import T5EncoderModel
 
     components.expect(files.read_json(folder / "config.json"), "model_type", "t5", folder)
+    variant = "fp16" if ".fp16" in loading.tensor_files(folder)[0].name else None
     try:
         found: Any = T5EncoderModel.from_pretrained(
-            folder, local_files_only=True, dtype=dtype, use_safetensors=True, output_loading_info=True
+            folder, local_files_only=True, dtype=dtype, variant=variant, output_loading_info=True
         )
     except Exception as error:  # any kind, for files from outside
         raise ConfigError(f"{folder} cannot be read: {short(one_line(error), 120)}", "weights") from None

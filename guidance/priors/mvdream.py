@@ -16,9 +16,11 @@ from .latent_diffusion import LatentDiffusion
 
 def build(options: MVDreamConfig, device: torch.device | str = "cpu") -> "MVDream":
     """Build the prior (diffusion model) from its config section. Raises ConfigError if files are missing or damaged."""
-    prior = with_additions(load_prior(MVDream, options, device), options)
-    if options.personalisation is not None:
-        subject_weights.apply(prior, Path(options.personalisation).expanduser(), options.personalisation_strength)
+    prior, file = load_prior(MVDream, options, device), options.personalisation
+    plain = None if file is None else subject_weights.checksum(prior.unet, prior.text_encoder)
+    prior = with_additions(prior, options)
+    if file is not None:
+        subject_weights.apply(prior, Path(file).expanduser(), options.personalisation_strength, plain)
     prior.guide_views = options.guide_views
     return prior
 

@@ -245,6 +245,7 @@ class DeepFloydConfig(PriorConfig):
         min_length=1,
         description="diffusers folder with UNet and T5 text encoder, or a hub id",
     )
+    tokenizer: str | None = Field(None, description="folder with a T5 tokenizer; null: that of the weights")
     attention: Literal["sdpa"] = Field("sdpa", description="attention back end")
 
     def check(self) -> None:

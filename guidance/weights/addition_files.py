@@ -7,10 +7,9 @@ from threedgen.config.errors import errors_default_to_key, errors_name_key, shor
 
 from . import hub
 from .files import read_card, read_header, weight_format
-from .loading import existing_path
+from .loading import PEFT_CONFIG, PEFT_STEM, existing_path
 
 SUBJECT_FORMAT = "threedgen personalisation 1"
-PEFT_STEM, PEFT_CONFIG = "adapter_model", "adapter_config.json"
 ADDITIONS = ("pytorch_lora_weights", PEFT_STEM, "learned_embeds")
 """File names, without suffix, of a LoRA or textual inversion in a folder of diffusers or peft."""
 FIRST_KEYS = ("clip_l", "text_encoders_0")

@@ -21,8 +21,10 @@ from threedgen.config.plain_file import parse_json
 from threedgen.run.torch_file import leaves, read_safetensors, read_torch, require_finite
 
 from . import files, loading
-from .addition_files import FIRST_KEYS, PEFT_CONFIG, PEFT_STEM, embedding_word, weight_file
+from .addition_files import FIRST_KEYS, embedding_word, weight_file
+from .loading import PEFT_CONFIG, PEFT_STEM
 from .subject_weights import add_word, check_identifier, token_embedding
+from .tokens import vector_tokens
 
 if TYPE_CHECKING:
     from threedgen.guidance.options import EmbeddingFile, LoraFile
@@ -230,7 +232,8 @@ def named_base(width: int) -> str:
 def add_embedding(prior: LatentDiffusion, embedding: EmbeddingFile) -> None:
     """Add the word of a textual inversion to tokenizers and text encoders of `prior`, in place, one token per vector.
 
-    Raises ConfigError if the file is missing or belongs to another base model, or the word is in the vocabulary.
+    Raises ConfigError if the file is missing or belongs to another base model, or the word is in the vocabulary or
+    would be mistaken for a further vector of another word.
     """
     path = weight_file(embedding.file)
     name, (first, second) = read_embedding(path)
@@ -242,10 +245,18 @@ def add_embedding(prior: LatentDiffusion, embedding: EmbeddingFile) -> None:
     found = [0 if rows is None else rows.shape[1] for rows in (first, second)]
     if found[: len(widths)] != widths or (second is not None) != (len(widths) == 2):
         its = BASES[2048] if second is not None else named_base(max(found))
+        if len(widths) == 2 and found == [widths[0], 0]:  # diffusers' training script for SDXL also writes such files
+            its += f", or of SDXL but without {SECOND_KEYS[0]}, the vectors for the second text encoder,"
         ours = named_base(prior.unet.config["cross_attention_dim"])
         raise ConfigError(f"{path} is a textual inversion of {its} and does not fit {ours}, this prior")
     with errors_name_key("token"):
         check_identifier(prior.tokenizer, token)
+        added = prior.tokenizer.get_added_vocab()
+        n = max(len(rows) for rows in (first, second) if rows is not None)
+        taken = [f"{token}_{number}" in added for number in range(1, n + 1)]
+        if any(taken) or token in [f"{word}_{len(vector_tokens(added, word))}" for word in added]:
+            problem = "could be a vector of another word, whose vectors are WORD, WORD_1, ...; choose another word"
+            raise ConfigError(problem, "token", token)
     for tokenizer, network, rows in encoders:
         require_finite({path.name: rows}, "the vectors of the textual inversion")
         for number, row in enumerate(rows if rows is not None else ()):

@@ -155,7 +155,11 @@ def load_folder(
     """
     loading.check_folder(path, required_parts)
     files.check_sums(path)
-    words = tokens.read_tokenizer(path) if tokenizer is None else tokens.clip_tokenizer(tokenizer, open_clip=False)
+    if tokenizer is None:
+        words = tokens.read_tokenizer(path)
+    else:
+        activation = files.read_json(path / "text_encoder" / CONFIG).get("hidden_act")
+        words = tokens.clip_tokenizer(tokenizer, open_clip=activation == "gelu")  # CLIP has "quick_gelu"
     schedule = read_schedule(path)
     types = {"unet": half}
     networks = {

@@ -23,6 +23,7 @@ KINDS = ("weight", "bias")
 LATENT_SIZE = {True: 32, False: 64}
 """Side of the latents in training, which no file contains. Key: whether the UNet has a camera input (MVDream)."""
 SDXL_LATENT_SIZE = 128
+SD2_TEXT_LAYERS = 23  # of OpenCLIP's 24 blocks, Stable Diffusion 2 does not use the last one
 RESAMPLER = "image_embed."  # start of the names of ImageDream's resampler in a UNet
 RESAMPLER_LAYERS = {
     "0.norm1": "ln0",
@@ -178,15 +179,17 @@ def vae_config(tensors: Tensors) -> Json:
 def convert_open_clip(tensors: Tensors, projection: bool = False) -> Converted:
     """Return config and tensors for a CLIP text model of transformers, from the tensors of OpenCLIP's text encoder.
 
-    If `projection` is False, the model is CLIPTextModel without the last block, as in Stable Diffusion 2. If True, it
-    is CLIPTextModelWithProjection with all blocks, as for SDXL's second text encoder. Raises ConfigError if the tensors
-    have another architecture.
+    If `projection` is False, the model is CLIPTextModel without the last block, as in Stable Diffusion 2; files that
+    were converted from diffusers lack this block already. If True, it is CLIPTextModelWithProjection with all blocks,
+    as for SDXL's second text encoder. Raises ConfigError if the tensors have another architecture.
     """
-    layers = count(tensors, r"transformer\.resblocks\.(\d+)\.") - (not projection)
+    blocks = count(tensors, r"transformer\.resblocks\.(\d+)\.")
+    layers = blocks if projection or blocks == SD2_TEXT_LAYERS else blocks - 1
     if layers < 1:
         raise ConfigError("not an OpenCLIP text encoder: it has too few tensors named transformer.resblocks")
     lost = () if projection else ("text_projection",)
-    unused = (f"transformer.resblocks.{layers}.", "visual.", "logit_scale", "attn_mask", *lost)
+    positions = "transformer.text_model.embeddings.position_ids"  # a constant in files converted from diffusers
+    unused = (f"transformer.resblocks.{layers}.", "visual.", "logit_scale", "attn_mask", positions, *lost)
     used = {name: tensor for name, tensor in tensors.items() if not name.startswith(unused)}
     width = size(tensors, "token_embedding.weight", 1)
     model = SimpleNamespace(config=SimpleNamespace(hidden_size=width))

@@ -30,6 +30,7 @@ EMBEDDED = BASE, PRIOR = "toybox-base", "toybox-prior"
 SHARED_PARTS = "vae", "text_encoder"
 """Networks that are equal in both embedded models, so that only toybox-prior has their tensors."""
 CONFIG, TENSORS = "config.json", "diffusion_pytorch_model.safetensors"
+PEFT_STEM, PEFT_CONFIG = "adapter_model", "adapter_config.json"  # of a LoRA that peft wrote
 WEIGHT_NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")
 
 
@@ -141,12 +142,14 @@ def is_sdxl(weights: str) -> bool:
 class Identity(NamedTuple):
     """Path, size in bytes and SHA-256 of weights, for the log of a run.
 
-    For a diffusers folder, the size is the sum over its tensor files, and one SHA-256 covers all of them.
+    For a diffusers folder, the size is the sum over its tensor files, and one SHA-256 covers all of them. `configs` is
+    the SHA-256 of the files beside them that change results: configs, tokenizers, noise schedule; "" if there are none.
     """
 
     path: Path
     size: int
     digest: str
+    configs: str = ""
 
     @classmethod
     def of(cls, path: Path, required_parts: Parts = PARTS) -> "Identity":
@@ -155,12 +158,15 @@ class Identity(NamedTuple):
         `required_parts` are the required sub-folders of a diffusers folder; tensor files of optional networks also
         count.
         """
-        files = (
-            [path]
-            if path.is_file()
-            else [f for part in network_folders(path, required_parts) for f in tensor_files(path / part)]
-        )
-        return cls(path, sum(file.stat().st_size for file in files), digest(path, files))
+        if path.is_file():
+            place, files, names = path.parent, [path], [PEFT_CONFIG] if path.stem == PEFT_STEM else []
+        else:
+            parts = network_folders(path, required_parts)
+            place, files = path, [f for part in parts for f in tensor_files(path / part)]
+            names = ["scheduler/scheduler_config.json", "tokenizer*/*", *(f"{part}/{CONFIG}" for part in parts)]
+        configs = sorted(file for name in names for file in place.glob(name) if file.is_file())
+        size = sum(file.stat().st_size for file in files)
+        return cls(path, size, digest(path, files), digest(place, configs) if configs else "")
 
     def __str__(self) -> str:
         return f"{self.path} ({self.size / 1e9:.2f} GB, SHA-256 {self.digest})"

@@ -140,18 +140,19 @@ def write(path: Path, changes: Mapping[str, Tensor], row: Tensor, card: Mapping[
     write_atomic(path, to_bytes(tensors, {"format": SUBJECT_FORMAT, **card, SUM: content_sum(tensors, card)}))
 
 
-def apply(prior: LatentDiffusion, path: Path, strength: float = 1.0) -> None:
+def apply(prior: LatentDiffusion, path: Path, strength: float = 1.0, plain: str | None = None) -> None:
     """Apply a file that DreamBooth training on one subject has written: change `prior` in place.
 
     The file `path` has changes of the UNet's weights and the subject's new word. The changes, times `strength`, are
-    added to the weights, and the word is added to the vocabulary. Raises ConfigError and changes nothing if the file is
-    damaged or was trained from other weights.
+    added to the weights, and the word is added to the vocabulary. `plain` is the `checksum` of the prior before LoRAs
+    and textual inversions were added; the file may have been trained with or without them. Raises ConfigError and
+    changes nothing if the file is damaged or was trained from other weights.
     """
     card = subject_card(path)
-    base = checksum(prior.unet, prior.text_encoder)
-    if card.get("base") != base:
+    wanted = card.get("base", "")
+    if wanted != plain and wanted != (base := checksum(prior.unet, prior.text_encoder)):
         raise ConfigError(
-            f"{path} was tuned from other weights (SHA-256 {card.get('base', '')[:12]}..., these have "
+            f"{path} was tuned from other weights (SHA-256 {wanted[:12]}..., these have "
             f"{base[:12]}...); set prior.weights to those of its run",
             "personalisation",
         )

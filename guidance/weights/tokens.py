@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
+from itertools import count, takewhile
 from pathlib import Path
 from string import punctuation
 from typing import TYPE_CHECKING, Protocol
@@ -48,12 +49,14 @@ def read_tokenizer(path: Path) -> PreTrainedTokenizerBase:
 def clip_tokenizer(source: str | None, open_clip: bool) -> PreTrainedTokenizerBase:
     """Load CLIP's tokenizer from a folder or hub id; None: from the default repository on the hub.
 
-    `open_clip` is whether to pad prompts as OpenCLIP does, with token 0 instead of the end token.
+    `open_clip` is whether to pad prompts as OpenCLIP does, with token 0, or as CLIP does, with the end token. Another
+    tokenizer than CLIP's keeps its padding token.
     """
     path = None if source is None else Path(source).expanduser()
     tokenizer = read_tokenizer(path if path is not None and path.is_dir() else clip_files(source or CLIP_REPOSITORY))
-    if open_clip:
-        tokenizer.pad_token = OPEN_CLIP_PAD
+    padding = tokenizer.eos_token, OPEN_CLIP_PAD
+    if tokenizer.pad_token in (None, *padding):
+        tokenizer.pad_token = padding[open_clip]
     return tokenizer
 
 
@@ -79,15 +82,23 @@ def tokens_cut(tokenizer: PreTrainedTokenizerBase, prompt: str, length: int) -> 
 def with_all_vectors(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
     """Return a prompt in which the word of each textual inversion is followed by the inversion's other tokens.
 
-    A textual inversion with n vectors has n tokens: WORD, WORD_1, ..., WORD_n-1. The user's prompt has only WORD.
+    A textual inversion with n vectors has n tokens: WORD, WORD_1, ..., WORD_n-1. The user's prompt has only WORD. Where
+    several words match, the longest is meant.
     """
     added = tokenizer.get_added_vocab()
-    for word in added:
-        count = next(n for n in range(1, len(added) + 1) if f"{word}_{n}" not in added)
-        if count > 1:
-            words = " ".join([word, *(f"{word}_{n}" for n in range(1, count))]).replace("\\", r"\\")
-            prompt = re.sub(rf"(?<!\w){re.escape(word)}(?!\w)", words, prompt, flags=re.IGNORECASE)
-    return prompt
+    tokens = {word.lower(): vector_tokens(added, word)[1:] for word in added}
+    words = "|".join(re.escape(word) for word in sorted(added, key=len, reverse=True))
+    return re.sub(
+        rf"(?<!\w)({words})(?!\w)",
+        lambda match: " ".join([match[0], *tokens.get(match[0].lower(), [])]),
+        prompt,
+        flags=re.IGNORECASE,
+    )
+
+
+def vector_tokens(added: Container[str], word: str) -> list[str]:
+    """Return the tokens of the textual inversion `word`: WORD, WORD_1, WORD_2, ... as far as they are in `added`."""
+    return [word, *takewhile(added.__contains__, (f"{word}_{n}" for n in count(1)))]
 
 
 def added_words(tokenizer: PreTrainedTokenizerBase) -> list[str]:

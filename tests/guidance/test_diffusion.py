@@ -168,6 +168,9 @@ def test_zero_snr_schedule_is_that_of_diffusers(name: str) -> None:
         ({"beta_schedule": "linear", "beta_end": 0.9}, ""),
         ({"trained_betas": []}, ""),
         ({"trained_betas": [0.1, float("inf")]}, ""),
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "FlowMatchEulerDiscreteScheduler"),
+        ({"_class_name": "EDMDPMSolverMultistepScheduler"}, "EDMDPMSolverMultistepScheduler"),
+        ({"sigma_data": 0.5}, ""),
     ],
     ids=str,
 )

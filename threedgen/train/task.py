@@ -98,13 +98,16 @@ class Task:
     def record_weights(self, identities: Mapping[str, Any], section: str = "") -> None:
         """Print the weight files that the run starts from; store their SHA-256 in `self.weights` for the checkpoints.
 
-        `identities` maps config keys to objects whose `str()` is the text to print and whose attribute `digest` is the
-        SHA-256. `section` is a prefix of the keys, such as "prior.".
+        `identities` maps config keys to objects whose `str()` is the text to print. Their attribute `digest` is the
+        SHA-256 of the tensors, `configs` that of the configs beside them, or "". `section` is a prefix of the keys,
+        such as "prior.".
         """
         for key, files in identities.items():
             if not self.quiet and is_rank_zero():
                 say(f"{key}: {files}")
             self.weights[section + key] = files.digest
+            if files.configs:  # a key of its own: checkpoints of earlier versions lack it
+                self.weights[f"{section}{key} (configs)"] = files.configs
 
     def fit(
         self,

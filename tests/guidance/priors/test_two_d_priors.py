@@ -191,6 +191,19 @@ def test_build_refuses_missing_and_damaged_parts(if_folder: Path) -> None:
         build_if(if_folder)
 
 
+@pytest.mark.parametrize("name", ["model.fp16.safetensors", "pytorch_model.bin"])
+def test_deepfloyd_reads_other_files_of_its_text_encoder(if_folder: Path, name: str) -> None:
+    file = if_folder / "text_encoder" / "model.safetensors"
+    tensors = load_file(file)
+    file.unlink()
+    if "fp16" in name:
+        save_file({n: t.half() for n, t in tensors.items()}, file.with_name(name), {"format": "pt"})
+    else:
+        torch.save(tensors, file.with_name(name))
+    found = deepfloyd.build(DeepFloydConfig(weights=str(if_folder), dtype="fp32")).encode_prompt(["a dog"])
+    torch.testing.assert_close(found, pixels().encode_prompt(["a dog"]), atol=1e-2, rtol=0)
+
+
 def test_vocabulary_that_needs_sentencepiece_names_its_installation(if_folder: Path, monkeypatch) -> None:
     monkeypatch.setattr(extras, "installed", lambda module: False)
     (if_folder / "tokenizer" / "tokenizer.json").unlink()

@@ -18,7 +18,7 @@ from threedgen.config import registry
 from threedgen.guidance.options import EmbeddingFile, LoraFile
 from threedgen.guidance.priors.mvdiffusion.unet import MultiviewUNet
 from threedgen.guidance.priors.mvdiffusion.weights import save_blocks
-from threedgen.guidance.weights import additions
+from threedgen.guidance.weights import additions, tokens
 
 
 @pytest.fixture(scope="module")
@@ -257,6 +257,30 @@ def test_prompt_can_name_a_textual_inversion(pipes: Any, tmp_path: Path, form: s
         additions.add(prior, [], [EmbeddingFile(file=str(file))])
 
 
+def embeddings(folder: Path, **counts: int) -> list[EmbeddingFile]:
+    """Write textual inversions for Stable Diffusion 1.5, given their words and numbers of vectors."""
+    for word, count in counts.items():
+        save_file({"emb_params": torch.randn(count, 32, generator=cpu())}, folder / f"{word}.safetensors")
+    return [EmbeddingFile(file=str(folder / f"{word}.safetensors")) for word in counts]
+
+
+@pytest.mark.parametrize("words", [["bad-hands", "bad-hands-5"], ["bad-hands-5", "bad-hands"]])
+def test_prompt_names_the_longer_of_two_textual_inversions(pipes: Any, tmp_path: Path, words: list[str]) -> None:
+    prior = prior_of(pipes["sd15"])
+    additions.add(prior, [], embeddings(tmp_path, **dict.fromkeys(words, 2)))
+    found = tokens.with_all_vectors(prior.tokenizer, "ugly, bad-hands-5, BAD-HANDS")
+    assert found == "ugly, bad-hands-5 bad-hands-5_1, BAD-HANDS bad-hands_1"
+
+
+def test_textual_inversion_that_could_be_a_vector_of_another_is_refused(pipes: Any, tmp_path: Path) -> None:
+    for counts in ({"hero": 1, "hero_1": 1}, {"hero_1": 1, "hero": 1}, {"hero_2": 1, "hero": 3}):
+        with refused("embeddings.1.token", list(counts)[1]):
+            additions.add(prior_of(pipes["sd15"]), [], embeddings(tmp_path, **counts))
+    prior = prior_of(pipes["sd15"])
+    additions.add(prior, [], embeddings(tmp_path, hero=1, hero_2=1))
+    assert tokens.with_all_vectors(prior.tokenizer, "a hero") == "a hero"
+
+
 @torch.no_grad()
 def test_textual_inversion_of_sdxl_has_vectors_for_both_encoders(pipes: Any, tmp_path: Path) -> None:
     file, widths = tmp_path / "ti.safetensors", {"clip_l": 24, "clip_g": 16}
@@ -279,6 +303,7 @@ def test_textual_inversion_of_sdxl_has_vectors_for_both_encoders(pipes: Any, tmp
     [
         ("sd15", {"emb_params": (2, 1024)}, "Stable Diffusion 2.x"),
         ("sd15", {"clip_l": (2, 32), "clip_g": (2, 16)}, "SDXL"),
+        ("sdxl", {"<cat-toy>": (2, 24)}, "clip_g"),
         ("sd15", {"layer.weight": (2, 2), "layer.bias": (2,)}, "no textual inversion"),
     ],
 )

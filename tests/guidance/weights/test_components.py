@@ -251,6 +251,15 @@ def test_original_checkpoint_loads(tmp_path: Path, clip_folder: str, open_clip: 
     assert loaded.image_size == 64  # 32 latents, here of 2 pixels
 
 
+@pytest.mark.parametrize(("activation", "pad"), [("gelu", "!"), ("quick_gelu", "<|endoftext|>")])
+def test_padding_of_another_tokenizer_is_that_of_the_text_encoder(
+    prior: MVDream, tmp_path: Path, clip_folder: str, activation: str, pad: str
+) -> None:
+    encoder = tiny_text_encoder(100, hidden_act=activation)
+    MVDream(prior.unet, prior.vae, encoder, letter_tokenizer()).save(tmp_path / "x")
+    assert MVDream.load(str(tmp_path / "x"), tokenizer=clip_folder).tokenizer.pad_token == pad
+
+
 def test_load_refuses_other_checkpoints(tmp_path: Path, clip_folder: str) -> None:
     path = tmp_path / "x.pt"
     torch.save({"layer.weight": torch.ones(2)}, path)

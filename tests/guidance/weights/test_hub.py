@@ -154,6 +154,8 @@ def test_clip_tokenizer_reads_vocab_and_merges(tmp_path: Path, inside: str) -> N
     assert torch.equal(tokens.token_ids(clip, prompts, 16), tokens.token_ids(letter_tokenizer(), prompts, 16))
     assert tokens.token_ids(open_clip, ["a"], 5)[0, 3:].tolist() == [0, 0]
     assert tokens.token_ids(clip, ["a"], 5)[0, 2:].tolist() == [letter_tokenizer().eos_token_id] * 3
+    open_clip.save_pretrained(tmp_path / "open")
+    assert tokens.clip_tokenizer(str(tmp_path / "open"), open_clip=False).pad_token == clip.pad_token
 
 
 def test_clip_tokenizer_is_found_in_hub_cache(no_hub: Path) -> None:

@@ -11,7 +11,7 @@ from tests.support import official
 from tests.support.errors import refused
 from tests.support.ldm_names import to_ldm, unet_prefixes
 from tests.support.parity_files import close, parted, recorded
-from tests.support.tiny_prior import tiny_unet
+from tests.support.tiny_prior import open_clip_names, tiny_text_encoder, tiny_unet
 from threedgen.guidance.attention.joined import make_multiview, unet_output
 from threedgen.guidance.weights.ldm import convert_clip, convert_open_clip, convert_unet, convert_vae
 
@@ -79,6 +79,19 @@ def test_text_encoder_matches_recording(path: Path) -> None:
     encoder = CLIPTextModel(CLIPTextConfig(**converted.config | {"num_attention_heads": heads or 1})).eval()
     encoder.load_state_dict(converted.tensors)
     close(encoder(rest["tokens"]).last_hidden_state, rest["out"], TOLERANCE)
+
+
+def test_text_encoder_converted_from_diffusers_keeps_its_last_layer() -> None:
+    encoder = tiny_text_encoder(num_hidden_layers=23)
+    tensors = open_clip_names(encoder, more=False)
+    del tensors["text_projection"], tensors["logit_scale"]
+    tensors["transformer.text_model.embeddings.position_ids"] = torch.arange(16)[None]
+    converted = convert_open_clip(tensors)
+    expected = encoder.state_dict()
+    assert converted.config["num_hidden_layers"] == 23 and converted.tensors.keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in converted.tensors.items())
+    whole = convert_open_clip(open_clip_names(encoder))
+    assert whole.config == converted.config and whole.tensors.keys() == expected.keys()
 
 
 ARCHITECTURES = [

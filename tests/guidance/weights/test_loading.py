@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,8 @@ from tests.support.errors import refused
 from threedgen import folder
 from threedgen.config import ConfigError
 from threedgen.guidance.weights import files, loading
+from threedgen.train.checkpoint import check_weights
+from threedgen.train.task import Task
 
 TENSORS = {"a.weight": torch.arange(6.0).view(2, 3), "a.bias": torch.tensor([1.0, 2.0]), "n": torch.ones(4)}
 
@@ -327,6 +330,30 @@ def test_describe_gives_path_size_and_digest(tmp_path: Path) -> None:
     assert loading.describe(str(folder)) not in (before, changed), "includes a coarse predictor"
     with refused_in_one_line("weights", tmp_path / "nowhere"):
         loading.describe(str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize("name", ["scheduler/scheduler_config.json", "vae/config.json", "tokenizer/merges.txt"])
+def test_identity_of_a_folder_depends_on_its_configs(tmp_path: Path, name: str) -> None:
+    folder = part_folder(tmp_path / "good")
+    before = loading.identify(str(folder))
+    (folder / name).write_text('{"a": 1}')
+    after = loading.identify(str(folder))
+    assert after.digest == before.digest and after.configs != before.configs
+    task = Task(SimpleNamespace(out=tmp_path), quiet=True)
+    task.record_weights({"start": before}, "prior.")
+    with refused("prior.start (configs)"):
+        check_weights({"weights": task.weights}, {"prior.start (configs)": after.configs})
+    old = {"prior.start": before.digest}  # written before configs were recorded
+    check_weights({"weights": old}, task.weights)
+
+
+def test_identity_of_a_peft_file_depends_on_its_config(tmp_path: Path) -> None:
+    file, config = safe_file(tmp_path / "adapter_model.safetensors"), tmp_path / "adapter_config.json"
+    found = {loading.Identity.of(file).configs}
+    for alpha in ("4", "8"):
+        config.write_text(alpha)
+        found.add(loading.Identity.of(file).configs)
+    assert len(found) == 3 and loading.Identity.of(safe_file(tmp_path / "other.safetensors")).configs == ""
 
 
 def test_tensor_files_lists_shards_inside_the_folder_only(tmp_path: Path) -> None:

@@ -78,6 +78,25 @@ def test_personalisation_strength_scales_difference_not_identifier(saved: Path) 
     assert torch.equal(scaled.encode_prompt(["a [v] dog"]), whole.encode_prompt(["a [v] dog"]))
 
 
+def test_personalisation_combines_with_a_lora_and_a_textual_inversion(saved: Path) -> None:
+    name = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q.weight"
+    base, whole = load(saved, None), load(saved)
+    out, into = base.unet.get_parameter(name).shape
+    a, b = torch.randn(2, into, generator=cpu(1)), torch.randn(out, 2, generator=cpu(2))
+    stem = f"unet.{name.removesuffix('.weight')}"
+    save_file({f"{stem}.lora_A.weight": a, f"{stem}.lora_B.weight": b}, saved / "style.safetensors")
+    save_file({"<style>": torch.ones(24)}, saved / "word.safetensors")
+    additions = {"loras": [str(saved / "style.safetensors")], "embeddings": [str(saved / "word.safetensors")]}
+    options = MVDreamConfig(weights=str(saved / "base"), dtype="fp32", **additions)
+    subject = options.model_copy(update={"personalisation": str(saved / "dog.safetensors")})
+    found = registry.build("prior", subject)
+    torch.testing.assert_close(found.unet.get_parameter(name), whole.unet.get_parameter(name) + b @ a)
+    assert found.identifiers == ["[v]"] and found.embedded_words == ("<style>",)
+    tuned_file(saved / "dog.safetensors", registry.build("prior", options))  # trained with the additions
+    again = registry.build("prior", subject)
+    torch.testing.assert_close(again.unet.get_parameter(name), found.unet.get_parameter(name), atol=1e-2, rtol=0)
+
+
 def test_load_refuses_personalisation_of_another_base(saved: Path) -> None:
     other = tiny_prior()
     with torch.no_grad():

@@ -51,7 +51,8 @@ def test_run_leaves_an_adapter_of_its_base(tmp_path: Path, form: str, monkeypatc
     summary = read_summary(Path("run"))
     assert summary["status"] == "finished" and summary["steps"] == STEPS and Path("run/samples.png").is_file()
     saved = checkpoint_file.read(Path("run/checkpoints/last.ckpt"))
-    assert saved["weights"] == {"start": identify(str(adapter_base())).digest}
+    start = identify(str(adapter_base()))
+    assert saved["weights"] == {"start": start.digest, "start (configs)": start.configs}
     found = load().with_adapter(Path("run", RESULT))
     network = found.adapted
     assert network is not None and network.branches == tuple(FORMS[form].get("branches", ("mv", "ref")))
