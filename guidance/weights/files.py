@@ -255,7 +255,7 @@ def save_tensors(network: torch.nn.Module, path: Path, prefix: str = "") -> None
     Raises ConfigError if a value overflows. `prefix` is put in front of all tensor names that do not start with it.
     """
     import torch
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     tensors = {}
     for name, tensor in network.state_dict().items():
@@ -264,4 +264,4 @@ def save_tensors(network: torch.nn.Module, path: Path, prefix: str = "") -> None
         if not torch.isfinite(kept).all():
             raise ConfigError(f"cannot save {path.parent.name}: {short(name)} does not fit into float16")
         tensors[prefix + name.removeprefix(prefix)] = kept
-    save_file(tensors, path, metadata={"format": "pt"})
+    path.write_bytes(save(tensors, {"format": "pt"}))  # save_file would raise no OSError if the disk is full
