@@ -250,17 +250,18 @@ def replaced_folder(folder: Path, label: str) -> Iterator[Path]:
 
 
 def save_tensors(network: torch.nn.Module, path: Path, prefix: str = "") -> None:
-    """Write a network's tensors in float16 to the safetensors file `path`. Raises ConfigError if a value overflows.
+    """Write a network's tensors to the safetensors file `path`, in float16, or float32 for integers.
 
-    `prefix` is put in front of all tensor names that do not start with it.
+    Raises ConfigError if a value overflows. `prefix` is put in front of all tensor names that do not start with it.
     """
     import torch
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     tensors = {}
     for name, tensor in network.state_dict().items():
-        kept = tensor.detach().cpu().half().contiguous()
+        dtype = torch.float16 if tensor.is_floating_point() else torch.float32  # counters may exceed float16
+        kept = tensor.detach().cpu().to(dtype).contiguous()
         if not torch.isfinite(kept).all():
             raise ConfigError(f"cannot save {path.parent.name}: {short(name)} does not fit into float16")
         tensors[prefix + name.removeprefix(prefix)] = kept
-    save_file(tensors, path, metadata={"format": "pt"})
+    path.write_bytes(save(tensors, {"format": "pt"}))  # save_file would raise no OSError if the disk is full

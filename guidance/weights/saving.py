@@ -28,8 +28,7 @@ def save(prior: LatentDiffusion, folder: Path) -> None:
     An earlier saved prior in `folder` is replaced. Raises ConfigError if the folder contains anything else, a weight
     overflows in float16, or the prior is SDXL or ImageDream.
     """
-    if {SECOND, IMAGE_ENCODER} & prior.networks.keys():
-        raise ConfigError("weights of SDXL and ImageDream are read here and not written; copy their folder or file")
+    check_savable(prior)
     with files.replaced_folder(folder, "model_index.json") as part:
         network: Any  # a diffusers model
         for name, network in prior.networks.items():
@@ -44,6 +43,12 @@ def save(prior: LatentDiffusion, folder: Path) -> None:
         files.save_tensors(prior.text_encoder, part / "text_encoder" / "model.safetensors", "text_model.")
         scheduler(prior.schedule).save_config(part / "scheduler")
         write_json(part / "model_index.json", model_index(prior))
+
+
+def check_savable(prior: LatentDiffusion) -> None:
+    """Raise ConfigError if `save` cannot write the prior, because it is SDXL or ImageDream."""
+    if {SECOND, IMAGE_ENCODER} & prior.networks.keys():
+        raise ConfigError("weights of SDXL and ImageDream can be read but not saved. Choose another model")
 
 
 def scheduler(schedule: Schedule) -> DDIMScheduler:

@@ -24,9 +24,12 @@ from threedgen.toybox.world.toybox import Toybox, build
 def test_saved_matte_loads_in_float16_precision(tmp_path: Path) -> None:
     torch.manual_seed(0)
     matte = Matte(16, (4, 6)).eval()
+    batches: Any = matte.stem[1].num_batches_tracked
+    batches.fill_(70_000)  # above the largest float16
     matte.save(tmp_path / "matte")
     found, x = Matte.load(str(tmp_path / "matte")), torch.rand(3, 16, 16, 3)
     torch.testing.assert_close(found.opacity(x), matte.opacity(x), atol=2e-3, rtol=0)
+    assert torch.equal(found.state_dict()["stem.1.num_batches_tracked"], batches)
     assert not any(p.requires_grad for p in found.parameters()) and not found.training
 
 

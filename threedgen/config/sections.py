@@ -94,8 +94,10 @@ class OrbitCameraConfig(Config):
 class TrainerConfig(Config):
     """Arguments of Lightning's Trainer, under the same names.
 
-    Two options differ from Lightning's:
+    Three options differ from Lightning's:
 
+    - `precision` has only values with float32 weights, as averages and small updates need them, and without loss
+      scaling: on a device with bfloat16 instructions, networks compute in bfloat16 whatever the value.
     - `val_check_interval` is not passed on, because the callback `Validation` writes the validation images.
     - `deterministic` "warn" becomes False on a CUDA device. Some sums in the hash grid's Triton kernels have no fixed
       order there, so the run is not reproducible anyway, and other deterministic algorithms would only cost time. On a
@@ -109,9 +111,7 @@ class TrainerConfig(Config):
     devices: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
         "auto", description="number of devices; auto: all GPUs (one in a notebook), or one CPU process"
     )
-    precision: Literal["32-true", "16-mixed", "bf16-mixed", "bf16-true", "16-true", "64-true"] = Field(
-        "32-true", description="number format of the training step"
-    )
+    precision: Literal["32-true", "bf16-mixed"] = Field("32-true", description="number format of the training step")
     gradient_clip_val: float | None = Field(None, gt=0, description="maximum gradient norm; null: no clipping")
     accumulate_grad_batches: int = Field(1, ge=1, description="batches per optimisation step")
     log_every_n_steps: int = Field(10, ge=1, description="steps between two lines of metrics")

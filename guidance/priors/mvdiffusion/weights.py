@@ -61,10 +61,14 @@ def load_blocks(network: MultiviewUNet, weights: Mapping[str, Tensor], unet: boo
     - The kinds differ: only what both have is copied, the attention and feed-forward layers of the blocks. The residual
       convolutions of depth blocks are left out, and `unet` has no effect.
 
-    Raises ConfigError if tensors do not fit.
+    Raises ConfigError if tensors do not fit, or if blocks of the same kind were trained with another positional
+    encoding.
     """
     named = {name.removeprefix(PREFIX): tensor for name, tensor in weights.items()}
     same_kind = any(TO_DEPTH in name for name in named) == (network.kind == "depth")
+    bands = {name: tensor.float() for name, tensor in named.items() if name.endswith(BANDS)}
+    if same_kind and (encoding := encoding_of(bands)) != network.encoding:
+        raise ConfigError(f"the attention was trained with another encoding. Set training.encoding={encoding}")
     parts = ("cp_blocks_", "unet.") if unet and is_whole(named) else ("cp_blocks_",)
 
     def chosen(names: Iterable[str]) -> dict[str, str]:

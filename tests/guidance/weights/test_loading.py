@@ -189,6 +189,17 @@ def test_check_sums_refuses_paths_outside_the_folder(tmp_path: Path, line: str) 
         files.check_sums(tmp_path)
 
 
+def test_save_tensors_raises_os_error_if_the_file_cannot_be_written(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")  # not on Windows
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError):
+            files.save_tensors(nn.Linear(50, 50), tmp_path / "a.safetensors")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
 def test_sums_have_sha256sum_format_and_name_missing_files(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "a.txt").write_bytes(b"abc")

@@ -100,6 +100,8 @@ def test_attention_of_another_variant_starts_from_a_run(tmp_path: Path, refused:
     save_file({name: tensor for name, tensor in first.items() if "norm2" not in name}, "damaged.safetensors")
     path = scene_config(tmp_path, "panorama", single_view=None)
     refused(["--config", str(path), "out=broken", *STILL[:2], "blocks=damaged.safetensors"], "blocks")
+    words = ["out=reference", *STILL[:2], FROM_RUN, "training.encoding=reference"]
+    refused(["--config", str(path), *words], "blocks", "training.encoding=capped")
 
 
 def test_both_stages_or_the_attention_continue_a_run(tmp_path: Path, refused: Callable[..., None]) -> None:

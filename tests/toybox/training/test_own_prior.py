@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from tests.support.errors import refused
 from tests.support.task_server import assert_same, finished_run, server, weights, write_config
 from tests.support.tiny_prior import coarse_prior, cpu, tiny_prior
+from tests.support.tiny_sdxl import tiny_sdxl
 from tests.support.tiny_trainings import TINY_MATTE, TINY_OWN, matte_command, own_command
 from tests.support.toy_run import log
 from threedgen import config
@@ -23,6 +25,7 @@ from threedgen.run.metrics import read_summary
 from threedgen.toybox.training import matte, task
 from threedgen.toybox.training.matte import MatteImages, MatteSystem
 from threedgen.toybox.training.options import TrainMatteConfig
+from threedgen.train.task import Task
 
 
 def done() -> Path:
@@ -99,6 +102,14 @@ def test_2d_model_gets_a_camera_branch_without_effect(tmp_path: Path) -> None:
     with torch.no_grad():
         seen = found.predict(x, t, text, torch.randn(2, 16, generator=cpu()))
         assert torch.allclose(seen, before.predict(x, t, text), atol=1e-5)
+
+
+def test_trainings_that_save_the_whole_model_refuse_sdxl(tmp_path: Path) -> None:
+    tiny_sdxl(tmp_path / "sdxl")
+    with refused("prior.weights", "SDXL"):
+        task.load_own_start(load("train-own-prior", [f"prior.weights={tmp_path / 'sdxl'}"]))
+    with refused("start", "SDXL"):
+        task.load_start(Task(load("train-toybox-base", [f"out={tmp_path}"])), str(tmp_path / "sdxl"))
 
 
 def test_run_leaves_a_matte_for_fits() -> None:

@@ -173,6 +173,17 @@ def test_two_processes_train_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert kinds == {"loss_2d", "loss_3d"}
 
 
+def test_processes_that_cannot_share_the_objects_equally_are_refused(tmp_path: Path, monkeypatch: Any) -> None:
+    prior = tiny_prior()
+    system = PriorSystem(load_prior_config(tmp_path, "training.batch=8"), prior, *caches(tmp_path, prior.vae))
+    monkeypatch.setattr(PriorSystem, "process", (0, 4))
+    system.setup("fit")
+    for count in (3, 8):  # of 4 objects with two views each
+        monkeypatch.setattr(PriorSystem, "process", (0, count))
+        with refused("training.batch", count, 2 * count):
+            system.setup("fit")
+
+
 def test_saved_prior_has_the_image_size_of_its_training(tmp_path: Path) -> None:
     """Steps without views make a multi-view prior too."""
     start = tiny_prior()

@@ -169,6 +169,7 @@ class DreamBoothSystem(DenoisingSystem):
         In contrast to `prior.encode_prompt`, gradients flow to the embedding of the subject's word, such as "[v]".
         """
         prior = self.model
+        prompt = prior.read_prompt(prompt).text
         table = token_embeddings(prior)
         name = next(name for name, p in prior.text_encoder.named_parameters() if p is table)
         trained = table.detach().index_copy(0, to_device(torch.tensor([self.token]), table.device), self.word[None])

@@ -36,10 +36,16 @@ from .sections import (
 
 MULTIVIEW = "Set camera.n_view=2 or more and a multi-view prior, such as prior.name=mvdream"
 DEFAULT_DISTILLATION = "reconstruction"
-PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
-"""Allowed values of `trainer.precision`: poses, rays and parameters of the object have to be float32."""
 IMAGE_SHARE = 0.4
 """Value of `warm_start.share` (fraction of steps that fit sampled views) in runs from an image, if the config has 0."""
+
+
+class GenerateTrainerConfig(sections.TrainerConfig):
+    """Arguments of Lightning's Trainer for the task "generate", whose steps can also compute in float16."""
+
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = Field(  # type: ignore[assignment]  # one value more
+        "32-true", description="number format of the training step"
+    )
 
 
 class GenerateConfig(PromptedConfig):
@@ -107,7 +113,7 @@ class GenerateConfig(PromptedConfig):
     result: ResultConfig = ResultConfig()
     export: ExportSection = ExportSection()
     view: ViewConfig = Field(ViewConfig(), exclude=True)  # not part of the result: not in config.yaml, not hashed
-    trainer: sections.TrainerConfig = sections.TrainerConfig(val_check_interval=100)
+    trainer: GenerateTrainerConfig = GenerateTrainerConfig(val_check_interval=100)
     checkpoint: sections.CheckpointConfig = sections.CheckpointConfig()
     logger: Annotated[sections.LoggerConfig, Component("logger", default="csv")] = Field(
         SECTION, description="further log beside metrics.jsonl and metrics.csv"
@@ -305,9 +311,6 @@ class GenerateConfig(PromptedConfig):
         `from_nothing` is True if neither a stage nor another run or file initialises the object.
         """
         prompt = self.object_text()
-        if self.trainer.precision not in PRECISIONS:
-            problem = f"is not supported by the task generate. Choose one of {', '.join(PRECISIONS)}"
-            raise ConfigError(problem, "trainer.precision", self.trainer.precision)
         single = f"prior.name={self.prior.name} samples single views here"
         if from_nothing and self.distilled_steps < 1 and self.views_per_scene < 2:
             problem = f"all steps fit the object to views, but {single}, which are not consistent"

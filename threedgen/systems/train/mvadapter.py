@@ -224,6 +224,7 @@ def trained_adapter(config: TrainMVAdapterConfig, model: MVAdapter, settings: Ad
         if found != wanted:
             raise ConfigError(f"has {name}={found}, the config has {name}={wanted}", "adapter", config.adapter)
     if config.guider_fine and network.guider is not None and network.fine is None:
+        seed_networks(config.seed, "fine guider")
         network.add_fine_guider()
     network.new_parts.requires_grad_(True).train()
     return network

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from threedgen.config import registry
+from threedgen.config import ConfigError, registry
 from threedgen.data.assets.source import AssetViews
 from threedgen.data.latent_cache import ExampleSource, LatentCache, choose_by_share, sample_entries
 from threedgen.evaluation.features import FeatureNetwork
@@ -60,8 +60,8 @@ def objects_of(images: int, n_view: int) -> int:
 class PriorSystem(DenoisingSystem):
     """LightningModule that trains a UNet on single images and views of objects (MVDream, arXiv 2308.16512, section 3).
 
-    All processes sample the same batch, and each process trains on a part of it. The number of processes therefore
-    changes the result only by rounding.
+    All processes sample the same batch, and each process trains on an equal part of it. The number of processes
+    therefore changes the result only by rounding. `setup` raises ConfigError if they cannot share the batch equally.
 
     Args:
         config: config of the run.
@@ -91,6 +91,13 @@ class PriorSystem(DenoisingSystem):
         self.n_view = max((cache.source.n_view for _, cache in caches), default=1)
         self.unet = prior.unet.requires_grad_(True).train()
         self.keep_average(self.unet, self.options.ema)
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        count, batch = self.process[1], self.options.batch
+        if any(objects_of(batch, cache.source.n_view) % count for _, cache in self.caches):
+            problem = f"cannot be shared equally by {count} processes. Set a multiple of {count * self.n_view}"
+            raise ConfigError(f"{problem}, or another trainer.devices", "training.batch", batch)
 
     def elementwise(self) -> Iterable[Tensor]:
         return (self.unet.conv_out.weight,)  # its rows are latents, not features

@@ -25,7 +25,7 @@ import torch
 from diffusers.models import AutoencoderKL
 from torch import nn
 
-from threedgen.config.errors import ConfigError, errors_name_key
+from threedgen.config.errors import ConfigError, errors_default_to_key, errors_name_key
 from threedgen.data.assets.make import render
 from threedgen.data.assets.shards import Shards
 from threedgen.data.assets.source import AssetViews, CaptionedImages, split
@@ -37,6 +37,7 @@ from threedgen.guidance.priors.latent_diffusion import LatentDiffusion
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.guidance.sampling import REFINE_STRENGTH
 from threedgen.guidance.weights.loading import identify
+from threedgen.guidance.weights.saving import check_savable
 from threedgen.run.disk import writing
 from threedgen.run.folder import user_path
 from threedgen.run.options import is_rank_zero
@@ -83,9 +84,12 @@ def load_start(task: Task, start: str, image_size: int | None = None) -> LatentD
 
     `start` is the name or folder of the weights. `image_size` is the side of the images to train on, in pixels; None:
     the size on which the UNet was trained. Another size is possible, because no weight depends on it. Raises
-    ConfigError if the weights are missing or damaged, or if the size does not fit the networks.
+    ConfigError if the weights are missing or damaged, if the size does not fit the networks, or if the trained model
+    could not be saved (SDXL).
     """
     prior = LatentDiffusion.load(start, image_size=image_size)
+    with errors_default_to_key("start"):
+        check_savable(prior)
     task.record_weights({"start": identify(start)})
     return prior
 
@@ -281,14 +285,17 @@ def load_own_start(config: TrainOwnPriorConfig) -> MVDream:
     """Load the prior (diffusion model) of the config as a multi-view prior, to train it further.
 
     A 2D model (generates single images) becomes a multi-view prior by a new camera embedding of its UNet, which has no
-    effect before training. Raises ConfigError if the weights are missing or damaged, or those of another kind of model.
+    effect before training. Raises ConfigError if the weights are missing or damaged, or those of another kind of model,
+    such as SDXL.
     """
     with errors_name_key("prior.weights"):
         prior: LatentDiffusion = load_prior(LatentDiffusion, config.prior, device(config.trainer.accelerator))
+    with errors_default_to_key("prior.weights"):
+        check_savable(prior)
     if prior.unet.class_embedding is None:
         seed_networks(config.seed, "camera")
     parts = with_camera(prior.unet), prior.vae, prior.text_encoder, prior.tokenizer, prior.schedule, prior.coarse
-    found = MVDream(*parts, prior.second, image_size=prior.image_size, dtype=prior.precision, device=prior.device)
+    found = MVDream(*parts, image_size=prior.image_size, dtype=prior.precision, device=prior.device)
     if found.coarse is not None:  # it was not trained on these assets
         found.coarse.register_to_config(starts_samples=False)
     if config.training.gradient_checkpointing:
