@@ -27,7 +27,7 @@ from threedgen.config import COMMAND_LINE, dump, help, load, plain, shipped, yam
 from threedgen.config.command import command
 from threedgen.config.errors import ConfigError, short
 from threedgen.config.plain_file import read_json
-from threedgen.config.scheduled import is_step
+from threedgen.config.scheduled import is_schedule
 from threedgen.run.disk import TEMPORARY_NAME, Tree, prepare, write_atomic, writing
 from threedgen.run.lock import NAME as LOCK
 from threedgen.run.lock import acquire, was_released
@@ -86,7 +86,7 @@ def flat(tree: object, prefix: str = "") -> Tree:
     These inner dicts stay as they are: empty ones, those with other keys than str, and schedules, which give an option
     different values by training step ({step: value}). If `prefix` is set, all keys start with it and a dot.
     """
-    if not isinstance(tree, dict) or all(map(is_step, tree)) or not all(isinstance(key, str) for key in tree):
+    if not tree or not isinstance(tree, dict) or is_schedule(tree) or not all(isinstance(key, str) for key in tree):
         return {prefix: tree}
     return {
         path: value
