@@ -93,8 +93,11 @@ def test_other_hosts_need_a_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     config.check()
     with refused(None, "host", "no.such.name"):
         server.listen(config.model_copy(update={"host": "no.such.name"}))
+    for name in ("gethostname", "getfqdn"):
+        monkeypatch.setattr(socket, name, lambda: "DESKTOP-AB12")
     with studio(tmp_path, monkeypatch, config) as client:
-        for host, status in (("10.1.2.3:80", 200), ("[::1]:80", 200), ("evil.example", 403)):
+        hosts = {"10.1.2.3:80": 200, "[::1]:80": 200, "DESKTOP-AB12:80": 200, "desktop-ab12": 200, "evil.example": 403}
+        for host, status in hosts.items():
             assert client.ask(f"/{TOKEN}/api/v1/jobs", Host=host).status == status
             assert client.ask("/api/v1/jobs", Host=host).status == 401
         forged = {"Host": "10.1.2.3:80", "Origin": "http://10.1.2.4:80"}

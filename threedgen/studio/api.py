@@ -68,7 +68,8 @@ class Access:
     def __init__(self, app: ASGIApp, token: str, host: str) -> None:
         self.app, self.token = app, token
         self.any_address = host not in LOCAL_NAMES
-        self.names = {*LOCAL_NAMES, *((host, socket.gethostname(), socket.getfqdn()) if self.any_address else ())}
+        names = (host, socket.gethostname(), socket.getfqdn()) if self.any_address else ()
+        self.names = {*LOCAL_NAMES, *(name.lower() for name in names)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
