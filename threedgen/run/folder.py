@@ -31,6 +31,7 @@ from threedgen.config.scheduled import is_schedule
 from threedgen.run.disk import TEMPORARY_NAME, Tree, prepare, write_atomic, writing
 from threedgen.run.lock import NAME as LOCK
 from threedgen.run.lock import acquire, was_released
+from threedgen.run.options import is_rank_zero
 
 logger = logging.getLogger(__name__)
 
@@ -170,7 +171,8 @@ def _own_folder(config: BaseModel, config_name: str) -> Path:
         folder = parent / (name if number == 1 else f"{name}-{number}")
         with suppress(ConfigError):
             stored = stored_config(folder)
-            if not has_results(folder) and (stored is None or was_released(folder)):
+            starts = is_rank_zero() and (folder / LOCK).exists()  # a run locks its folder before it writes config.yaml
+            if not has_results(folder) and (was_released(folder) or stored is None and not starts):
                 break
             if stored is None:
                 continue
@@ -230,7 +232,13 @@ def open_run(config: C, config_name: str) -> tuple[C, Path | None]:
     process, and DiskFull if the disk is (almost) full.
     """
     folder, stored = choose_folder(config, config_name)
-    return _prepare_folder(folder, config, config_name, stored), None if stored is None else folder
+    try:
+        config = _prepare_folder(folder, config, config_name, stored)
+    except ConfigError:
+        if choose_folder(config, config_name)[0] == folder:
+            raise
+        return open_run(config, config_name)  # another run has taken the folder in the same moment
+    return config, None if stored is None else folder
 
 
 def on_one_device(config: C) -> C:
