@@ -213,6 +213,14 @@ def test_open_run_keeps_the_config_of_a_longer_run(toy: Path, caplog: pytest.Log
     assert "14 -> 20" in caplog.text
 
 
+def test_open_run_keeps_the_config_of_a_finished_run(toy: Path) -> None:  # noqa: F811
+    runs.open_run(loaded("out=dog", "trainer.max_steps=10"), "toy")
+    for asked, status, stored in ((2, "interrupted", 2), (3, "finished", 2)):
+        Path("dog/summary.json").write_text(json.dumps({"steps": 10, "status": status}))
+        runs.open_run(loaded("out=dog", "trainer.max_steps=10", f"threads={asked}"), "toy")
+        assert config.load("dog/config.yaml").threads == stored
+
+
 @pytest.mark.parametrize("call", ["os.fsync", "builtins.open"])
 def test_write_atomic_leaves_the_old_file_after_an_error(tmp_path: Path, monkeypatch, call: str) -> None:
     path = tmp_path / "file.json"

@@ -224,7 +224,8 @@ def open_run(config: C, config_name: str) -> tuple[C, Path | None]:
 
     The folder is `config.out` or, if this is None, a folder in outputs/CONFIG_NAME (see `choose_folder`). If the folder
     has a run whose config differs from `config` at most in keys that may change on resume, such as trainer.max_steps,
-    this run is resumed. The old config.yaml is kept if the run already has more steps than `config` asks for.
+    this run is resumed. The old config.yaml is kept if the run already has more steps than `config` asks for, or is
+    finished with these steps.
 
     `config_name` is the name of the config, such as "fast"; it is also written to line 1 of config.yaml. Returns the
     config with `out` set to the folder, and the folder if the run is resumed, None if it is new. Raises ConfigError if
@@ -268,15 +269,27 @@ def steps_done(folder: Path) -> int:
     return steps if type(steps) is int else 0
 
 
+def finished(folder: Path, max_steps: int | None = None) -> bool:
+    """Return whether a folder has a finished run of at least `max_steps` steps (None: any), with all result files.
+
+    The status, the steps and the list of result files are read from summary.json.
+    """
+    summary = read_json(folder / SUMMARY)
+    complete = summary.get("status") == "finished" and steps_done(folder) >= (max_steps or 0)
+    files = summary.get("files", [])
+    return complete and isinstance(files, list) and all((folder / str(name)).exists() for name in files)
+
+
 def _prepare_folder(folder: Path, config: C, config_name: str, stored: Tree | None) -> C:
-    # config.yaml is not written if the run already has more steps than `config`
+    # config.yaml is not written if the run already has more steps than `config`, or is finished with these steps
     prepare(folder)
     if acquire(folder):
         remove_temporary_files(folder, recursive=True)
     if stored is None:
         (folder / PRESET).unlink(missing_ok=True)  # of a run that failed before any work
     old_steps, max_steps = (flat(tree).get(MAX_STEPS_KEY) for tree in (stored or {}, plain(config)))
-    if max_steps is None or max_steps >= steps_done(folder):
+    is_done = old_steps == max_steps and finished(folder, max_steps)
+    if max_steps is None or max_steps >= steps_done(folder) and not is_done:
         write_config(folder, config, config_name)
         if old_steps not in (None, max_steps) and has_results(folder):
             text = "%s: %s -> %s. Schedules in percent now refer to the new number of steps"
