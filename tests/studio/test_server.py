@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,7 +29,7 @@ from threedgen.config import load, plugins
 from threedgen.export.options import AssetConfig
 from threedgen.run.folder import write_config
 from threedgen.run.interrupts import Interrupts
-from threedgen.studio import server, state
+from threedgen.studio import job_queue, server, state
 from threedgen.studio.job_queue import LAST_NUMBER, Conflict, Queue, start_process
 from threedgen.studio.jobs import export_job, make_job
 from threedgen.studio.options import StudioConfig
@@ -211,12 +212,26 @@ def test_cancel_ends_any_run_within_two_seconds(client: Client, prompt: str) -> 
     assert client.queue.jobs()[0].error == "" and [run["prompt"] for run in client.api("runs")] == ["a blue dog"]
 
 
+WATCHED = "from threedgen.run import interrupts; {}interrupts.end_with_parent(); import time; time.sleep(100)"
+WINDOWS = "import os, types; interrupts.os = types.SimpleNamespace(**vars(os) | {'name': 'nt', 'kill': None}); "
+
+
 @unix
-def test_run_ends_when_its_studio_is_killed() -> None:
-    code = "from threedgen.run.interrupts import end_with_parent; end_with_parent(); import time; time.sleep(100)"
-    process = start_process([sys.executable, "-c", code])
+@pytest.mark.parametrize("system", ["", WINDOWS], ids=["posix", "windows"])
+def test_run_ends_when_its_studio_is_killed(system: str) -> None:
+    process = start_process([sys.executable, "-c", WATCHED.format(system)])
     assert process.stdin is not None and process.poll() is None
     process.stdin.close()  # as the system does for a killed process
+    assert process.wait(60) == -signal.SIGTERM
+
+
+@unix
+def test_runs_on_windows_get_the_chance_to_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job_queue, "os", SimpleNamespace(**vars(os) | {"name": "nt"}))
+    monkeypatch.setattr(subprocess.Popen, "terminate", subprocess.Popen.kill)  # as there
+    queue = Queue(tmp_path)
+    queue._process = process = start_process([sys.executable, "-c", WATCHED.format("")])
+    queue._terminate()
     assert process.wait(60) == -signal.SIGTERM
 
 
