@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import re
@@ -417,6 +418,18 @@ def test_uploads_are_kept_under_plain_names(client: Client) -> None:
     name = json.loads(answer.read())["name"]
     assert name.endswith("My-chair.glb") and (client.root / "uploads" / name).exists()
     assert client.ask("api/v1/files/a.exe", b"MZ", method="PUT").status == 422
+
+
+def test_failures_of_the_disk_are_reported(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "reason")
+
+    finished_run(client.root / "one")
+    monkeypatch.setattr(state, "write_atomic", full)
+    monkeypatch.setattr(shutil, "rmtree", full)
+    for path, data, method in (("files/a.png", b"x", "PUT"), ("runs/one", None, "DELETE")):
+        answer = client.ask(f"api/v1/{path}", data, method=method)
+        assert answer.status == 500 and "reason" in json.loads(answer.read())["error"]
 
 
 @pytest.fixture
