@@ -184,6 +184,9 @@ def test_reopen_finds_a_moved_run(toy: Path) -> None:  # noqa: F811
     assert runs.stored_config_name(Path("moved/config.yaml").read_text()) == "toy config"
     assert (reopened.seed, reopened.out, reopened.trainer.max_steps) == (5, "moved", 9)
     assert runs.reopen("moved/config.yaml", [])[0].trainer.max_steps == 9
+    assert runs.reopen("moved", ["out=./moved"])[0].out == "moved"
+    with refused("out", "elsewhere"):
+        runs.reopen("moved", ["out=elsewhere"])
     with refused(None, "seed: 5 -> 6"):
         runs.reopen(folder, ["seed=6"])
     for wrong in ("nowhere", "", "a\0"):

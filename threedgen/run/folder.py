@@ -313,12 +313,15 @@ def reopen(run: str | Path, overrides: list[str]) -> tuple[Any, Path]:
     """Load the config of an old run, apply overrides "key=value" and lock the folder, to resume the run.
 
     `run` is the run folder or a file in it. Returns the config with `out` set to the folder, and the folder. Raises
-    ConfigError if another process uses the folder, if an override changes a key that may not change on resume, or if
-    the run cannot start (`config.check`); config.yaml is then unchanged. Keys that may change: those in `NEUTRAL_KEYS`,
-    such as trainer.max_steps, and those in `config.changeable_on_resume`.
+    ConfigError if another process uses the folder, if an override changes a key that may not change on resume or sets
+    `out` to another folder, or if the run cannot start (`config.check`); config.yaml is then unchanged. Keys that may
+    change: those in `NEUTRAL_KEYS`, such as trainer.max_steps, and those in `config.changeable_on_resume`.
     """
     folder = run_folder(run)
     config, stored = load((folder / CONFIG).resolve(), overrides), stored_config(folder)
+    out = getattr(config, "out", None)
+    if out is not None and user_path(out, "out").resolve() != folder.resolve():
+        raise ConfigError("a resumed run stays in its folder. Copy the folder first, or remove out", "out", out)
     changed = differences(stored or {}, plain(config), getattr(config, "changeable_on_resume", ()))
     if changed:
         again = f"Start a new run with {command('--config', str(folder / CONFIG))}"
