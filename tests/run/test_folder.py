@@ -156,6 +156,8 @@ def test_open_run_reuses_the_folder_of_a_run_without_results(toy: Path) -> None:
     Path("dog", "stages", "coarse").mkdir(parents=True)
     Path("dog", "stages", "coarse", runs.CONFIG).write_text("task: toy\n")
     Path("dog", runs.PRESET).write_text('{"preset": null}')
+    for name in (".DS_Store", "._config.yaml", "Thumbs.db", "desktop.ini"):
+        Path("dog", name).touch()
     release(Path("dog"))
     reused, resume = runs.open_run(loaded("out=dog", "seed=1"), "toy")
     assert reused.out == "dog" and resume is None and not Path("dog", runs.PRESET).exists()

@@ -256,11 +256,12 @@ def on_one_device(config: C) -> C:
 def has_results(folder: Path) -> bool:
     """Return whether a run folder or its subfolders have results.
 
-    A result is any file except config.yaml, the lock file, job.json (written by the task `batch`), preset.json (chosen
-    memory preset) and temporary files.
+    A result is any file except config.yaml, job.json (written by the task `batch`), preset.json (chosen memory preset),
+    temporary files, hidden files such as the lock file and macOS's .DS_Store, and the like of Windows.
     """
     files = (name for _, _, names in os.walk(folder) for name in names)
-    return any(name not in (CONFIG, LOCK, JOB, PRESET) and not TEMPORARY_NAME.search(name) for name in files)
+    others = (CONFIG, JOB, PRESET, "Thumbs.db", "desktop.ini")
+    return any(name not in others and name[0] != "." and not TEMPORARY_NAME.search(name) for name in files)
 
 
 def steps_done(folder: Path) -> int:
