@@ -223,6 +223,13 @@ def test_bytes_that_are_not_text_are_a_mistake(toy: Path) -> None:  # noqa: F811
     assert done.returncode == 2 and "prompt" in done.stderr and "Traceback" not in done.stderr
 
 
+def test_printed_config_is_the_same_in_any_encoding(toy: Path) -> None:  # noqa: F811
+    prompt = "é красный 🐶"
+    done = process(toy.parent, "--config", "toy.yaml", "--print-config", f"prompt={prompt}")
+    toy.write_text(done.stdout)
+    assert config.load(toy).prompt == prompt and done.stdout.isascii()
+
+
 def test_closed_pipe_is_no_error(toy: Path) -> None:  # noqa: F811
     code = RUNNER.replace("code = main()", "sys.stdout.close = lambda: None; code = main()")
     reader, writer = os.pipe()

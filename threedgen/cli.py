@@ -141,7 +141,8 @@ def answer(command: Command) -> str | None:
         place: str | Path = command.config
         if "--resume" in command.flags:
             place = (runs.run_folder(command.flags["--resume"]) / runs.CONFIG).resolve()
-        return config.dump(config.load(place, command.overrides))
+        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"  # config files are read as UTF-8
+        return config.dump(config.load(place, command.overrides), ascii_only=encoding.lower() != "utf-8")
     return None
 
 

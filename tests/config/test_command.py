@@ -1,6 +1,7 @@
 import re
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,15 +13,21 @@ ROOT = Path(__file__).parents[2]
 
 def test_a_checkout_has_launch_and_an_installation_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert command() == "python launch.py" and command("--resume", "RUN") == "python launch.py --resume RUN"
-    assert install("viser") == "pip install -e '.[viser]'"
+    assert install("viser") == 'pip install -e ".[viser]"'
     monkeypatch.setattr(place, "ROOT", tmp_path)
     assert command() == "threedgen" and command("--resume", "RUN") == "threedgen --resume RUN"
-    assert install("viser") == "pip install 'threedgen[viser]'"
+    assert install("viser") == 'pip install "threedgen[viser]"'
 
 
 @pytest.mark.parametrize("folder", ["a run", "it's", "$HOME", "ü;b"])
 def test_a_folder_of_any_name_arrives_as_it_is(folder: str) -> None:
     assert shlex.split(command("--config", "export", f"run={folder}"))[2:] == ["--config", "export", f"run={folder}"]
+
+
+def test_a_folder_is_in_double_quotes_on_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(place, "os", SimpleNamespace(name="nt"))
+    assert command("--resume", r"outputs\dog").endswith(r" --resume outputs\dog")
+    assert command("--resume", r"my runs\dog").endswith(r' --resume "my runs\dog"')
 
 
 def test_no_message_has_a_form_of_its_own() -> None:

@@ -254,6 +254,12 @@ def test_base_is_merged(toy: Path) -> None:  # noqa: F811
     assert loaded.shape.radius == 1.0  # a section of another name replaces: `side` is gone
 
 
+def test_sections_named_by_digits_are_merged() -> None:
+    below = {"1": {"size": 8, "scale": {0: 3}}, "2": {"size": 16}}
+    above = {"1": {"scale": {"7": 1}}}
+    assert fields.merge(below, above) == {"1": {"size": 8, "scale": {"7": 1}}, "2": {"size": 16}}
+
+
 def test_base_circle_and_missing_base_are_refused(toy: Path) -> None:  # noqa: F811
     for name, base in (("a", "b"), ("b", "c"), ("c", "b")):
         toy.with_name(f"{name}.yaml").write_text(f"base: {base}.yaml\n")

@@ -156,6 +156,8 @@ def test_open_run_reuses_the_folder_of_a_run_without_results(toy: Path) -> None:
     Path("dog", "stages", "coarse").mkdir(parents=True)
     Path("dog", "stages", "coarse", runs.CONFIG).write_text("task: toy\n")
     Path("dog", runs.PRESET).write_text('{"preset": null}')
+    for name in (".DS_Store", "._config.yaml", "Thumbs.db", "desktop.ini"):
+        Path("dog", name).touch()
     release(Path("dog"))
     reused, resume = runs.open_run(loaded("out=dog", "seed=1"), "toy")
     assert reused.out == "dog" and resume is None and not Path("dog", runs.PRESET).exists()
@@ -184,6 +186,9 @@ def test_reopen_finds_a_moved_run(toy: Path) -> None:  # noqa: F811
     assert runs.stored_config_name(Path("moved/config.yaml").read_text()) == "toy config"
     assert (reopened.seed, reopened.out, reopened.trainer.max_steps) == (5, "moved", 9)
     assert runs.reopen("moved/config.yaml", [])[0].trainer.max_steps == 9
+    assert runs.reopen("moved", ["out=./moved"])[0].out == "moved"
+    with refused("out", "elsewhere"):
+        runs.reopen("moved", ["out=elsewhere"])
     with refused(None, "seed: 5 -> 6"):
         runs.reopen(folder, ["seed=6"])
     for wrong in ("nowhere", "", "a\0"):
@@ -211,6 +216,14 @@ def test_open_run_keeps_the_config_of_a_longer_run(toy: Path, caplog: pytest.Log
         assert len(caplog.records) == bool(change) and change in caplog.text
     assert runs.reopen("dog", ["trainer.max_steps=20"])[0].trainer.max_steps == 20
     assert "14 -> 20" in caplog.text
+
+
+def test_open_run_keeps_the_config_of_a_finished_run(toy: Path) -> None:  # noqa: F811
+    runs.open_run(loaded("out=dog", "trainer.max_steps=10"), "toy")
+    for asked, status, stored in ((2, "interrupted", 2), (3, "finished", 2)):
+        Path("dog/summary.json").write_text(json.dumps({"steps": 10, "status": status}))
+        runs.open_run(loaded("out=dog", "trainer.max_steps=10", f"threads={asked}"), "toy")
+        assert config.load("dog/config.yaml").threads == stored
 
 
 @pytest.mark.parametrize("call", ["os.fsync", "builtins.open"])

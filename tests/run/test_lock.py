@@ -60,6 +60,17 @@ def test_open_run_names_the_process_that_uses_the_folder(toy: Path) -> None:  # 
         runs.reopen("here", [])
 
 
+def test_runs_that_start_in_the_same_moment_get_different_folders(toy: Path, monkeypatch) -> None:  # noqa: F811
+    loaded, choose = config.load("toy"), runs.choose_folder
+    first, _ = choose(loaded, "toy")
+    with holder(first):
+        chosen = iter([(first, None)])  # before the other process had locked it
+        monkeypatch.setattr(runs, "choose_folder", lambda *words: next(chosen, None) or choose(*words))
+        assert runs.open_run(loaded, "toy")[0].out == f"{first}-2"
+        monkeypatch.setenv("LOCAL_RANK", "1")
+        assert choose(loaded, "toy")[0] == first, "ranks share the folder"
+
+
 def test_lock_ends_with_its_process_even_if_a_child_lives(tmp_path: Path) -> None:
     with holder(tmp_path, "fork") as other:
         other.kill()

@@ -54,6 +54,14 @@ def test_prompt_becomes_a_download(chromium: Any, client: Client) -> None:
     assert all(url.startswith((client.url, "data:", "blob:")) for url in tab.requests) and tab.errors == []
 
 
+def test_suggestion_replaces_a_word_with_an_accent(chromium: Any, client: Client) -> None:
+    tab = Tab(chromium, client.url)
+    tab.page.fill("#prompt", "an e\u0301lephant that waits")
+    tab.until("document.querySelectorAll('.unknown').length > 0")
+    tab.click("#words .chip")
+    assert tab.page.input_value("#prompt") == "an elephant that waits"
+
+
 def test_job_can_be_stopped_and_its_error_is_shown(chromium: Any, client: Client) -> None:
     tab = Tab(chromium, client.url)
     tab.page.fill("#prompt", "a dog that waits")

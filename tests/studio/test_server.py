@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import re
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,7 +30,7 @@ from threedgen.config import load, plugins
 from threedgen.export.options import AssetConfig
 from threedgen.run.folder import write_config
 from threedgen.run.interrupts import Interrupts
-from threedgen.studio import server, state
+from threedgen.studio import job_queue, server, state
 from threedgen.studio.job_queue import LAST_NUMBER, Conflict, Queue, start_process
 from threedgen.studio.jobs import export_job, make_job
 from threedgen.studio.options import StudioConfig
@@ -93,8 +95,11 @@ def test_other_hosts_need_a_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     config.check()
     with refused(None, "host", "no.such.name"):
         server.listen(config.model_copy(update={"host": "no.such.name"}))
+    for name in ("gethostname", "getfqdn"):
+        monkeypatch.setattr(socket, name, lambda: "DESKTOP-AB12")
     with studio(tmp_path, monkeypatch, config) as client:
-        for host, status in (("10.1.2.3:80", 200), ("[::1]:80", 200), ("evil.example", 403)):
+        hosts = {"10.1.2.3:80": 200, "[::1]:80": 200, "DESKTOP-AB12:80": 200, "desktop-ab12": 200, "evil.example": 403}
+        for host, status in hosts.items():
             assert client.ask(f"/{TOKEN}/api/v1/jobs", Host=host).status == status
             assert client.ask("/api/v1/jobs", Host=host).status == 401
         forged = {"Host": "10.1.2.3:80", "Origin": "http://10.1.2.4:80"}
@@ -208,12 +213,26 @@ def test_cancel_ends_any_run_within_two_seconds(client: Client, prompt: str) -> 
     assert client.queue.jobs()[0].error == "" and [run["prompt"] for run in client.api("runs")] == ["a blue dog"]
 
 
+WATCHED = "from threedgen.run import interrupts; {}interrupts.end_with_parent(); import time; time.sleep(100)"
+WINDOWS = "import os, types; interrupts.os = types.SimpleNamespace(**vars(os) | {'name': 'nt', 'kill': None}); "
+
+
 @unix
-def test_run_ends_when_its_studio_is_killed() -> None:
-    code = "from threedgen.run.interrupts import end_with_parent; end_with_parent(); import time; time.sleep(100)"
-    process = start_process([sys.executable, "-c", code])
+@pytest.mark.parametrize("system", ["", WINDOWS], ids=["posix", "windows"])
+def test_run_ends_when_its_studio_is_killed(system: str) -> None:
+    process = start_process([sys.executable, "-c", WATCHED.format(system)])
     assert process.stdin is not None and process.poll() is None
     process.stdin.close()  # as the system does for a killed process
+    assert process.wait(60) == -signal.SIGTERM
+
+
+@unix
+def test_runs_on_windows_get_the_chance_to_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job_queue, "os", SimpleNamespace(**vars(os) | {"name": "nt"}))
+    monkeypatch.setattr(subprocess.Popen, "terminate", subprocess.Popen.kill)  # as there
+    queue = Queue(tmp_path)
+    queue._process = process = start_process([sys.executable, "-c", WATCHED.format("")])
+    queue._terminate()
     assert process.wait(60) == -signal.SIGTERM
 
 
@@ -399,6 +418,18 @@ def test_uploads_are_kept_under_plain_names(client: Client) -> None:
     name = json.loads(answer.read())["name"]
     assert name.endswith("My-chair.glb") and (client.root / "uploads" / name).exists()
     assert client.ask("api/v1/files/a.exe", b"MZ", method="PUT").status == 422
+
+
+def test_failures_of_the_disk_are_reported(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "reason")
+
+    finished_run(client.root / "one")
+    monkeypatch.setattr(state, "write_atomic", full)
+    monkeypatch.setattr(shutil, "rmtree", full)
+    for path, data, method in (("files/a.png", b"x", "PUT"), ("runs/one", None, "DELETE")):
+        answer = client.ask(f"api/v1/{path}", data, method=method)
+        assert answer.status == 500 and "reason" in json.loads(answer.read())["error"]
 
 
 @pytest.fixture

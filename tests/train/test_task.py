@@ -7,9 +7,9 @@ import torch
 
 from tests.support.errors import refused
 from threedgen.config import registry
+from threedgen.run.folder import finished
 from threedgen.run.interrupts import Stopped
 from threedgen.train import task
-from threedgen.train.status import finished
 from threedgen.train.task import Task, device, run_task
 
 

@@ -108,7 +108,7 @@ def test_view_options_are_not_part_of_the_run_config() -> None:
 @pytest.mark.parametrize(
     ("args", "parts"),
     [
-        (["--view", "prompt=a dog"], ["--view", "pip install -e '.[viser]'"]),
+        (["--view", "prompt=a dog"], ["--view", 'pip install -e ".[viser]"']),
         (["--view", "--config", "sample-toybox", "prompt=a dog"], ["--view", "generate"]),
         (["--view", "view.port=70000", "prompt=a dog"], ["view.port", "70000"]),
     ],

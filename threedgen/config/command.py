@@ -1,6 +1,8 @@
 """Shell commands shown in messages: calls of this program, and installations of optional packages."""
 
+import os
 import shlex
+import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -13,7 +15,8 @@ def in_checkout() -> bool:
 
 def command(*words: str) -> str:
     """Return a shell command that runs this program with the arguments `words`, such as "threedgen --list"."""
-    return " ".join(["python launch.py" if in_checkout() else "threedgen", *map(shlex.quote, words)])
+    quoted = subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)  # cmd.exe needs double quotes
+    return f"{'python launch.py' if in_checkout() else 'threedgen'} {quoted}".rstrip()
 
 
 def install(extra: str) -> str:
@@ -21,4 +24,4 @@ def install(extra: str) -> str:
 
     `extra` is the name of the group, such as "ray".
     """
-    return f"pip install -e '.[{extra}]'" if in_checkout() else f"pip install 'threedgen[{extra}]'"
+    return f'pip install -e ".[{extra}]"' if in_checkout() else f'pip install "threedgen[{extra}]"'

@@ -10,7 +10,7 @@ from pydantic.fields import FieldInfo
 
 from threedgen.config import registry
 from threedgen.config.registry import Component
-from threedgen.config.scheduled import Scheduled, is_step
+from threedgen.config.scheduled import Scheduled, is_schedule
 
 Tree: TypeAlias = dict[str, Any]  # config, or section of a config, as plain data (nested dict)
 INTERNAL = ("task", "about", "needs", "choices", "plugins")  # keys of config files that are not options
@@ -167,7 +167,7 @@ def merge(below: object, above: object) -> Any:
 
     Two kinds of dicts in `above` are not merged, but replace the dict in `below`:
 
-    - a schedule {step: value};
+    - a schedule {step: number};
     - a dict with another `name` than the dict in `below`. The key `name` selects a component (class or function), the
       other keys are its options, and another component has other options.
 
@@ -175,9 +175,8 @@ def merge(below: object, above: object) -> Any:
     """
     if not (isinstance(below, dict) and isinstance(above, dict)):
         return above
-    schedule = bool(above) and all(is_step(key) for key in above)
     other_name = "name" in above and "name" in below and above["name"] != below["name"]
-    if schedule or other_name:
+    if is_schedule(above) or other_name:
         return above
     return below | {key: merge(below.get(key), value) for key, value in above.items()}
 

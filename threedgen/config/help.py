@@ -30,7 +30,7 @@ FLAGS = {
     "--list": "every shipped config: what it does and what it needs",
     "--print-config": "print the complete config as YAML and run nothing",
     "--dry-run": "print what would run, with which weights, device and memory, and run nothing",
-    "--view": "watch the run in a browser while it optimises (section view; needs pip install '.[viser]')",
+    "--view": 'watch the run in a browser while it optimises (section view; needs pip install ".[viser]")',
     "--log-level LEVEL": "debug, info (default), warning or error",
     "--quiet": "print only the folder of the result",
     "--version": "print the version",

@@ -52,9 +52,9 @@ class Config(BaseModel):
                     section.check()
 
 
-def dump(config: BaseModel) -> str:
-    """Return the complete config as YAML. Loading this text gives the same config."""
-    return yaml_text.write(plain(config))
+def dump(config: BaseModel, ascii_only: bool = False) -> str:
+    """Return the complete config as YAML, in ASCII if `ascii_only` is True. Loading this text gives the same config."""
+    return yaml_text.write(plain(config), ascii_only)
 
 
 def config_hash(config: BaseModel) -> str:

@@ -23,7 +23,7 @@ EXTRAS = {
     "xformers": ("xformers", install("xformers")),
     "tinycudann": (
         "tinycudann",
-        "pip install 'git+https://github.com/NVlabs/tiny-cuda-nn/#subdirectory=bindings/torch'",  # not on PyPI
+        'pip install "git+https://github.com/NVlabs/tiny-cuda-nn/#subdirectory=bindings/torch"',  # not on PyPI
     ),
 }
 """Dict from module name to (package name, command that installs it)."""

@@ -37,8 +37,13 @@ class Points(dict[Any, float]):
         return all(value < bound for value in self.values())
 
 
-def is_step(key: object) -> bool:
-    """Return whether a dict key is a step of a schedule (500 or "500"), or a percentage of the run ("50%")."""
+def is_schedule(tree: dict[Any, Any]) -> bool:
+    """Return whether a dict is a schedule {step: number}. A step is 500, "500", or a percentage of the run ("50%")."""
+    numbers = all(isinstance(value, (int, float)) for value in tree.values())  # sections may be named by digits too
+    return bool(tree) and numbers and all(map(_is_step, tree))
+
+
+def _is_step(key: object) -> bool:
     if isinstance(key, str):
         return bool(_STEP.match(key) or _PERCENT.match(key))
     return isinstance(key, (int, float)) and not isinstance(key, bool)

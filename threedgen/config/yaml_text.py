@@ -133,9 +133,12 @@ def read(path: Path) -> Any:
     return parse(text, str(path))
 
 
-def write(data: object) -> str:
-    """Return plain data (dicts, lists, str, numbers, bool, None) as YAML; `parse` returns equal data."""
-    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+def write(data: object, ascii_only: bool = False) -> str:
+    """Return plain data (dicts, lists, str, numbers, bool, None) as YAML; `parse` returns equal data.
+
+    `ascii_only`: escape all characters outside ASCII.
+    """
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=not ascii_only, width=100)
 
 
 def write_line(data: object) -> str:

@@ -19,7 +19,6 @@ from threedgen.run.disk import Tree
 from threedgen.run.seeding import generator
 from threedgen.run.torch_file import check_architecture, require_finite
 from threedgen.train.checkpoint_file import latest, read
-from threedgen.train.status import finished
 
 from .renders import DEPTH_SIZE, DEPTH_VIEWS, DepthFusion, field_renderer, spiral_cameras
 from .shape.from_field import FieldView
@@ -66,7 +65,7 @@ def load_field(
     newest = latest(folder / runs.CHECKPOINTS) if path is None else (path, read(path))
     if newest is None:
         again = command("--resume", str(folder))
-        if finished(folder, config.trainer.max_steps):  # a finished run cannot resume
+        if runs.finished(folder, config.trainer.max_steps):  # a finished run cannot resume
             again = command("--config", str(folder / runs.CONFIG), "out=NEW")
         raise ConfigError(f"{folder} has no checkpoint; make one with {again}", "run")
     path, checkpoint = newest

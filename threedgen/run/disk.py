@@ -1,5 +1,6 @@
 """Atomic file writes and checks of free disk space. Imports no torch."""
 
+import errno
 import json
 import os
 import re
@@ -54,13 +55,16 @@ def make_folder(path: Path) -> None:
 def sync(path: Path) -> None:
     """Force the data of a file, or the list of entries of a folder, onto the disk (fsync).
 
-    On Windows nothing is done for a folder.
+    For a folder, nothing is done on Windows and on file systems that cannot sync folders.
     """
     if os.name == "nt" and path.is_dir():
         return
     descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not path.is_dir():
+            raise
     finally:
         os.close(descriptor)
 

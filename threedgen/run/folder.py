@@ -27,10 +27,11 @@ from threedgen.config import COMMAND_LINE, dump, help, load, plain, shipped, yam
 from threedgen.config.command import command
 from threedgen.config.errors import ConfigError, short
 from threedgen.config.plain_file import read_json
-from threedgen.config.scheduled import is_step
+from threedgen.config.scheduled import is_schedule
 from threedgen.run.disk import TEMPORARY_NAME, Tree, prepare, write_atomic, writing
 from threedgen.run.lock import NAME as LOCK
 from threedgen.run.lock import acquire, was_released
+from threedgen.run.options import is_rank_zero
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +87,7 @@ def flat(tree: object, prefix: str = "") -> Tree:
     These inner dicts stay as they are: empty ones, those with other keys than str, and schedules, which give an option
     different values by training step ({step: value}). If `prefix` is set, all keys start with it and a dot.
     """
-    if not isinstance(tree, dict) or all(map(is_step, tree)) or not all(isinstance(key, str) for key in tree):
+    if not tree or not isinstance(tree, dict) or is_schedule(tree) or not all(isinstance(key, str) for key in tree):
         return {prefix: tree}
     return {
         path: value
@@ -170,7 +171,8 @@ def _own_folder(config: BaseModel, config_name: str) -> Path:
         folder = parent / (name if number == 1 else f"{name}-{number}")
         with suppress(ConfigError):
             stored = stored_config(folder)
-            if not has_results(folder) and (stored is None or was_released(folder)):
+            starts = is_rank_zero() and (folder / LOCK).exists()  # a run locks its folder before it writes config.yaml
+            if not has_results(folder) and (was_released(folder) or stored is None and not starts):
                 break
             if stored is None:
                 continue
@@ -222,7 +224,8 @@ def open_run(config: C, config_name: str) -> tuple[C, Path | None]:
 
     The folder is `config.out` or, if this is None, a folder in outputs/CONFIG_NAME (see `choose_folder`). If the folder
     has a run whose config differs from `config` at most in keys that may change on resume, such as trainer.max_steps,
-    this run is resumed. The old config.yaml is kept if the run already has more steps than `config` asks for.
+    this run is resumed. The old config.yaml is kept if the run already has more steps than `config` asks for, or is
+    finished with these steps.
 
     `config_name` is the name of the config, such as "fast"; it is also written to line 1 of config.yaml. Returns the
     config with `out` set to the folder, and the folder if the run is resumed, None if it is new. Raises ConfigError if
@@ -230,7 +233,13 @@ def open_run(config: C, config_name: str) -> tuple[C, Path | None]:
     process, and DiskFull if the disk is (almost) full.
     """
     folder, stored = choose_folder(config, config_name)
-    return _prepare_folder(folder, config, config_name, stored), None if stored is None else folder
+    try:
+        config = _prepare_folder(folder, config, config_name, stored)
+    except ConfigError:
+        if choose_folder(config, config_name)[0] == folder:
+            raise
+        return open_run(config, config_name)  # another run has taken the folder in the same moment
+    return config, None if stored is None else folder
 
 
 def on_one_device(config: C) -> C:
@@ -247,11 +256,12 @@ def on_one_device(config: C) -> C:
 def has_results(folder: Path) -> bool:
     """Return whether a run folder or its subfolders have results.
 
-    A result is any file except config.yaml, the lock file, job.json (written by the task `batch`), preset.json (chosen
-    memory preset) and temporary files.
+    A result is any file except config.yaml, job.json (written by the task `batch`), preset.json (chosen memory preset),
+    temporary files, hidden files such as the lock file and macOS's .DS_Store, and the like of Windows.
     """
     files = (name for _, _, names in os.walk(folder) for name in names)
-    return any(name not in (CONFIG, LOCK, JOB, PRESET) and not TEMPORARY_NAME.search(name) for name in files)
+    others = (CONFIG, JOB, PRESET, "Thumbs.db", "desktop.ini")
+    return any(name not in others and name[0] != "." and not TEMPORARY_NAME.search(name) for name in files)
 
 
 def steps_done(folder: Path) -> int:
@@ -260,15 +270,27 @@ def steps_done(folder: Path) -> int:
     return steps if type(steps) is int else 0
 
 
+def finished(folder: Path, max_steps: int | None = None) -> bool:
+    """Return whether a folder has a finished run of at least `max_steps` steps (None: any), with all result files.
+
+    The status, the steps and the list of result files are read from summary.json.
+    """
+    summary = read_json(folder / SUMMARY)
+    complete = summary.get("status") == "finished" and steps_done(folder) >= (max_steps or 0)
+    files = summary.get("files", [])
+    return complete and isinstance(files, list) and all((folder / str(name)).exists() for name in files)
+
+
 def _prepare_folder(folder: Path, config: C, config_name: str, stored: Tree | None) -> C:
-    # config.yaml is not written if the run already has more steps than `config`
+    # config.yaml is not written if the run already has more steps than `config`, or is finished with these steps
     prepare(folder)
     if acquire(folder):
         remove_temporary_files(folder, recursive=True)
     if stored is None:
         (folder / PRESET).unlink(missing_ok=True)  # of a run that failed before any work
     old_steps, max_steps = (flat(tree).get(MAX_STEPS_KEY) for tree in (stored or {}, plain(config)))
-    if max_steps is None or max_steps >= steps_done(folder):
+    is_done = old_steps == max_steps and finished(folder, max_steps)
+    if max_steps is None or max_steps >= steps_done(folder) and not is_done:
         write_config(folder, config, config_name)
         if old_steps not in (None, max_steps) and has_results(folder):
             text = "%s: %s -> %s. Schedules in percent now refer to the new number of steps"
@@ -292,12 +314,15 @@ def reopen(run: str | Path, overrides: list[str]) -> tuple[Any, Path]:
     """Load the config of an old run, apply overrides "key=value" and lock the folder, to resume the run.
 
     `run` is the run folder or a file in it. Returns the config with `out` set to the folder, and the folder. Raises
-    ConfigError if another process uses the folder, if an override changes a key that may not change on resume, or if
-    the run cannot start (`config.check`); config.yaml is then unchanged. Keys that may change: those in `NEUTRAL_KEYS`,
-    such as trainer.max_steps, and those in `config.changeable_on_resume`.
+    ConfigError if another process uses the folder, if an override changes a key that may not change on resume or sets
+    `out` to another folder, or if the run cannot start (`config.check`); config.yaml is then unchanged. Keys that may
+    change: those in `NEUTRAL_KEYS`, such as trainer.max_steps, and those in `config.changeable_on_resume`.
     """
     folder = run_folder(run)
     config, stored = load((folder / CONFIG).resolve(), overrides), stored_config(folder)
+    out = getattr(config, "out", None)
+    if out is not None and user_path(out, "out").resolve() != folder.resolve():
+        raise ConfigError("a resumed run stays in its folder. Copy the folder first, or remove out", "out", out)
     changed = differences(stored or {}, plain(config), getattr(config, "changeable_on_resume", ()))
     if changed:
         again = f"Start a new run with {command('--config', str(folder / CONFIG))}"

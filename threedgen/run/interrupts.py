@@ -92,7 +92,10 @@ def end_with_parent() -> None:
         with suppress(OSError):
             while os.read(0, 1):
                 pass
-        os.kill(os.getpid(), signal.SIGTERM)
+        if os.name == "posix":
+            os.kill(os.getpid(), signal.SIGTERM)  # unlike raise_signal, wakes the main thread
+        else:
+            signal.raise_signal(signal.SIGTERM)  # on Windows, os.kill calls no handler
         time.sleep(GRACE_SECONDS)
         os._exit(128 + signal.SIGTERM)
 

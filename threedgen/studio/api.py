@@ -2,7 +2,7 @@
 
 Errors are {"error": text} with status 400 for a body that is not text, 401 without the token, 403 for a request of a
 foreign page, 404 for a missing job, run or file, 409 for a request that the state of a job does not allow, 413 for a
-body that is too large, and 422 for an invalid value.
+body that is too large, 422 for an invalid value, and 500 for a file that cannot be read, written or deleted.
 """
 
 import asyncio
@@ -68,7 +68,8 @@ class Access:
     def __init__(self, app: ASGIApp, token: str, host: str) -> None:
         self.app, self.token = app, token
         self.any_address = host not in LOCAL_NAMES
-        self.names = {*LOCAL_NAMES, *((host, socket.gethostname(), socket.getfqdn()) if self.any_address else ())}
+        names = (host, socket.gethostname(), socket.getfqdn()) if self.any_address else ()
+        self.names = {*LOCAL_NAMES, *(name.lower() for name in names)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -138,7 +139,7 @@ def create_app(config: StudioConfig, root: Path, queue: Queue, token: str) -> Fa
         redirect_slashes=False,
         servers=[{"url": "../.."}],  # relative to openapi.json, so that it has the token of the address
         dependencies=[Security(TOKEN)],  # documents the token, which Access checks
-        responses={code: {"model": Error} for code in (400, 401, 403, 404, 409, 413, 422)},
+        responses={code: {"model": Error} for code in (400, 401, 403, 404, 409, 413, 422, 500)},
     )
     app.add_middleware(Access, token=token, host=config.host)
     _add_error_handlers(app)
@@ -296,6 +297,10 @@ def _add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(Conflict)
     def conflict(request: Request, error: Conflict) -> JSONResponse:
         return answer(409, error.problem)
+
+    @app.exception_handler(OSError)
+    def disk_failed(request: Request, error: OSError) -> JSONResponse:
+        return answer(500, f"a file cannot be read, written or deleted: {error.strerror or error}")
 
     @app.exception_handler(AnyHTTPException)
     def failed(request: Request, error: AnyHTTPException) -> JSONResponse:

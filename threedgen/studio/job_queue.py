@@ -157,9 +157,11 @@ class Queue:
         process = self._process
         if process is None or process.poll() is not None:
             return
-        process.terminate()
         if os.name == "posix":
+            process.terminate()
             process.send_signal(signal.SIGCONT)
+        elif process.stdin is not None:
+            process.stdin.close()  # see `end_with_parent`; on Windows, terminate() ends a process without a checkpoint
         if kill:
             timer = threading.Timer(KILL_SECONDS, _kill, [process])
             timer.daemon = True

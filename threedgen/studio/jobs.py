@@ -10,10 +10,9 @@ from threedgen.config import load, plain, plugins, split_override, tree_hash
 from threedgen.config.errors import ConfigError
 from threedgen.export.options import AssetConfig
 from threedgen.run.disk import Tree
-from threedgen.run.folder import slug
+from threedgen.run.folder import finished, slug
 from threedgen.systems.batch.jobs import job as run_job
 from threedgen.systems.batch.jobs import words_of
-from threedgen.train.status import finished
 from threedgen.viewer.record import read_record
 
 from .options import StudioConfig

@@ -26,7 +26,7 @@ from .options import StudioConfig
 from .schema import JobInfo, Order, Progress, RunInfo, Status, Upload
 
 _ADVICE = re.compile(r"`|--\w|\b\w+(\.\w+)*=|\.(md|yaml)\b|\bconfigs?\b")
-_INSTALL = re.compile(r"^(?:[\w.]+: )?(.*): pip install (?:-e )?(?:'[^']+'|[\w-]+)(, or [^.;]*)?")
+_INSTALL = re.compile(r'^(?:[\w.]+: )?(.*): pip install (?:-e )?(?:"[^"]+"|[\w-]+)(, or [^.;]*)?')
 _KEY = re.compile(r"^(?:\w+\.)*(\w+): (?=(?:contains|has|is|are|needs|should|was|were)\b)")
 
 

@@ -25,6 +25,7 @@ from threedgen.config.command import command
 from threedgen.config.errors import ConfigError, key_prefix
 from threedgen.run import cache
 from threedgen.run.disk import Tree, writing
+from threedgen.run.folder import finished
 from threedgen.run.interrupts import Interrupts, Stopped
 from threedgen.run.lock import release
 from threedgen.run.metrics import read_summary, write_summary
@@ -32,7 +33,7 @@ from threedgen.run.options import is_rank_zero, local_rank
 from threedgen.run.progress import ProgressDisplay, silence_lightning
 from threedgen.run.text import say
 from threedgen.run.threads import set_threads, threads_of
-from threedgen.train.status import Status, finished
+from threedgen.train.status import Status
 
 if TYPE_CHECKING:  # Lightning takes seconds to import: only code that trains imports it, after the first output
     import pytorch_lightning as pl

@@ -42,7 +42,7 @@ def is_local(
 
     Args:
         hosts, origins: values of all Host headers (exactly one is allowed) and of all Origin headers of the request.
-        names: names and addresses of this machine.
+        names: names (in lower case) and addresses of this machine.
         any_address: whether to accept all IP addresses as Host, for a server that other machines use.
     """
     if len(hosts) != 1:

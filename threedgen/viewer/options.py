@@ -41,7 +41,7 @@ class ViewConfig(Config):
     """Options of the live view of a run in a browser. They do not change the result, so the run does not save them."""
 
     enabled: bool = Field(
-        False, description="open the live view, same as the flag --view; needs pip install '.[viser]'"
+        False, description='open the live view, same as the flag --view; needs pip install ".[viser]"'
     )
     port: int = Field(8080, ge=0, le=65_535, description="port on 127.0.0.1; 0 or a port in use: any free port")
     size: int = Field(192, ge=16, le=1024, description="height of the rendered images, pixels")

@@ -29,7 +29,7 @@ from threedgen.run.text import say
 from threedgen.run.threads import set_threads, threads_of
 from threedgen.systems.generate.options import GenerateConfig
 from threedgen.train.status import Status
-from threedgen.train.task import Stopped, Task, device, finished, run_prepared
+from threedgen.train.task import Stopped, Task, device, run_prepared
 
 from .presets import choose_preset
 from .result import FILES, Run, print_result
@@ -90,9 +90,8 @@ def run_status(
     """
     config = choose_preset(config, torch.device(device(config.trainer.accelerator)), Path(str(config.out)))
     task = Task(config, resume, quiet, FILES)
-    lacking = config.export.enabled and "asset" not in read_summary(task.folder)
-    export = command("--config", "export", f"run={task.folder}")
-    hint = f"; {export} writes the missing asset" if lacking else ""
+    effect = "exports it with other options" if "asset" in read_summary(task.folder) else "writes the missing asset"
+    hint = f"; {command('--config', 'export', f'run={task.folder}')} {effect}" if config.export.enabled else ""
     return run_prepared(lambda task: run_once(task, init_path), task, hint)
 
 
@@ -143,7 +142,7 @@ def run_stages(config: GenerateConfig, folder: Path, quiet: bool) -> Path | None
         stage = config.stage(name).model_copy(update={"out": str(place)})
         later = (*places[number + 1 :], folder)
         used = any(any((part / runs.CHECKPOINTS).glob("*.ckpt")) for part in later)
-        if not finished(place, None if used else stage.trainer.max_steps):
+        if not runs.finished(place, None if used else stage.trainer.max_steps):
             if not quiet:
                 say(f"stage {name}: {place}")
             stage, resume = runs.open_run(stage, name)

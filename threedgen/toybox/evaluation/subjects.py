@@ -42,7 +42,7 @@ from threedgen.toybox.world.grammar import Spec, article, caption
 from threedgen.toybox.world.primitives import Asset
 from threedgen.toybox.world.toybox import render_orbit
 from threedgen.train.status import Status
-from threedgen.train.task import Stopped, Task, device, finished
+from threedgen.train.task import Stopped, Task, device
 
 from .held_out import held_out_cases
 from .identity import ToyboxIdentity, similarity
@@ -264,7 +264,7 @@ def tune(config: MVDreamBoothConfig) -> None:
     Raises Stopped if the run does not finish, and ConfigError if its config is invalid.
     """
     config.check()
-    if not finished(Path(str(config.out)), config.trainer.max_steps):
+    if not runs.finished(Path(str(config.out)), config.trainer.max_steps):
         run_config, resume = runs.open_run(runs.on_one_device(config), "subjects")
         status = dreambooth.run_status(run_config, resume, quiet=True)
         if status is not Status.FINISHED:

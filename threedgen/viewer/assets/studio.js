@@ -46,11 +46,13 @@
     return button;
   };
 
-  const found = (words) => words.find((word) => new RegExp(`\\b${word}\\b`, "i").test(prompt.value));
-  const replaceWord = (word, other) => setPrompt(prompt.value.replace(new RegExp(`\\b${word}\\b`, "i"), other));
+  // \b would take letters with accents as the end of a word.
+  const whole = (word) => new RegExp(`(?<![\\p{L}\\p{M}\\p{N}])${word}(?![\\p{L}\\p{M}\\p{N}])`, "iu");
+  const found = (words) => words.find((word) => whole(word).test(prompt.value));
+  const replaceWord = (word, other) => setPrompt(prompt.value.normalize("NFKC").replace(whole(word), other));
   const nouns = () => Object.entries(vocabulary).flatMap(([name, words]) => (name in JOIN ? [] : words));
   const JOIN = {
-    colours: (word, noun) => prompt.value.replace(new RegExp(`\\b${noun}\\b`, "i"), `${word} ${noun}`),
+    colours: (word, noun) => prompt.value.replace(whole(noun), `${word} ${noun}`),
     sizes: (word) => prompt.value.replace(/^(an? |the )?/i, `$1${word} `),
     accessories: (word) => `${prompt.value} wearing a ${word}`,
   };
