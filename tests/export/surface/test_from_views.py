@@ -1,4 +1,5 @@
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +108,19 @@ def test_texture_from_views_recovers_an_object_from_six_views() -> None:
     assert both.share > first.share + 0.1 and (both.visible >= first.visible).all()
     unchanged = first.visible & (np.abs(both.texture - first.texture).max(-1) == 0)
     assert unchanged.sum() > 0.9 * first.visible.sum()
+
+
+def test_texture_from_views_needs_little_memory_per_image() -> None:
+    body, at = ball(2), six_sides(64)
+    mesh, _ = with_uv(body, 1024)
+    views, figures = box_room.truth(body, at) + np.linspace(-0.1, 0.1, 6, dtype=np.float32)[:, None, None, None], []
+    for repeats in (1, 4):
+        tracemalloc.start()
+        result = texture_from_views(mesh, 1024, at.select([*range(6)] * repeats), np.tile(views, (repeats, 1, 1, 1)))
+        figures.append((result.psnr, tracemalloc.get_traced_memory()[1]))
+        tracemalloc.stop()
+    assert figures[0][0] == pytest.approx(figures[1][0], abs=1e-3) and 15 < figures[0][0] < 35
+    assert figures[1][1] - figures[0][1] < 18 * 2e6, "a depth map has 0.6 MB"
 
 
 def test_texture_from_views_ignores_masked_pixels() -> None:

@@ -14,7 +14,7 @@ from threedgen.config.errors import ConfigError
 from threedgen.export.shape.mesh import TexturedMesh, vertex_normals
 from threedgen.export.shape.topology import area_vectors, weld
 from threedgen.geometry.cameras import Cameras
-from threedgen.geometry.images import psnr
+from threedgen.geometry.images import psnr_of_error
 from threedgen.geometry.raster import Buffers, box_downsample, interpolate, rasterise_uv, rasterise_views, unit
 from threedgen.geometry.texture import fill, sample
 from threedgen.run.arrays import Array
@@ -101,13 +101,15 @@ def texture_from_views(
     normals = unit(area_vectors(mesh.vertices, mesh.faces))
     depths, side_pixels = render_depths(mesh, normals, at, on_view)
     texels = texel_geometry(mesh, buffers, normals, side_pixels)
-    mean, texel_index, samples = WeightedMean(len(texels.points)), list[Array](), list[Array]()
+    mean, count = WeightedMean(len(texels.points)), np.zeros((len(texels.points), 1), np.int32)
+    colour_sum, square_sum = np.zeros(texels.points.shape), 0.0  # float64; the samples themselves need too much memory
     for n, depth in enumerate(depths):
         index, weight, pixels = _weights(texels, at, n, depth, options, None if masks is None else masks[n])
         colours = sample(images[n], _image_uv(pixels, at))
         mean.add(colours, weight, index)
-        texel_index.append(index)
-        samples.append(colours)
+        count[index] += 1
+        colour_sum[index] += colours
+        square_sum += float(np.square(colours, dtype=np.float64).sum())
         on_view()
     before = np.zeros_like(texels.points) if over is None else over.texture[buffers.mask]
     known = mean.known if over is None else mean.known | over.visible[buffers.mask]
@@ -118,8 +120,8 @@ def texture_from_views(
         colours = diffuse_colours(texels.points, texels.smooth, texel_pieces(mesh, buffers), colours, known)
     texture, visible = np.zeros((size, size, 3), np.float32), np.zeros((size, size), bool)
     texture[buffers.mask], visible[buffers.mask] = colours, known
-    observed = np.concatenate(samples)
-    similarity = psnr(observed, colours[np.concatenate(texel_index)]) if len(observed) else 0.0
+    error = square_sum + float(((count * colours - 2 * colour_sum) * colours).sum())  # over all samples
+    similarity = psnr_of_error(error / (3 * float(count.sum()))) if count.any() else 0.0
     return ViewTexture(np.clip(fill(texture, buffers.mask), 0, 1), visible, float(known.mean()), similarity)
 
 
