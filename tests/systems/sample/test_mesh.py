@@ -160,6 +160,17 @@ def test_own_uv_are_used_unless_two_places_share_one() -> None:
             with_uv(source, 256, "own")
 
 
+def test_simplification_names_the_budget_that_keeps_uv(tmp_path: Path) -> None:
+    _, mesh, _ = read_mesh(config(write_mesh(tmp_path / "a.glb", trimesh.creation.icosphere(2, 0.5))))
+    visual = trimesh.visual.TextureVisuals(uv=mesh.uv)
+    path = write_mesh(tmp_path / "b.obj", trimesh.Trimesh(mesh.vertices, mesh.faces, process=False, visual=visual))
+    with refused("budget", "budget=320"):
+        read_mesh(config(path, budget=100, uv="own"))
+    for uv in ("auto", "unwrap"):
+        _, _, (note,) = read_mesh(config(path, budget=100, uv=uv))
+        assert ("budget=320" in note) is (uv == "auto")
+
+
 @pytest.mark.parametrize("fault", ["none", "zero", "overlapping", "nan", "half"])
 def test_unusable_uv_are_replaced(tmp_path: Path, fault: str) -> None:
     _, mesh, _ = read_mesh(config(write_mesh(tmp_path / "a.glb")))

@@ -212,10 +212,12 @@ def _normals(parts: tuple[Submesh, ...], points: Array, triangles: Array) -> Arr
     return found
 
 
-def read_object(config: SamplingConfig) -> SourceMesh:
+def read_object(config: SamplingConfig, uv: str = "unwrap") -> SourceMesh:
     """Read the mesh of an object, with its bounding box centred at the origin and its longest side scaled to 1.
 
-    A mesh with more triangles than `config.budget` is simplified. Raises ConfigError if the file cannot be used.
+    A mesh with more triangles than `config.budget` is simplified, which removes its texture coordinates. `uv` says
+    whether these are wanted: "own" (required), "auto" or "unwrap" (not wanted). Raises ConfigError if the file cannot
+    be used, or if required texture coordinates would be removed.
     """
     frame, notes = MeshFrame.of(config), list[str]()
     source = read_source(Path(str(config.mesh)).expanduser(), frame, np.float64)
@@ -224,7 +226,12 @@ def read_object(config: SamplingConfig) -> SourceMesh:
     points, faces = ((source.vertices - centre) * zoom).astype(np.float32), source.faces
     source = replace(source, vertices=points)
     if len(faces) > config.budget:
-        notes.append(f"{len(faces):,} triangles were simplified to {config.budget:,} (budget)")
+        lost = uv != "unwrap" and source.uv is not None
+        if lost and uv == "own":
+            problem = f"would remove the texture coordinates of {len(faces):,} triangles"
+            raise ConfigError(f"{problem}. Set budget={len(faces)}, or uv=unwrap", "budget", config.budget)
+        loss = f", which removed their texture coordinates; budget={len(faces)} keeps them" if lost else ""
+        notes.append(f"{len(faces):,} triangles were simplified to {config.budget:,} (budget){loss}")
         logger.warning("%s", notes[0])
         welded, faces, _ = weld(points, faces)
         source = SourceMesh(*simplify(welded, faces, config.budget))

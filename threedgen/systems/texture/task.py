@@ -107,7 +107,7 @@ def read_mesh(config: TextureConfig) -> tuple[meshes.SourceMesh, TexturedMesh, l
 
     Raises ConfigError if the file cannot be used, or if texture coordinates cannot be made.
     """
-    source = meshes.read_object(config)
+    source = meshes.read_object(config, config.uv)
     mesh, uv = with_uv(source, config.texture, config.uv)
     notes = list(source.notes)
     if source.uv is not None and uv.startswith("new"):
