@@ -104,9 +104,15 @@ def test_objects_far_from_the_origin_stay_exact(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "axes"),
-    [("a.glb", {"front": "+x"}), ("a.glb", {"front": "-y", "up": "+z"}), ("a.ply", {"front": "+x"}), ("a.ply", {})],
+    [
+        ("a.glb", {"front": "+x"}),
+        ("a.glb", {"front": "-y", "up": "+z"}),
+        ("a.ply", {"front": "+x"}),
+        ("a.ply", {}),
+        ("a.ply", {"rig": {"name": "path"}, "prior": {"name": "mvdiffusion"}}),
+    ],
 )
-def test_written_meshes_keep_the_orientation_of_their_file(tmp_path: Path, name: str, axes: dict[str, str]) -> None:
+def test_written_meshes_keep_the_orientation_of_their_file(tmp_path: Path, name: str, axes: dict[str, Any]) -> None:
     """Whatever the front is. A PLY file has z up, a GLB file y up."""
     settings = config(write_mesh(tmp_path / name, axes=np.eye(3)), **axes)
     source = read_object(settings)

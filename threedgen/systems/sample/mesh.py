@@ -77,7 +77,8 @@ class MeshFrame:
         front = usual if config.front == "auto" else config.front
         if front[-1] == up[-1]:
             raise ConfigError(f"is parallel to the up axis {up}. Try {usual}", "front", front)
-        return cls(up, front, scale, export_axes=("+y", "+z") if y_up else (up, usual))
+        export_front = "-y" if up[-1] == "z" and config.mesh is not None else usual  # whether object or scene
+        return cls(up, front, scale, export_axes=("+y", "+z") if y_up else (up, export_front))
 
     @property
     def rotation(self) -> Array:
