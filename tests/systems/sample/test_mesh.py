@@ -16,6 +16,7 @@ from threedgen.systems.sample.mesh import (
     MeshFrame,
     SourceMesh,
     control_maps,
+    plan,
     preview,
     read_object,
     read_source,
@@ -92,6 +93,7 @@ def test_objects_far_from_the_origin_stay_exact(tmp_path: Path) -> None:
         scene.add_geometry(nose_box(), transform=trimesh.transformations.translation_matrix(offset))
         scene.export(tmp_path / "a.glb")
         source = read_object(config(tmp_path / "a.glb"))
+        assert f"{len(source.faces)} triangles" in plan(config(tmp_path / "a.glb"))
         mesh = source.frame.for_file(without_uv(source))
         (tmp_path / "b.glb").write_bytes(textured_glb_bytes(mesh, {"base_colour": png(np.zeros((2, 2, 3), np.uint8))}))
         again = read_mesh_file(tmp_path / "b.glb").submeshes[0]

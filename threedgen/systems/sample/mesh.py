@@ -195,7 +195,7 @@ def plan(config: SamplingConfig) -> str:
     """
     if config.mesh is None:
         return train_plan(config)
-    mesh = read_source(Path(config.mesh).expanduser(), MeshFrame.of(config))
+    mesh = read_source(Path(config.mesh).expanduser(), MeshFrame.of(config), np.float64)
     coordinates = "with" if mesh.uv is not None else "without"
     return train_plan(config, [f"mesh: {len(mesh.faces):,} triangles, {coordinates} texture coordinates"])
 
