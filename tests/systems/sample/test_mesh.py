@@ -137,6 +137,27 @@ def test_edges_stay_as_sharp_as_in_the_file(tmp_path: Path) -> None:
     assert np.abs(normals[0]).max(1) == pytest.approx(1, abs=1e-3) and np.abs(normals[1]).max(1).min() < 0.8
 
 
+@pytest.mark.parametrize("name", ["a.obj", "a.ply"])
+def test_uv_seams_of_the_file_make_no_sharp_edges(tmp_path: Path, name: str) -> None:
+    """Every triangle of the box has its own texture coordinates, but shares its vertices."""
+    box, uv = trimesh.creation.box(), np.random.default_rng(0).random((36, 2)).round(3)
+    points, corners = np.asarray(box.vertices), np.asarray(box.faces)
+    if name == "a.obj":
+        faces = (np.dstack([corners, np.arange(36).reshape(-1, 3)]) + 1).reshape(-1, 6)
+        rows = [("v", *row) for row in points] + [("vt", *row) for row in uv]
+        lines = [*(" ".join(map(str, row)) for row in rows), *("f {}/{} {}/{} {}/{}".format(*row) for row in faces)]
+    else:
+        lines = ["ply", "format ascii 1.0", "element vertex 8", *(f"property float {axis}" for axis in "xyz")]
+        lines += ["element face 12", "property list uchar int vertex_indices", "property list uchar float texcoord"]
+        lines += ["end_header", *(" ".join(map(str, row)) for row in points)]
+        rows = np.column_stack([np.full(12, 3), corners, np.full(12, 6), uv.reshape(12, 6)]).tolist()
+        lines += [" ".join(f"{value:g}" for value in row) for row in rows]
+    (tmp_path / name).write_text("\n".join([*lines, ""]))
+    source = read_object(config(tmp_path / name))
+    assert source.uv is not None and len(source.vertices) == 36
+    assert source.normals is not None and np.abs(source.normals).max() < 0.9
+
+
 def test_control_maps_are_in_the_axes_of_the_adapter() -> None:
     """In its world the front is -y: the front view's pixels have a small y, and normals towards it."""
     mesh, _ = with_uv(SourceMesh(np.asarray(nose_box().vertices, np.float32), np.asarray(nose_box().faces)), 64)

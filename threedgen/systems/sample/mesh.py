@@ -205,7 +205,11 @@ def _normals(parts: tuple[Submesh, ...], points: Array, triangles: Array) -> Arr
 
     if all(part.normals is not None for part in parts):
         return np.concatenate([part.normals for part in parts if part.normals is not None])
-    found, first = np.array(trimesh.Trimesh(points, triangles, process=False).vertex_normals), 0
+    indices = [part.file_index for part in parts if part.file_index is not None]
+    index = np.concatenate(indices) if indices else np.arange(len(points))
+    in_file = np.zeros((index.max() + 1, 3))  # without copies of vertices, which would make sharp edges at UV seams
+    in_file[index] = points
+    found, first = trimesh.Trimesh(in_file, index[triangles], process=False).vertex_normals[index], 0
     for part in parts:
         if part.normals is not None:
             found[first : first + len(part.normals)] = part.normals
