@@ -386,3 +386,11 @@ def test_required_extensions_that_are_not_read_are_named(tmp_path: Path, name: s
     glb.gltf.extensionsUsed = glb.gltf.extensionsRequired = [name]
     found = read_mesh_file(glb.write(tmp_path / "a.glb")).failures
     assert len(found) == (name in ("EXT_other", "VENDOR_geometry")) and all(name in note for note in found)
+
+
+@pytest.mark.parametrize("mode", ["OPAQUE", "MASK", "BLEND"])
+def test_transparency_that_is_not_read_is_named(tmp_path: Path, mode: str) -> None:
+    glb = Glb()
+    glb.square(glb.material(glb.texture(), alphaMode=mode))
+    found = [read_mesh_file(glb.write(tmp_path / "a.glb"), colours=colours).failures for colours in (True, False)]
+    assert [len(failures) for failures in found] == [0, mode != "OPAQUE"]

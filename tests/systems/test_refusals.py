@@ -100,6 +100,7 @@ MISTAKES = [
     ("path", ["rig.every=8"], ("rig.file: ", "30%")),
     ("path", ["rig.every=9"], ("rig.poses: ", "1 of 1", "rig.every")),
     ("path", ["image=cut.png"], ("image", "path")),
+    ("path", ["matte=rembg"], ("matte", "path")),
     ("path", ["prior.name=mvadapter"], ("prior.name", "path", "mvdiffusion")),
     # textures of objects
     ("sides", [], ("mesh: ",)),
@@ -108,6 +109,9 @@ MISTAKES = [
     ("sides", ["mesh=box.glb", "front=-y"], ("front: ", "-y", "+z")),
     ("sides", ["mesh=box.glb", "views=nowhere"], ("views: ", "nowhere")),
     ("sides", ["mesh=box.glb", "scale=2"], ("scale", "sides")),
+    ("sides", ["mesh=box.glb", "matte=rembg"], ("matte: ", "rembg", "image")),
+    ("sides", ["mesh=box.glb", "poses=w2c-opencv"], ("poses: ", "w2c-opencv", "views")),
+    ("sides", ["mesh=box.glb", "views=.", "poses=w2c-opencv"], ("poses: ", "w2c-opencv", "views")),
     ("texture-mesh", ["prompt=a dog", "mesh=bad.obj"], ("mesh: ", "bad.obj")),
     ("texture-mesh", ["prompt=a dog", "mesh=box.glb", "image=white.png"], ("image: ", "white.png")),
     # objects from an image by a novel-view model

@@ -55,6 +55,8 @@ class GltfFile:
             if name not in REFUSED and not HARMLESS.fullmatch(name):
                 remark = f"it requires {short(name, 60)}, which is not read. Shape or colours may differ"
                 self.files.failures.append(remark)
+        if not colours and any(tree.get("alphaMode", "OPAQUE") != "OPAQUE" for tree in self.tree.get("materials", [])):
+            self.files.failures.append("its transparency is not read, so that cut-out surfaces become opaque")
         groups = dict[tuple[int, int | None, str], list[int]]()
         for index in self.nodes.visible():
             node = self.tree["nodes"][index]

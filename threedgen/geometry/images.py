@@ -56,7 +56,11 @@ def to_srgb(linear: Array) -> Array:
 
 def psnr(truth: Array, image: Array) -> float:
     """Return the PSNR in dB, at most `MAX_PSNR` (100), of two arrays of equal shape with values in [0, 1]."""
-    error = float(np.square(np.asarray(truth, np.float64) - image).mean())
+    return psnr_of_error(float(np.square(np.asarray(truth, np.float64) - image).mean()))
+
+
+def psnr_of_error(error: float) -> float:
+    """Return the PSNR in dB, at most `MAX_PSNR` (100), for the mean squared error of values in [0, 1]."""
     return min(MAX_PSNR, -10 * float(np.log10(max(error, 1e-30))))
 
 

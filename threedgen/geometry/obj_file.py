@@ -161,7 +161,7 @@ def read_obj(data: bytes, files: SideFiles, colours: bool) -> Iterator[Submesh]:
         else:
             rows, inverse = np.unique(corners, return_inverse=True)
             faces = inverse.reshape(-1, 3)
-        submesh = Submesh(vertices[rows, :3], faces)
+        submesh = Submesh(vertices[rows, :3], faces, file_index=rows)
         if vt and len(uv):
             submesh = replace(submesh, uv=uv[others[0]])
         if vn and len(normals):

@@ -122,4 +122,5 @@ def _by_length(polygons: Array | Sequence[Array]) -> Iterator[tuple[Array, Array
 def _rows(submesh: Submesh, rows: Array) -> Submesh:
     arrays = (submesh.normals, submesh.uv, submesh.colours)
     normals, uv, colours = (None if array is None else array[rows] for array in arrays)
-    return replace(submesh, vertices=submesh.vertices[rows], normals=normals, uv=uv, colours=colours)
+    vertices = submesh.vertices[rows]
+    return replace(submesh, vertices=vertices, normals=normals, uv=uv, colours=colours, file_index=rows)

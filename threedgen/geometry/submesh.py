@@ -43,6 +43,8 @@ class Submesh:
         cutoff: points with at least this alpha are opaque, others invisible. None: alpha is the opacity.
         flat: True if the file has neither vertex colours nor a texture for this submesh, so that `colours` has the
             material's colour, or white, at all vertices. False if colours were not read.
+        file_index: (V,) index of each vertex in the file, if the reader has copied vertices with several texture
+            coordinates or normals; all submeshes of a file have it, or none.
     """
 
     vertices: Array
@@ -54,6 +56,7 @@ class Submesh:
     wrap: tuple[Wrap, Wrap] = ("repeat", "repeat")
     cutoff: float | None = None
     flat: bool = False
+    file_index: Array | None = None
 
     def __post_init__(self) -> None:
         count = len(self.vertices)

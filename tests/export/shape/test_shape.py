@@ -154,6 +154,15 @@ def test_unwrap_keeps_the_surface_and_fills_the_texture(seed: int, scale: float)
     assert facing.mean() > 0.99, "only at sharp folds may vertex normals point away from their face"
 
 
+def test_unwrap_gives_small_triangles_a_place() -> None:
+    square = np.array([[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]], np.float32)
+    faces = np.array([[0, 1, 2], [0, 2, 3]], np.int32)
+    points = np.concatenate([square, square * 4e-4 + np.float32([0.2, 0.3, 0.1])])
+    mesh, _ = unwrap(points, np.concatenate([faces, faces + 4]), 256)
+    ab, ac = (mesh.uv[mesh.faces[:, k]] - mesh.uv[mesh.faces[:, 0]] for k in (1, 2))
+    assert np.abs(ab[:, 0] * ac[:, 1] - ab[:, 1] * ac[:, 0]).min() > 0
+
+
 def test_unwrap_is_deterministic_and_keeps_normals_across_seams() -> None:
     points, faces = simplify(*bodies(5), 500)
     one, other = unwrap(points, faces, 512)[0], unwrap(points, faces, 512)[0]

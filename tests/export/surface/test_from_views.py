@@ -1,4 +1,5 @@
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.images import png, psnr, to_uint8
 from threedgen.geometry.raster import rasterise_views
 from threedgen.geometry.rigs import orbit
+from threedgen.geometry.texture import sample
 from threedgen.systems.sample.mesh import SourceMesh, six_sides
 from threedgen.systems.texture.scene import with_uv
 
@@ -108,6 +110,19 @@ def test_texture_from_views_recovers_an_object_from_six_views() -> None:
     assert unchanged.sum() > 0.9 * first.visible.sum()
 
 
+def test_texture_from_views_needs_little_memory_per_image() -> None:
+    body, at = ball(2), six_sides(64)
+    mesh, _ = with_uv(body, 1024)
+    views, figures = box_room.truth(body, at) + np.linspace(-0.1, 0.1, 6, dtype=np.float32)[:, None, None, None], []
+    for repeats in (1, 4):
+        tracemalloc.start()
+        result = texture_from_views(mesh, 1024, at.select([*range(6)] * repeats), np.tile(views, (repeats, 1, 1, 1)))
+        figures.append((result.psnr, tracemalloc.get_traced_memory()[1]))
+        tracemalloc.stop()
+    assert figures[0][0] == pytest.approx(figures[1][0], abs=1e-3) and 15 < figures[0][0] < 35
+    assert figures[1][1] - figures[0][1] < 18 * 2e6, "a depth map has 0.6 MB"
+
+
 def test_texture_from_views_ignores_masked_pixels() -> None:
     body, at = ball(2), six_sides(64)
     mesh, _ = with_uv(body, 128)
@@ -116,6 +131,27 @@ def test_texture_from_views_ignores_masked_pixels() -> None:
     views = np.where(masks[..., None] > 0, box_room.truth(body, at), 0)
     result = texture_from_views(mesh, 128, at, views, OBJECT_BLEND, masks=masks)
     assert result.texture[result.visible].max(-1).min() > 0.05
+
+
+def sheet_colours(source: SourceMesh, faces: slice) -> np.ndarray:
+    """Project red and blue images of the top and the bottom, and grey sides. Return the mean colour of some faces."""
+    views = np.full((6, 128, 128, 3), 0.5, np.float32)
+    views[4:] = [[[[1, 0, 0]]], [[[0, 0, 1]]]]
+    mesh, _ = with_uv(source, 128)
+    result = texture_from_views(mesh, 128, six_sides(128), views, OBJECT_BLEND)
+    return sample(result.texture, mesh.uv[mesh.faces[faces]].mean(1)).mean(0)
+
+
+def test_texture_from_views_shows_both_sides_of_sheets_by_their_winding() -> None:
+    body = trimesh.creation.icosphere(2, 0.3)
+    points = np.array([[-0.5, -0.5, 0], [0.5, -0.5, 0], [0.5, 0.5, 0], [-0.5, 0.5, 0]], np.float32)
+    square = np.array([[0, 1, 2], [0, 2, 3]])
+    ground = np.concatenate([points - [0, 0, 0.3], np.asarray(body.vertices)]).astype(np.float32)
+    under_ball = SourceMesh(ground, np.concatenate([square, np.asarray(body.faces) + 4]))
+    np.testing.assert_allclose(sheet_colours(under_ball, slice(0, 2)), [1, 0, 0], atol=0.05)
+    doubled = SourceMesh(points, np.concatenate([square, square[:, ::-1]]))
+    np.testing.assert_allclose(sheet_colours(doubled, slice(0, 2)), [1, 0, 0], atol=0.05)
+    np.testing.assert_allclose(sheet_colours(doubled, slice(2, 4)), [0, 0, 1], atol=0.05)
 
 
 @pytest.mark.parametrize("path", parity_files("texture_blend"), ids=lambda path: path.stem)

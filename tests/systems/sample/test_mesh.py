@@ -16,6 +16,7 @@ from threedgen.systems.sample.mesh import (
     MeshFrame,
     SourceMesh,
     control_maps,
+    plan,
     preview,
     read_object,
     read_source,
@@ -92,6 +93,7 @@ def test_objects_far_from_the_origin_stay_exact(tmp_path: Path) -> None:
         scene.add_geometry(nose_box(), transform=trimesh.transformations.translation_matrix(offset))
         scene.export(tmp_path / "a.glb")
         source = read_object(config(tmp_path / "a.glb"))
+        assert f"{len(source.faces)} triangles" in plan(config(tmp_path / "a.glb"))
         mesh = source.frame.for_file(without_uv(source))
         (tmp_path / "b.glb").write_bytes(textured_glb_bytes(mesh, {"base_colour": png(np.zeros((2, 2, 3), np.uint8))}))
         again = read_mesh_file(tmp_path / "b.glb").submeshes[0]
@@ -104,9 +106,15 @@ def test_objects_far_from_the_origin_stay_exact(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "axes"),
-    [("a.glb", {"front": "+x"}), ("a.glb", {"front": "-y", "up": "+z"}), ("a.ply", {"front": "+x"}), ("a.ply", {})],
+    [
+        ("a.glb", {"front": "+x"}),
+        ("a.glb", {"front": "-y", "up": "+z"}),
+        ("a.ply", {"front": "+x"}),
+        ("a.ply", {}),
+        ("a.ply", {"rig": {"name": "path"}, "prior": {"name": "mvdiffusion"}}),
+    ],
 )
-def test_written_meshes_keep_the_orientation_of_their_file(tmp_path: Path, name: str, axes: dict[str, str]) -> None:
+def test_written_meshes_keep_the_orientation_of_their_file(tmp_path: Path, name: str, axes: dict[str, Any]) -> None:
     """Whatever the front is. A PLY file has z up, a GLB file y up."""
     settings = config(write_mesh(tmp_path / name, axes=np.eye(3)), **axes)
     source = read_object(settings)
@@ -127,6 +135,27 @@ def test_edges_stay_as_sharp_as_in_the_file(tmp_path: Path) -> None:
     soup = trimesh.Trimesh(box.triangles.reshape(-1, 3), np.arange(36).reshape(-1, 3), process=False)
     normals = [read_mesh(config(write_mesh(tmp_path / "a.ply", made, np.eye(3))))[1].normals for made in (soup, box)]
     assert np.abs(normals[0]).max(1) == pytest.approx(1, abs=1e-3) and np.abs(normals[1]).max(1).min() < 0.8
+
+
+@pytest.mark.parametrize("name", ["a.obj", "a.ply"])
+def test_uv_seams_of_the_file_make_no_sharp_edges(tmp_path: Path, name: str) -> None:
+    """Every triangle of the box has its own texture coordinates, but shares its vertices."""
+    box, uv = trimesh.creation.box(), np.random.default_rng(0).random((36, 2)).round(3)
+    points, corners = np.asarray(box.vertices), np.asarray(box.faces)
+    if name == "a.obj":
+        faces = (np.dstack([corners, np.arange(36).reshape(-1, 3)]) + 1).reshape(-1, 6)
+        rows = [("v", *row) for row in points] + [("vt", *row) for row in uv]
+        lines = [*(" ".join(map(str, row)) for row in rows), *("f {}/{} {}/{} {}/{}".format(*row) for row in faces)]
+    else:
+        lines = ["ply", "format ascii 1.0", "element vertex 8", *(f"property float {axis}" for axis in "xyz")]
+        lines += ["element face 12", "property list uchar int vertex_indices", "property list uchar float texcoord"]
+        lines += ["end_header", *(" ".join(map(str, row)) for row in points)]
+        rows = np.column_stack([np.full(12, 3), corners, np.full(12, 6), uv.reshape(12, 6)]).tolist()
+        lines += [" ".join(f"{value:g}" for value in row) for row in rows]
+    (tmp_path / name).write_text("\n".join([*lines, ""]))
+    source = read_object(config(tmp_path / name))
+    assert source.uv is not None and len(source.vertices) == 36
+    assert source.normals is not None and np.abs(source.normals).max() < 0.9
 
 
 def test_control_maps_are_in_the_axes_of_the_adapter() -> None:
@@ -158,6 +187,17 @@ def test_own_uv_are_used_unless_two_places_share_one() -> None:
     for source in (twice, SourceMesh(mesh.vertices, mesh.faces, mesh.uv * 3)):
         with refused("uv", "unwrap"):
             with_uv(source, 256, "own")
+
+
+def test_simplification_names_the_budget_that_keeps_uv(tmp_path: Path) -> None:
+    _, mesh, _ = read_mesh(config(write_mesh(tmp_path / "a.glb", trimesh.creation.icosphere(2, 0.5))))
+    visual = trimesh.visual.TextureVisuals(uv=mesh.uv)
+    path = write_mesh(tmp_path / "b.obj", trimesh.Trimesh(mesh.vertices, mesh.faces, process=False, visual=visual))
+    with refused("budget", "budget=320"):
+        read_mesh(config(path, budget=100, uv="own"))
+    for uv in ("auto", "unwrap"):
+        _, _, (note,) = read_mesh(config(path, budget=100, uv=uv))
+        assert ("budget=320" in note) is (uv == "auto")
 
 
 @pytest.mark.parametrize("fault", ["none", "zero", "overlapping", "nan", "half"])

@@ -57,6 +57,17 @@ def test_given_sides_are_projected(tmp_path: Path, capsys: pytest.CaptureFixture
     np.testing.assert_allclose(found.bounds, trimesh.load(tmp_path / "a.glb", force="mesh").bounds, atol=1e-5)
 
 
+@pytest.mark.parametrize("first", [12, 24])
+def test_reversed_parts_are_double_sided(tmp_path: Path, capsys: pytest.CaptureFixture[str], first: int) -> None:
+    mesh = nose_box()
+    mesh.faces[first:] = mesh.faces[first:, ::-1]
+    write_mesh(tmp_path / "a.glb", mesh)
+    write_views(tmp_path / "sides")
+    assert run(capsys, "mesh=a.glb", "views=sides", "out=run")[0] == 0
+    material = trimesh.load("run/textured.glb", force="mesh").visual.material
+    assert bool(material.doubleSided) is (first < 24)
+
+
 def test_unusable_sides_are_refused(tmp_path: Path) -> None:
     write_views(tmp_path, 16)
     Image.fromarray(np.full((16, 16, 4), 128, np.uint8)).save(tmp_path / "left.png")

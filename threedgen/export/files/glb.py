@@ -111,7 +111,7 @@ def textured_glb_bytes(
     name: str = "mesh",
     gltf_extras: Tree | None = None,
     scene: bool = False,
-    open_surface: bool = False,
+    double_sided: bool = False,
 ) -> bytes:
     """Return the bytes of a GLB with embedded textures.
 
@@ -123,7 +123,7 @@ def textured_glb_bytes(
         name: name of the material, and of node and mesh if there is only one.
         gltf_extras: JSON data for the `extras` of the glTF asset and of the nodes.
         scene: True for the mesh of a scene: use an unlit (KHR_materials_unlit), double-sided material.
-        open_surface: True for a mesh with holes: use a double-sided material.
+        double_sided: True for a mesh with holes or reversed faces: use a double-sided material.
     """
     buffer, meshes, nodes = _Buffer(), list[Tree](), list[Tree]()
     for title, part in (mesh if isinstance(mesh, dict) else {name: mesh}).items():
@@ -140,7 +140,7 @@ def textured_glb_bytes(
     names = [f"{name}_{kind}" for kind in pngs]
     views = [buffer.blob(data) for data in pngs.values()]
     material = _material(name, {kind: number for number, kind in enumerate(pngs)})
-    material |= {"doubleSided": True} if scene or open_surface else {}
+    material |= {"doubleSided": True} if scene or double_sided else {}
     material |= {"extensions": {UNLIT: {}}} if scene else {}
     return _pack(
         buffer,

@@ -23,6 +23,7 @@ several blocks.
 The time of xatlas is quadratic in the triangles of a chart, and xatlas crashes for smooth surfaces of 80,000 triangles.
 """
 MAX_LAYERS = 4  # maximum number of times that a face with overlapping UVs moves to another layer
+MIN_XATLAS_AREA = 2e-7  # xatlas gives no UVs to triangles with an area below 1.2e-7; this has a margin for rounding
 OVERLAP = 1e-4  # tolerated fraction of covered texels that two faces cover because of rounding
 
 
@@ -92,6 +93,8 @@ def _unwrap_layers(vertices: Array, faces: Array, texture: int, cost: float, lay
     if not np.isfinite(size) or size <= 0:
         raise UnwrapError("the surface has no extent and cannot be unwrapped; use another seed")
     unit = np.ascontiguousarray((vertices - (low + high) / 2) / size, np.float32)
+    if np.linalg.norm(area_vectors(unit, faces), axis=1).min() < 2 * MIN_XATLAS_AREA:
+        unit *= 1000
     room = padding(texture)
     gap = room - room // 4  # per side of a chart; xatlas may return a larger atlas, which is scaled down
     layer_faces = [np.flatnonzero(layer == number) for number in np.unique(layer)]

@@ -14,7 +14,7 @@ from threedgen.config.errors import ConfigError
 from threedgen.export.shape.mesh import TexturedMesh, vertex_normals
 from threedgen.export.shape.topology import area_vectors, weld
 from threedgen.geometry.cameras import Cameras
-from threedgen.geometry.images import psnr
+from threedgen.geometry.images import psnr_of_error
 from threedgen.geometry.raster import Buffers, box_downsample, interpolate, rasterise_uv, rasterise_views, unit
 from threedgen.geometry.texture import fill, sample
 from threedgen.run.arrays import Array
@@ -27,6 +27,7 @@ MIN_DEPTH_ROWS, MAX_DEPTH_SCALE = 384, 8
 
 The ratio is at least 2, and larger for small images.
 """
+MAX_BACK = 4  # maximum ratio of the pixels that show the back and the front of a face whose front is its visible side
 BORDER_WEIGHT = 1e-3  # minimum of the weight factors of the options `window` (per axis) and `feather`
 
 
@@ -51,20 +52,21 @@ class ViewTexture(NamedTuple):
 class TexelGeometry(NamedTuple):
     """Positions and unit normals of the N texels that the faces of a mesh cover, for the projection of images onto it.
 
-    The normals of a face point to its visible side: the side that more pixels of the projected images show.
+    The normals of a face point to its visible side. This is the front, as the order of its vertices gives it, except
+    for faces whose back is shown by more than four times as many pixels (MAX_BACK).
 
     Attributes:
         points: (N, 3) positions in world units.
         normals: (N, 3) unit normals of the faces.
-        smooth: (N, 3) unit normals interpolated from the vertices.
-        two_sided: (N,) bool, True for texels of faces of which the images show both sides equally often, or none. Their
-            normals have the direction that the order of the face's vertices gives.
+        smooth: (N, 3) unit normals interpolated from the vertices; for doubled faces, those of the faces.
+        two_sided: (N,) bool, True for texels of faces that no image shows, and that are not doubled. Both their sides
+            count as visible.
     """
 
     points: Array  # (N, 3), world units
     normals: Array  # (N, 3), unit face normals
     smooth: Array  # (N, 3), unit interpolated vertex normals
-    two_sided: Array  # (N,) bool, texels of faces without a preferred side, such as faces that no camera sees
+    two_sided: Array  # (N,) bool, texels of faces of which no camera sees a side
 
 
 def texture_from_views(
@@ -97,15 +99,17 @@ def texture_from_views(
     """
     buffers = rasterise_uv(mesh.uv, mesh.faces, size)
     normals = unit(area_vectors(mesh.vertices, mesh.faces))
-    depths, front_votes = render_depths(mesh, normals, at, on_view)
-    texels = texel_geometry(mesh, buffers, normals, front_votes)
-    mean, texel_index, samples = WeightedMean(len(texels.points)), list[Array](), list[Array]()
+    depths, side_pixels = render_depths(mesh, normals, at, on_view)
+    texels = texel_geometry(mesh, buffers, normals, side_pixels)
+    mean, count = WeightedMean(len(texels.points)), np.zeros((len(texels.points), 1), np.int32)
+    colour_sum, square_sum = np.zeros(texels.points.shape), 0.0  # float64; the samples themselves need too much memory
     for n, depth in enumerate(depths):
         index, weight, pixels = _weights(texels, at, n, depth, options, None if masks is None else masks[n])
         colours = sample(images[n], _image_uv(pixels, at))
         mean.add(colours, weight, index)
-        texel_index.append(index)
-        samples.append(colours)
+        count[index] += 1
+        colour_sum[index] += colours
+        square_sum += float(np.square(colours, dtype=np.float64).sum())
         on_view()
     before = np.zeros_like(texels.points) if over is None else over.texture[buffers.mask]
     known = mean.known if over is None else mean.known | over.visible[buffers.mask]
@@ -116,33 +120,38 @@ def texture_from_views(
         colours = diffuse_colours(texels.points, texels.smooth, texel_pieces(mesh, buffers), colours, known)
     texture, visible = np.zeros((size, size, 3), np.float32), np.zeros((size, size), bool)
     texture[buffers.mask], visible[buffers.mask] = colours, known
-    observed = np.concatenate(samples)
-    similarity = psnr(observed, colours[np.concatenate(texel_index)]) if len(observed) else 0.0
+    error = square_sum + float(((count * colours - 2 * colour_sum) * colours).sum())  # over all samples
+    similarity = psnr_of_error(error / (3 * float(count.sum()))) if count.any() else 0.0
     return ViewTexture(np.clip(fill(texture, buffers.mask), 0, 1), visible, float(known.mean()), similarity)
 
 
-def texel_geometry(mesh: TexturedMesh, buffers: Buffers, normals: Array, front_votes: Array) -> TexelGeometry:
+def texel_geometry(mesh: TexturedMesh, buffers: Buffers, normals: Array, side_pixels: Array) -> TexelGeometry:
     """Return positions (in world units) and unit normals of the texels that lie in the UV triangle of some face.
 
-    The texels are in row-major order, and the first row is at v = 1. This function reverses the normals of faces with
-    negative `front_votes`, so that they point to the cameras.
+    The texels are in row-major order, and the first row is at v = 1. Where practically only the back of a face is
+    visible, its normals are reversed. Doubled faces keep them: they have a copy with the opposite orientation, which is
+    what the cameras see from behind.
 
     Args:
         buffers: for each texel, the face that covers it and the barycentric coordinates in this face (`rasterise_uv`).
         normals: unit normals (F, 3) of the F faces, as the order of their vertices gives them.
-        front_votes: (F,) from `render_depths`: number of pixels that show the front of a face minus number of pixels
-            that show its back.
+        side_pixels: (2, F) from `render_depths`: number of pixels that show the front, and the back, of each face.
     """
     face = buffers.face[buffers.mask]
-    outwards = np.where(front_votes < 0, -1, 1)
+    front, back = side_pixels
     vertices, faces, index = weld(mesh.vertices, mesh.faces)
+    _, group, copies = np.unique(np.sort(faces, axis=1), axis=0, return_inverse=True, return_counts=True)
+    winding = np.sign(np.diff(faces, axis=1, append=faces[:, :1])).prod(1)
+    doubled = (np.abs(np.bincount(group.ravel(), winding)) < copies)[group.ravel()]
+    outwards = np.where((back > MAX_BACK * front) & ~doubled, -1, 1)
+    normals = (normals * outwards[:, None])[face].astype(np.float32)
     oriented = np.where(outwards[:, None] < 0, faces[:, ::-1], faces)
     smooth = interpolate(vertex_normals(vertices, oriented)[index], mesh.faces, buffers)[buffers.mask]
     return TexelGeometry(
         points=interpolate(mesh.vertices, mesh.faces, buffers)[buffers.mask],
-        normals=(normals * outwards[:, None])[face].astype(np.float32),
-        smooth=unit(smooth),
-        two_sided=(front_votes == 0)[face],
+        normals=normals,
+        smooth=np.where(doubled[face, None], normals, unit(smooth)),  # those of copies cancel out
+        two_sided=((front + back == 0) & ~doubled)[face],
     )
 
 
@@ -151,7 +160,7 @@ def render_depths(
 ) -> tuple[list[Array], Array]:
     """Render a depth map (H, W) for each camera, and count the pixels that show the front or the back of each face.
 
-    Returns the depth maps, and an array (F,): for each face, the number of pixels that show its front minus the number
+    Returns the depth maps, and an array (2, F): for each face, the number of pixels that show its front, and the number
     that show its back. The unit `normals` (F, 3) point to the front. Depth is along the viewing axis in world units,
     inf for background. A depth map has the size of the camera's image times the smallest integer from 2 to 8 that
     gives at least 384 rows (MIN_DEPTH_ROWS), or 8 if none does. `on_view` is a callback for the progress, called once
@@ -159,18 +168,18 @@ def render_depths(
     """
     scale = min(max(2, -(-MIN_DEPTH_ROWS // at.height)), MAX_DEPTH_SCALE)
     corner = mesh.vertices[mesh.faces[:, 0]]
-    depths, front_votes = list[Array](), np.zeros(len(mesh.faces))
+    depths, side_pixels = list[Array](), np.zeros((2, len(mesh.faces)), np.int64)
     fine = at.with_size(at.height * scale, at.width * scale)
     for n in range(len(fine)):
         camera = fine.select([n])
         buffers = rasterise_views(mesh.vertices, mesh.faces, camera)
         depths.append(buffers.z[0])
-        count = np.bincount(buffers.face[buffers.mask], minlength=len(front_votes))
+        count = np.bincount(buffers.face[buffers.mask], minlength=len(mesh.faces))
         toward = camera.c2w[0, :3, 2].numpy() if at.projection.parallel else camera.position[0].numpy() - corner
         outside = (toward * normals).sum(1) > 0
-        front_votes += np.where(outside, count, -count)
+        side_pixels += count * np.stack([outside, ~outside])
         on_view()
-    return depths, front_votes
+    return depths, side_pixels
 
 
 def _weights(

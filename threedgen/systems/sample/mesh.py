@@ -77,7 +77,8 @@ class MeshFrame:
         front = usual if config.front == "auto" else config.front
         if front[-1] == up[-1]:
             raise ConfigError(f"is parallel to the up axis {up}. Try {usual}", "front", front)
-        return cls(up, front, scale, export_axes=("+y", "+z") if y_up else (up, usual))
+        export_front = "-y" if up[-1] == "z" and config.mesh is not None else usual  # whether object or scene
+        return cls(up, front, scale, export_axes=("+y", "+z") if y_up else (up, export_front))
 
     @property
     def rotation(self) -> Array:
@@ -194,7 +195,7 @@ def plan(config: SamplingConfig) -> str:
     """
     if config.mesh is None:
         return train_plan(config)
-    mesh = read_source(Path(config.mesh).expanduser(), MeshFrame.of(config))
+    mesh = read_source(Path(config.mesh).expanduser(), MeshFrame.of(config), np.float64)
     coordinates = "with" if mesh.uv is not None else "without"
     return train_plan(config, [f"mesh: {len(mesh.faces):,} triangles, {coordinates} texture coordinates"])
 
@@ -204,7 +205,11 @@ def _normals(parts: tuple[Submesh, ...], points: Array, triangles: Array) -> Arr
 
     if all(part.normals is not None for part in parts):
         return np.concatenate([part.normals for part in parts if part.normals is not None])
-    found, first = np.array(trimesh.Trimesh(points, triangles, process=False).vertex_normals), 0
+    indices = [part.file_index for part in parts if part.file_index is not None]
+    index = np.concatenate(indices) if indices else np.arange(len(points))
+    in_file = np.zeros((index.max() + 1, 3))  # without copies of vertices, which would make sharp edges at UV seams
+    in_file[index] = points
+    found, first = trimesh.Trimesh(in_file, index[triangles], process=False).vertex_normals[index], 0
     for part in parts:
         if part.normals is not None:
             found[first : first + len(part.normals)] = part.normals
@@ -212,10 +217,12 @@ def _normals(parts: tuple[Submesh, ...], points: Array, triangles: Array) -> Arr
     return found
 
 
-def read_object(config: SamplingConfig) -> SourceMesh:
+def read_object(config: SamplingConfig, uv: str = "unwrap") -> SourceMesh:
     """Read the mesh of an object, with its bounding box centred at the origin and its longest side scaled to 1.
 
-    A mesh with more triangles than `config.budget` is simplified. Raises ConfigError if the file cannot be used.
+    A mesh with more triangles than `config.budget` is simplified, which removes its texture coordinates. `uv` says
+    whether these are wanted: "own" (required), "auto" or "unwrap" (not wanted). Raises ConfigError if the file cannot
+    be used, or if required texture coordinates would be removed.
     """
     frame, notes = MeshFrame.of(config), list[str]()
     source = read_source(Path(str(config.mesh)).expanduser(), frame, np.float64)
@@ -224,7 +231,12 @@ def read_object(config: SamplingConfig) -> SourceMesh:
     points, faces = ((source.vertices - centre) * zoom).astype(np.float32), source.faces
     source = replace(source, vertices=points)
     if len(faces) > config.budget:
-        notes.append(f"{len(faces):,} triangles were simplified to {config.budget:,} (budget)")
+        lost = uv != "unwrap" and source.uv is not None
+        if lost and uv == "own":
+            problem = f"would remove the texture coordinates of {len(faces):,} triangles"
+            raise ConfigError(f"{problem}. Set budget={len(faces)}, or uv=unwrap", "budget", config.budget)
+        loss = f", which removed their texture coordinates; budget={len(faces)} keeps them" if lost else ""
+        notes.append(f"{len(faces):,} triangles were simplified to {config.budget:,} (budget){loss}")
         logger.warning("%s", notes[0])
         welded, faces, _ = weld(points, faces)
         source = SourceMesh(*simplify(welded, faces, config.budget))

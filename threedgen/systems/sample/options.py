@@ -75,7 +75,7 @@ class SamplingConfig(PromptedConfig):
     image_prompt: str = Field("", description="prompt of a run with image and without prompt")
     mesh: str | None = Field(None, description=f"mesh file of the object or scene ({', '.join(MESH_FORMATS)})")
     up: Axis = Field("auto", description="up axis of the mesh file; auto: +y for GLB, glTF, OBJ, else +z")
-    front: Axis = Field("auto", description="axis of the mesh file that the front faces; auto: +z, or -y for +z up")
+    front: Axis = Field("auto", description="front axis of the mesh file; auto: +z; with z up -y, scenes +x")
     budget: int = Field(
         100_000, ge=4, le=2_000_000, description="objects with more triangles are simplified to this number"
     )

@@ -67,7 +67,7 @@ class TextureConfig(SamplingConfig):
 
     @model_validator(mode="after")
     def _consistent(self) -> "TextureConfig":
-        sides = "image image_prompt views poses budget"
+        sides = "image image_prompt matte views poses budget"
         self.check_rig(self.rig.name, sides=sides, path="prompts scale")
         if self.texture & (self.texture - 1):
             below = 1 << self.texture.bit_length() - 1
@@ -105,6 +105,8 @@ class TextureConfig(SamplingConfig):
             super().check()
 
     def _check_sides(self) -> None:
+        from threedgen.data.posed.reader import posed_source
+
         if self.mesh is None:
             raise ConfigError("is missing. Give the object, mesh=chair.glb", "mesh")
         self.check_mesh()
@@ -112,6 +114,10 @@ class TextureConfig(SamplingConfig):
             raise ConfigError("should be a folder with images of six sides, or with posed photos", "views", self.views)
         if self.views is not None and (self.image is not None or self.prompt.strip()):
             raise ConfigError("has no effect together with a prompt or an image. Give one of them", "views")
+        if self.matte is not None and self.image is None:
+            raise ConfigError("has no effect without image. Remove it", "matte", self.matte)
+        if self.poses is not None and (self.views is None or posed_source(user_path(self.views, "views")) is None):
+            raise ConfigError("has no effect without photos with poses in views. Remove it", "poses", self.poses)
         if self.samples:
             self.check_adapter("geometry")
 

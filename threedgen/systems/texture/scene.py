@@ -298,7 +298,7 @@ def write_glb(
         texture: (H, W, 3) in [0, 1]; row 0 is at v = 1.
         file: file name of the GLB.
         name, extras: name of the mesh and JSON data, which are stored in the GLB.
-        material: scene=True for an unlit, double-sided material; open_surface=True for a double-sided material.
+        material: scene=True for an unlit, double-sided material; double_sided=True for one that is lit.
     """
     image = to_uint8(texture)
     write_png(task.folder / TEXTURE, image)

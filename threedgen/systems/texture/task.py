@@ -22,7 +22,7 @@ from torch import Tensor
 
 from threedgen.data.posed.photos import PosedPhotos
 from threedgen.export.shape.mesh import TexturedMesh
-from threedgen.export.shape.topology import topology, weld
+from threedgen.export.shape.topology import area_vectors, pieces, topology, weld
 from threedgen.export.surface.from_views import render, texture_from_views
 from threedgen.geometry.images import grid, write_png
 from threedgen.geometry.rigs import orbit
@@ -107,7 +107,7 @@ def read_mesh(config: TextureConfig) -> tuple[meshes.SourceMesh, TexturedMesh, l
 
     Raises ConfigError if the file cannot be used, or if texture coordinates cannot be made.
     """
-    source = meshes.read_object(config)
+    source = meshes.read_object(config, config.uv)
     mesh, uv = with_uv(source, config.texture, config.uv)
     notes = list(source.notes)
     if source.uv is not None and uv.startswith("new"):
@@ -135,11 +135,14 @@ def texture_mesh(task: Task, source: meshes.SourceMesh, mesh: TexturedMesh, view
         on_view = partial(count.add, 1)
         made = texture_from_views(mesh, config.texture, at, images, views.blend, masks=masks, on_view=on_view)
     welded, faces, _ = weld(mesh.vertices, mesh.faces)
-    open_surface = topology(welded, faces).open_edges > 0
+    volumes = np.bincount(pieces(faces, len(welded)), (area_vectors(welded, faces) * welded[faces[:, 0]]).sum(1))
+    double_sided = (
+        not topology(welded, faces).manifold or volumes.min() < 0
+    )  # a part with reversed faces has a volume < 0
     name, seen = Path(str(config.mesh)).stem, round(made.share, 4)
     extras = {"sides": list(views.names), "triangles": triangles, "texels_seen": seen}
     in_file = source.frame.for_file(mesh)
-    write_glb(task, in_file, made.texture, GLB, name, extras, open_surface=open_surface)
+    write_glb(task, in_file, made.texture, GLB, name, extras, double_sided=double_sided)
     size = (SHEET_SIZE, SHEET_SIZE)
     rings = [orbit(RING_VIEWS, radians(tilt), 2.2, radians(40), *size, radians(30)) for tilt in (30, -30)]
     before = [meshes.render_untextured(mesh, cameras) for cameras in rings]
