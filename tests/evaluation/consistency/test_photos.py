@@ -142,6 +142,12 @@ def test_too_few_photos_and_folders_without_any_are_refused(tmp_path: Path) -> N
     with refused(None, "3", "4"):
         open_scene(tmp_path / "a" / "b", options(tmp_path))
     assert options(tmp_path / "a").folders() == [tmp_path / "a" / "b"]
+    for name in ("colmap", "dense"):
+        write_colmap(tmp_path / "d" / name, photographs(4), binary=True)
+        for file in (tmp_path / "d" / name / "sparse" / "0").iterdir():
+            file.rename(tmp_path / "d" / name / file.name)
+    with refused("path", "d"):
+        FolderSampler(options(tmp_path / "d"))
     (tmp_path / "c").mkdir()
     for name in ("c", "none"):
         with refused("path"):

@@ -53,6 +53,18 @@ class FolderScene(NamedTuple):
     origin: tuple[float, ...] = (0.0, 0.0, 0.0)
 
 
+def open_scenes(config: FolderSamplerConfig | PosedScenesConfig) -> dict[str, FolderScene]:
+    """Open the scenes of a config (`open_scene`). Return a dict by name. Raises ConfigError if two have one name."""
+    scenes = dict[str, FolderScene]()
+    for path in config.folders():
+        scene = open_scene(path, config)
+        if scenes.setdefault(scene.views.name, scene) is not scene:
+            raise ConfigError(
+                f"has two scenes of one name: {scene.views.name}. Rename the folder of one", "path", config.path
+            )
+    return scenes
+
+
 def open_scene(path: Path, config: FolderSamplerConfig | PosedScenesConfig) -> FolderScene:
     """Open the scene at `path` and check its files. Raises ConfigError if a file is missing or unusable.
 

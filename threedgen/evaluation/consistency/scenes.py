@@ -34,7 +34,7 @@ from threedgen.run.seeding import generator, numpy_generator
 from threedgen.train.task import device
 
 from . import options
-from .photos import FolderScene, open_scene
+from .photos import FolderScene, open_scenes
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ class Scene:
 
 
 def posed(config: options.PosedScenesConfig, _sampler: object, seed: int) -> list[Scene]:
-    return [_with_condition(config, open_scene(path, config)) for path in config.folders()]
+    return [_with_condition(config, scene) for scene in open_scenes(config).values()]
 
 
 def _with_condition(config: options.PosedScenesConfig, scene: FolderScene) -> Scene:
@@ -291,8 +291,7 @@ class FolderSampler:
 
     def __init__(self, config: options.FolderSamplerConfig) -> None:
         self.folder = Path(config.path).expanduser()
-        scenes = [open_scene(path, config) for path in config.folders()]
-        self.scenes = {scene.views.name: scene for scene in scenes}
+        self.scenes = open_scenes(config)
 
     def __call__(self, requests: Sequence[Request]) -> list[Tensor]:
         return [self.scenes[request.scene].views.views(self.indices(request)).images for request in requests]
