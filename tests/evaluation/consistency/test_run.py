@@ -16,8 +16,8 @@ from threedgen import config as configs
 from threedgen.config import registry
 from threedgen.data.srn.reader import write_instance
 from threedgen.evaluation.consistency import fits, run
-from threedgen.evaluation.consistency.options import ConsistencyConfig, MVDreamSamplerConfig
-from threedgen.evaluation.consistency.scenes import MVDreamSampler
+from threedgen.evaluation.consistency.options import ConsistencyConfig, FolderSamplerConfig, MVDreamSamplerConfig
+from threedgen.evaluation.consistency.scenes import FolderSampler, MVDreamSampler
 from threedgen.evaluation.metrics.figures import Json
 from threedgen.geometry.images import to_uint8
 from threedgen.geometry.poses import opencv_axes
@@ -240,6 +240,10 @@ def test_dry_run_checks_the_views(tmp_path: Path, folder: Path, monkeypatch, cap
         assert all(value in errors[0] for value in values)
 
     check((sampler,))
+    check((f"{sampler}/b",))
+    monkeypatch.chdir(folder / "b")
+    assert list(FolderSampler(FolderSamplerConfig(path=".")).scenes) == ["b"]
+    monkeypatch.chdir(tmp_path)
     check((sampler, f"scenes={{name: srn, path: {folder}}}"), "scenes.condition: ", "23", "64")
     check(("sampler=empty",), "sampler.path: ", "'empty'")
     check(("samplers={a: {name: folder, path: empty}}",), "samplers.a.path: ", "'empty'")

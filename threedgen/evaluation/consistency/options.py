@@ -88,6 +88,8 @@ class FolderSamplerConfig(Config):
         path = user_path(self.path, "path")
         if photos := posed_scenes(path):
             return photos
+        if (path / "rgb").is_dir() and (path / "pose").is_dir():
+            return [path.absolute()]  # so that "." has a name
         if not (found := scenes(existing_folder(self.path, "path"))):
             wanted = "a transforms.json, a COLMAP model (sparse/0), or folders with rgb/, pose/ and intrinsics.txt"
             raise ConfigError(f"has no scenes: {wanted}", "path", self.path)
