@@ -177,6 +177,9 @@ def test_two_workers_give_the_result_of_one(folder: Path, tmp_path: Path) -> Non
 def test_short_forms_of_the_sampler(folder: Path) -> None:
     config = configs.load("consistency", [f"sampler={folder}"])
     assert (config.sampler.name, config.sampler.path, config.scenes.name) == ("folder", str(folder), "sampled")
+    config = configs.load("consistency", [f"sampler={folder}", "scenes.count=1"])
+    (scene,) = registry.build("scenes", config.scenes, registry.build("sampler", config.sampler), 0)
+    assert (config.scenes.name, scene.name) == ("sampled", "a")
     for several, own in ((f"{folder}, b: {folder}", "sampled"), (f"{folder}, b: threedim", "toybox")):
         assert configs.load("consistency", [f"samplers={{a: {several}}}"]).scenes.name == own
     config = configs.load("consistency", ["sampler=mvdream", "protocol.name=paper"])

@@ -133,9 +133,11 @@ def _with_condition(config: options.PosedScenesConfig, scene: FolderScene) -> Sc
 
 def sampled(config: options.SampledScenesConfig, sampler: object, seed: int) -> list[Scene]:
     assert isinstance(sampler, FolderSampler)
+    items = list(sampler.scenes.items())
+    chosen = [items[k] for k in evenly_spaced(len(items), config.count or len(items))]
     return [
         Scene(name, one.views.cameras, one.views.numbers, bounds=one.bounds, notes=one.notes, origin=one.origin)
-        for name, one in sampler.scenes.items()
+        for name, one in chosen
     ]
 
 
