@@ -1,6 +1,7 @@
 import csv
 import json
 import signal
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from tests.support.tiny_prior import tiny_prior
 from threedgen import cli
 from threedgen.config.sections import RunConfig
 from threedgen.data.latent_cache import Captioned
+from threedgen.evaluation.existing import read_existing
 from threedgen.evaluation.report import write_report
 from threedgen.evaluation.runner import Evaluation, cached_json, evaluation_task
 from threedgen.evaluation.view_use import Objects, measure_view_use, view_use_table
@@ -170,3 +172,14 @@ def test_existing_views_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert cli.main(command) == 0
     figures = json.loads(Path("run/report.json").read_text())
     assert figures["samples"]["fid"]["mean"] > figures["other renders"]["fid"]["mean"] and not figures["view_use"]
+
+
+def test_existing_views_are_not_kept_as_floats(tmp_path: Path) -> None:
+    for number in range(16):
+        (tmp_path / f"{number:05d}").mkdir()
+        Image.new("RGB", (256, 256)).save(tmp_path / f"{number:05d}" / "0.png")
+    c2w = orbit(1, 0.2, 2.6, 0.7, 256, 256).c2w.expand(16, 1, 4, 4)
+    tracemalloc.start()
+    views = read_existing(str(tmp_path), tmp_path, ["a"] * 16, c2w)
+    assert tracemalloc.get_traced_memory()[1] < 5 * views.nbytes
+    tracemalloc.stop()

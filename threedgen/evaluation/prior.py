@@ -160,11 +160,12 @@ class OwnPrior(PriorEvaluation[EvaluateOwnPriorConfig, AssetFeatures]):
         metadata |= {key: str(getattr(config, key)) for key in options}
         captions = self.renders.captions
         self.samples = self.sample(captions, c2w, range(count), "drawing an asset", lambda indices: metadata)
-        if self.prior is None:
-            self.renders = self.views.render_examples(range(count), self.samples.shape[2])
-        self.truth = to_uint8(self.renders.rgb).reshape(self.samples.shape)
-        other = self.other_views.render_examples(range(count), self.samples.shape[2])
-        self.other = to_uint8(other.rgb).reshape(self.samples.shape)
+        self.truth, self.other = map(self.rendered, (self.views, self.other_views))
+
+    def rendered(self, views: AssetViews) -> Array:
+        # one asset after another, because the views of all assets may not fit into memory as floats
+        numbers, size = range(len(self.entries)), self.samples.shape[2]
+        return np.stack([to_uint8(views.render_examples(range(k, k + 1), size).rgb) for k in numbers])
 
     def measure(self, item: int) -> AssetFeatures:
         truth, samples, other = (
