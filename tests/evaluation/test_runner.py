@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tests.support.asset_folder import make_assets
+from tests.support.asset_folder import captions, make_assets
 from tests.support.task_server import prior_folder
 from tests.support.tiny_prior import tiny_prior
 from threedgen import cli
@@ -154,6 +154,9 @@ def test_renders_are_nearer_than_samples_and_nothing_is_sampled_twice(tmp_path: 
     assert len(kept) == 2 and cli.main(command) == 0
     assert {path: path.stat().st_mtime_ns for path in Path("run/samples").iterdir()} == kept
     assert json.loads(Path("run/report.json").read_text()) == figures
+    captions(Path("assets"), {"box.glb": "a red box"})
+    assert cli.main([*command, "out=one"]) == 0
+    assert not json.loads(Path("one/report.json").read_text())["view_use"]
 
 
 def test_existing_views_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

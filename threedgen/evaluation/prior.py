@@ -180,7 +180,7 @@ class OwnPrior(PriorEvaluation[EvaluateOwnPriorConfig, AssetFeatures]):
         compared = {"samples": compare(samples, truth)}
         compared |= {"other renders": compare(other, truth)} if self.has_others else {}
         section, use = "", Json()
-        if self.prior is not None and self.prior.timestep_per_view and config.n_view > 1:
+        if self.prior is not None and self.prior.timestep_per_view and len(rows) > 1:  # it needs another object
             section, use = self.view_use(self.renders)
         sampled = f"DDIM {config.steps} steps, guidance {config.guidance_scale:g}, prior {config.prior.weights}"
         text = f"""# Samples of assets
