@@ -18,7 +18,7 @@ from threedgen import cli
 from threedgen.config.sections import RunConfig
 from threedgen.data.latent_cache import Captioned
 from threedgen.evaluation.existing import read_existing
-from threedgen.evaluation.report import write_report
+from threedgen.evaluation.report import format_estimate, write_report
 from threedgen.evaluation.runner import Evaluation, cached_json, evaluation_task
 from threedgen.evaluation.view_use import Objects, measure_view_use, view_use_table
 from threedgen.geometry.rigs import orbit
@@ -60,6 +60,12 @@ def test_items_become_rows_and_a_report(tmp_path: Path, capsys: pytest.CaptureFi
     assert json.loads((tmp_path / "report.json").read_text()) == {"rows": [1, 4, 9]}
     assert json.loads((tmp_path / "summary.json").read_text())["files"] == ["report.md", "report.json"]
     assert capsys.readouterr().out.strip() == str(tmp_path / "report.md")
+
+
+def test_small_numbers_have_more_decimals() -> None:
+    for mean, digits in ((-0.00213, 5), (0.6667, 3)):
+        text = format_estimate({"mean": mean, "low": mean - 1e-3, "high": mean + 1e-3})
+        assert text.split()[0] == str(round(mean, digits)) and str(round(mean + 1e-3, digits)) in text
 
 
 def test_ctrl_c_stops_after_the_item_and_the_run_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
