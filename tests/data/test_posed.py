@@ -375,6 +375,12 @@ def test_scenes_are_named_after_their_folders(tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text("{}")
     assert [open_photos(path, 64).folder.name for path in posed_scenes(tmp_path)] == ["0", "1", "a", "b"]
     assert open_photos(open_photos(tmp_path / "a", 64).posed.source, 64).folder.name == "a"
+    model = open_photos(write_colmap(tmp_path / "c", views, binary=True), 64).posed.source
+    assert open_photos(model, 64).folder.name == "c"
+    for name in ("001", "002"):  # links to one folder, with a model directly inside
+        (tmp_path / name).symlink_to(model)
+    (model / "images").symlink_to(tmp_path / "c" / "images")
+    assert [open_photos(tmp_path / name, 64).folder.name for name in ("001", "002")] == ["001", "002"]
 
 
 def test_one_photo_has_no_matching_pixels(tmp_path: Path) -> None:

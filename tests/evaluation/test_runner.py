@@ -1,6 +1,7 @@
 import csv
 import json
 import signal
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tests.support.asset_folder import make_assets
+from tests.support.asset_folder import captions, make_assets
 from tests.support.task_server import prior_folder
 from tests.support.tiny_prior import tiny_prior
 from threedgen import cli
 from threedgen.config.sections import RunConfig
 from threedgen.data.latent_cache import Captioned
-from threedgen.evaluation.report import write_report
+from threedgen.evaluation.existing import read_existing
+from threedgen.evaluation.report import format_estimate, write_report
 from threedgen.evaluation.runner import Evaluation, cached_json, evaluation_task
 from threedgen.evaluation.view_use import Objects, measure_view_use, view_use_table
 from threedgen.geometry.rigs import orbit
@@ -58,6 +60,12 @@ def test_items_become_rows_and_a_report(tmp_path: Path, capsys: pytest.CaptureFi
     assert json.loads((tmp_path / "report.json").read_text()) == {"rows": [1, 4, 9]}
     assert json.loads((tmp_path / "summary.json").read_text())["files"] == ["report.md", "report.json"]
     assert capsys.readouterr().out.strip() == str(tmp_path / "report.md")
+
+
+def test_small_numbers_have_more_decimals() -> None:
+    for mean, digits in ((-0.00213, 5), (0.6667, 3)):
+        text = format_estimate({"mean": mean, "low": mean - 1e-3, "high": mean + 1e-3})
+        assert text.split()[0] == str(round(mean, digits)) and str(round(mean + 1e-3, digits)) in text
 
 
 def test_ctrl_c_stops_after_the_item_and_the_run_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,6 +160,9 @@ def test_renders_are_nearer_than_samples_and_nothing_is_sampled_twice(tmp_path: 
     assert len(kept) == 2 and cli.main(command) == 0
     assert {path: path.stat().st_mtime_ns for path in Path("run/samples").iterdir()} == kept
     assert json.loads(Path("run/report.json").read_text()) == figures
+    captions(Path("assets"), {"box.glb": "a red box"})
+    assert cli.main([*command, "out=one"]) == 0
+    assert not json.loads(Path("one/report.json").read_text())["view_use"]
 
 
 def test_existing_views_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,3 +181,14 @@ def test_existing_views_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert cli.main(command) == 0
     figures = json.loads(Path("run/report.json").read_text())
     assert figures["samples"]["fid"]["mean"] > figures["other renders"]["fid"]["mean"] and not figures["view_use"]
+
+
+def test_existing_views_are_not_kept_as_floats(tmp_path: Path) -> None:
+    for number in range(16):
+        (tmp_path / f"{number:05d}").mkdir()
+        Image.new("RGB", (256, 256)).save(tmp_path / f"{number:05d}" / "0.png")
+    c2w = orbit(1, 0.2, 2.6, 0.7, 256, 256).c2w.expand(16, 1, 4, 4)
+    tracemalloc.start()
+    views = read_existing(str(tmp_path), tmp_path, ["a"] * 16, c2w)
+    assert tracemalloc.get_traced_memory()[1] < 5 * views.nbytes
+    tracemalloc.stop()

@@ -61,8 +61,7 @@ def read_existing(folder: str, run: Path, prompts: Sequence[str], c2w: Tensor, p
     files = [[_file(place, name, run / part / WANTED) for name in views] for views in names]
     first = load_image(files[0][0], key=KEY)
     size = min(MAX_SIZE, *first.size)
-    views = [[on_grey(load_image(file, key=KEY), size) for file in row] for row in files]
-    return to_uint8(np.array(views))
+    return np.array([[to_uint8(on_grey(load_image(file, key=KEY), size)) for file in row] for row in files])
 
 
 def _file(folder: Path, name: str, wanted: Path) -> Path:

@@ -132,7 +132,7 @@ class OwnPrior(PriorEvaluation[EvaluateOwnPriorConfig, AssetFeatures]):
 
     For the caption of each asset it samples V views. FID and the cosine of mean features compare the samples with
     renders of the asset from the same cameras. To show the best values that samples can reach, renders of the asset
-    from other cameras are compared with the same renders.
+    from other cameras are compared with the same renders, if there are enough (two rings, or 2 V views on one ring).
 
     An item, the argument of `measure`, is the index of an asset. `measure` returns three arrays of features (V, D), one
     row of D numbers per view: of the renders, of the samples, and of the renders from other cameras.
@@ -145,8 +145,9 @@ class OwnPrior(PriorEvaluation[EvaluateOwnPriorConfig, AssetFeatures]):
         self.entries = shards.entries[: config.count]
         self.features: FeatureNetwork = registry.build("features", config.features)
         self.views, self.other_views = (
-            AssetViews(shards, self.entries, seed, config.n_view) for seed in (config.seed, config.seed + 1)
+            AssetViews(shards, self.entries, config.seed, config.n_view, other) for other in (False, True)
         )
+        self.has_others = shards.rings > 1 or shards.azimuths >= 2 * config.n_view
         self.items = range(len(self.entries))
         self.load_prior()
 
@@ -160,11 +161,12 @@ class OwnPrior(PriorEvaluation[EvaluateOwnPriorConfig, AssetFeatures]):
         metadata |= {key: str(getattr(config, key)) for key in options}
         captions = self.renders.captions
         self.samples = self.sample(captions, c2w, range(count), "drawing an asset", lambda indices: metadata)
-        if self.prior is None:
-            self.renders = self.views.render_examples(range(count), self.samples.shape[2])
-        self.truth = to_uint8(self.renders.rgb).reshape(self.samples.shape)
-        other = self.other_views.render_examples(range(count), self.samples.shape[2])
-        self.other = to_uint8(other.rgb).reshape(self.samples.shape)
+        self.truth, self.other = map(self.rendered, (self.views, self.other_views))
+
+    def rendered(self, views: AssetViews) -> Array:
+        # one asset after another, because the views of all assets may not fit into memory as floats
+        numbers, size = range(len(self.entries)), self.samples.shape[2]
+        return np.stack([to_uint8(views.render_examples(range(k, k + 1), size).rgb) for k in numbers])
 
     def measure(self, item: int) -> AssetFeatures:
         truth, samples, other = (
@@ -175,9 +177,10 @@ class OwnPrior(PriorEvaluation[EvaluateOwnPriorConfig, AssetFeatures]):
     def report(self, rows: list[AssetFeatures]) -> None:
         config = self.config
         truth, samples, other = (np.stack(column) for column in zip(*rows, strict=True))
-        compared = {"samples": compare(samples, truth), "other renders": compare(other, truth)}
+        compared = {"samples": compare(samples, truth)}
+        compared |= {"other renders": compare(other, truth)} if self.has_others else {}
         section, use = "", Json()
-        if self.prior is not None and self.prior.timestep_per_view and config.n_view > 1:
+        if self.prior is not None and self.prior.timestep_per_view and len(rows) > 1:  # it needs another object
             section, use = self.view_use(self.renders)
         sampled = f"DDIM {config.steps} steps, guidance {config.guidance_scale:g}, prior {config.prior.weights}"
         text = f"""# Samples of assets
@@ -188,7 +191,8 @@ class OwnPrior(PriorEvaluation[EvaluateOwnPriorConfig, AssetFeatures]):
 {figure_table("", compared, {"fid": "FID", "likeness": "likeness"})}
 
 Likeness: cosine between the mean features of an asset's samples and of its renders. In brackets 95 % intervals over
-the assets: jackknife for FID, bootstrap for the likeness. Other renders of the same assets are the upper bound.
+the assets: jackknife for FID, bootstrap for the likeness. Other renders of the same assets, if there are any, are the
+upper bound.
 
 {section}
 """

@@ -41,11 +41,15 @@ def format_range(low: float | None, high: float | None) -> str:
 
 
 def format_estimate(figure: Estimate | None) -> str:
-    """Format a number with its 95 % interval like "0.667 (0.650 - 0.684)"; "-" if the number is undefined."""
+    """Format a number with its 95 % interval like "0.667 (0.650 - 0.684)"; "-" if the number is undefined.
+
+    Numbers below 0.1, such as a KID, have five decimals.
+    """
     if not figure or (value := figure["mean"]) is None:
         return "-"
-    low, high = figure["low"], figure["high"]
-    return f"{value:.3f}" + ("" if low is None or high is None else f" ({low:.3f} - {high:.3f})")
+    low, high, digits = figure["low"], figure["high"], 5 if abs(value) < 0.1 else 3
+    interval = "" if low is None or high is None else f" ({low:.{digits}f} - {high:.{digits}f})"
+    return f"{value:.{digits}f}{interval}"
 
 
 def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -165,6 +165,7 @@ class Request:
     `scene` is the name of the scene, and `target` has the N new cameras. The sampler gets the input views `condition`
     (images with cameras, or None), the prompt `text`, or both. A sampler that reads existing images finds the N views
     by `numbers`, the frame numbers in the scene's file names. `seed` is the seed of the sampler's random numbers.
+    `origin` is the point in the world of the scene's files that is the origin of the cameras.
     """
 
     scene: str  # name of the scene
@@ -173,6 +174,7 @@ class Request:
     numbers: tuple[int, ...]  # frame numbers of the N novel views, as in the scene's file names
     text: str = ""  # prompt for text-conditioned samplers
     seed: int = 0  # seed of the sampler's random numbers
+    origin: tuple[float, ...] = (0.0, 0.0, 0.0)  # point in the world of the scene's files that is the cameras' origin
 
 
 class NovelViewSampler(Protocol):

@@ -1,6 +1,7 @@
 import json
 import shutil
 import tarfile
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +71,20 @@ def test_split_separates_training_and_held_out_assets(shards: Shards) -> None:
         AssetViews(shards, split(shards, 6, "train"), 0, 4)
 
 
+@pytest.mark.parametrize(("rings", "n_view"), [(1, 4), (1, 3), (2, 8)])
+def test_other_views_are_different_renders(shards: Shards, rings: int, n_view: int) -> None:
+    ring = copy(shards)
+    ring.rings = rings
+    one, two = (AssetViews(ring, ring.entries, 0, n_view, other) for other in (False, True))
+    for index in range(8):
+        (numbers, grey), (others, other_grey) = one.sample(index), two.sample(index)
+        assert len({*numbers, *others}) == 2 * n_view and grey != other_grey
+
+
 def test_description_differs_with_every_option(shards: Shards) -> None:
     sources = [views(shards), views(shards, 1), views(shards, 4, 1), AssetViews(shards, shards.entries[:3], 0, 4)]
-    assert len({source.describe() for source in sources}) == 4
+    sources.append(AssetViews(shards, shards.entries, 0, 4, other=True))
+    assert len({source.describe() for source in sources}) == 5
 
 
 # --- image folders -----------------------------------------------------------------------------------------------

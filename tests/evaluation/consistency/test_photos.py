@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.spatial.transform import Rotation
 
 from tests.evaluation.consistency.test_run import settings
 from tests.support.errors import refused
@@ -15,8 +16,9 @@ from threedgen.data.posed import convention
 from threedgen.data.posed.convention import Match, fraction_meeting
 from threedgen.data.posed.files import SWAP, alternatives
 from threedgen.evaluation.consistency import run
-from threedgen.evaluation.consistency.options import FolderSamplerConfig
+from threedgen.evaluation.consistency.options import FolderSamplerConfig, PosedScenesConfig
 from threedgen.evaluation.consistency.photos import open_scene
+from threedgen.evaluation.consistency.scenes import FolderSampler, posed
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.views import Views
 
@@ -60,6 +62,22 @@ def test_photos_are_targets_of_a_sampler_that_gets_one_of_them(tmp_path: Path) -
     assert run.run(config, quiet=True) == 0
     rows = json.loads((out / "consistency.json").read_text())["rows"]
     assert rows["folder"]["psnr"] == rows["original"]["psnr"] and rows["folder"]["true_psnr"]["mean"] == 100
+
+
+def test_samples_of_photos_are_found_by_pose(tmp_path: Path) -> None:
+    """The sampler's file lacks the given photo, so its order and the common point of its cameras differ."""
+    views = shifted()
+    turn = Rotation.from_rotvec(np.random.default_rng(0).normal(0, 0.05, (12, 3))).as_matrix()
+    views.cameras.c2w[:, :3, :3] @= torch.from_numpy(turn).float()
+    write_transforms(tmp_path / "data" / "duck", views)
+    ours = write_transforms(tmp_path / "ours" / "duck", views.select([11, *range(2), *range(3, 11)]))
+    config = PosedScenesConfig(path=str(tmp_path / "data"), condition=2)
+    (scene,) = posed(config, None, 0)
+    (images,) = FolderSampler(options(ours))([scene.request(0)])
+    assert scene.original and torch.equal(images, scene.original(scene.targets).images)
+    edit_transforms(ours, lambda tree: tree["frames"].pop())
+    with refused(None, ours / "transforms.json", 10):
+        FolderSampler(options(ours))([scene.request(0)])
 
 
 FLIPS = {
@@ -124,6 +142,12 @@ def test_too_few_photos_and_folders_without_any_are_refused(tmp_path: Path) -> N
     with refused(None, "3", "4"):
         open_scene(tmp_path / "a" / "b", options(tmp_path))
     assert options(tmp_path / "a").folders() == [tmp_path / "a" / "b"]
+    for name in ("colmap", "dense"):
+        write_colmap(tmp_path / "d" / name, photographs(4), binary=True)
+        for file in (tmp_path / "d" / name / "sparse" / "0").iterdir():
+            file.rename(tmp_path / "d" / name / file.name)
+    with refused("path", "d"):
+        FolderSampler(options(tmp_path / "d"))
     (tmp_path / "c").mkdir()
     for name in ("c", "none"):
         with refused("path"):

@@ -16,8 +16,8 @@ from threedgen import config as configs
 from threedgen.config import registry
 from threedgen.data.srn.reader import write_instance
 from threedgen.evaluation.consistency import fits, run
-from threedgen.evaluation.consistency.options import ConsistencyConfig, MVDreamSamplerConfig
-from threedgen.evaluation.consistency.scenes import MVDreamSampler
+from threedgen.evaluation.consistency.options import ConsistencyConfig, FolderSamplerConfig, MVDreamSamplerConfig
+from threedgen.evaluation.consistency.scenes import FolderSampler, MVDreamSampler
 from threedgen.evaluation.metrics.figures import Json
 from threedgen.geometry.images import to_uint8
 from threedgen.geometry.poses import opencv_axes
@@ -177,6 +177,9 @@ def test_two_workers_give_the_result_of_one(folder: Path, tmp_path: Path) -> Non
 def test_short_forms_of_the_sampler(folder: Path) -> None:
     config = configs.load("consistency", [f"sampler={folder}"])
     assert (config.sampler.name, config.sampler.path, config.scenes.name) == ("folder", str(folder), "sampled")
+    config = configs.load("consistency", [f"sampler={folder}", "scenes.count=1"])
+    (scene,) = registry.build("scenes", config.scenes, registry.build("sampler", config.sampler), 0)
+    assert (config.scenes.name, scene.name) == ("sampled", "a")
     for several, own in ((f"{folder}, b: {folder}", "sampled"), (f"{folder}, b: threedim", "toybox")):
         assert configs.load("consistency", [f"samplers={{a: {several}}}"]).scenes.name == own
     config = configs.load("consistency", ["sampler=mvdream", "protocol.name=paper"])
@@ -240,6 +243,10 @@ def test_dry_run_checks_the_views(tmp_path: Path, folder: Path, monkeypatch, cap
         assert all(value in errors[0] for value in values)
 
     check((sampler,))
+    check((f"{sampler}/b",))
+    monkeypatch.chdir(folder / "b")
+    assert list(FolderSampler(FolderSamplerConfig(path=".")).scenes) == ["b"]
+    monkeypatch.chdir(tmp_path)
     check((sampler, f"scenes={{name: srn, path: {folder}}}"), "scenes.condition: ", "23", "64")
     check(("sampler=empty",), "sampler.path: ", "'empty'")
     check(("samplers={a: {name: folder, path: empty}}",), "samplers.a.path: ", "'empty'")

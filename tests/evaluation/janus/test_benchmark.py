@@ -1,4 +1,5 @@
 import json
+import os
 import re
 from collections import Counter
 from dataclasses import replace
@@ -6,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import trimesh
 
 from tests.support import janus_stub
@@ -17,6 +19,7 @@ from threedgen.evaluation.janus import benchmark
 from threedgen.evaluation.janus.options import JanusBenchmarkConfig
 from threedgen.evaluation.janus.report import Result, method_row
 from threedgen.export.files.glb import save_glb
+from threedgen.geometry.images import write_png
 
 
 def test_benchmark_counts_and_reports(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
@@ -177,6 +180,31 @@ def test_finished_jobs_and_readings_are_kept_until_a_mesh_changes(monkeypatch: p
     save_glb(janus_stub.box(2), next(Path("run/runs").glob("good-*")) / "mesh.glb")
     assert cli.main(words()) == 0 and len(calls) == 1
     assert report()["methods"][0]["raw"]["hits"] == 1
+
+
+def test_readings_and_errors_follow_textures_and_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("assets").mkdir()
+    corners = "v 0 0 0\nv 1 0 0\nv 0 1 0\nv 0 0 1\nvt 0 0\nvt 1 0\nvt 0 1\n"
+    Path("assets/a-dog.obj").write_text(f"mtllib a.mtl\n{corners}usemtl m\nf 1/1 2/2 3/3\nf 1/1 2/2 4/3\n")
+    Path("assets/a.mtl").write_text("newmtl m\nmap_Kd a.png\n")
+    Path("score.yaml").write_text("task: janus-score\nmeter: {classifier: {name: stub}, size: 24}\n")
+    calls: list[int] = []
+    real = janus_stub.StubSides.sides
+    monkeypatch.setattr(janus_stub.StubSides, "sides", lambda *args: calls.append(1) or real(*args))
+
+    def classified(colour: float, weight: float) -> int:
+        """Score the asset; return how often it and the two objects of the errors were classified."""
+        write_png(Path("assets/a.png"), np.full((4, 4, 3), colour))
+        os.utime("assets/a.png", ns=(0, round(1e9 * colour)))
+        network = torch.nn.Linear(1, 1).requires_grad_(False)
+        network.weight.fill_(weight)
+        network.bias.fill_(0)
+        calls.clear()
+        monkeypatch.setattr(janus_stub.StubSides, "__init__", lambda self, config: setattr(self, "net", network))
+        assert cli.main(["--config", "score.yaml", "assets=assets", "truth.assets=assets", "out=run", "-q"]) == 0
+        return len(calls)
+
+    assert [classified(*state) for state in ((0.2, 1), (0.2, 1), (0.9, 1), (0.9, 2))] == [3, 0, 3, 3]
 
 
 def test_seeds_of_a_prompt_are_not_independent() -> None:

@@ -195,6 +195,11 @@ def test_distribution_parity(file: Path) -> None:
     assert inception_score(found["in:logits"], splits) == pytest.approx(float(found["out:is_mean"]), rel=1e-6)
 
 
+def test_inception_score_averages_parts_of_nearly_equal_size() -> None:
+    """The score of a part is its number of images, as each image has its own class."""
+    assert inception_score(100 * np.eye(5), 4) == pytest.approx((1 + 1 + 1 + 2) / 4)
+
+
 def test_distances_of_equal_and_shifted_features() -> None:
     x = np.random.default_rng(0).normal(size=(400, 6))
     assert fid(x, x) == pytest.approx(0, abs=1e-9) and fid(x, x + 2) == pytest.approx(24)

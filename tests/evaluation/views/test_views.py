@@ -105,6 +105,24 @@ def test_given_view_is_compared(tmp_path: Path) -> None:
     assert (tmp_path / "report.md").read_text().count("| with minus without |") == 2
 
 
+@pytest.mark.parametrize(("kind", "part"), [("outpaint", "images"), ("depth", "depth"), ("depth", "cameras")])
+def test_views_of_corrected_scenes_are_sampled_again(
+    tmp_path: Path, samples: list[bool], monkeypatch: pytest.MonkeyPatch, kind: str, part: str
+) -> None:
+    config = options(tmp_path, blocks=f"toybox-{kind}", scenes={"depth": kind == "depth"}, count=1)
+    assert run(config, None, True) == run(config, None, True) == 0 and len(samples) == 2
+    read = TinyScenes.scene
+
+    def corrected(self: TinyScenes, index: int) -> SceneViews:
+        scene = read(self, index)
+        of = {"images": scene.views.images, "depth": scene.depth, "cameras": scene.views.cameras.c2w[:, :3]}
+        of[part][0] *= 0.99
+        return scene
+
+    monkeypatch.setattr(TinyScenes, "scene", corrected)
+    assert run(config, None, True) == 0 and len(samples) == 4
+
+
 def test_views_with_depth(tmp_path: Path) -> None:
     assert run(options(tmp_path, blocks="toybox-depth", scenes={"depth": True, "views": 3}), None, True) == 0
     rows = report(tmp_path)["rows"]

@@ -30,17 +30,20 @@ class AssetViews:
     Example i has `n_view` views, with caption and cameras, of the asset `entries[i % len(entries)]`. The stored views
     of an asset lie on rings of cameras. The views of an example are evenly spaced over the full turn of one random
     ring, counter-clockwise (seen from above) from a random first one. All have the same random grey as background.
-    `seed` determines the random choices. The constructor raises ConfigError if `entries` is empty.
+    `seed` determines the random choices. With `other` True, an example has other views than with False, halfway between
+    them or on the next ring, and another grey; on a single ring of fewer than 2 `n_view` views, some are the same. The
+    constructor raises ConfigError if `entries` is empty.
     """
 
-    def __init__(self, shards: Shards, entries: list[Entry], seed: int, n_view: int) -> None:
+    def __init__(self, shards: Shards, entries: list[Entry], seed: int, n_view: int, other: bool = False) -> None:
         if not entries:
             raise ConfigError("no asset is left for training. Lower held_out.", "held_out")
-        self.shards, self.entries, self.seed, self.n_view = shards, entries, seed, n_view
+        self.shards, self.entries, self.seed, self.n_view, self.other = shards, entries, seed, n_view, other
 
     def describe(self) -> str:
         names = hashlib.sha256("\n".join(entry.name for entry in self.entries).encode()).hexdigest()[:16]
-        return f"{self.n_view} views of assets {self.shards.digest}, {names}, seed {self.seed}, grey {GREY}"
+        views = f"{self.n_view} {'other ' * self.other}views of assets {self.shards.digest}"
+        return f"{views}, {names}, seed {self.seed}, grey {GREY}"
 
     def render_examples(self, indices: range, size: int) -> Captioned:
         rgb, c2w, captions = list[Array](), list[Array](), list[str]()
@@ -56,12 +59,14 @@ class AssetViews:
         """Choose the views of training example `index`: `n_view` evenly spaced views on a random ring of cameras.
 
         Return the indices of these views among all stored views of the asset, and the grey value of the background in
-        [0, 1]. The choice depends only on the seed and `index`.
+        [0, 1]. The choice depends only on the seed, `index` and `other`.
         """
         rng, n = numpy_generator(self.seed, index, "views of an asset"), self.shards.azimuths
-        ring, start, grey = rng.integers(self.shards.rings), rng.integers(n), rng.uniform(*GREY)
+        ring, start, greys = rng.integers(self.shards.rings), rng.integers(n), rng.uniform(*GREY, 2)
+        if self.other:
+            ring, start = (ring + 1) % self.shards.rings, start + max(1, n // (2 * self.n_view))
         azimuths = (start + np.arange(self.n_view) * n // self.n_view) % n
-        return (ring * n + azimuths).tolist(), float(grey)
+        return (ring * n + azimuths).tolist(), float(greys[int(self.other)])
 
 
 class CaptionedImages:

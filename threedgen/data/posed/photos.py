@@ -3,7 +3,7 @@
 The photos may differ in size and intrinsics. After the resizing, each image still has its own intrinsics.
 """
 
-import re
+import os
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -26,6 +26,7 @@ from .files import Lens, PosedFiles, aspect_fits, is_rotated, stored_shape, to_c
 from .options import PoseConvention
 from .reader import read_posed
 
+MODEL_FOLDERS = ("0", "sparse", "colmap", "dense")  # names of COLMAP's folders inside the folder of a scene
 ZOOM_STEP, MAX_ZOOM = 1.01, 2.0
 """Factor per step and maximum of the zoom into an undistorted image, until it shows only pixels of the photo."""
 
@@ -94,9 +95,10 @@ def open_photos(path: Path, max_side: int, convention: PoseConvention | None = N
     height, width = max(1, round(first.height * scale)), max(1, round(first.width * scale))
     K = torch.stack([undistortion(lens, height, width)[0] for lens in posed.lenses])
     c2w = torch.from_numpy(to_c2w(matrices, convention))
-    folder = path.resolve() if path.is_dir() else path.resolve().parent
-    if folder == posed.source.resolve():  # the folder of a COLMAP model, inside that of the scene
-        while re.fullmatch("[0-9]+|sparse|colmap|dense", folder.name):
+    folder, source = (Path(os.path.abspath(place)) for place in (path, posed.source))  # links keep their own names
+    folder = folder if path.is_dir() else folder.parent
+    if folder == source:  # the folder of a COLMAP model, often inside that of the scene
+        while folder.name in MODEL_FOLDERS or (folder.name.isdecimal() and folder.parent.name == "sparse"):
             folder = folder.parent
     cameras, poses = Cameras(c2w.float(), Projection(K.float()), height, width), opencv_axes(c2w).numpy()
     photos = PosedPhotos(

@@ -88,6 +88,8 @@ class FolderSamplerConfig(Config):
         path = user_path(self.path, "path")
         if photos := posed_scenes(path):
             return photos
+        if (path / "rgb").is_dir() and (path / "pose").is_dir():
+            return [path.absolute()]  # so that "." has a name
         if not (found := scenes(existing_folder(self.path, "path"))):
             wanted = "a transforms.json, a COLMAP model (sparse/0), or folders with rgb/, pose/ and intrinsics.txt"
             raise ConfigError(f"has no scenes: {wanted}", "path", self.path)
@@ -132,13 +134,14 @@ class PosedScenesConfig(Config):
 class SampledScenesConfig(Config):
     """Scenes whose views exist already as files; there are no original views to compare them with.
 
-    Options of the scenes "sampled" of the task "consistency"; there is nothing to set. With other scenes, a sampler
-    makes the views. Here the first sampler must be "folder" (`FolderSamplerConfig`), which only reads files. The scenes
-    are those in its folder. Original views are not needed: the task fits a field to most views of a scene, and compares
+    Options of the scenes "sampled" of the task "consistency": number of scenes. With other scenes, a sampler makes the
+    views. Here the first sampler must be "folder" (`FolderSamplerConfig`), which only reads files. The scenes are those
+    in its folder. Original views are not needed: the task fits a field to most views of a scene, and compares
     renders of the field with the other views of the scene.
     """
 
     name: Literal["sampled"] = "sampled"
+    count: int | None = Field(None, ge=1, description="maximum number of scenes, evenly chosen; null: all")
 
 
 class TSEDConfig(Config):
@@ -193,13 +196,14 @@ class ConsistencyConfig(RunConfig):
     @model_validator(mode="before")
     @classmethod
     def _own_scenes(cls, data: Any) -> Any:
-        if not isinstance(data, dict) or data.get("scenes"):
+        scenes = data.get("scenes") or {} if isinstance(data, dict) else None
+        if not isinstance(scenes, dict) or "name" in scenes:
             return data
         several = data.get("samplers") or {"": data.get("sampler")}
         if not isinstance(several, dict):
             return data
         own = all(SAMPLER.model(one) is FolderSamplerConfig for one in several.values())
-        return data | {"scenes": {"name": "sampled"}} if own else data
+        return data | {"scenes": {"name": "sampled"} | scenes} if own else data
 
     @model_validator(mode="after")
     def _consistent(self) -> "ConsistencyConfig":

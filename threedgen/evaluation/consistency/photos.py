@@ -44,11 +44,25 @@ class FolderScene(NamedTuple):
         bounds: (radius, near, far) in world units: radius of the ball around the origin that a neural field of the
             scene covers, and distances from a camera to the two ends of its rays; None: computed from the cameras.
         notes: remarks for the user, such as missing photos.
+        origin: point in the world of the files that is moved to the origin.
     """
 
     views: Instance
     bounds: Bounds | None = None
     notes: tuple[str, ...] = ()
+    origin: tuple[float, ...] = (0.0, 0.0, 0.0)
+
+
+def open_scenes(config: FolderSamplerConfig | PosedScenesConfig) -> dict[str, FolderScene]:
+    """Open the scenes of a config (`open_scene`). Return a dict by name. Raises ConfigError if two have one name."""
+    scenes = dict[str, FolderScene]()
+    for path in config.folders():
+        scene = open_scene(path, config)
+        if scenes.setdefault(scene.views.name, scene) is not scene:
+            raise ConfigError(
+                f"has two scenes of one name: {scene.views.name}. Rename the folder of one", "path", config.path
+            )
+    return scenes
 
 
 def open_scene(path: Path, config: FolderSamplerConfig | PosedScenesConfig) -> FolderScene:
@@ -90,9 +104,10 @@ def open_photo_scene(path: Path, size: int, convention: PoseConvention | None) -
         radius = SURROUNDINGS * far
     note = f"{photos.name}: the origin is moved to {(np.round(centre, 3) + 0.0).tolist()}, which the cameras look at"
     if radius is None:
-        return FolderScene(moved, None, (*notes, note))
+        return FolderScene(moved, None, (*notes, note), tuple(centre))
     note += f". The field is a ball of radius {radius:.3g} in units of the poses; what is outside has one colour"
-    return FolderScene(moved, Bounds(radius, max(0.05 * near, near - radius), far + radius), (*notes, note))
+    bounds = Bounds(radius, max(0.05 * near, near - radius), far + radius)
+    return FolderScene(moved, bounds, (*notes, note), tuple(centre))
 
 
 def has_plain_background(photos: PosedPhotos) -> bool:

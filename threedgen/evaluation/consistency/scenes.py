@@ -34,7 +34,7 @@ from threedgen.run.seeding import generator, numpy_generator
 from threedgen.train.task import device
 
 from . import options
-from .photos import FolderScene, open_scene
+from .photos import FolderScene, open_scenes
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +60,7 @@ class Scene:
         bounds: (radius, near, far) in world units: radius of the ball around the origin that a neural field of the
             scene covers, and distances from a camera to the two ends of its rays; None: computed from the cameras.
         notes: remarks for the user about the cameras of photos.
+        origin: point in the world of the files that is the origin of the cameras.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Scene:
     original: Callable[[Sequence[int]], Views] | None = None
     bounds: Bounds | None = None
     notes: tuple[str, ...] = ()
+    origin: tuple[float, ...] = (0.0, 0.0, 0.0)
 
     @property
     def targets(self) -> list[int]:
@@ -92,7 +94,7 @@ class Scene:
         """
         given = self.original(self.condition) if with_images and self.original and self.condition else None
         numbers = tuple(self.numbers[k] for k in self.targets)
-        return Request(self.name, given, self.cameras.select(self.targets), numbers, self.text, seed)
+        return Request(self.name, given, self.cameras.select(self.targets), numbers, self.text, seed, self.origin)
 
     def all_views(self, request: Request, sampled: Tensor) -> Views:
         """Return all V views of the scene in the order of its cameras.
@@ -108,7 +110,7 @@ class Scene:
 
 
 def posed(config: options.PosedScenesConfig, _sampler: object, seed: int) -> list[Scene]:
-    return [_with_condition(config, open_scene(path, config)) for path in config.folders()]
+    return [_with_condition(config, scene) for scene in open_scenes(config).values()]
 
 
 def _with_condition(config: options.PosedScenesConfig, scene: FolderScene) -> Scene:
@@ -126,14 +128,16 @@ def _with_condition(config: options.PosedScenesConfig, scene: FolderScene) -> Sc
         return instance.views([chosen[k] for k in indices], size)
 
     condition = (chosen.index(given),)
-    return Scene(instance.name, cameras, numbers, condition, "", original, scene.bounds, scene.notes)
+    return Scene(instance.name, cameras, numbers, condition, "", original, scene.bounds, scene.notes, scene.origin)
 
 
 def sampled(config: options.SampledScenesConfig, sampler: object, seed: int) -> list[Scene]:
     assert isinstance(sampler, FolderSampler)
+    items = list(sampler.scenes.items())
+    chosen = [items[k] for k in evenly_spaced(len(items), config.count or len(items))]
     return [
-        Scene(name, one.views.cameras, one.views.numbers, bounds=one.bounds, notes=one.notes)
-        for name, one in sampler.scenes.items()
+        Scene(name, one.views.cameras, one.views.numbers, bounds=one.bounds, notes=one.notes, origin=one.origin)
+        for name, one in chosen
     ]
 
 
@@ -289,8 +293,7 @@ class FolderSampler:
 
     def __init__(self, config: options.FolderSamplerConfig) -> None:
         self.folder = Path(config.path).expanduser()
-        scenes = [open_scene(path, config) for path in config.folders()]
-        self.scenes = {scene.views.name: scene for scene in scenes}
+        self.scenes = open_scenes(config)
 
     def __call__(self, requests: Sequence[Request]) -> list[Tensor]:
         return [self.scenes[request.scene].views.views(self.indices(request)).images for request in requests]
@@ -298,22 +301,29 @@ class FolderSampler:
     def indices(self, request: Request) -> list[int]:
         """Return, for each target view of ``request``, its index among the views of the requested scene in the folder.
 
-        Raises ConfigError if the scene or a view is missing, or if a view has another pose than requested: an entry of
-        its pose matrix differs by more than 0.001 max(1, d) (`SAME_POSE`), where d is the distance of the requested
-        camera from the origin.
+        A view is found by its number in an SRN scene, and by its pose among photos. Raises ConfigError if the scene or
+        a view is missing, or if a view has another pose than requested: an entry of its pose matrix, in the world of
+        the files, differs by more than 0.001 max(1, d) (`SAME_POSE`), where d is the distance of the requested camera
+        from the origin.
         """
         if request.scene not in self.scenes:
             raise ConfigError(f"{self.folder / request.scene} is missing. The scenes to score include it.")
-        instance = self.scenes[request.scene].views
-        index = {number: k for k, number in enumerate(instance.numbers)}
-        for k, number in enumerate(request.numbers):
-            if number not in index:
+        instance, origin = self.scenes[request.scene].views, self.scenes[request.scene].origin
+        own = instance.cameras.c2w.clone()
+        own[:, :3, 3] += torch.tensor(origin) - torch.tensor(request.origin)
+        index, found = {number: k for k, number in enumerate(instance.numbers)}, list[int]()
+        for number, requested in zip(request.numbers, request.target.c2w, strict=True):
+            error = (own - requested).abs().amax((1, 2)) / max(1.0, float(requested[:3, 3].norm()))
+            # names of photos are often no numbers, so their numbers change if one is left out
+            k = int(error.argmin()) if isinstance(instance, PosedPhotos) else index.get(number)
+            if k is None:
                 raise ConfigError(f"{instance.folder / 'rgb' / f'{number:06d}.png'} is missing. It is a target view.")
-            own, requested = instance.cameras.c2w[index[number]], request.target.c2w[k]
-            if (own - requested).abs().max() > SAME_POSE * max(1.0, float(requested[:3, 3].norm())):
-                path = instance.folder / "pose" / f"{instance.names[index[number]]}.txt"
-                raise ConfigError(f"{path} differs from the pose of the original view.")
-        return [index[number] for number in request.numbers]
+            if error[k] > SAME_POSE:
+                pose = instance.folder / "pose" / f"{instance.names[k]}.txt"
+                path = instance.posed.source if isinstance(instance, PosedPhotos) else pose
+                raise ConfigError(f"{path} does not have the pose of the original view: number={number}.")
+            found.append(k)
+        return found
 
     def fingerprint(self) -> str:
         return str(self.folder)

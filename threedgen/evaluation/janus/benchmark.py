@@ -54,8 +54,8 @@ class JanusRates(Evaluation[M, Asset, Result]):
     prompts: Sequence[str]
 
     def prepare(self) -> None:
-        self.rates = self.error_rates()
         self.reader = Reader(self.config.meter, self.prompts, self.folder / READINGS, self.unknown_orientation)
+        self.rates = self.error_rates()
 
     def error_rates(self) -> ErrorRates | None:
         """Return the error rates of the Janus meter, which counts the fronts of an object: misses and false alarms.
@@ -68,9 +68,12 @@ class JanusRates(Evaluation[M, Asset, Result]):
         config = self.config
         if not config.truth.objects or not (self.toybox or config.truth.assets):
             return None
-        key = {name: getattr(config, name).model_dump(mode="json") for name in ("meter", "truth")}
+        key: Json = {name: getattr(config, name).model_dump(mode="json") for name in ("meter", "truth")}
+        key["weights"] = self.reader.meter.weights
         if config.truth.assets:
-            stats = ((str(path), path.stat()) for path in asset_files(Path(config.truth.assets).expanduser()))
+            folder = Path(config.truth.assets).expanduser()
+            files = [*folder.rglob("[!.]*"), *folder.parent.glob("[Tt]extures/*")]  # meshes, and what they name
+            stats = ((str(path), path.stat()) for path in sorted(files) if path.is_file())
             key["files"] = [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats]
 
         def measure() -> Json:

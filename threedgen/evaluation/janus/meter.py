@@ -12,6 +12,7 @@ Objects without a front are toybox objects such as balls.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -31,6 +32,7 @@ from threedgen.evaluation.runner import Evaluation, evaluation_task
 from threedgen.geometry.poses import orbit_c2w
 from threedgen.guidance.weights.hub import reachable
 from threedgen.run.arrays import Array
+from threedgen.run.cache import digest
 from threedgen.run.seeding import numpy_generator
 from threedgen.train.task import Task
 
@@ -157,6 +159,12 @@ class Meter:
         self.azimuth = 2 * np.pi * np.arange(config.n_view) / config.n_view
         ones = torch.ones(config.n_view)
         self.c2w = orbit_c2w(ELEVATION * ones, torch.from_numpy(self.azimuth).float(), DISTANCE * ones).numpy()
+
+    @cached_property
+    def weights(self) -> str:
+        """Hash of the weights of the classifier's networks."""
+        parts = vars(self.classifier).items()
+        return digest({name: part for name, part in parts if isinstance(part, torch.nn.Module)})
 
     def classify(self, mesh: ColouredMesh, prompt: str, light: bool | None = None) -> Reading:
         """Render V views of an object that fits into the unit sphere, and classify the side that each view shows.

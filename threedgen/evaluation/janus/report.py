@@ -9,6 +9,7 @@ RUN/report.html              tables with all views; report.md and report.json ha
 
 import hashlib
 import json
+import pickle
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -21,14 +22,13 @@ import numpy as np
 from markupsafe import Markup
 
 from threedgen.config.errors import ConfigError
-from threedgen.config.plain_file import read_bytes, read_json
+from threedgen.config.plain_file import read_json
 from threedgen.data.coloured_mesh import EmptyMesh, fit_to_ball, read_mesh
 from threedgen.evaluation import report
 from threedgen.evaluation.metrics.figures import Json, Proportion, median, proportion_of_groups
 from threedgen.evaluation.metrics.fronts import ErrorRates
 from threedgen.geometry.image_file import load_image
 from threedgen.geometry.images import write_png
-from threedgen.geometry.submesh import MAX_BYTES
 from threedgen.run.disk import write_json, writing
 from threedgen.run.text import clean
 from threedgen.train.task import Task
@@ -110,7 +110,7 @@ class Reader:
 
     `read(path, name, prompt)` returns a dict with the number of fronts and other attributes of `Result`. It stores the
     output of the classifier in ``folder``/NAME.json and the views in ``folder``/NAME.png, where NAME is ``name``. A
-    later call with the same file, prompt and options reads them.
+    later call with the same mesh, textures, prompt, options and classifier reads them.
 
     Args:
         config: options of the Janus meter.
@@ -159,19 +159,15 @@ class Reader:
             return {"state": "empty", "reason": f"there is no {path.name}"}
         kept = self.folder / f"{name}.json"
         try:
-            content = read_bytes(path, MAX_BYTES)
-        except OSError as error:
-            return {"state": "unreadable", "reason": f"{path} cannot be read ({error.strerror})"}
+            mesh = read_mesh(path, up, warn=True)
+        except ConfigError as error:
+            return {"state": "empty" if isinstance(error, EmptyMesh) else "unreadable", "reason": str(error)}
         options = self.config.model_dump(mode="json", exclude={"threshold"})
-        described = json.dumps([VERSION, options, self.prompts, prompt, up, fit])
-        key = hashlib.sha256(described.encode() + content).hexdigest()
+        described = json.dumps([VERSION, options, self.meter.weights, self.prompts, prompt, fit])
+        key = hashlib.sha256(described.encode() + pickle.dumps(mesh)).hexdigest()  # with the textures of other files
         found = read_json(kept)
         if found.get("key") != key or not kept.with_suffix(".png").is_file():
-            try:
-                mesh = read_mesh(path, up, warn=True)
-                reading = self.meter.classify(fit_to_ball(mesh) if fit else mesh, prompt)
-            except ConfigError as error:
-                return {"state": "empty" if isinstance(error, EmptyMesh) else "unreadable", "reason": str(error)}
+            reading = self.meter.classify(fit_to_ball(mesh) if fit else mesh, prompt)
             likeness = self.meter.likeness(reading.views, self.prompts)
             found = {"key": key, "sides": reading.sides.tolist(), "likeness": likeness}
             write_png(kept.with_suffix(".png"), np.concatenate(list(report.thumbnails(reading.views)), axis=1))

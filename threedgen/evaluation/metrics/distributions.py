@@ -89,13 +89,13 @@ def _compare(metric: Metric, x: Array, y: Array) -> Tensor:
 def inception_score(logits: Array, splits: int = 10) -> float:
     """Return the Inception score exp(E KL(p(y|x) || p(y))) of class logits (N, K) (Salimans et al. 2016).
 
-    The N rows are split into ``splits`` consecutive parts, as in the code of the paper; torchmetrics shuffles them. The
-    result is the mean over the parts.
+    The N rows are split into ``splits`` <= N consecutive parts of nearly equal size, as in the code of the paper;
+    torchmetrics shuffles them. The result is the mean over the parts.
     """
     logits = np.asarray(logits, np.float64)
     log_p = logits - logsumexp(logits, axis=1, keepdims=True)
     scores = []
-    for part in map(np.asarray, torch.from_numpy(log_p).chunk(splits)):
+    for part in np.split(log_p, [k * len(log_p) // splits for k in range(1, splits)]):
         marginal = logsumexp(part, axis=0) - np.log(len(part))
         scores.append(np.exp((np.exp(part) * (part - marginal)).sum(1).mean()))
     return float(np.mean(scores))

@@ -30,7 +30,7 @@ from threedgen.guidance.options import MIN_OVERLAP
 from threedgen.guidance.priors.mvdiffusion.inputs import depth_channels
 from threedgen.guidance.priors.mvdiffusion.model import MVDiffusion
 from threedgen.guidance.sampling import Size
-from threedgen.run.cache import digest
+from threedgen.run.cache import digest, input_digest
 from threedgen.run.seeding import generator
 from threedgen.train.task import Task
 
@@ -73,7 +73,8 @@ class SceneSampler:
     def __call__(self, kind: str, number: int, scene: SceneViews, on_step: Callable[[], None]) -> Tensor:
         """Return the views (V, H, W, 3), uint8, of a scene: read from the run folder, or sampled and written to it.
 
-        They are sampled if the file is missing or was written with other scenes, captions, weights or options.
+        They are sampled if the file is missing or was written with other inputs of the model (captions, cameras, depth,
+        given view), scenes, weights or options.
         ``kind`` is "attention" or "base" (no attention between views); both start from the same noise. ``number`` is
         the index of the scene. ``on_step`` is called before each sampling step and may raise an exception to stop.
         """
@@ -100,11 +101,13 @@ class SceneSampler:
         c, p = self.config, self.config.prior
         attention = f"{MIN_OVERLAP} {p.guide_views}" if kind == ATTENTION else ""
         sampling = f"{c.steps} {c.eta:g} {c.guidance_scale:g} {c.seed} {p.draft} {p.hold}"
+        views, depth = scene.views, [] if scene.depth is None else [scene.depth]
+        tensors = [views.cameras.c2w, views.cameras.K, *depth, *([views.images[0]] if self.given else [])]
         return {
             "weights": self.weights[kind],
             "how": f"{sampling} code {p.dtype} {attention} ",
             "scene": f"{number} of {self.scenes}",
-            "captions": "\n".join(scene.captions),
+            "inputs": input_digest(tensors, scene.captions),
         }
 
     def _extra_channels(self, scene: SceneViews, size: Size) -> Tensor | None:

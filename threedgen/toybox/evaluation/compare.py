@@ -84,7 +84,7 @@ class Row(NamedTuple):
             are True if the probe, a classifier of toybox images, finds this; None if it does not apply. "roughness" is
             the mean angle between normals of neighbouring pixels in degrees, None without a surface. "disagreement" is
             the mean Lab distance between the mean colours of two views. "step" and "seconds" are the length of the
-            training. If the run made no object, the bools are False and the numbers None.
+            training. If the run made no object, the bools that apply are False and the numbers None.
         views: images (V, H, W, 3), uint8, of the object per entry.
     """
 
@@ -136,7 +136,9 @@ class Comparison(Evaluation[Compare3DConfig, tuple[str, Job], Row]):
         record = read_json(folder / RECORD)
         if failed := record.get("state") != FINISHED:
             logger.warning("%s, %s: no object (%s)", label, job.prompt, record.get("reason", "not made"))
-        results = {budget: self._no_object() if failed else self._measure(job, budget) for budget in self.budgets}
+        results = {
+            budget: self._no_object(job.prompt) if failed else self._measure(job, budget) for budget in self.budgets
+        }
         found = {budget: measured for budget, (measured, _) in results.items()}
         return Row(label, job.prompt, found, {budget: views for budget, (_, views) in results.items()})
 
@@ -173,9 +175,10 @@ class Comparison(Evaluation[Compare3DConfig, tuple[str, Job], Row]):
         }
         return rounded(figures)
 
-    def _no_object(self) -> tuple[Json, Array]:
+    def _no_object(self, prompt: str) -> tuple[Json, Array]:
         views = np.full((VIEWS, SIZE, SIZE, 3), round(255 * BACKGROUND), np.uint8)
-        return dict.fromkeys(HEADS) | dict.fromkeys(JUDGED, False), views
+        verdict = judge_views(self.probe, views, self.cases[prompt].spec, self.azimuth, vote=True).all_wrong()
+        return dict.fromkeys(HEADS) | {key: verdict.answers.get(key) for key in JUDGED}, views
 
     def report(self, rows: list[Row]) -> None:
         labels = list(dict.fromkeys(row.label for row in rows))
