@@ -65,6 +65,15 @@ def test_colmap_camera_models(tmp_path: Path, model: int, coefficients: int, bin
     assert torch.allclose(found.c2w, views.cameras.c2w, atol=1e-5)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "cp1252"])
+@pytest.mark.parametrize("binary", [True, False])
+def test_colmap_names_have_two_encodings(tmp_path: Path, encoding: str, binary: bool) -> None:
+    path = next(write_colmap(tmp_path, photographs(3), binary).glob("sparse/0/images.*"))
+    path.write_bytes(path.read_bytes().replace(b"001.png", "Küche.png".encode(encoding)))
+    (tmp_path / "images" / "001.png").rename(tmp_path / "images" / "Küche.png")
+    assert not read_posed(tmp_path).missing
+
+
 @pytest.mark.parametrize("keypoints", ["", "1.0 2.5 -1 3e-05 4 17 10.0 11.0 -1 1.0 5.0 7\n", None])
 @pytest.mark.parametrize("place", ["images", "images_4", "input", "."])
 def test_colmap_text_and_folders_of_photos(tmp_path: Path, keypoints: str | None, place: str) -> None:

@@ -107,7 +107,7 @@ class _Cursor:
     def text(self) -> str:
         start = self.position
         self.position = self.data.index(b"\0", start) + 1
-        return self.data[start : self.position - 1].decode("utf-8", "replace")
+        return decode(self.data[start : self.position - 1])
 
 
 def _check_rows(count: int) -> None:
