@@ -153,9 +153,9 @@ def test_places_of_colmap_models(tmp_path: Path, place: str) -> None:
 def test_largest_colmap_model_is_read(tmp_path: Path) -> None:
     for name, count in (("a", 2), ("b", 5)):
         write_colmap(tmp_path / name, photographs(count), binary=True)
-    (tmp_path / "a" / "sparse" / "0").rename(tmp_path / "b" / "sparse" / "1")
-    (tmp_path / "b" / "sparse" / "0").rename(tmp_path / "b" / "sparse" / "2")
-    assert len(open_photos(tmp_path / "b", 64)) == 5
+    (tmp_path / "b" / "sparse" / "0").rename(tmp_path / "b" / "sparse" / "1")
+    (tmp_path / "a" / "sparse" / "0").rename(tmp_path / "b" / "sparse" / "0")
+    assert len(open_photos(tmp_path / "b", 64)) == len(open_photos(tmp_path / "b" / "sparse", 64)) == 5
     with refused(None, tmp_path / "a", "transforms.json"):
         read_posed(tmp_path / "a")
 

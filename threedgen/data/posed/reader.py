@@ -95,7 +95,7 @@ def posed_source(path: Path) -> Path | None:
     `path` is a JSON file or a folder. In a folder, the first of these is returned: transforms.json,
     transforms_train.json, a COLMAP model (images.bin or images.txt). Models are searched in the folder itself and in
     usual subfolders such as sparse/0. Of several models sparse/0, sparse/1, ..., the one with the largest images.bin or
-    images.txt is returned.
+    images.txt is returned, also if `path` is the folder sparse.
     """
     if path.is_file():
         return path if path.suffix.lower() == ".json" else None
@@ -103,7 +103,8 @@ def posed_source(path: Path) -> Path | None:
         if (path / name).is_file():
             return path / name
     for folder in COLMAP_FOLDERS:
-        models = [file for file in path.glob(f"{folder}/images.[bt][ix][nt]") if file.is_file()]
+        pattern = "[0-9]*" if folder == "0" and path.absolute().name == "sparse" else folder
+        models = [file for file in path.glob(f"{pattern}/images.[bt][ix][nt]") if file.is_file()]
         if models:  # of several models, the one with the most photos
             return max(models, key=lambda file: file.stat().st_size).parent
     return None
