@@ -130,6 +130,8 @@ def test_variants_of_transforms(tmp_path: Path, edit: Any) -> None:
     assert (found.views().images - views.images).abs().max() < 0.01
     lost = "lost.png" in (tmp_path / "transforms.json").read_text()
     assert ("images/lost.png" in found.posed.missing_note) == lost
+    masks = "mask_path" in (tmp_path / "transforms.json").read_text()
+    assert found.posed.masks == 3 * masks and len(found.posed.notes) == lost + masks
 
 
 def test_instant_ngp_box_and_nerfstudio_transform(tmp_path: Path) -> None:

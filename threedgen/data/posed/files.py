@@ -56,6 +56,7 @@ class PosedFiles:
         points: (P, 3), the P scene points of a COLMAP model, in the world of the poses; None: the source has no points.
         box: centre (3,) and half the side of the scene cube in an Instant-NGP file; None: the file has no cube.
         applied: (4, 4), transform that nerfstudio has applied to the original world; None: no transform.
+        masks: number of frames of a nerfstudio file with a mask image, which is not read.
     """
 
     source: Path
@@ -67,6 +68,15 @@ class PosedFiles:
     points: Array | None = None
     box: tuple[Array, float] | None = None
     applied: Array | None = None
+    masks: int = 0
+
+    @property
+    def notes(self) -> list[str]:
+        """Remarks for the user: missing photos, and masks that are not read."""
+        notes = [self.missing_note] if self.missing else []
+        if self.masks:
+            notes.append(f"{self.source}: masks are not read: frames with mask_path={self.masks}. Save them as alpha.")
+        return notes
 
     @property
     def missing_note(self) -> str:

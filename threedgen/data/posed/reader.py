@@ -57,7 +57,8 @@ def read_transforms(path: Path) -> PosedFiles:
         raise ConfigError(f"{path} is not a transforms.json: {where}{printable(error)}") from None
     photos, matrices, lenses = zip(*found, strict=True) if found else ((), (), ())
     stack = np.array(matrices).reshape(-1, 4, 4)
-    return PosedFiles(path, photos, stack, lenses, "c2w-opengl", tuple(missing), box=box, applied=applied)
+    masks = sum(bool(frame.get("mask_path")) for frame in tree["frames"])
+    return PosedFiles(path, photos, stack, lenses, "c2w-opengl", tuple(missing), box=box, applied=applied, masks=masks)
 
 
 def _lens(values: Mapping[str, str | float | None], path: Path, photo: Path) -> Lens:

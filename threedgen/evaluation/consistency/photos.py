@@ -78,8 +78,7 @@ def open_photo_scene(path: Path, size: int, convention: PoseConvention | None) -
     photos = open_photos(path, size, convention)
     if len(photos) < MIN_VIEWS:
         raise ConfigError(f"{photos.posed.source} has {len(photos)} photos, and at least {MIN_VIEWS} are needed")
-    notes = [photos.posed.missing_note] if photos.posed.missing else []
-    notes += check_convention(photos)
+    notes = photos.posed.notes + check_convention(photos)
     centre, radius = scene_centre(photos)
     c2w = photos.cameras.c2w.clone()
     c2w[:, :3, 3] = torch.from_numpy(photos.poses[:, :3, 3] - centre)  # float64, for positions in map coordinates
