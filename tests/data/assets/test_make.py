@@ -111,6 +111,13 @@ def test_list_assets_reads_captions(folder: Path, text: str, found: set[Asset]) 
     assert set(list_assets(folder, "captions.csv").assets) == found
 
 
+def test_list_assets_prefers_the_captions_beside_the_meshes(folder: Path) -> None:
+    Path("captions.csv").write_text("box.glb,a box of another folder\n")
+    assert {asset.file: asset.caption for asset in list_assets(folder, "captions.csv").assets} == GOOD
+    (folder / "captions.csv").unlink()
+    assert [asset.caption for asset in list_assets(folder, "captions.csv").assets] == ["a box of another folder"]
+
+
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
 def test_list_assets_reads_the_csv_of_spreadsheets(folder: Path, delimiter: str, encoding: str) -> None:

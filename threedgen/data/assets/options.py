@@ -88,14 +88,14 @@ def list_assets(folder: Path, captions: str, up: Up = "y") -> Listing:
 
 
 def find_captions(folder: Path, captions: str) -> Path:
-    """Return the path of the captions file `captions`, searched in the working directory first, then in `folder`.
+    """Return the path of the captions file `captions`, searched in `folder` first, then in the working directory.
 
     Raises ConfigError if there is no such file in either folder.
     """
-    for path in (Path(captions).expanduser(), folder / captions):
+    for path in (folder / captions, Path(captions).expanduser()):
         if path.is_file():
             return path
-    raise ConfigError(f"there is no file {short(captions)}, neither here nor in {folder}", "captions")
+    raise ConfigError(f"there is no file {short(captions)}, neither in {folder} nor here", "captions")
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
@@ -173,7 +173,7 @@ class AssetsConfig(WorkersConfig):
     captions: str = Field(
         "captions.csv",
         min_length=1,
-        description="CSV file with columns file, caption and optionally up, turn; here or in data",
+        description="CSV file with columns file, caption and optionally up, turn; in data or else here",
     )
     up: Literal["y", "z"] = Field("y", description="up axis of the files; y-up files face +z, z-up files +x")
     views: ViewsConfig = ViewsConfig()
