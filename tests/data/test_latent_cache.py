@@ -54,6 +54,13 @@ def test_entries_are_read_from_disk_the_second_time(tmp_path, vae, expected, mon
     assert equal(entries(tmp_path, vae), expected)
 
 
+def test_captions_as_long_as_a_prompt_are_kept(tmp_path: Path, vae: AutoencoderKL, monkeypatch) -> None:
+    text = "a wooden chair, " * 24
+    rendered = Photographs(5).render_examples(range(BLOCK), 16)._replace(captions=[text] * BLOCK)
+    monkeypatch.setattr(Photographs, "render_examples", lambda *args: rendered)
+    assert entries(tmp_path, vae)[1] == [text] * 3
+
+
 def test_prepare_gives_processes_different_blocks(tmp_path: Path, vae: AutoencoderKL) -> None:
     caches = [LatentCache(tmp_path, Photographs(5), vae, 16, 4 * 4, block=4) for _ in range(2)]
     filled = [list[int](), list[int]()]

@@ -113,6 +113,17 @@ def test_photos_in_a_linked_folder_are_read(tmp_path: Path) -> None:
     assert len(read_posed(folder).files) == 3
 
 
+@pytest.mark.parametrize("link", ["sparse", "sparse/0"])
+def test_photos_beside_a_linked_model_are_read(tmp_path: Path, link: str) -> None:
+    for name in ("scene", "other"):
+        write_colmap(tmp_path / name, photographs(3), binary=True)
+    shutil.rmtree(tmp_path / "scene" / link)
+    (tmp_path / "scene" / link).symlink_to(tmp_path / "other" / link)
+    assert {file.parent for file in read_posed(tmp_path / "scene").files} == {tmp_path / "scene" / "images"}
+    (tmp_path / "scene" / "images").rename(tmp_path / "elsewhere")
+    assert {file.parent for file in read_posed(tmp_path / "scene").files} == {tmp_path / "other" / "images"}
+
+
 @pytest.mark.parametrize("absolute", [False, True])
 @pytest.mark.parametrize("place", ["images", "../images", "./images", "/somewhere/else/images"])
 def test_photos_are_found_in_the_dataset_or_one_level_up(

@@ -144,6 +144,21 @@ def test_mesh_folder_has_captions_and_a_held_out_split(folder: Path) -> None:
     assert train.reference_angles(0) != train.reference_angles(3)
 
 
+def test_unreadable_meshes_are_replaced_by_the_next_of_the_split(folder: Path, caplog) -> None:
+    for number in range(2):  # all of the split but the box
+        (folder / "balls" / f"{number}.obj").write_bytes(b"")
+    source = meshes(folder, control="geometry", reference=False)
+    found, description = source.render_examples(range(1, 4), SIZE), source.describe()
+    assert found.captions == ["a red box"] * 3 and source.caption(2) == "a red box"
+    assert np.array_equal(found.rgb[:6], found.rgb[12:]) and np.array_equal(found.rgb[6:12], found.rgb[12:])
+    assert torch.equal(source.maps(1, SIZE), source.maps(0, SIZE))
+    assert [sum(f"{number}.obj" in text for text in caplog.messages) for number in range(2)] == [1, 1]
+    assert meshes(folder, control="geometry", reference=False).describe() == source.describe() == description
+    (folder / "a_red-box.glb").write_bytes(b"")
+    with refused("path", folder):
+        meshes(folder).render_examples(range(1), SIZE)
+
+
 @pytest.mark.parametrize(
     ("options", "text", "key", "named"),
     [

@@ -65,6 +65,15 @@ def test_colmap_camera_models(tmp_path: Path, model: int, coefficients: int, bin
     assert torch.allclose(found.c2w, views.cameras.c2w, atol=1e-5)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "cp1252"])
+@pytest.mark.parametrize("binary", [True, False])
+def test_colmap_names_have_two_encodings(tmp_path: Path, encoding: str, binary: bool) -> None:
+    path = next(write_colmap(tmp_path, photographs(3), binary).glob("sparse/0/images.*"))
+    path.write_bytes(path.read_bytes().replace(b"001.png", "Küche.png".encode(encoding)))
+    (tmp_path / "images" / "001.png").rename(tmp_path / "images" / "Küche.png")
+    assert not read_posed(tmp_path).missing
+
+
 @pytest.mark.parametrize("keypoints", ["", "1.0 2.5 -1 3e-05 4 17 10.0 11.0 -1 1.0 5.0 7\n", None])
 @pytest.mark.parametrize("place", ["images", "images_4", "input", "."])
 def test_colmap_text_and_folders_of_photos(tmp_path: Path, keypoints: str | None, place: str) -> None:
@@ -121,6 +130,8 @@ def test_variants_of_transforms(tmp_path: Path, edit: Any) -> None:
     assert (found.views().images - views.images).abs().max() < 0.01
     lost = "lost.png" in (tmp_path / "transforms.json").read_text()
     assert ("images/lost.png" in found.posed.missing_note) == lost
+    masks = "mask_path" in (tmp_path / "transforms.json").read_text()
+    assert found.posed.masks == 3 * masks and len(found.posed.notes) == lost + masks
 
 
 def test_instant_ngp_box_and_nerfstudio_transform(tmp_path: Path) -> None:
@@ -144,9 +155,9 @@ def test_places_of_colmap_models(tmp_path: Path, place: str) -> None:
 def test_largest_colmap_model_is_read(tmp_path: Path) -> None:
     for name, count in (("a", 2), ("b", 5)):
         write_colmap(tmp_path / name, photographs(count), binary=True)
-    (tmp_path / "a" / "sparse" / "0").rename(tmp_path / "b" / "sparse" / "1")
-    (tmp_path / "b" / "sparse" / "0").rename(tmp_path / "b" / "sparse" / "2")
-    assert len(open_photos(tmp_path / "b", 64)) == 5
+    (tmp_path / "b" / "sparse" / "0").rename(tmp_path / "b" / "sparse" / "1")
+    (tmp_path / "a" / "sparse" / "0").rename(tmp_path / "b" / "sparse" / "0")
+    assert len(open_photos(tmp_path / "b", 64)) == len(open_photos(tmp_path / "b" / "sparse", 64)) == 5
     with refused(None, tmp_path / "a", "transforms.json"):
         read_posed(tmp_path / "a")
 

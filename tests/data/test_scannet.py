@@ -66,6 +66,16 @@ def test_views_at_half_size_are_resized(toy_rooms: Path) -> None:
     assert min(depth_overlap(half.views.images, half.depth, K, c2w)) > 16
 
 
+def test_names_with_leading_zeros_are_read(toy_rooms: Path, tmp_path: Path) -> None:
+    shutil.copytree(toy_rooms / "scannet" / SCENE, tmp_path / SCENE)
+    for path in (path for part in ("color", "depth", "pose", "prompt") for path in (tmp_path / SCENE / part).iterdir()):
+        path.rename(path.with_stem(path.stem.zfill(6)))
+    found, expected = reader(tmp_path).scene(0), reader(toy_rooms).scene(0)
+    assert torch.equal(found.views.images, expected.views.images) and found.captions == expected.captions
+    assert torch.equal(found.depth, expected.depth) and torch.equal(found.views.cameras.c2w, expected.views.cameras.c2w)
+    assert reader(tmp_path).walks[0].has_pose(20)
+
+
 def test_entries_of_both_splits(toy_rooms: Path) -> None:
     test = reader(toy_rooms)
     assert len(test) == len(test.walks[0].keys) // 4

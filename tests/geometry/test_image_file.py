@@ -33,7 +33,7 @@ REFUSED = {
     "half.tif": (encoded("TIFF")[:500], ""),
     "half.bmp": (encoded("BMP")[:500], ""),
     "eps.png": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "PNG"),
-    "bomb.pgm": (b"P5 9000 9000 255\n", "64,000,000"),
+    "bomb.pgm": (b"P5 9000 9000 255\n", "70,000,000"),
     "floats.tif": (encoded("TIFF", np.ones((4, 4), np.float32)), "32-bit"),
     "integers.tif": (encoded("TIFF", np.full((4, 4), 65536, np.int32)), "32-bit"),
     "a.dng": (encoded("TIFF"), "raw"),  # PIL would read the small preview in it
@@ -49,6 +49,12 @@ def test_load_image_refuses_file(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(content)
     with refused("photos", tmp_path / name, value):
         load_image(tmp_path / name, key="photos")
+
+
+@pytest.mark.parametrize("size", ["8192 8192", "9248 6936"])
+def test_image_of_64_megapixels_is_opened(tmp_path: Path, size: str) -> None:
+    (tmp_path / "large.pgm").write_bytes(f"P5 {size} 255\n".encode())
+    assert image_shape(tmp_path / "large.pgm") == tuple(map(int, size.split()[::-1]))
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")

@@ -27,8 +27,7 @@ from .scene_views import SceneSource
 T = TypeVar("T")
 BLOCK = 32
 """Entries per block. The number is constant, because the last bits of a convolution depend on the batch size."""
-TEXT_BYTES, SCENE_TEXT_BYTES = 160, 240
-"""Bytes stored per caption, in a LatentCache and in a SceneCache. Longer captions are truncated."""
+TEXT_BYTES = 400  # bytes stored per caption, about the 77 tokens that CLIP takes; longer captions are truncated
 SCENE_BLOCK = 4  # number of scenes per block
 
 
@@ -140,25 +139,18 @@ class LatentCache(EncodedCache):
         size: side of the rendered images in pixels.
         count: number of examples to cache, the first ones of the source.
         block: number of consecutive examples that are encoded and stored together.
-        text: number of bytes stored per caption; longer captions are truncated.
     """
 
     def __init__(
-        self,
-        folder: Path,
-        source: ExampleSource,
-        vae: Any,
-        size: int,
-        count: int,
-        block: int = BLOCK,
-        text: int = TEXT_BYTES,
+        self, folder: Path, source: ExampleSource, vae: Any, size: int, count: int, block: int = BLOCK
     ) -> None:
         self.source, self.size, self.count = source, size, count
         n, description = source.n_view, f"{source.describe()}\nfrom 0, {size} px"
         self.latent_shape = (n, *latent_shape(vae, size, size))
         """Shape (V, C, h, w) of the latents of an entry."""
-        fields = [("z", np.float16, self.latent_shape), ("text", np.uint8, (text,)), ("c2w", np.float32, (n, 4, 4))]
-        super().__init__(folder, "entries", description, vae, count, np.dtype(fields), block)
+        text = ("text", np.uint8, (TEXT_BYTES,))
+        dtype = np.dtype([("z", np.float16, self.latent_shape), text, ("c2w", np.float32, (n, 4, 4))])
+        super().__init__(folder, "entries", description, vae, count, dtype, block)
 
     def captions(self, indices: Sequence[int] | np.ndarray) -> list[str]:
         return [unpack(text) for text in self._read(indices, "text")]
@@ -170,7 +162,7 @@ class LatentCache(EncodedCache):
         entries = np.empty(count, self.cache.dtype)
         z = encode(self.vae, torch.from_numpy(rendered.rgb)).cpu().numpy()
         entries["z"], entries["c2w"] = z.reshape(entries["z"].shape), rendered.c2w.reshape(entries["c2w"].shape)
-        entries["text"] = [pack(text, entries["text"].shape[-1]) for text in rendered.captions]
+        entries["text"] = [pack(text, TEXT_BYTES) for text in rendered.captions]
         self.cache.store(block, entries)
 
 
@@ -198,7 +190,7 @@ class SceneCache(EncodedCache):
         n, self.encoded_size = self.n_view, (at.height // 2, at.width // 2) if half else self.size
         fields: list[tuple[Any, ...]] = [
             ("z", np.float16, (n, *latent_shape(vae, *self.encoded_size))),
-            ("text", np.uint8, (n, SCENE_TEXT_BYTES)),
+            ("text", np.uint8, (n, TEXT_BYTES)),
             ("K", np.float32, (n, 3, 3)),
             ("c2w", np.float32, (n, 4, 4)),
             ("given", np.bool_, (n,)),
@@ -236,7 +228,7 @@ class SceneCache(EncodedCache):
         for offset, index in enumerate(range(block * SCENE_BLOCK, min((block + 1) * SCENE_BLOCK, self.count))):
             scene, row = self.source.scene(index), entries[offset]
             row["z"] = encode(self.vae, resize(scene.views.images, *self.encoded_size)).cpu().numpy()
-            row["text"] = np.stack([pack(text, SCENE_TEXT_BYTES) for text in scene.captions])
+            row["text"] = np.stack([pack(text, TEXT_BYTES) for text in scene.captions])
             row["K"], row["c2w"] = scene.views.cameras.K.numpy(), scene.views.cameras.c2w.numpy()
             row["given"][list(scene.condition_views)] = True
             if scene.depth is not None:

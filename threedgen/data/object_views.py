@@ -5,6 +5,7 @@ Condition maps of geometry are rendered on each use, not cached: six maps of 128
 training step takes about one second. Stored maps would need 590 kB per object, twenty times as much as its latents.
 """
 
+import logging
 from abc import ABC, abstractmethod
 from functools import lru_cache
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from threedgen.config import Config
+from threedgen.config import Config, ConfigError
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.views import GREY, framed
 from threedgen.guidance.options import Control
@@ -23,6 +24,8 @@ from threedgen.run.arrays import Array
 from .coloured_mesh import ColouredMesh, fit_to_cube, read_mesh
 from .latent_cache import Captioned
 from .options import MeshFolderConfig, ObjectSplit
+
+logger = logging.getLogger(__name__)
 
 AZIMUTH, ELEVATION = 45.0, (-10.0, 30.0)
 """Random reference cameras (MV-Adapter, section 5.2), degrees: largest |azimuth| from the front, elevation range."""
@@ -186,7 +189,7 @@ class MeshObjects(ObjectViews):
     A training example has six views of a mesh, their condition maps, a caption and, with the argument `reference`, an
     image from near the front (reference image). Each mesh gives one example, or with `reference` a number of
     `options.pictures` examples, which differ in their random cameras. The last `options.held_out` meshes are the split
-    "held-out", all others the split "train".
+    "held-out", all others the split "train". Instead of an unreadable mesh, the next readable one of the split is used.
     """
 
     options: MeshFolderConfig
@@ -194,7 +197,7 @@ class MeshObjects(ObjectViews):
     def prepare(self) -> None:
         every, held_out = list(self.options.texts().items()), self.options.held_out  # (file, caption)
         self.files = every[:-held_out] if self.split == "train" else every[-held_out:]
-        self.folder = Path(self.options.path).expanduser()
+        self.used, self.folder = list(self.files), Path(self.options.path).expanduser()
         self.mesh = lru_cache(MAX_CACHED_MESHES)(self.read)
 
     def __len__(self) -> int:
@@ -207,14 +210,25 @@ class MeshObjects(ObjectViews):
         return f"{super().describe()}, {self.folder.resolve()}, {o.up} up, light {o.light}: {files}"
 
     def caption(self, index: int) -> str:
-        return self.files[index % len(self.files)][1]
+        return self.used[index % len(self.used)][1]
 
     def read(self, number: int) -> ColouredMesh:
         """Read mesh `number` of the split, and scale it into the cube [-0.5, 0.5]^3 (`inputs.HALF`).
 
-        Raises ConfigError if the file is unreadable or has no surface.
+        If the file is unreadable or has no surface, a warning is logged and the next mesh of the split that can be read
+        takes its place, with its caption. Raises ConfigError if there is none.
         """
-        return fit_to_cube(read_mesh(self.folder / self.files[number][0], self.options.up, warn=True), inputs.HALF)
+        for last in range(len(self.used)):
+            file, _ = entry = self.used[(number + last) % len(self.used)]
+            try:
+                mesh = fit_to_cube(read_mesh(self.folder / file, self.options.up, warn=True), inputs.HALF)
+            except ConfigError as error:
+                logger.warning("left out: %s", error)
+                continue
+            for k in range(last):
+                self.used[(number + k) % len(self.used)] = entry
+            return mesh
+        raise ConfigError(f"no mesh of the split {self.split} can be read", "path", self.options.path)
 
     def render_views(self, index: int, at: Cameras) -> Array:
         return self.mesh(index % len(self.files)).render_views(at, GREY, self.options.light)

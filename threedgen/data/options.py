@@ -1,5 +1,6 @@
 """Config models of multi-view data sets: Matterport3D, ScanNet, mesh folders. Imports no torch."""
 
+import os
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -75,6 +76,23 @@ MESH_FORMATS = (*MESHES, ".stl")
 """Suffixes, in lower case, of all mesh files that can be read: `MESHES`, which can have colours, and STL."""
 
 
+def mesh_files(folder: Path, suffixes: tuple[str, ...] = MESHES) -> list[str]:
+    """Return the paths of the mesh files in `folder` and all its subfolders, relative to `folder`, sorted.
+
+    Links to folders are followed. A folder with several paths counts once, if possible with a path without links.
+    Files and subfolders whose names start with "." are left out.
+    """
+    found, searched, roots = list[Path](), set[str](), [str(folder)]
+    for root in roots:  # grows by linked folders
+        for parent, folders, names in os.walk(root):
+            new = (real := os.path.realpath(parent)) not in searched
+            searched.add(real)
+            folders[:] = sorted(name for name in folders if new and name[0] != ".")
+            roots += [path for name in folders if os.path.islink(path := os.path.join(parent, name))]
+            found += [Path(parent, name) for name in names if new and name[0] != "."]
+    return sorted(path.relative_to(folder).as_posix() for path in found if path.suffix.lower() in suffixes)
+
+
 class MeshFolderConfig(_Folder):
     """Views of meshes in a folder of the user, rendered on first use, as training data of MV-Adapter.
 
@@ -96,8 +114,7 @@ class MeshFolderConfig(_Folder):
 
         Raises ConfigError unless there are more than `held_out` meshes.
         """
-        folder = existing_folder(self.path, "path")
-        found = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("[!.]*") if p.suffix.lower() in MESHES)
+        found = mesh_files(existing_folder(self.path, "path"))
         if len(found) <= self.held_out:
             raise ConfigError(
                 f"has {len(found)} meshes, of which held_out={self.held_out}. Add some", "path", self.path

@@ -2,7 +2,7 @@
 
 A scene is read as a walk: a camera path of numbered frames with depth. Key frames are a subset, chosen by overlap:
 
-SPLIT/SCENE/color/N.jpg, depth/N.png         image of frame N; depth in millimetres, 0 where unknown
+SPLIT/SCENE/color/N.jpg, depth/N.png         image of frame N (20 or 000020); depth in millimetres, 0 where unknown
 SPLIT/SCENE/pose/N.txt, prompt/N.txt         camera-to-world pose, OpenCV axes; caption in the first line
 SPLIT/SCENE/intrinsic/intrinsic_depth.txt    K, 3x3 or 4x4, in pixels of the depth images; first pixel centre (0, 0)
 SPLIT/SCENE/key_frame_0.6.txt                numbers of the key frames, one per line
@@ -74,12 +74,21 @@ class ScanNetWalk:
         """Return the numbers of the frames that have a file matching `pattern`, such as "depth/*.png", ascending."""
         return sorted(int(path.stem) for path in self.folder.glob(pattern) if path.stem.isdecimal())
 
+    @cached_property
+    def _names(self) -> dict[int, str]:
+        # name of the files of a frame, which has leading zeros in some copies; "20" wins over "020"
+        return {int(stem): stem for stem in sorted(p.stem for p in self.folder.glob("depth/*.png")) if stem.isdecimal()}
+
+    def path(self, folder: str, number: int, suffix: str) -> Path:
+        """Return the path of the file of frame `number` in a subfolder, such as "depth". The file may not exist."""
+        return self.folder / folder / f"{self._names.get(number, str(number))}.{suffix}"
+
     def has_pose(self, number: int) -> bool:
         """Return whether the pose of frame `number` exists and is finite.
 
         ScanNet has infinite poses where tracking was lost. Raises ConfigError if the file exists but is unreadable.
         """
-        path = self._pose(number)
+        path = self.path("pose", number, "txt")
         return path.is_file() and not re.search("inf|nan", read_text(path).lower())
 
     def views(self, numbers: Sequence[int]) -> SceneViews:
@@ -94,7 +103,7 @@ class ScanNetWalk:
         depth, cameras = self.geometry(numbers)
         for number, has_depth in zip(numbers, (depth > 0).flatten(1).any(1), strict=True):
             if not has_depth:
-                raise ConfigError(f"{self.folder / 'depth' / str(number)}.png has no depth: all pixels are 0")
+                raise ConfigError(f"{self.path('depth', number, 'png')} has no depth: all pixels are 0")
         images = torch.cat([self._image(number) for number in numbers])
         return SceneViews(Views(images, cameras), tuple(map(self.caption, numbers)), depth)
 
@@ -116,17 +125,17 @@ class ScanNetWalk:
         depth, sizes = zip(*(self._depth(number) for number in numbers), strict=True)
         if len(set(sizes)) > 1:
             raise ConfigError(f"{self.folder / 'depth'} has images of different sizes: {sorted(set(sizes))}")
-        poses = torch.from_numpy(np.stack([read_pose(self._pose(number)) for number in numbers])).double()
+        poses = torch.from_numpy(np.stack([read_pose(self.path("pose", number, "txt")) for number in numbers])).double()
         c2w = opencv_axes(world_to_camera(poses) if self.poses == "w2c" else poses)
         K = torch.from_numpy(self._intrinsics(*sizes[0])).repeat(len(numbers), 1, 1)
         cameras = Cameras(c2w.float(), Projection(K), *sizes[0])
         return torch.from_numpy(np.stack(depth)), cameras.with_size(self.height, self.width)
 
     def caption(self, number: int) -> str:
-        return first_line(self.folder / "prompt" / f"{number}.txt")
+        return first_line(self.path("prompt", number, "txt"))
 
     def _image(self, number: int) -> torch.Tensor:
-        candidates = [self.folder / "color" / f"{number}.{suffix}" for suffix in ("jpg", "jpeg", "png")]
+        candidates = [self.path("color", number, suffix) for suffix in ("jpg", "jpeg", "png")]
         path = next((path for path in candidates if path.is_file()), None)
         if path is None:
             raise ConfigError(f"{candidates[0]} is missing")
@@ -134,14 +143,11 @@ class ScanNetWalk:
         return resize(torch.from_numpy(image)[None] / 255, self.height, self.width)
 
     def _depth(self, number: int) -> tuple[Array, tuple[int, int]]:
-        full = read_depth(self.folder / "depth" / f"{number}.png")
+        full = read_depth(self.path("depth", number, "png"))
         height, width = full.shape
         rows = ((np.arange(self.height) + 0.5) * height / self.height).astype(int)
         columns = ((np.arange(self.width) + 0.5) * width / self.width).astype(int)
         return full[rows][:, columns], (height, width)
-
-    def _pose(self, number: int) -> Path:
-        return self.folder / "pose" / f"{number}.txt"
 
     def _intrinsics(self, height: int, width: int) -> Array:
         path = self.folder / "intrinsic" / "intrinsic_depth.txt"

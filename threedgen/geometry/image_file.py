@@ -22,7 +22,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", 
 """File name endings of user images."""
 RAW_SUFFIXES = (".dng", ".cr2", ".cr3", ".nef", ".arw", ".rw2", ".orf", ".raf")
 """File name endings of raw photos. Some are TIFF files, from which PIL would read a small preview."""
-MAX_PIXELS = 64_000_000  # limit against decompression bombs
+MAX_PIXELS = 70_000_000  # limit against decompression bombs, above textures of 8192 x 8192
 MAX_BYTES, MAX_READS, MAX_STRIPS = 1 << 29, 1_000_000, 200_000
 """Limits of an image file: its size in bytes, the number of read calls until it is decoded (about three per chunk of a
 PNG or GIF) and of segments of a JPEG, and the number of strips or tiles of a TIFF."""
@@ -79,7 +79,7 @@ class _Reader(io.BufferedReader):
     def check_effort(self, image: Image.Image) -> None:
         """Raise ConfigError if `image`, which was opened from this file, is too large or very slow to decode.
 
-        The limits are 64 million pixels (`MAX_PIXELS`), 5 million pixels for an image that PIL decodes in Python code
+        The limits are 70 million pixels (`MAX_PIXELS`), 5 million pixels for an image that PIL decodes in Python code
         (`MAX_SLOW_PIXELS`), and 4 billion for the pixels of a JPEG times its number of scans (`MAX_SCANNED`).
         """
         pixels, position = image.width * image.height, self.tell()
@@ -111,7 +111,7 @@ def open_image(file: Path | bytes, name: str = "", key: str = "") -> Iterator[Im
     """Context manager: open an image, given by its path or bytes, as a PIL image. Only the header is decoded.
 
     `name` is the file name in error messages; empty: the path. Raises ConfigError with the config key `key` if the file
-    is missing, has an unknown format or more than 64 million pixels, is damaged, or takes very long to decode.
+    is missing, has an unknown format or more than 70 million pixels, is damaged, or takes very long to decode.
     """
     name = name or str(file)
     if isinstance(file, Path) and file.suffix.lower() in RAW_SUFFIXES:

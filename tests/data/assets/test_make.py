@@ -19,10 +19,13 @@ from PIL import Image
 from tests.support.asset_folder import GOOD, add_bad, captions, make_assets, shows
 from tests.support.errors import refused
 from threedgen import cli
+from threedgen.config import load
 from threedgen.data.assets import make as rendering
 from threedgen.data.assets.make import cameras, read_asset
 from threedgen.data.assets.options import Asset, ViewsConfig, list_assets
 from threedgen.data.assets.shards import Shards
+from threedgen.data.options import MeshFolderConfig
+from threedgen.evaluation.janus.options import asset_files
 from threedgen.geometry.images import write_png
 
 ROOT = Path(__file__).parents[3]
@@ -108,6 +111,13 @@ def test_list_assets_reads_captions(folder: Path, text: str, found: set[Asset]) 
     assert set(list_assets(folder, "captions.csv").assets) == found
 
 
+def test_list_assets_prefers_the_captions_beside_the_meshes(folder: Path) -> None:
+    Path("captions.csv").write_text("box.glb,a box of another folder\n")
+    assert {asset.file: asset.caption for asset in list_assets(folder, "captions.csv").assets} == GOOD
+    (folder / "captions.csv").unlink()
+    assert [asset.caption for asset in list_assets(folder, "captions.csv").assets] == ["a box of another folder"]
+
+
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
 def test_list_assets_reads_the_csv_of_spreadsheets(folder: Path, delimiter: str, encoding: str) -> None:
@@ -124,6 +134,28 @@ def test_list_assets_searches_few_similar_names(folder: Path, monkeypatch: pytes
     monkeypatch.setattr("threedgen.data.assets.options.MAX_HINTS", 3)
     reasons = [reason for line, reason in list_assets(folder, "captions.csv").left_out.items() if "line" in line]
     assert ["'ball.obj'" in reason for reason in reasons] == [True] * 3 + [False] * 6
+
+
+def test_meshes_in_linked_folders_are_listed_once(folder: Path) -> None:
+    disk = folder.parent / "disk"
+    for name in ("red", ".trash"):
+        (disk / name).mkdir(parents=True)
+        (disk / name / "cup.OBJ").write_text((folder / "ball.obj").read_text())
+    for link, target in (("a", "sub"), ("loop.obj", "."), ("cups", disk)):
+        (folder / link).symlink_to(target, target_is_directory=True)
+    (disk / "back").symlink_to(folder, target_is_directory=True)
+    captions(folder, GOOD | {"cups/red/cup.OBJ": "a cup"})
+    found = list_assets(folder, "captions.csv")
+    assert {asset.file for asset in found.assets} == {*GOOD, "cups/red/cup.OBJ"} and not found.left_out
+    assert MeshFolderConfig(path=str(folder), held_out=1).files() == [asset.file for asset in found.assets]
+    assert {path.relative_to(folder).as_posix() for path in asset_files(folder)} == {*GOOD, "cups/red/cup.OBJ"}
+
+
+def test_meshes_beside_an_index_of_a_web_page_are_listed(folder: Path) -> None:
+    (folder / "index.json").write_text('{"pages": []}')
+    config = load("make-asset-views", ["data=assets", "captions=captions.csv"])
+    config.check()
+    assert config.rendered is None
 
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32"])

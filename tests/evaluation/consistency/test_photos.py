@@ -54,6 +54,17 @@ def test_photos_are_scored_around_their_common_point(tmp_path: Path, colmap: boo
     assert radius == (pytest.approx(np.linalg.norm([2.9, 2.2, 0.7]), rel=1e-3) if colmap else None)
 
 
+def test_positions_in_map_coordinates_keep_their_precision(tmp_path: Path) -> None:
+    def move(tree: dict[str, Any]) -> None:
+        for frame in tree["frames"]:
+            for row, offset in zip(frame["transform_matrix"], (500_000.0, 5_300_000.0, 100.0), strict=False):
+                row[3] += offset
+
+    edit_transforms(write_transforms(tmp_path, photographs(12)), move)
+    found = open_scene(tmp_path, options(tmp_path)).views.cameras.c2w
+    assert torch.allclose(found, photographs(12).cameras.c2w, atol=1e-4)
+
+
 def test_photos_are_targets_of_a_sampler_that_gets_one_of_them(tmp_path: Path) -> None:
     folder, out = write_transforms(tmp_path / "duck", shifted()), tmp_path / "run"
     scenes = {"name": "posed", "path": str(folder), "condition": 2, "views": 8}

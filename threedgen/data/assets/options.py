@@ -13,7 +13,7 @@ from threedgen.config import Config
 from threedgen.config.errors import ConfigError, did_you_mean, nearest, short
 from threedgen.config.plain_file import read_text
 from threedgen.config.sections import Elevations, Fovs, Positives
-from threedgen.data.options import MESHES
+from threedgen.data.options import MESHES, mesh_files
 from threedgen.run.disk import file_key
 from threedgen.run.folder import slug, user_path
 from threedgen.run.options import Engine, WorkersConfig, cores
@@ -62,7 +62,7 @@ def list_assets(folder: Path, captions: str, up: Up = "y") -> Listing:
     ConfigError if there is no captions file, if there are no meshes, or if no mesh has a caption.
     """
     path = find_captions(folder, captions)
-    files = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("[!.]*") if p.suffix.lower() in MESHES)
+    files = mesh_files(folder)
     if not files:
         raise ConfigError(f"should contain meshes ({', '.join(MESHES)})", "data", str(folder))
     names, known = {file_key(file): file for file in files}, set(files)
@@ -88,14 +88,14 @@ def list_assets(folder: Path, captions: str, up: Up = "y") -> Listing:
 
 
 def find_captions(folder: Path, captions: str) -> Path:
-    """Return the path of the captions file `captions`, searched in the working directory first, then in `folder`.
+    """Return the path of the captions file `captions`, searched in `folder` first, then in the working directory.
 
     Raises ConfigError if there is no such file in either folder.
     """
-    for path in (Path(captions).expanduser(), folder / captions):
+    for path in (folder / captions, Path(captions).expanduser()):
         if path.is_file():
             return path
-    raise ConfigError(f"there is no file {short(captions)}, neither here nor in {folder}", "captions")
+    raise ConfigError(f"there is no file {short(captions)}, neither in {folder} nor here", "captions")
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
@@ -173,7 +173,7 @@ class AssetsConfig(WorkersConfig):
     captions: str = Field(
         "captions.csv",
         min_length=1,
-        description="CSV file with columns file, caption and optionally up, turn; here or in data",
+        description="CSV file with columns file, caption and optionally up, turn; in data or else here",
     )
     up: Literal["y", "z"] = Field("y", description="up axis of the files; y-up files face +z, z-up files +x")
     views: ViewsConfig = ViewsConfig()
@@ -191,7 +191,9 @@ class AssetsConfig(WorkersConfig):
         subfolder, or a folder of meshes. For meshes the result is None.
         """
         folder = user_path(self.data, "data")
-        return next((path for path in (folder, folder / SHARDS) if (path / INDEX).is_file()), None)
+        # a folder of meshes may have an index.json of its own
+        folders = (path for path in (folder, folder / SHARDS) if (path / INDEX).is_file())
+        return next((path for path in folders if any(path.glob("shard-*.tar"))), None)
 
     def listing(self) -> Listing:
         return list_assets(user_path(self.data, "data"), self.captions, self.up)

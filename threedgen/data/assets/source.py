@@ -17,7 +17,7 @@ from threedgen.geometry.image_file import load_image
 from threedgen.run.arrays import Array
 from threedgen.run.seeding import numpy_generator
 
-from .options import find_captions, read_rows
+from .options import read_rows
 from .shards import Entry, Shards, on_grey
 
 logger = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ class CaptionedImages:
     def __init__(self, folder: Path) -> None:
         self.folder, self.pairs = folder, list[tuple[str, str]]()
         captions = folder / "captions.csv"
-        for line, row in read_rows(find_captions(folder, str(captions))):
+        for line, row in read_rows(captions):
             file = row["file"].replace("\\", "/")
             try:
                 if Path(file).suffix.lower() not in SUFFIXES or not row["caption"]:

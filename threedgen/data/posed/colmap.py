@@ -4,6 +4,7 @@ Poses are world-to-camera with OpenCV axes, as a quaternion (w, x, y, z) and a t
 https://colmap.github.io/format.html.
 """
 
+import os
 import re
 import struct
 from collections.abc import Iterator
@@ -42,16 +43,17 @@ def read_colmap(folder: Path) -> PosedFiles:
 
     The model names each photo by a relative path. It is searched first in `folder`, then in the folder that contains
     `folder`, then in the next two above. In each of these four, it is searched in the subfolders images* (such as
-    images_4), then in the subfolder input, then in the folder itself. The names of photos that are not found are in
-    `PosedFiles.missing`.
+    images_4), then in the subfolder input, then in the folder itself. If the path `folder` has links, the same places
+    around their target follow. The names of photos that are not found are in `PosedFiles.missing`.
 
     Raises ConfigError if a file of the model is missing or damaged, or if a camera model is not supported.
     """
     try:
         model = _binary(folder) if (folder / "images.bin").is_file() else _text(folder)
         lenses = {number: _lens(folder, *row) for number, row in model.cameras.items()}
-        base, found, missing = folder.resolve(), list[tuple[Path, Array, Lens]](), list[str]()
-        above, listings = (base, *list(base.parents)[:3]), Listings()
+        found, missing, listings = list[tuple[Path, Array, Lens]](), list[str](), Listings()
+        bases = dict.fromkeys((Path(os.path.abspath(folder)), folder.resolve()))
+        above = [path for base in bases for path in (base, *list(base.parents)[:3])]
         roots = [path for root in above for path in (*sorted(root.glob(IMAGES)), root / "input", root)]
         for name, camera, pose in sorted(model.images):
             if photo := find_photo(roots, name, listings):
@@ -105,7 +107,7 @@ class _Cursor:
     def text(self) -> str:
         start = self.position
         self.position = self.data.index(b"\0", start) + 1
-        return self.data[start : self.position - 1].decode("utf-8", "replace")
+        return decode(self.data[start : self.position - 1])
 
 
 def _check_rows(count: int) -> None:

@@ -56,6 +56,7 @@ class PosedFiles:
         points: (P, 3), the P scene points of a COLMAP model, in the world of the poses; None: the source has no points.
         box: centre (3,) and half the side of the scene cube in an Instant-NGP file; None: the file has no cube.
         applied: (4, 4), transform that nerfstudio has applied to the original world; None: no transform.
+        masks: number of frames of a nerfstudio file with a mask image, which is not read.
     """
 
     source: Path
@@ -67,6 +68,15 @@ class PosedFiles:
     points: Array | None = None
     box: tuple[Array, float] | None = None
     applied: Array | None = None
+    masks: int = 0
+
+    @property
+    def notes(self) -> list[str]:
+        """Remarks for the user: missing photos, and masks that are not read."""
+        notes = [self.missing_note] if self.missing else []
+        if self.masks:
+            notes.append(f"{self.source}: masks are not read: frames with mask_path={self.masks}. Save them as alpha.")
+        return notes
 
     @property
     def missing_note(self) -> str:
@@ -136,6 +146,9 @@ SWAP = np.eye(4)[[0, 2, 1, 3]]  # y <-> z
 MIN_CONDITION = 1e-3
 """Minimum of the smallest eigenvalue of the mean of I - a a^T over the unit viewing axes a of the cameras. Below it,
 the axes are nearly parallel and have no common point."""
+SAME_POSITION = 1e-8
+"""Cameras are at one position if their distances from the mean position are at most this fraction of the largest
+distance from the origin, which may be far away: 6 cm in geocentric coordinates."""
 ROTATION_TOLERANCE = 1e-2
 
 
@@ -222,6 +235,6 @@ def focus(c2w: Array) -> Focus:
     distance = np.linalg.norm(offset, axis=1)
     cosine = (offset * axis).sum(1) / np.maximum(distance, 1e-12)
     spread = np.linalg.norm(position - position.mean(0), axis=1).max()
-    apart = spread > 1e-3 * np.linalg.norm(position, axis=1).max()
+    apart = spread > SAME_POSITION * np.linalg.norm(position, axis=1).max()
     defined = apart and np.linalg.eigvalsh(projector.mean(0))[0] > MIN_CONDITION
     return Focus(point, float(np.median(cosine)) if defined else 0.0)

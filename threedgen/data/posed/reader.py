@@ -57,7 +57,8 @@ def read_transforms(path: Path) -> PosedFiles:
         raise ConfigError(f"{path} is not a transforms.json: {where}{printable(error)}") from None
     photos, matrices, lenses = zip(*found, strict=True) if found else ((), (), ())
     stack = np.array(matrices).reshape(-1, 4, 4)
-    return PosedFiles(path, photos, stack, lenses, "c2w-opengl", tuple(missing), box=box, applied=applied)
+    masks = sum(bool(frame.get("mask_path")) for frame in tree["frames"])
+    return PosedFiles(path, photos, stack, lenses, "c2w-opengl", tuple(missing), box=box, applied=applied, masks=masks)
 
 
 def _lens(values: Mapping[str, str | float | None], path: Path, photo: Path) -> Lens:
@@ -95,7 +96,7 @@ def posed_source(path: Path) -> Path | None:
     `path` is a JSON file or a folder. In a folder, the first of these is returned: transforms.json,
     transforms_train.json, a COLMAP model (images.bin or images.txt). Models are searched in the folder itself and in
     usual subfolders such as sparse/0. Of several models sparse/0, sparse/1, ..., the one with the largest images.bin or
-    images.txt is returned.
+    images.txt is returned, also if `path` is the folder sparse.
     """
     if path.is_file():
         return path if path.suffix.lower() == ".json" else None
@@ -103,7 +104,8 @@ def posed_source(path: Path) -> Path | None:
         if (path / name).is_file():
             return path / name
     for folder in COLMAP_FOLDERS:
-        models = [file for file in path.glob(f"{folder}/images.[bt][ix][nt]") if file.is_file()]
+        pattern = "[0-9]*" if folder == "0" and path.absolute().name == "sparse" else folder
+        models = [file for file in path.glob(f"{pattern}/images.[bt][ix][nt]") if file.is_file()]
         if models:  # of several models, the one with the most photos
             return max(models, key=lambda file: file.stat().st_size).parent
     return None

@@ -12,7 +12,7 @@ import torch
 
 from threedgen.config import ConfigError
 from threedgen.data.posed.convention import check_convention
-from threedgen.data.posed.files import focus
+from threedgen.data.posed.files import FLIP, focus
 from threedgen.data.posed.options import PoseConvention
 from threedgen.data.posed.photos import PosedPhotos, open_photos
 from threedgen.data.posed.reader import posed_source
@@ -92,11 +92,10 @@ def open_photo_scene(path: Path, size: int, convention: PoseConvention | None) -
     photos = open_photos(path, size, convention)
     if len(photos) < MIN_VIEWS:
         raise ConfigError(f"{photos.posed.source} has {len(photos)} photos, and at least {MIN_VIEWS} are needed")
-    notes = [photos.posed.missing_note] if photos.posed.missing else []
-    notes += check_convention(photos)
+    notes = photos.posed.notes + check_convention(photos)
     centre, radius = scene_centre(photos)
     c2w = photos.cameras.c2w.clone()
-    c2w[:, :3, 3] -= torch.from_numpy(centre).float()
+    c2w[:, :3, 3] = torch.from_numpy(photos.poses[:, :3, 3] - centre)  # float64, for positions in map coordinates
     moved = replace(photos, cameras=replace(photos.cameras, c2w=c2w))
     distance = moved.cameras.position.norm(dim=-1)
     near, far = float(distance.min()), float(distance.max())
@@ -132,7 +131,7 @@ def scene_centre(photos: PosedPhotos) -> tuple[Array, float | None]:
            the largest distance of a camera from the centre
         3. otherwise: None
     """
-    posed, c2w = photos.posed, photos.cameras.c2w.double().numpy()
+    posed, c2w = photos.posed, photos.poses @ FLIP
     if posed.box is not None:
         return posed.box[0], BOX_RADIUS * posed.box[1]
     (point, agreement), position = focus(c2w), c2w[:, :3, 3]

@@ -17,7 +17,7 @@ from pydantic import Field
 from threedgen.config import Config, ConfigError, registry
 from threedgen.config.errors import did_you_mean, nearest, short
 from threedgen.config.sections import RunConfig
-from threedgen.data.options import MESHES
+from threedgen.data.options import MESHES, mesh_files
 from threedgen.evaluation.options import CLIP_WEIGHTS, FRONT_THRESHOLD
 from threedgen.run.folder import user_path
 from threedgen.run.options import Names, Seeds, WorkersConfig
@@ -142,7 +142,7 @@ def folder_of_assets(text: str, key: str) -> Path:
 
 
 def asset_files(folder: Path, suffixes: tuple[str, ...] = MESHES) -> list[Path]:
-    return sorted(path for path in folder.rglob("[!.]*") if path.suffix.lower() in suffixes)
+    return sorted(folder / name for name in mesh_files(folder, suffixes))
 
 
 def words_of(path: Path) -> str:

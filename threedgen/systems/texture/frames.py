@@ -185,7 +185,7 @@ def scannet_frames(config: TextureConfig, rig: PathConfig, folder: Path, notes: 
         notes.append(f"{len(lost)} frames have no depth or no pose, left out: {', '.join(map(str, lost[:5]))}")
     if len(used) < 2:
         raise ConfigError(f"{folder}: {len(used)} frames have depth and a pose. Set rig.every below {every}")
-    rows, columns = image_shape(folder / "depth" / f"{used[0]}.png")
+    rows, columns = image_shape(walk.path("depth", used[0], "png"))
     if abs(columns / rows * rig.height / rig.width - 1) > 0.02:
         best = round(rig.height * columns / rows)
         raise ConfigError(f"does not fit depth images of {columns} x {rows} pixels. Try {best}", "rig.width", rig.width)

@@ -207,8 +207,7 @@ def place_photos(photos: PosedPhotos, mesh: TexturedMesh, frame: MeshFrame) -> t
         ConfigError: the mesh fits the photos in none of the coordinates (outlines hardly overlap, or no photo shows the
             mesh), or the poses do not have the convention that `photos` names, such as "c2w-opengl".
     """
-    notes = [photos.posed.missing_note] if photos.posed.missing else []
-    notes += check_convention(photos)
+    notes = photos.posed.notes + check_convention(photos)
     rgba = np.stack([photos.rgba(k) for k in range(len(photos))])
     views = MeshViews(rgba[..., :3], photos.cameras, rgba[..., 3], photos.names)
     worlds = {"": np.eye(4), "turned from z up to y up": Z_TO_Y_UP, "turned from y up to z up": Z_TO_Y_UP.T}

@@ -42,7 +42,7 @@ from .options import AdapterTrainingConfig, TrainMVAdapterConfig
 
 RESULT, SHEET = "adapter.safetensors", "samples.png"
 SHEET_OBJECTS, SHEET_STEPS, SHEET_GUIDANCE = 4, 30, 3.0
-BLOCK, TEXT_BYTES = 4, 240  # number of objects that are rendered and encoded together; bytes stored per caption
+BLOCK = 4  # number of objects that are rendered and encoded together
 
 
 def sample_dropouts(rng: np.random.Generator, count: int, shares: tuple[float, float, float]) -> tuple[Array, Array]:
@@ -168,7 +168,7 @@ def train(task: Task) -> Status:
     model.draft = REFINE_STRENGTH if half else None
 
     def cache(name: str, size: int) -> LatentCache:
-        return LatentCache(task.folder / name, objects, model.vae, size, len(objects), block=BLOCK, text=TEXT_BYTES)
+        return LatentCache(task.folder / name, objects, model.vae, size, len(objects), BLOCK)
 
     with writing(task.folder):
         caches = [(1 - half, cache("latents", size)), *([(half, cache("half", size // 2))] if half else [])]

@@ -247,8 +247,7 @@ run_base = partial(run_task, train_base, result="base", files=("base/model_index
 run_prior = partial(run_task, train_prior, result="prior", files=("prior/model_index.json", "samples.png"))
 
 
-TEXT_BYTES, BLOCK = 400, 8
-"""Bytes stored per caption in the caches of user assets, and number of entries that are encoded together."""
+BLOCK = 8  # number of examples of user assets that are encoded together
 MAX_SHOWN = 8
 
 
@@ -270,7 +269,7 @@ def train_own(task: Task) -> Status:
     shown = AssetViews(shards, held_out, seed, o.n_view) if held_out else None
 
     def cache(name: str, source: ExampleSource) -> LatentCache:
-        return latent_cache(task, name, source, prior.vae, prior.image_size, block=BLOCK, text=TEXT_BYTES)
+        return latent_cache(task, name, source, prior.vae, prior.image_size, block=BLOCK)
 
     parts = (o.two_d, cache("latents", single)), (1 - o.two_d, cache("objects", several))
     system = OwnPriorSystem(config, prior, shown, *parts)
