@@ -72,6 +72,8 @@ def test_noise_of_the_code_follows_from_seed_and_prompt(run: Path, tmp_path: Pat
     shutil.copy(run / "text.safetensors", again)
     twice = noise(0, "a red old dog", "", config_name="edit-toybox", words=(f"edit={again}",))
     assert twice == dog[:1], "so does an edit of an edit"
+    (again / "config.yaml").write_text("task: generate\nimage: dog.png\n")
+    assert len(noise(0, "a red old dog", "", config_name="edit-toybox", words=(f"edit={again}",))) == 1, "no prompt"
 
 
 @torch.no_grad()

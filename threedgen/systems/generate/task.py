@@ -23,7 +23,7 @@ from threedgen.run.cache import cached_tensor, input_digest
 from threedgen.run.folder import run_folder, stored_config
 from threedgen.run.memory import explain_out_of_memory
 from threedgen.run.metrics import read_summary
-from threedgen.run.prompts import normalise_prompt, prompt_warnings
+from threedgen.run.prompts import prompt_warnings
 from threedgen.run.seeding import generator
 from threedgen.run.text import say
 from threedgen.run.threads import set_threads, threads_of
@@ -197,7 +197,7 @@ def noise_prompt(run: Path) -> str:
     if config.get("edit") is not None:
         with suppress(ConfigError):
             return noise_prompt(run_folder(config["edit"], "edit"))
-    return normalise_prompt(config.get("prompt") or "")
+    return " ".join((config.get("prompt") or "").split())
 
 
 def embeddings(
