@@ -144,6 +144,7 @@ class GenerateConfig(PromptedConfig):
     @model_validator(mode="after")
     def _reference_image(self) -> "GenerateConfig":
         if self.image is not None and self.prior.takes_image:
+            self.__dict__["matte"] = self.matte or getattr(self.prior, "matte", None)
             image = {"image": self.image, "matte": self.matte}
             self.__dict__["prior"] = self.prior.model_copy(update=image)
         elif self.image is not None and self.views_per_scene > 1 and not self.warm_start.share:
