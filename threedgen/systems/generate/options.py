@@ -269,7 +269,8 @@ class GenerateConfig(PromptedConfig):
     def _check_representation(self) -> None:
         field, radius = self.field, getattr(self.field, "radius", self.march.radius)
         if radius != self.march.radius:
-            raise ValueError(f"field.radius={radius:g} differs from march.radius={self.march.radius:g}. Set them equal")
+            key = "field.radius" if field.volume is field else "field.paint.radius"
+            raise ValueError(f"{key}={radius:g} differs from march.radius={self.march.radius:g}. Set them equal")
         self.loss.check_representation(field.name)
         if "splats" in self.result.exporters and not field.splats:
             problem = f"result.exporters=[splats] needs 3D Gaussians: field.name={field.name}"
