@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,8 @@ def test_stage_whose_object_is_used_is_not_trained_on(tmp_path: Path, monkeypatc
     assert task.run_stages(made, run, quiet=True) == run / "stages" / "mesh" and trained == ["mesh"]
     save_checkpoint(run)
     assert task.run_stages(made, run, quiet=True) == run / "stages" / "mesh" and trained == ["mesh"]
+    shutil.rmtree(run / "stages")
+    assert task.run_stages(made, run, quiet=True) is None and trained == ["mesh"]
 
 
 def test_stage_has_the_values_of_the_run_and_its_own(tmp_path: Path) -> None:
