@@ -1,10 +1,13 @@
+import gc
 import shutil
+import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import threedgen
 from tests.support.fork_server import log
 from tests.support.task_server import (
     TINY,
@@ -95,6 +98,25 @@ def test_stage_whose_object_is_used_is_not_trained_on(tmp_path: Path, monkeypatc
     assert task.run_stages(made, run, quiet=True) == run / "stages" / "mesh" and trained == ["mesh"]
     shutil.rmtree(run / "stages")
     assert task.run_stages(made, run, quiet=True) is None and trained == ["mesh"]
+
+
+def test_prior_of_a_stage_is_freed_before_the_next_one_is_loaded(tmp_path: Path, monkeypatch) -> None:
+    load, priors = task.Task.load_prior, list[Any]()
+
+    def loaded(self: task.Task, **options: Any) -> Any:
+        assert [prior() for prior in priors] == [None] * len(priors)
+        prior = load(self, **options)
+        priors.append(weakref.ref(prior))
+        return prior
+
+    monkeypatch.setattr(task.Task, "load_prior", loaded)
+    tree = TREE | {"stages": {"coarse": TREE["stages"]["coarse"] | {"trainer": {"max_steps": 1}}}}
+    gc.disable()
+    try:
+        threedgen.generate("a red dog", write_config(tmp_path / "staged.yaml", tree), quiet=True, out=tmp_path / "run")
+    finally:
+        gc.enable()
+    assert len(priors) == 2
 
 
 def test_stage_has_the_values_of_the_run_and_its_own(tmp_path: Path) -> None:
