@@ -2,6 +2,7 @@ import gc
 import shutil
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from tests.support.task_server import (
 )
 from threedgen import config
 from threedgen.run.metrics import read_summary
-from threedgen.systems.generate import task
+from threedgen.systems.generate import optimise, task
 from threedgen.train.status import Status
 
 FIELD = TINY["field"] | {"name": "ngp"}
@@ -119,6 +120,24 @@ def test_prior_of_a_stage_is_freed_before_the_next_one_is_loaded(tmp_path: Path,
     assert len(priors) == 2
 
 
+def test_object_is_initialised_on_the_device_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = config.load(write_config(tmp_path / "staged.yaml", TREE))
+    fields, places = [config.registry.build("representation", made.field) for _ in range(2)], list[str]()
+
+    def loaded(folder: Path, place: str = "cpu") -> tuple[Any, ...]:
+        return made, fields[1].to(place), None, {"state_dict": {}}
+
+    def init_from(other: torch.nn.Module) -> None:
+        places.extend(field.distance.device.type for field in (fields[0], other))
+
+    monkeypatch.setattr(optimise, "device", lambda accelerator: "meta")
+    monkeypatch.setattr(optimise, "load_field", loaded)
+    monkeypatch.setattr(fields[0], "init_from", init_from)
+    system: Any = SimpleNamespace(config=made, field=fields[0], background=torch.nn.Identity())
+    optimise.initialise_from(system, tmp_path)
+    assert places == ["meta", "meta"]
+
+
 def test_stage_has_the_values_of_the_run_and_its_own(tmp_path: Path) -> None:
     made = config.load(write_config(tmp_path / "good.yaml", TREE), ["stages.coarse.trainer.max_steps=9"])
     assert made.stage("coarse").trainer.max_steps == 9 and made.stage("mesh").field.name == "dmtet"
@@ -127,8 +146,6 @@ def test_stage_has_the_values_of_the_run_and_its_own(tmp_path: Path) -> None:
 
 
 def test_optimizer_has_all_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
-    from types import SimpleNamespace
-
     from threedgen.guidance.schedule import Schedule
     from threedgen.systems.generate.system import GenerateSystem
 
