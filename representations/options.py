@@ -88,7 +88,7 @@ class EncodedFieldConfig(FieldConfig):
     levels: Scheduled | None = Field(None, ge=1, description="active hash grid levels, coarse first; null: all")
     width: int = Field(64, ge=1, le=1024, description="units per hidden layer")
     hidden_layers: int = Field(1, ge=1, le=8, description="hidden layers per MLP")
-    n_features: int = Field(3, ge=1, le=64, description="output features per point; 3 for RGB")
+    n_features: int = Field(3, ge=3, le=64, description="output features per point; the first three are for RGB")
 
     @model_validator(mode="after")
     def _levels(self) -> "EncodedFieldConfig":

@@ -35,9 +35,9 @@ ALBEDO = Shading()
 
 
 class Material:
-    """Unlit material: the colour is the sigmoid of the features (MVDream's default). Base class of all materials.
+    """Unlit material: the colour is the sigmoid of three features (MVDream's default). Base class of all materials.
 
-    A call of a material maps features (N, 3) of N points to colours (N, 3). For each render, `sample_shading` gets the
+    A call of a material maps features (N, F) of N points to colours (N, 3). For each render, `sample_shading` gets the
     optimisation step, and whether it is a training render, and returns a `Shading`: the mode and the intensities of the
     lights. In this class, the mode is always "albedo" (unlit). Subclasses override both methods. `DiffuseMaterial` also
     has the modes "diffuse" (lit) and "textureless" (lit, on a white surface).
@@ -65,22 +65,23 @@ class Material:
         """Return the colours (N, 3) in [0, 1] of N points. This base class uses only `features`.
 
         Args:
-            features: (N, F) raw features of the points; F = 3 for RGB.
+            features: (N, F) raw features of the points, F >= 3. This class uses the first three, for RGB.
             normal, position: (N, 3) unit normals in world coordinates and world positions of the points; needed by lit
                 modes only.
             light: (N, 3) or (3,) world positions of the lights; needed by lit modes only.
             shading: shading mode and light intensities.
         """
-        return torch.sigmoid(features)
+        return torch.sigmoid(features[:, :3])
 
 
 class DiffuseMaterial(Material):
     """Lambertian material (DreamFusion). Some training steps are lit, so that the albedo cannot imitate the shape.
 
-    A call maps features (N, 3) of N points to colours (N, 3). In the mode "albedo" (unlit), the colour is the albedo,
-    sigmoid(features). In the mode "diffuse" it is albedo * brightness, in the mode "textureless" only the brightness.
-    The brightness is diffuse * max(0, n . l) + ambient: diffuse and ambient are the light intensities, n is the unit
-    normal, and l the unit direction to the point light, which does not get weaker with distance.
+    A call maps features (N, F) of N points to colours (N, 3). In the mode "albedo" (unlit), the colour is the albedo,
+    the sigmoid of the first three features. In the mode "diffuse" it is albedo * brightness, in the mode "textureless"
+    only the brightness. The brightness is diffuse * max(0, n . l) + ambient: diffuse and ambient are the light
+    intensities, n is the unit normal, and l the unit direction to the point light, which does not get weaker with
+    distance.
 
     `sample_shading` chooses mode and light intensities of each render.
     """
@@ -121,9 +122,10 @@ class DiffuseMaterial(Material):
         light: Tensor | None = None,
         shading: Shading = ALBEDO,
     ) -> Tensor:
+        albedo = torch.sigmoid(features[:, :3])
         if not shading.lit:
-            return torch.sigmoid(features)
+            return albedo
         assert normal is not None and position is not None and light is not None
         cosine = (normal * normalize(light - position, dim=-1)).sum(-1, keepdim=True).clamp(min=0)
         brightness = shading.diffuse * cosine + shading.ambient
-        return brightness.expand(-1, 3) if shading.mode == "textureless" else torch.sigmoid(features) * brightness
+        return brightness.expand(-1, 3) if shading.mode == "textureless" else albedo * brightness

@@ -22,7 +22,7 @@ from threedgen.guidance.schedule import Prediction, Schedule
 from threedgen.guidance.weights import components, ldm, saving, tokens
 from threedgen.guidance.weights.components import SecondText
 from threedgen.guidance.weights.loading import COARSE, IMAGE_ENCODER, PARTS, SECOND
-from threedgen.run.dtypes import cast_weights, compute_dtype
+from threedgen.run.dtypes import cast_weights, compute_dtype, no_autocast
 from threedgen.run.memory import GPUS, to_device
 from threedgen.run.prompts import remove_words
 
@@ -400,7 +400,9 @@ class LatentDiffusion(Prior):
         return found.mean.float(), found.std.float()
 
     def decode_latents(self, z: Tensor) -> Tensor:
-        image = self.vae.decode(z.to(self.device, self.vae.decoder.conv_in.weight.dtype) / self.scaling_factor).sample
+        z = z.to(self.device, self.vae.decoder.conv_in.weight.dtype) / self.scaling_factor
+        with no_autocast(self.device):  # SDXL's decoder overflows in float16
+            image = self.vae.decode(z).sample
         return (image / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
 
     def predict(

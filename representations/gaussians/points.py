@@ -148,6 +148,7 @@ def points_of(field: Representation, count: int, radius: float) -> Points:
     rng, mesh = generator(0, 0, "points"), getattr(field, "mesh", None)
     if mesh is None and type(field).density is Representation.density:
         raise ConfigError(f"{type(field).__name__} has no density to start from", "start")
+    device = next(field.parameters()).device
     if mesh is not None:
         vertices, faces = mesh()
         if not len(faces):
@@ -157,12 +158,12 @@ def points_of(field: Representation, count: int, radius: float) -> Points:
     else:
         axis, cell = torch.linspace(-radius, radius, GRID), 2 * radius / (GRID - 1)
         grid = torch.cartesian_prod(axis, axis, axis)
-        density = torch.cat([field.density(part).float() for part in grid.split(1 << 16)])
+        density = torch.cat([field.density(part).float() for part in grid.to(device).split(1 << 16)]).cpu()
         alpha = (1 - torch.exp(-cell * density)).view(1, 1, GRID, GRID, GRID)
         surface = (alpha + max_pool3d(-alpha, 3, stride=1, padding=1)).clamp(min=0)  # excess over the lowest neighbour
         if not surface.sum() > 0:
             raise ConfigError("the field of the previous run is empty. Train it longer", "start")
-        chosen = surface.flatten().cpu().multinomial(count, replacement=True, generator=rng)
+        chosen = surface.flatten().multinomial(count, replacement=True, generator=rng)
         positions = grid[chosen] + cell * (torch.rand(count, 3, generator=rng) - 0.5)
-    colours = torch.cat([field(part)[1][:, :3].sigmoid().float() for part in positions.split(1 << 16)])
-    return with_spacing(positions, colours)
+    colours = torch.cat([field(part)[1][:, :3].sigmoid().float() for part in positions.to(device).split(1 << 16)])
+    return with_spacing(positions, colours.cpu())

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tests.support.errors import refused
 from tests.support.parity_files import parity_files
-from threedgen.config.sections import MultiviewCameraConfig, OrbitCameraConfig
+from threedgen.config.sections import MultiviewCameraConfig
 from threedgen.geometry.rigs import Rig, orbit, rig_from_random_inputs, ring_rig, sample_multiview, sample_random_inputs
 from threedgen.run import seeding
 
@@ -161,7 +161,7 @@ def test_multiview_camera_config_refuses_zoom_to_180_degrees() -> None:
 
 @pytest.mark.parametrize(("groups", "n_view"), [(6, 4), (1, 4), (3, 1), (2, 3)])
 def test_ring_rig_has_equally_spaced_azimuths(groups: int, n_view: int) -> None:
-    rig = ring_rig(OrbitCameraConfig(n_view=4, distance=2.6, fov=40.0), groups, n_view, (-5.0, 30.0), 32)
+    rig = ring_rig(groups, n_view, (-5.0, 30.0), 2.6, 40.0, 32)
     azimuth = (rig.azimuth.rad2deg() % 360).sort().values
     assert torch.allclose(azimuth, torch.arange(groups * n_view) * 360.0 / (groups * n_view), atol=1e-3)
     assert torch.allclose(rig.cameras.position.norm(dim=-1), torch.tensor(2.6), atol=1e-5)

@@ -174,6 +174,7 @@ def test_materials_apply_albedo_per_mode():
     torch.testing.assert_close(material(features, UP, at, light, textureless), torch.full((1, 3), 0.7))
     torch.testing.assert_close(material(features, UP, at, light, diffuse), colour * 0.7)
     torch.testing.assert_close(material(features), colour)
+    torch.testing.assert_close(material(torch.cat([features, at], -1), UP, at, light, diffuse), colour * 0.7)
     torch.testing.assert_close(Material()(features, UP, at, light, diffuse), colour)
     assert not Material().sample_shading(10**6, True).lit
 

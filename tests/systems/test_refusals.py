@@ -121,6 +121,8 @@ MISTAKES = [
     ("threedim-toybox", ["image=cut.png", "weights=."], ("weights: ", "config.json")),
     # objects from text or an image
     ("tiny", ["march.radius=2"], ("field.radius=1", "march.radius=2")),
+    ("tiny", ["field.n_features=2"], ("field.n_features", "3")),
+    ("mvdream-toybox", ["prompt=a dog", "field.name=dmtet", "march.radius=2"], ("field.paint.radius=1",)),
     ("tiny", ["warm_start.share=0.9"], ("warm_start.share=0.9", "0.88", "warm_start.share=0.44")),
     ("tiny", ["refine.share=0.6"], ("refine.share=0.6", "2 rounds")),
     ("tiny", ["trainer.accumulate_grad_batches=2"], ("trainer.accumulate_grad_batches=2", "scenes_per_step")),

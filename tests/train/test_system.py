@@ -10,7 +10,7 @@ import torch
 from pytorch_lightning.plugins.precision import MixedPrecision
 
 from threedgen.systems.train.options import DenoisingConfig
-from threedgen.train.callbacks import PATIENCE, FiniteGuard, loss_scaler
+from threedgen.train.callbacks import PATIENCE, FiniteGuard, gradient_norms, loss_scaler
 from threedgen.train.muon import Muon
 from threedgen.train.system import EMA, System, stratified_uniform
 
@@ -183,12 +183,11 @@ def train(module: Toy, checkpoint: Path | None = None, **options: Any) -> tuple[
     trainer = pl.Trainer(
         accelerator="cpu",
         callbacks=[guard],
-        plugins=[MixedPrecision("16-mixed", "cpu", scaler)],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        **{"max_steps": STEPS} | options,
+        **{"max_steps": STEPS, "plugins": MixedPrecision("16-mixed", "cpu", scaler)} | options,
     )
 
     def batches() -> Iterator[int]:  # starts after the checkpoint is loaded
@@ -258,8 +257,10 @@ def test_guard_names_the_nan_gradient_when_the_loss_scale_is_below_one(optimizer
 
 
 @pytest.mark.parametrize("optimizer", ["fused", "plain"])
-def test_gradients_are_clipped_with_a_loss_scaler(optimizer: str) -> None:
+@pytest.mark.parametrize("options", [{}, {"plugins": MixedPrecision("bf16-mixed", "cpu")}, {"plugins": []}])
+def test_gradients_are_clipped_in_every_precision(options: dict[str, Any], optimizer: str) -> None:
     module = Toy(optimizer)
     before = module.last.weight.detach().clone()
-    assert train(module, gradient_clip_val=0.5)[0].failure is None
+    assert train(module, max_steps=3, gradient_clip_val=0.01, **options)[0].failure is None
+    assert torch.stack(gradient_norms(module)).norm().item() == pytest.approx(0.01, rel=1e-3)
     assert not torch.equal(module.last.weight, before)

@@ -52,7 +52,7 @@ def orbit(
 
 
 def ring_rig(
-    options: OrbitCameraConfig, groups: int, n_view: int, elevations: Sequence[float], size: int, azimuth: float = 0.0
+    groups: int, n_view: int, elevations: Sequence[float], distance: float, fov: float, size: int, azimuth: float = 0.0
 ) -> Rig:
     """Place G = `groups` rings of `n_view` cameras around the origin, at different elevations.
 
@@ -61,9 +61,9 @@ def ring_rig(
     cameras.
 
     Args:
-        options: distance (world units) and field of view (degrees) of the cameras; its other options are not used.
         elevations: lowest and highest elevation in degrees. Ring k is at the fraction (0.618 k mod 1) of this range, so
             the first ring has the lowest elevation.
+        distance, fov: distance of the cameras from the origin in world units, and field of view in degrees.
         size: edge of the square images in pixels.
         azimuth: azimuth of the first camera in radians; 0 is +x.
     """
@@ -71,9 +71,9 @@ def ring_rig(
     low, high = elevations
     elevation = torch.deg2rad(low + (high - low) * (ring * 0.618034 % 1)).repeat_interleave(n_view)
     azimuths = azimuth + (2 * pi * (torch.arange(n_view) + (ring / groups)[:, None]) / n_view).flatten()
-    distance, fov = (torch.full_like(azimuths, value) for value in (options.distance, radians(options.fov)))
-    cameras = Cameras(orbit_c2w(elevation, azimuths, distance), Projection.perspective(fov, size, size), size, size)
-    return Rig(cameras, elevation, azimuths, distance, cameras.position, n_view)
+    distances, fovs = (torch.full_like(azimuths, value) for value in (distance, radians(fov)))
+    cameras = Cameras(orbit_c2w(elevation, azimuths, distances), Projection.perspective(fovs, size, size), size, size)
+    return Rig(cameras, elevation, azimuths, distances, cameras.position, n_view)
 
 
 def turntable(options: OrbitCameraConfig, n: int | None = None) -> Cameras:

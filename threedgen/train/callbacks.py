@@ -244,11 +244,9 @@ class FiniteGuard(StepCallback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        if loss_scaler(trainer) is not None and trainer.gradient_clip_val:
-            for optimizer in trainer.optimizers:  # fused ones unscale inside `step`, too late for clipping
+        if trainer.gradient_clip_val:
+            for optimizer in trainer.optimizers:  # fused ones would unscale inside `step`, too late for clipping
                 optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
-                for group in optimizer.param_groups:
-                    group["fused"] = False
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor) -> None:
         self._losses.append(loss.detach().sum().float())

@@ -10,6 +10,7 @@ A finished run is not repeated. A run that Ctrl-C stopped can be resumed, or --f
 
 from __future__ import annotations
 
+import gc
 import itertools
 import logging
 import time
@@ -311,6 +312,7 @@ def run_prepared(work: Callable[[Task], Status | None], task: Task, hint: str = 
         return Status.of(stop.code)
     finally:
         release(task.folder)
+        gc.collect()  # networks, which the trainer and the system keep in a cycle: a later run may need their memory
 
 
 def device(accelerator: str = "auto") -> str:

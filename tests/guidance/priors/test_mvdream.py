@@ -66,6 +66,8 @@ def test_decode_latents_returns_clamped_vae_output(prior: MVDream) -> None:
     assert image.shape == (2, 16, 16, 3) and image.min() >= 0 and image.max() <= 1
     raw = prior.vae.decode(z / 0.18215).sample.permute(0, 2, 3, 1)
     torch.testing.assert_close(image, ((raw + 1) / 2).clamp(0, 1))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(prior.decode_latents(z), image)
 
 
 @torch.no_grad()

@@ -171,6 +171,24 @@ def test_starts_on_the_surface_of_another_representation(name: str) -> None:
         torch.testing.assert_close(made.colours(torch.zeros(1, 400, 3))[0], expected, atol=2e-3, rtol=0)
 
 
+def test_points_are_computed_on_the_device_of_the_field() -> None:
+    class Elsewhere(Representation):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1, device="meta"))
+
+        def density(self, x: torch.Tensor) -> torch.Tensor:
+            assert x.device == self.weight.device
+            return torch.rand(len(x))
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return self.density(x), torch.zeros(len(x), 3)
+
+    made = field(count=7)
+    made.init_from(Elsewhere())
+    assert made.means.device.type == "cpu" and made.means.abs().max() > 0
+
+
 def test_other_gaussians_are_copied() -> None:
     made, other = field(count=7), field(count=30)
     made.init_from(other)

@@ -72,12 +72,14 @@ def test_noise_of_the_code_follows_from_seed_and_prompt(run: Path, tmp_path: Pat
     shutil.copy(run / "text.safetensors", again)
     twice = noise(0, "a red old dog", "", config_name="edit-toybox", words=(f"edit={again}",))
     assert twice == dog[:1], "so does an edit of an edit"
+    (again / "config.yaml").write_text("task: generate\nimage: dog.png\n")
+    assert len(noise(0, "a red old dog", "", config_name="edit-toybox", words=(f"edit={again}",))) == 1, "no prompt"
 
 
 @torch.no_grad()
 def test_only_the_change_of_the_coarse_prediction_is_added(run: Path, prior: MVDream, monkeypatch) -> None:
     options = config.load("edit-toybox", ["prompt=a dog", "refine.steps=2"])
-    rig = ring_rig(options.result.turntable, 1, 4, (0.0, 30.0), prior.image_size)
+    rig = ring_rig(1, 4, (0.0, 30.0), 2.6, 40.0, prior.image_size)
     old = object_text(run, prior)
     renders = torch.rand(4, prior.image_size, prior.image_size, 3, generator=torch.Generator().manual_seed(0))
 
@@ -98,7 +100,7 @@ def test_only_the_change_of_the_coarse_prediction_is_added(run: Path, prior: MVD
 @torch.no_grad()
 def test_resampled_views_depend_on_known_views(prior: MVDream) -> None:
     options = config.load("quick-toybox", ["prompt=a dog", "refine.steps=4"]).refine
-    rig = ring_rig(config.load("quick-toybox").result.turntable, 2, 4, (0.0, 30.0), prior.image_size)
+    rig = ring_rig(2, 4, (0.0, 30.0), 2.6, 40.0, prior.image_size)
     first, second = rig.groups()
     text = prior.sample_code(prior.encode_prompt(["a dog", ""])[:1], torch.Generator().manual_seed(0))
 
@@ -119,7 +121,7 @@ def test_resampled_views_depend_on_known_views(prior: MVDream) -> None:
 @torch.no_grad()
 def test_known_views_take_fewer_steps(prior: MVDream, monkeypatch) -> None:
     options = config.load("quick-toybox", ["prompt=a dog", "refine.steps=10"]).refine
-    rig = ring_rig(config.load("quick-toybox").result.turntable, 1, 4, (0.0, 30.0), prior.image_size)
+    rig = ring_rig(1, 4, (0.0, 30.0), 2.6, 40.0, prior.image_size)
     condition = Condition((prior.encode_prompt(["a dog"]), prior.encode_prompt([""])), None, 4, c2w=rig.cameras.c2w)
     known, steps = KnownViews(torch.zeros(4, *prior.latent_shape), torch.zeros(4, 16)), list[int]()
 

@@ -113,6 +113,14 @@ def test_last_round_has_the_steps_that_rounding_leaves_over() -> None:
     assert ranges("refine.share=0.5", "trainer.max_steps=1") == [(0, 1)]
 
 
+def test_cameras_of_refinement_are_those_of_the_config() -> None:
+    words = ("camera.elevation_range=[-20, 10]", "result.turntable.distance=5", "result.turntable.fov=10")
+    rig = untrained(*words, "preview.distance=3", "preview.fov=30").refinement.rig
+    focal_length = rig.cameras.projection.K[0, 1, 1].item()
+    assert rig.distance[0] == 3 and focal_length == pytest.approx(SIDE / 2 / math.tan(math.radians(15)))
+    assert rig.elevation.rad2deg().min().item() == pytest.approx(-20) and rig.elevation.rad2deg().max() < 10
+
+
 def test_resumed_round_is_fitted_to_its_own_views(monkeypatch: pytest.MonkeyPatch) -> None:
     sampled, checkpoint = list[int](), dict[str, Any]()
     monkeypatch.setattr(Refinement, "resample", lambda self, number, rng, first: sampled.append(number))

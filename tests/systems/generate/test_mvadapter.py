@@ -80,8 +80,10 @@ def test_image_becomes_a_mesh(config: str, tmp_path: Path) -> None:
 
 
 def test_image_is_the_reference_of_a_prior_that_takes_one() -> None:
-    made = load("imagedream-sd21", ["image=car.png", "matte=toybox-matte"])
-    assert (made.prior.image, made.prior.matte, made.first_view) == ("car.png", "toybox-matte", None)
+    for word in ("matte=toybox-matte", "prior.matte=toybox-matte"):
+        made = load("imagedream-sd21", ["image=car.png", word])
+        assert (made.prior.image, made.prior.matte, made.first_view) == ("car.png", "toybox-matte", None)
+        assert made.matte == "toybox-matte", "the image is checked with it"
     assert load("mvdream-toybox", ["image=car.png"]).first_view == "car.png"
     for words, key in (([], "image"), (["prompt=a car"], "prior.image"), (["image=no.png"], "image")):
         with refused(key):

@@ -1,9 +1,14 @@
+import gc
+import shutil
+import weakref
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+import threedgen
 from tests.support.fork_server import log
 from tests.support.task_server import (
     TINY,
@@ -17,7 +22,7 @@ from tests.support.task_server import (
 )
 from threedgen import config
 from threedgen.run.metrics import read_summary
-from threedgen.systems.generate import task
+from threedgen.systems.generate import optimise, task
 from threedgen.train.status import Status
 
 FIELD = TINY["field"] | {"name": "ngp"}
@@ -92,6 +97,45 @@ def test_stage_whose_object_is_used_is_not_trained_on(tmp_path: Path, monkeypatc
     assert task.run_stages(made, run, quiet=True) == run / "stages" / "mesh" and trained == ["mesh"]
     save_checkpoint(run)
     assert task.run_stages(made, run, quiet=True) == run / "stages" / "mesh" and trained == ["mesh"]
+    shutil.rmtree(run / "stages")
+    assert task.run_stages(made, run, quiet=True) is None and trained == ["mesh"]
+
+
+def test_prior_of_a_stage_is_freed_before_the_next_one_is_loaded(tmp_path: Path, monkeypatch) -> None:
+    load, priors = task.Task.load_prior, list[Any]()
+
+    def loaded(self: task.Task, **options: Any) -> Any:
+        assert [prior() for prior in priors] == [None] * len(priors)
+        prior = load(self, **options)
+        priors.append(weakref.ref(prior))
+        return prior
+
+    monkeypatch.setattr(task.Task, "load_prior", loaded)
+    tree = TREE | {"stages": {"coarse": TREE["stages"]["coarse"] | {"trainer": {"max_steps": 1}}}}
+    gc.disable()
+    try:
+        threedgen.generate("a red dog", write_config(tmp_path / "staged.yaml", tree), quiet=True, out=tmp_path / "run")
+    finally:
+        gc.enable()
+    assert len(priors) == 2
+
+
+def test_object_is_initialised_on_the_device_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = config.load(write_config(tmp_path / "staged.yaml", TREE))
+    fields, places = [config.registry.build("representation", made.field) for _ in range(2)], list[str]()
+
+    def loaded(folder: Path, place: str = "cpu") -> tuple[Any, ...]:
+        return made, fields[1].to(place), None, {"state_dict": {}}
+
+    def init_from(other: torch.nn.Module) -> None:
+        places.extend(field.distance.device.type for field in (fields[0], other))
+
+    monkeypatch.setattr(optimise, "device", lambda accelerator: "meta")
+    monkeypatch.setattr(optimise, "load_field", loaded)
+    monkeypatch.setattr(fields[0], "init_from", init_from)
+    system: Any = SimpleNamespace(config=made, field=fields[0], background=torch.nn.Identity())
+    optimise.initialise_from(system, tmp_path)
+    assert places == ["meta", "meta"]
 
 
 def test_stage_has_the_values_of_the_run_and_its_own(tmp_path: Path) -> None:
@@ -102,8 +146,6 @@ def test_stage_has_the_values_of_the_run_and_its_own(tmp_path: Path) -> None:
 
 
 def test_optimizer_has_all_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
-    from types import SimpleNamespace
-
     from threedgen.guidance.schedule import Schedule
     from threedgen.systems.generate.system import GenerateSystem
 

@@ -45,10 +45,11 @@ def prior() -> MVDream:
 
 
 def test_groups_are_completed_from_the_first(prior: MVDream, tmp_path: Path) -> None:
-    options = config.load("mvdream-toybox", [*SHORT, "prompt=a red dog"])
+    options = config.load("mvdream-toybox", [*SHORT, "prompt=a red dog", "result.turntable.distance=5"])
     views, cameras = views_of(options, prior, "a red dog", tmp_path)
     assert views is not None and cameras is not None
     assert views.shape == (12, 16, 16, 3) and len(cameras) == 12
+    torch.testing.assert_close(cameras.position.norm(dim=1), torch.full((12,), 2.6))
     x, y, z = cameras.position.T
     azimuth, elevation = torch.atan2(y, x).rad2deg() % 360, torch.asin(z / cameras.position.norm(dim=1)).rad2deg()
     torch.testing.assert_close(azimuth.sort().values, torch.arange(12) * 30.0, atol=1e-3, rtol=0)

@@ -20,8 +20,9 @@ from threedgen.run.disk import Tree, writing
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.progress import ProgressDisplay
 from threedgen.train.callbacks import FiniteGuard
+from threedgen.train.loop import determinism, deterministic
 from threedgen.train.status import Status
-from threedgen.train.task import Task
+from threedgen.train.task import Task, device
 from threedgen.viewer.live import LiveView
 from threedgen.viewer.report import PAGE, write_report
 
@@ -60,7 +61,8 @@ def optimise(
     build: type[GenerateSystem] = registry.implementation("system", config.system.name)
     system = build(config, prior, text_embeddings, views, cameras)
     if init_path is not None:
-        initialise_from(system, init_path)  # before a checkpoint of this run is loaded
+        with determinism(deterministic(config.trainer)):
+            initialise_from(system, init_path)  # before a checkpoint of this run is loaded
     with ExitStack() as stack:
         watchers: list[LiveView] = []
         with Interrupts() as interrupts:
@@ -107,10 +109,12 @@ def initialise_from(system: GenerateSystem, folder: Path) -> None:
     if folder.is_file():
         system.field.init_from_file(folder)
         return
-    config, field, occupancy, checkpoint = load_field(folder)
+    place = device(system.config.trainer.accelerator)  # where the back ends of both runs work
+    system.field.to(place)
+    config, field, occupancy, checkpoint = load_field(folder, place)
     if type(field).density is Representation.density and type(field) is not type(system.field):
         material = registry.build("material", config.material)
-        view = field_view(field, occupancy, config.march, "cpu", material=material)
+        view = field_view(field, occupancy, config.march, place, material=material)
         system.field.init_from_functions(view.density, view.colour)
     else:
         system.field.init_from(field)

@@ -144,6 +144,7 @@ class GenerateConfig(PromptedConfig):
     @model_validator(mode="after")
     def _reference_image(self) -> "GenerateConfig":
         if self.image is not None and self.prior.takes_image:
+            self.__dict__["matte"] = self.matte or getattr(self.prior, "matte", None)
             image = {"image": self.image, "matte": self.matte}
             self.__dict__["prior"] = self.prior.model_copy(update=image)
         elif self.image is not None and self.views_per_scene > 1 and not self.warm_start.share:
@@ -268,7 +269,8 @@ class GenerateConfig(PromptedConfig):
     def _check_representation(self) -> None:
         field, radius = self.field, getattr(self.field, "radius", self.march.radius)
         if radius != self.march.radius:
-            raise ValueError(f"field.radius={radius:g} differs from march.radius={self.march.radius:g}. Set them equal")
+            key = "field.radius" if field.volume is field else "field.paint.radius"
+            raise ValueError(f"{key}={radius:g} differs from march.radius={self.march.radius:g}. Set them equal")
         self.loss.check_representation(field.name)
         if "splats" in self.result.exporters and not field.splats:
             problem = f"result.exporters=[splats] needs 3D Gaussians: field.name={field.name}"

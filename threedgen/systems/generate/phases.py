@@ -185,10 +185,6 @@ def warm_start(scene: Scene, images: Tensor | None, cameras: Cameras | None) -> 
     return [Phase(0, steps, lambda step: "fitting the sampled views", losses)]
 
 
-ELEVATIONS = (0.0, 30.0)
-"""Range of the camera elevations of refinement, degrees."""
-
-
 class Refinement:
     """Refinement rounds at the end of a run. `phases` returns them as a list of `Phase` (range of steps with one loss).
 
@@ -208,9 +204,8 @@ class Refinement:
         self.round: int | None = -1
         self.fits: dict[int, Fit] = {}
         if self.rounds:
-            side = scene.prior.image_size
-            table, n_view = config.result.turntable, config.views_per_scene
-            self.rig = ring_rig(table, refine.groups, n_view, ELEVATIONS, side)
+            p, side, n_view = config.preview, scene.prior.image_size, config.views_per_scene
+            self.rig = ring_rig(refine.groups, n_view, config.camera.elevation_range, p.distance, p.fov, side)
             # in checkpoints: a resumed round must be fitted to the same images
             images = torch.zeros(len(self.rig.cameras), side, side, 3, dtype=torch.float16)
             scene.register_buffer("refine_images", images)

@@ -23,7 +23,7 @@ from threedgen.run.cache import cached_tensor, input_digest
 from threedgen.run.folder import run_folder, stored_config
 from threedgen.run.memory import explain_out_of_memory
 from threedgen.run.metrics import read_summary
-from threedgen.run.prompts import normalise_prompt, prompt_warnings
+from threedgen.run.prompts import prompt_warnings
 from threedgen.run.seeding import generator
 from threedgen.run.text import say
 from threedgen.run.threads import set_threads, threads_of
@@ -129,12 +129,13 @@ def run_once(task: Task, init_path: Path | None = None) -> Status:
 
 
 def run_stages(config: GenerateConfig, folder: Path, quiet: bool) -> Path | None:
-    """Run the unfinished stages of a run; return the folder of the last stage, or None if the config has no stages.
+    """Run the unfinished stages of a run; return the folder of the last stage.
 
     A stage is a run of its own before the main run, with config, checkpoints and results in folder/stages/NAME, so a
-    stopped run resumes at its unfinished stage. A finished stage is not trained on, even if the number of steps was
-    increased, once a later stage or the main run has a checkpoint and so no longer needs the object of the stage.
-    `quiet`: show no progress. Raises Stopped if a stage does not finish.
+    stopped run resumes at its unfinished stage. A stage is not trained, even if the number of steps was increased or
+    its folder was deleted, once a later stage or the main run has a checkpoint and so no longer needs the object of the
+    stage. The result is None without stages, or if the folder of the last one was deleted. `quiet`: show no progress.
+    Raises Stopped if a stage does not finish.
     """
     init_path = None
     places = [folder / "stages" / name for name in config.stages]
@@ -142,14 +143,14 @@ def run_stages(config: GenerateConfig, folder: Path, quiet: bool) -> Path | None
         stage = config.stage(name).model_copy(update={"out": str(place)})
         later = (*places[number + 1 :], folder)
         used = any(any((part / runs.CHECKPOINTS).glob("*.ckpt")) for part in later)
-        if not runs.finished(place, None if used else stage.trainer.max_steps):
+        if not used and not runs.finished(place, stage.trainer.max_steps):
             if not quiet:
                 say(f"stage {name}: {place}")
             stage, resume = runs.open_run(stage, name)
             status = run_status(stage, resume, quiet, init_path)
             if status is not Status.FINISHED:
                 raise Stopped(status.exit_code)
-        init_path = place
+        init_path = place if not used or runs.finished(place) else None
     return init_path
 
 
@@ -196,7 +197,7 @@ def noise_prompt(run: Path) -> str:
     if config.get("edit") is not None:
         with suppress(ConfigError):
             return noise_prompt(run_folder(config["edit"], "edit"))
-    return normalise_prompt(config.get("prompt") or "")
+    return " ".join((config.get("prompt") or "").split())
 
 
 def embeddings(

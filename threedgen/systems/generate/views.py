@@ -189,26 +189,26 @@ def step_count(label: str, quiet: bool) -> Iterator[OnStep]:
 def view_cameras(config: GenerateConfig, groups: int, size: int) -> Cameras:
     """Return the cameras of `groups` groups of `camera.n_view` views, with images of `size` x `size` pixels.
 
-    The first group, k = 0, has the elevation and azimuths of the config section `preview`. Each further group k = 1, 2,
-    ... is a ring of cameras with one elevation and evenly spaced azimuths. The rings differ, so that together they see
-    the object from many directions:
+    All have the distance and field of view of the config section `preview`. The first group, k = 0, has the elevation
+    and azimuths of that section. Each further group k = 1, 2, ... is a ring of cameras with one elevation and evenly
+    spaced azimuths. The rings differ, so that together they see the object from many directions:
 
     - Azimuths: the ring starts at the first azimuth of `preview`, plus k / `groups` of the angle between two
       neighbouring cameras of the ring.
     - Elevation: it lies at the fraction (0.618 k) mod 1 of `camera.elevation_range`, from 0 (lowest) to 1 (highest).
       These fractions (golden ratio) are spread evenly for any number of groups.
     """
-    p, table, n_view = config.preview, config.result.turntable, config.views_per_scene
+    p, n_view, elevations = config.preview, config.views_per_scene, config.camera.elevation_range
     azimuths = torch.deg2rad(torch.tensor(p.azimuth)) if isinstance(p.azimuth, tuple) else None
     start = p.azimuth[0] if isinstance(p.azimuth, tuple) else p.azimuth
-    elevation, azimuth, fov = (math.radians(angle) for angle in (p.elevation, start, table.fov))
-    first = orbit(n_view, elevation, table.distance, fov, size, size, azimuth=azimuth)
+    elevation, azimuth, fov = (math.radians(angle) for angle in (p.elevation, start, p.fov))
+    first = orbit(n_view, elevation, p.distance, fov, size, size, azimuth=azimuth)
     if azimuths is not None:
-        parts = torch.full_like(azimuths, elevation), azimuths, torch.full_like(azimuths, table.distance)
+        parts = torch.full_like(azimuths, elevation), azimuths, torch.full_like(azimuths, p.distance)
         first = replace(first, c2w=orbit_c2w(*parts))
     if groups == 1:
         return first
-    rings = ring_rig(table, groups, n_view, config.camera.elevation_range, size, azimuth).cameras
+    rings = ring_rig(groups, n_view, elevations, p.distance, p.fov, size, azimuth).cameras
     c2w = torch.cat([first.c2w, rings.c2w[n_view:]])
     return Cameras(c2w, Projection.perspective(torch.full((len(c2w),), fov), size, size), size, size)
 
