@@ -124,12 +124,14 @@ class Vocabulary:
     def unknown(self, prompt: str) -> list[tuple[str, list[str]]]:
         """Return the unknown words of a prompt that lack a known synonym, each with up to three similar known words."""
         reader = prompt_reader(self)
-        return [(word, reader.similar(word)) for word in reader.read(prompt).ignored]
+        left_out = reader.read(prompt).ignored  # some are known, and belong to an unknown word
+        return [(word, reader.similar(word)) for word in left_out if reader.read(word).ignored]
 
     def read(self, prompt: str) -> Reading:
         """Rewrite a prompt in known words: replace unknown words by known synonyms, or else remove them.
 
-        The result has the new text, the replaced words with their synonyms, and the words that were left out.
+        Words that belong to removed words, such as their colours, are removed too. The result has the new text, the
+        replaced words with their synonyms, and the words that were left out.
         """
         return prompt_reader(self).read(prompt)
 
@@ -145,7 +147,8 @@ class PromptReader(Protocol):
     def read(self, prompt: str) -> Reading:
         """Rewrite a prompt in known words: replace unknown words by known synonyms, or else remove them.
 
-        The result has the new text, the replaced words with their synonyms, and the words that were left out.
+        Words that belong to removed words, such as their colours, are removed too. The result has the new text, the
+        replaced words with their synonyms, and the words that were left out.
         """
 
     def similar(self, word: str) -> list[str]:

@@ -6,7 +6,7 @@ from tests.support.errors import refused
 from tests.support.tiny_prior import tiny_text_encoder, tiny_unet, tiny_vae, word_tokenizer
 from threedgen.config import ConfigError
 from threedgen.guidance.priors.mvdream import MVDream
-from threedgen.run.prompts import Reading, normalise_prompt, prompt_warnings, with_suffix
+from threedgen.run.prompts import Reading, normalise_prompt, prompt_warnings, reading_notes, with_suffix
 
 NASTY = st.text(alphabet=st.sampled_from("a \n\t\r\x0b\x00\x1b\u200b\u2028[]{}$`'\"\\.:/#=%é🐶\u202e"), max_size=40)
 LONG = "a red dog and " * 800  # more than 10,000 characters
@@ -73,13 +73,16 @@ def test_truncation_gives_a_warning(prior: MVDream) -> None:
 
 
 def test_prompt_warnings_name_the_words_concerned(prior: MVDream) -> None:
-    unknown, received = prompt_warnings("a red shiny dgo with a zzzz", prior, used_word="shiny")
+    unknown, received = prompt_warnings("a red shiny dog with a dgo zzzz", prior, used_word="shiny")
     assert "'dgo' (nearest: dog), 'zzzz'" in unknown and "'red'" not in unknown and "'shiny'" not in unknown
-    assert received.endswith("'a red'")
+    assert received.endswith("'a red dog'")
     cut, unknown, replaced, negated, received = prompt_warnings("a dxyz cat something else", StubPrior())
     assert "'something else'" in cut and "'dxyz' (nearest: dog)" in unknown and "something" not in unknown
     assert "'puppy'" in replaced and "'dog'" in replaced and "negative_prompt='hat'" in negated
     assert received.endswith("'a dog'")
+    notes = prompt_warnings("a cat", StubPrior(), takes_negative=False)
+    assert not any("negative_prompt" in note for note in notes)
+    assert any("'zzzz'" in note for note in reading_notes(Reading("", ignored=["red", "zzzz"]), ["red"]))
 
 
 def test_with_suffix_adds_it_once() -> None:

@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -21,8 +21,10 @@ class Reading:
     Attributes:
         text: the prompt in known words; unchanged if all words are known.
         replaced: word of the prompt -> known synonym that replaces it.
-        ignored: unknown words in the order of the prompt. They are left out.
-        negated: words after "without" or "no". They are left out, as the text encoder does not understand negations.
+        ignored: unknown words and the known words that belong to them, such as their colours, in the order of the
+            prompt. They are left out.
+        negated: known words after "without" or "no". They are left out, as the text encoder does not understand
+            negations.
     """
 
     text: str
@@ -72,12 +74,15 @@ def remove_words(prompt: str, words: Iterable[str]) -> str:
     return " ".join(prompt.split())
 
 
-def prompt_warnings(prompt: str, prior: PromptReader, more: Iterable[str] = (), used_word: str = "") -> list[str]:
+def prompt_warnings(
+    prompt: str, prior: PromptReader, more: Iterable[str] = (), used_word: str = "", takes_negative: bool = True
+) -> list[str]:
     """Check a prompt for a prior (diffusion model). Log and return the warnings, followed by the caller's own, `more`.
 
     There are warnings if lines of the prompt are joined, if its end is cut off, if words are unknown, replaced by
     synonyms or negated, and if the word for the object that the prior was tuned for (DreamBooth), such as "[v]", is
     missing. There is no warning if `used_word` is unknown: the caller uses this word, for example as a material.
+    `takes_negative` is whether the task has the option `negative_prompt`.
     """
     text, notes = normalise_prompt(prompt), []
     if len(prompt.strip().splitlines()) > 1:
@@ -87,7 +92,7 @@ def prompt_warnings(prompt: str, prior: PromptReader, more: Iterable[str] = (), 
     unknown = prior.unknown_words(text.removesuffix(cut))
     notes += unknown_words_note([(word, near) for word, near in unknown if word != used_word])
     reading = prior.read_prompt(text.removesuffix(cut))
-    notes += reading_notes(reading) + received_note(text.removesuffix(cut), reading)
+    notes += reading_notes(reading, dict(unknown), takes_negative) + received_note(text.removesuffix(cut), reading)
     missing = [word for word in prior.identifiers if word.lower() not in text.lower()]
     if missing:
         notes.append(f"the prompt does not contain {', '.join(missing)}: the result is not the tuned subject")
@@ -116,10 +121,12 @@ def unknown_words_note(unknown: Sequence[tuple[str, list[str]]]) -> list[str]:
     return [f"this prior does not know {words}{more}; {'it is' if len(unknown) == 1 else 'they are'} ignored"]
 
 
-def reading_notes(reading: Reading) -> list[str]:
-    """Return warnings about words of a prompt that are replaced by synonyms, or left out as negated; [] without any.
+def reading_notes(reading: Reading, unknown: Collection[str], takes_negative: bool = True) -> list[str]:
+    """Return warnings about known words of a prompt that are replaced or left out; [] without any.
 
-    `reading` lists these words. It is the prompt, rewritten in words that the prior (diffusion model) knows.
+    `reading` lists these words. It is the prompt, rewritten in words that the prior (diffusion model) knows. `unknown`
+    are the words that it leaves out because they are unknown. `takes_negative` is whether the task has the option
+    `negative_prompt`, which the warning about negations advises.
     """
     notes = []
     if reading.replaced:
@@ -127,9 +134,15 @@ def reading_notes(reading: Reading) -> list[str]:
             f"{_quoted(word, 40)} as {name!r}" for word, name in [*reading.replaced.items()][:_MAX_LISTED]
         )
         notes.append(f"this prior takes {words}")
+    if left_out := [word for word in reading.ignored if word not in unknown][:_MAX_LISTED]:
+        words = ", ".join(_quoted(word, 40) for word in left_out)
+        notes.append(
+            f"{words}: left out with the unknown words to which {'it belongs' if len(left_out) == 1 else 'they belong'}"
+        )
     if reading.negated:
-        words = " ".join(reading.negated)
-        notes.append(f"negations have no effect: {_quoted(words)} is left out. Use negative_prompt={_quoted(words)}.")
+        words = _quoted(" ".join(reading.negated))
+        advice = f" Use negative_prompt={words}." if takes_negative else ""
+        notes.append(f"negations have no effect: {words} is left out.{advice}")
     return notes
 
 
@@ -137,9 +150,9 @@ def received_note(prompt: str, reading: Reading) -> list[str]:
     """Return a list with a note that shows the user the rewritten prompt, such as "the prior receives 'a dog'".
 
     The rewritten prompt is `reading.text`: `prompt` in words that the prior (diffusion model) knows. Returns [] if both
-    are equal, apart from case and spaces.
+    have the same words, in any case.
     """
-    same = reading.text.lower().split() == prompt.lower().split()
+    same = re.findall(r"[^\W_]+", reading.text.lower()) == re.findall(r"[^\W_]+", prompt.lower())
     return [] if same else [f"the prior receives {_quoted(reading.text, 200)}"]
 
 

@@ -77,9 +77,12 @@ class PromptedConfig(RunConfig):
         vocabulary, found = self.vocabulary(), [*super().notes()]
         if vocabulary is not None:
             texts = list(dict.fromkeys(self.texts()))
-            pairs = [pair for text in texts for pair in vocabulary.unknown(text) if pair[0] != self.used_word(text)]
+            unknown = dict(pair for text in texts for pair in vocabulary.unknown(text))
+            used = {self.used_word(text) for text in texts}
             readings = list(map(vocabulary.read, texts))
-            changed = [note for reading in readings for note in reading_notes(reading)]
+            takes_negative = hasattr(self, "negative_prompt")
+            changed = [note for reading in readings for note in reading_notes(reading, unknown, takes_negative)]
             received = received_note(texts[0], readings[0]) if len(texts) == 1 else []
-            found += [*unknown_words_note(list(dict(pairs).items())), *dict.fromkeys([*changed, *received])]
+            found += unknown_words_note([pair for pair in unknown.items() if pair[0] not in used])
+            found += dict.fromkeys([*changed, *received])
         return [*found, *(self.prompt_notes() if self.of_object else [])]
