@@ -131,8 +131,8 @@ def _read_words(prompt: str, known: Collection[str], added: list[str]) -> list[_
     names = "".join(rf"(?<!\w){re.escape(word)}(?!\w)|" for word in sorted(added, key=len, reverse=True))
     for token in re.findall(rf"{names}w/o?(?!\w)|[^\W_]+(?:['‐-][^\W_]+)*|[^\w\s]", text):
         parts = re.split("[‐-]", token)  # "ice-cream" is two words, "blue-eyed" is one
-        whole = token in added or form(token) or parts[0] in NEGATIONS or not (form(parts[-1]) or parts[-1] in NEUTRAL)
-        tokens += [token] if whole else parts
+        compound = any(map(form, parts)) and not (form(parts[-1]) or parts[-1] in NEUTRAL)
+        tokens += [token] if token in added or form(token) or parts[0] in NEGATIONS or compound else parts
     for token, following in zip(tokens, [*tokens[1:], ""], strict=False):
         name = token if token in added else form(token)
         goes_on = token == "and" and form(following) not in {"", *NOT_CONTENT}  # "without wheels and windows"
