@@ -6,7 +6,7 @@ from tests.support.errors import refused
 from tests.support.tiny_prior import tiny_text_encoder, tiny_unet, tiny_vae, word_tokenizer
 from threedgen.config import ConfigError
 from threedgen.guidance.priors.mvdream import MVDream
-from threedgen.run.prompts import Reading, normalise_prompt, prompt_warnings, reading_notes, with_suffix
+from threedgen.run.prompts import Reading, normalise_prompt, prompt_warnings, reading_notes, remove_words, with_suffix
 
 NASTY = st.text(alphabet=st.sampled_from("a \n\t\r\x0b\x00\x1b\u200b\u2028[]{}$`'\"\\.:/#=%é🐶\u202e"), max_size=40)
 LONG = "a red dog and " * 800  # more than 10,000 characters
@@ -15,7 +15,7 @@ LONG = "a red dog and " * 800  # more than 10,000 characters
 class StubPrior:
     """Prior that knows words of at most three letters, accepts ten characters and reads every prompt as "a dog"."""
 
-    identifiers = ()
+    identifiers: tuple[str, ...] = ()
 
     def tokens_cut(self, prompt: str) -> str:
         return prompt[10:].strip()
@@ -83,6 +83,15 @@ def test_prompt_warnings_name_the_words_concerned(prior: MVDream) -> None:
     notes = prompt_warnings("a cat", StubPrior(), takes_negative=False)
     assert not any("negative_prompt" in note for note in notes)
     assert any("'zzzz'" in note for note in reading_notes(Reading("", ignored=["red", "zzzz"]), ["red"]))
+
+
+def test_identifiers_are_whole_words() -> None:
+    assert remove_words("a Sks robot with masks", ["sks"]) == "a robot with masks"
+    assert remove_words("a [V] dog, [v]", ["[v]"]) == "a dog,"
+    prior = StubPrior()
+    prior.identifiers = ("sks",)
+    missing, named = (prompt_warnings(prompt, prior) for prompt in ("a mug, tusks", "a mug, SKS"))
+    assert any("sks:" in note for note in missing) and not any("sks:" in note for note in named)
 
 
 def test_with_suffix_adds_it_once() -> None:

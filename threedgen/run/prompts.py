@@ -68,9 +68,9 @@ def with_suffix(prompt: str, suffix: str) -> str:
 
 
 def remove_words(prompt: str, words: Iterable[str]) -> str:
-    """Return a prompt without the texts in `words`, ignoring case: "a [v] dog" -> "a dog" for ["[v]"]."""
+    """Return a prompt without the words in `words`, ignoring case: "a [v] dog" -> "a dog" for ["[v]"]."""
     for word in words:
-        prompt = re.sub(re.escape(word), " ", prompt, flags=re.IGNORECASE)
+        prompt = re.sub(rf"(?<!\w){re.escape(word)}(?!\w)", " ", prompt, flags=re.IGNORECASE)
     return " ".join(prompt.split())
 
 
@@ -93,7 +93,7 @@ def prompt_warnings(
     notes += unknown_words_note([(word, near) for word, near in unknown if word != used_word])
     reading = prior.read_prompt(text.removesuffix(cut))
     notes += reading_notes(reading, dict(unknown), takes_negative) + received_note(text.removesuffix(cut), reading)
-    missing = [word for word in prior.identifiers if word.lower() not in text.lower()]
+    missing = [word for word in prior.identifiers if remove_words(text, [word]) == text]
     if missing:
         notes.append(f"the prompt does not contain {', '.join(missing)}: the result is not the tuned subject")
     notes += more
