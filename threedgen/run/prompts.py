@@ -37,7 +37,7 @@ class PromptReader(Protocol):
     """Protocol with one attribute and three methods of a prior (diffusion model), which the prompt checks use.
 
     identifiers              attribute: words, such as "[v]", for the objects that the prior was tuned for (DreamBooth)
-    tokens_cut(prompt)       returns the end of the prompt that exceeds the token limit; "" if all fits
+    tokens_cut(prompt)       returns the end of the prompt, in words that the prior knows, that exceeds the token limit
     unknown_words(prompt)    returns a pair (word, similar known words) for each word that the prior does not know
     read_prompt(prompt)      returns a `Reading`: the prompt in words that the prior knows, and which words were changed
 
@@ -87,12 +87,10 @@ def prompt_warnings(
     text, notes = normalise_prompt(prompt), []
     if len(prompt.strip().splitlines()) > 1:
         notes.append("the lines of the prompt were joined")
-    cut = prior.tokens_cut(text)
-    notes += cut_note(cut)
-    unknown = prior.unknown_words(text.removesuffix(cut))
+    reading, unknown = prior.read_prompt(text), prior.unknown_words(text)
+    notes += cut_note(prior.tokens_cut(reading.text))
     notes += unknown_words_note([(word, near) for word, near in unknown if word != used_word])
-    reading = prior.read_prompt(text.removesuffix(cut))
-    notes += reading_notes(reading, dict(unknown), takes_negative) + received_note(text.removesuffix(cut), reading)
+    notes += reading_notes(reading, dict(unknown), takes_negative) + received_note(text, reading)
     missing = [word for word in prior.identifiers if remove_words(text, [word]) == text]
     if missing:
         notes.append(f"the prompt does not contain {', '.join(missing)}: the result is not the tuned subject")
