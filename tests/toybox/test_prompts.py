@@ -68,6 +68,8 @@ def test_check_ignores_other_vocabularies(embedded: Vocabulary) -> None:
         ("a dog wearing a hat and a red scarf", ["hat and scarf"]),
         ("a dog with blue ears wearing a hat, and a cat", ["dog and cat", "ears and hat"]),
         ("a palm tree", []),
+        ("a table lamp with a blue shade and a red base", ["shade and base"]),
+        ("an apple tree", ["apple and tree"]),
         ("a blue dog wearing a red hat", []),
         ("a unicorn", []),
     ],
@@ -173,6 +175,9 @@ def test_read_prompt_leaves_out_what_follows_a_caption(end: str, embedded: Vocab
         ("an Astronaut on a horse", ("an astronaut", 1.9)),
         ("a photo of two spaceships without a car", ("a rocket", 30.0)),
         ("a nebula", None),
+        ("an apple tree", ("a tree", 8)),
+        ("a small table lamp", ("a lamp", 0.5)),
+        ("an elephant-shaped teapot", ("a teapot", 0.2)),
     ],
 )
 def test_usual_height_reads_synonyms(prompt: str, height: tuple[str, float] | None) -> None:

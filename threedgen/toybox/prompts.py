@@ -108,12 +108,15 @@ class ToyboxPrompts:
         nothing to warn about, or if the prompt has no noun that the prior knows.
         """
         prompt = self.read(prompt).text
-        found = self._nouns_in(prompt)
-        if not found:
+        known = [[noun for noun in nouns if noun in self.nouns] for nouns in _compounds(prompt)]
+        compounds = [nouns for nouns in known if nouns]
+        if not compounds:
             return []
-        objects = [noun for k, noun in enumerate(found) if not (k and _is_compound(found[k - 1], noun, prompt))]
+        # "palm tree" is one object to the prior, "apple tree" mixes two families
+        mixed = [nouns if len({NOUNS[noun].family for noun in nouns}) > 1 else nouns[-1:] for nouns in compounds]
+        objects, main = sum(mixed, []), NOUNS[compounds[0][-1]]
         words = re.findall(r"[a-z]+", prompt.lower())
-        details = [word for word in dict.fromkeys(words) if word in (*ACCESSORIES, *NOUNS[objects[0]].parts)]
+        details = [word for word in dict.fromkeys(words) if word in (*ACCESSORIES, *main.parts)]
         warnings = []
         if len(objects) > 1:
             names = " and ".join(objects)
@@ -141,19 +144,25 @@ class ToyboxPrompts:
         return "", [members[0] for members in self.families().values()][:MAX_SUGGESTIONS]
 
     def usual_height(self, prompt: str) -> tuple[str, float] | None:
-        """Return the first toybox noun of a prompt, with its article, and its usual height in metres: ("a dog", 0.5).
+        """Return the first object of a prompt, with its article, and its usual height in metres: ("a dog", 0.5).
 
-        Toybox nouns are the object classes of the data set "toybox"; their synonyms are recognised too. The height is
+        Objects are nouns of the data set "toybox" and their synonyms; an "apple tree" is a tree. The height is
         that of the real thing; an exported game asset gets it by default. The prior (diffusion model) need not know the
         noun. The result is None if the prompt has no toybox noun.
         """
-        found = find_nouns(read_prompt(prompt, TOYBOX_WORDS).text)
-        return next(((f"{article(noun)} {noun}", NOUNS[noun].height) for noun in found), None)
+        found = _compounds(read_prompt(prompt, TOYBOX_WORDS).text)
+        return next(((f"{article(noun)} {noun}", NOUNS[noun].height) for *_, noun in found), None)
 
     def _nouns_in(self, prompt: str) -> list[str]:
         return [noun for noun in find_nouns(self.read(prompt).text) if noun in self.nouns]
 
 
-def _is_compound(first: str, second: str, prompt: str) -> bool:
-    same_family = NOUNS[first].family == NOUNS[second].family
-    return same_family and re.search(rf"\b{first} {second}\b", prompt.lower()) is not None
+def _compounds(text: str) -> list[list[str]]:
+    # nouns of a text; nouns beside each other, such as "apple tree", are one list: the last one names the object
+    found = list[list[str]]()
+    for noun in find_nouns(text):
+        if found and re.search(rf"\b{found[-1][-1]} {noun}\b", text.lower()):
+            found[-1].append(noun)
+        else:
+            found.append([noun])
+    return found
