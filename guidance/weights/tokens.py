@@ -154,14 +154,15 @@ class PromptReader(Protocol):
     def similar(self, word: str) -> list[str]:
         """Return up to three known words similar to a word, most similar first."""
 
-    def check(self, prompt: str) -> None:
+    def check(self, prompt: str, of_object: bool = True) -> None:
         """Raise ConfigError, with suggestions in the message, if the prompt names no object that the prior knows.
 
-        Words that DreamBooth or textual inversion added count as objects.
+        Words that DreamBooth or textual inversion added count as objects. With `of_object` False the prompt describes a
+        scene, and one known noun is enough, such as "room".
         """
 
     def notes(self, prompt: str) -> list[str]:
-        """Return warning sentences if a prompt names several objects, or several parts or accessories; else []."""
+        """Return warnings if a prompt names several objects or parts, or parts that its object does not have."""
 
     def suggest(self, prompt: str) -> tuple[str, list[str]]:
         """Suggest object classes for an unfinished prompt. Return (word to complete or "", classes).

@@ -33,6 +33,8 @@ def embedded() -> Vocabulary:
         ("red apples", ["'apples' by apple"]),
         ("a blue hat", ["'a dog with a blue hat'"]),
         ("a cup of ice tea", ["'cup' by mug"]),
+        ("puss in boots", ["'a person with boots'"]),
+        ("no dog", ["animals (dog, cat ...), buildings (house, castle ...), vehicles"]),
     ],
 )
 def test_check_refuses_prompts_without_known_noun(prompt: str, values: list[str], embedded: Vocabulary) -> None:
@@ -71,12 +73,26 @@ def test_check_ignores_other_vocabularies(embedded: Vocabulary) -> None:
         ("a table lamp with a blue shade and a red base", ["shade and base"]),
         ("an apple tree", ["apple and tree"]),
         ("a blue dog wearing a red hat", []),
+        ("a robot with red eyes", ["robot with eyes"]),
+        ("a house with a red door and a blue roof wearing a hat", ["roof and hat", "house with hat"]),
         ("a unicorn", []),
     ],
 )
 def test_notes_warn_of_several_objects_or_details(prompt: str, names: list[str], embedded: Vocabulary) -> None:
     found = ToyboxPrompts(embedded).notes(prompt)
     assert len(found) == len(names) and all(name in note for name, note in zip(names, found, strict=True))
+
+
+def test_scenes_need_one_known_noun(embedded: Vocabulary) -> None:
+    for prompt in ("a blue room", "a red window", "a sofa by the sea"):
+        ToyboxPrompts(embedded).check(prompt, of_object=False)
+        load("mvdiffusion-pano-toybox", [f"prompt={prompt}"]).check()
+    for prompt in ("a blue kitchen", "ein Haus am See"):
+        with refused("prompt", "prompt_check=off"):
+            load("mvdiffusion-pano-toybox", [f"prompt={prompt}"]).check()
+    with refused("prompt"):
+        load("mvdiffusion-depth-toybox", ["prompt=a blue kitchen"]).check()
+    load("mvdiffusion-pano-toybox", ["prompt=a kitchen", "prompt_check=off"]).check()
 
 
 @pytest.mark.parametrize("name", ["mvdream-toybox", "sds-toybox", "sample-toybox"])
@@ -196,7 +212,7 @@ def test_synonyms_are_outside_the_vocabulary_and_belong_to_one_word_each(embedde
     [
         ("corgi", "dog"), ("kitten", "cat"), ("automobile", "car"), ("foxes", "dog"), ("chairs", "chair"),
         ("buses", "bus"), ("tiny", "small"), ("dgo", "dog"), ("chiar", "chair"), ("gray", "grey"),
-        ("turttle", "turtle"), ("justice", ""), ("fluffy", ""), ("on", ""), ("hot-dog", ""), ("hose", ""),
+        ("turttle", "turtle"), ("red", ""), ("justice", ""), ("fluffy", ""), ("on", ""), ("hot-dog", ""), ("hose", ""),
         ("snail", ""), ("d" * 10_000, ""),
     ],
 )  # fmt: skip

@@ -52,26 +52,29 @@ class PromptedConfig(RunConfig):
         return ""
 
     def check_prompt(self) -> None:
-        """Raise ConfigError if the prompt names no object that the prior (diffusion model) knows.
+        """Raise ConfigError if the prompt, or one of several, names nothing that the prior (diffusion model) knows.
 
-        A prior without a closed vocabulary knows all objects. With the option `prompt_check` off, nothing is checked.
+        A prior without a closed vocabulary knows everything. With the option `prompt_check` off, nothing is checked.
         """
         if self.prompt_check == "on":
-            prompt_reader(self.vocabulary()).check(self.prompt)
+            for text in [self.prompt] if self.of_object else self.texts():
+                prompt_reader(self.vocabulary()).check(text, self.of_object)
 
     def usual_height(self) -> tuple[str, float] | None:
         """Return the prompt's object, such as "a dog", and its usual height in metres; None for an unknown height."""
         return prompt_reader(None).usual_height(self.prompt)
 
     def prompt_notes(self) -> list[str]:
-        """Return warnings if the prompt names several objects or parts, or the negative prompt has unknown words.
+        """Return warnings if the prompt names several objects or parts, or words of the negative prompt are changed.
 
         For a prior (diffusion model) that takes any text, there are none.
         """
         vocabulary = self.vocabulary()
-        unknown = vocabulary.unknown(getattr(self, "negative_prompt", "")) if vocabulary else []
-        negative = [f"negative_prompt: {note}" for note in unknown_words_note(unknown)]
-        return [*prompt_reader(vocabulary).notes(self.prompt), *negative]
+        text, negative = getattr(self, "negative_prompt", ""), list[str]()
+        if vocabulary is not None:
+            unknown = vocabulary.unknown(text)
+            negative = unknown_words_note(unknown) + reading_notes(vocabulary.read(text), dict(unknown))
+        return prompt_reader(vocabulary).notes(self.prompt) + [f"negative_prompt: {note}" for note in negative]
 
     def notes(self) -> list[str]:
         vocabulary, found = self.vocabulary(), [*super().notes()]

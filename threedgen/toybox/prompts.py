@@ -4,14 +4,15 @@ A toybox prior is an image generator that was trained on toybox captions and kno
 rewrites prompts in these words. The module does not import torch.
 """
 
+import itertools
 import re
 from collections.abc import Collection
 
 from threedgen.config import ConfigError
 from threedgen.guidance.weights.tokens import Vocabulary
-from threedgen.run.prompts import Reading
+from threedgen.run.prompts import EXAMPLE_ROOM, Reading
 
-from .reading import TOYBOX_WORDS, read_prompt
+from .reading import CONNECTORS, NOT_CONTENT, TOYBOX_WORDS, read_prompt
 from .synonyms import also_called, similar
 from .world.grammar import ACCESSORIES, COLOURS, NOUNS, SIZES, article, find_nouns
 
@@ -19,6 +20,7 @@ PAGE = "docs/toybox-words.md"
 EXAMPLES_OF_ALL, EXAMPLES_OF_NEAREST = 2, 6
 """Maximum number of nouns per family in an error that lists all families, and in one that lists similar ones."""
 MAX_SUGGESTIONS = 10
+DETAILS = {*ACCESSORIES, *(part for noun in NOUNS.values() for part in noun.parts)}
 
 
 class ToyboxPrompts:
@@ -62,20 +64,26 @@ class ToyboxPrompts:
             found.setdefault(NOUNS[noun].family, []).append(noun)
         return found
 
-    def check(self, prompt: str) -> None:
+    def check(self, prompt: str, of_object: bool = True) -> None:
         """Raise ConfigError if a prompt has neither a noun that the prior knows nor a word that tuning added.
 
         The prior is the diffusion model for which the prompt is meant; DreamBooth and textual inversion add words to
         its vocabulary. The message of the error suggests known nouns. If the prior knows no toybox noun, every prompt
-        is accepted.
+        is accepted. With `of_object` False the prompt describes a scene, and also a known part of a room is accepted.
         """
         vocabulary = self.vocabulary
         if vocabulary is None or not self.nouns or self._nouns_in(prompt):
             return
+        reading = self.read(prompt)
+        if not of_object:
+            if NOT_CONTENT.issuperset(re.findall(r"\w+", reading.text.lower())):
+                problem = f'contains no noun that this prior knows. Describe a room, such as "{EXAMPLE_ROOM}"'
+                raise ConfigError(f"{problem}. {PAGE} lists the furniture; prompt_check=off skips this check", "prompt")
+            return
         if any(re.search(rf"(?<!\w){re.escape(word)}(?!\w)", prompt, re.IGNORECASE) for word in vocabulary.added):
             return
-        near = {word: also_called(word, vocabulary.known) for word in vocabulary.split(prompt)}
-        near |= dict(vocabulary.unknown(prompt))
+        words = [word for word in vocabulary.split(prompt) if word not in reading.negated]
+        near = {word: also_called(word, vocabulary.known) for word in words} | dict(vocabulary.unknown(prompt))
         nearest = {word: [name for name in names if name in self.nouns] for word, names in near.items()}
         nearest = {word: names[:1] for word, names in nearest.items() if names}
         lead, limit = "Use one of", EXAMPLES_OF_ALL
@@ -95,14 +103,14 @@ class ToyboxPrompts:
 
     def _with_owner(self, prompt: str) -> str:
         # advice for a prompt that names only a part or an accessory, such as "a red hat"
-        words = re.findall(r"[a-z]+", self.read(prompt).text.lower())
-        for noun in self.nouns:
-            if not {*NOUNS[noun].wears, *NOUNS[noun].parts}.isdisjoint(words):
-                return f"Name an object that has it, such as '{article(noun)} {noun} with {' '.join(words)}'"
+        phrases = re.split(rf"\b(?:{'|'.join(CONNECTORS - {','})})\b|,", self.read(prompt).text.lower())
+        for noun, phrase in itertools.product(self.nouns, phrases):
+            if not {*NOUNS[noun].wears, *NOUNS[noun].parts}.isdisjoint(phrase.split()):
+                return f"Name an object that has it, such as '{article(noun)} {noun} with {phrase.strip()}'"
         return ""
 
     def notes(self, prompt: str) -> list[str]:
-        """Return warnings for the user if a prompt names several objects, or several parts or accessories.
+        """Return warnings if a prompt names several objects or parts, or parts that its object does not have.
 
         Synonyms are first replaced by the words that the prior (diffusion model) knows. The list is empty if there is
         nothing to warn about, or if the prompt has no noun that the prior knows.
@@ -116,7 +124,8 @@ class ToyboxPrompts:
         mixed = [nouns if len({NOUNS[noun].family for noun in nouns}) > 1 else nouns[-1:] for nouns in compounds]
         objects, main = sum(mixed, []), NOUNS[compounds[0][-1]]
         words = re.findall(r"[a-z]+", prompt.lower())
-        details = [word for word in dict.fromkeys(words) if word in (*ACCESSORIES, *main.parts)]
+        details = [word for word in dict.fromkeys(words) if word in DETAILS]
+        own = {word for noun in objects for word in (*NOUNS[noun].parts, *NOUNS[noun].wears)}
         warnings = []
         if len(objects) > 1:
             names = " and ".join(objects)
@@ -124,6 +133,8 @@ class ToyboxPrompts:
         if len(details) > 1:
             names = " and ".join(details)
             warnings.append(f"the prompt names {names}; this prior knows one part or accessory and may omit the others")
+        if foreign := [word for word in details if word not in own]:
+            warnings.append(f"this prior knows no {main.word} with {' or '.join(foreign)}, and may leave this out")
         return warnings
 
     def suggest(self, prompt: str) -> tuple[str, list[str]]:

@@ -122,7 +122,7 @@ def similar(word: str, known: Collection[str], families: Mapping[str, Sequence[s
     if not found and families:
         family = next((_FAMILY_OF[form] for form in forms(word) if form in _FAMILY_OF), "")
         found = [noun for noun in families.get(family, ()) if noun in known]
-    return list(dict.fromkeys(found))[:3]
+    return [name for name in dict.fromkeys(found) if name != word][:3]
 
 
 def _misspelt(word: str, known: Collection[str]) -> list[str]:

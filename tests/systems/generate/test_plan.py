@@ -102,6 +102,7 @@ def test_dry_run_of_other_tasks(words: list[str], lines: list[str], tmp_path: Pa
         (["prompt=a wooden fluffy dog", "export.enabled=false"], ["does not know 'wooden', 'fluffy'"]),
         (["prompt=a wooden fluffy dog", "export.material=glass"], ["does not know 'wooden', 'fluffy'"]),
         (["negative_prompt=ugly zebra"], ["note: negative_prompt: ", "'ugly', 'zebra'"]),
+        (["negative_prompt=no hat"], ["note: negative_prompt: negations have no effect: 'hat'"]),
         (["prior.dtype=fp16"], ["note: dtype fp16"]),
     ],
     ids=lambda value: str(value)[:60],
