@@ -135,12 +135,14 @@ class Vocabulary:
     def unknown(self, prompt: str) -> list[tuple[str, list[str]]]:
         """Return the unknown words of a prompt that lack a known synonym, each with up to three similar known words."""
         reader = prompt_reader(self)
-        return [(word, reader.similar(word)) for word in reader.read(prompt).ignored]
+        left_out = reader.read(prompt).ignored  # some are known, and belong to an unknown word
+        return [(word, reader.similar(word)) for word in left_out if reader.read(word).ignored]
 
     def read(self, prompt: str) -> Reading:
         """Rewrite a prompt in known words: replace unknown words by known synonyms, or else remove them.
 
-        The result has the new text, the replaced words with their synonyms, and the words that were left out.
+        Words that belong to removed words, such as their colours, are removed too. The result has the new text, the
+        replaced words with their synonyms, and the words that were left out.
         """
         return prompt_reader(self).read(prompt)
 
@@ -156,20 +158,22 @@ class PromptReader(Protocol):
     def read(self, prompt: str) -> Reading:
         """Rewrite a prompt in known words: replace unknown words by known synonyms, or else remove them.
 
-        The result has the new text, the replaced words with their synonyms, and the words that were left out.
+        Words that belong to removed words, such as their colours, are removed too. The result has the new text, the
+        replaced words with their synonyms, and the words that were left out.
         """
 
     def similar(self, word: str) -> list[str]:
         """Return up to three known words similar to a word, most similar first."""
 
-    def check(self, prompt: str) -> None:
+    def check(self, prompt: str, of_object: bool = True) -> None:
         """Raise ConfigError, with suggestions in the message, if the prompt names no object that the prior knows.
 
-        Words that DreamBooth or textual inversion added count as objects.
+        Words that DreamBooth or textual inversion added count as objects. With `of_object` False the prompt describes a
+        scene, and one known noun is enough, such as "room".
         """
 
     def notes(self, prompt: str) -> list[str]:
-        """Return warning sentences if a prompt names several objects, or several parts or accessories; else []."""
+        """Return warnings if a prompt names several objects or parts, or parts that its object does not have."""
 
     def suggest(self, prompt: str) -> tuple[str, list[str]]:
         """Suggest object classes for an unfinished prompt. Return (word to complete or "", classes).

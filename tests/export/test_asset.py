@@ -158,7 +158,8 @@ def test_load_run_field_colours_by_the_material_of_the_run(tmp_path: Path) -> No
     [
         ("a dog", "matte"), ("A shiny red car", "shiny"), ("an old wooden chair", "wooden"), ("an iron pot", "metal"),
         ("a glass bottle with a metal cap", "glass"), ("a dog wearing a metal hat", "matte"), ("", "matte"),
-        ("a robot of steel", "metal"), ("a steelworker", "matte"),
+        ("a robot of steel", "metal"), ("a steelworker", "matte"), ("a robot not made of metal", "matte"),
+        ("a bottle without metal", "matte"), ("a metal-free robot", "matte"), ("a chrome-plated robot", "metal"),
     ],
 )  # fmt: skip
 def test_prompt_sets_the_material(prompt: str, name: str) -> None:

@@ -6,7 +6,7 @@ from tests.support.errors import refused
 from tests.support.tiny_prior import tiny_text_encoder, tiny_unet, tiny_vae, word_tokenizer
 from threedgen.config import ConfigError
 from threedgen.guidance.priors.mvdream import MVDream
-from threedgen.run.prompts import Reading, normalise_prompt, prompt_warnings, with_suffix
+from threedgen.run.prompts import Reading, normalise_prompt, prompt_warnings, reading_notes, remove_words, with_suffix
 
 NASTY = st.text(alphabet=st.sampled_from("a \n\t\r\x0b\x00\x1b\u200b\u2028[]{}$`'\"\\.:/#=%é🐶\u202e"), max_size=40)
 LONG = "a red dog and " * 800  # more than 10,000 characters
@@ -15,7 +15,7 @@ LONG = "a red dog and " * 800  # more than 10,000 characters
 class StubPrior:
     """Prior that knows words of at most three letters, accepts ten characters and reads every prompt as "a dog"."""
 
-    identifiers = ()
+    identifiers: tuple[str, ...] = ()
 
     def tokens_cut(self, prompt: str) -> str:
         return prompt[10:].strip()
@@ -73,13 +73,25 @@ def test_truncation_gives_a_warning(prior: MVDream) -> None:
 
 
 def test_prompt_warnings_name_the_words_concerned(prior: MVDream) -> None:
-    unknown, received = prompt_warnings("a red shiny dgo with a zzzz", prior, used_word="shiny")
+    unknown, received = prompt_warnings("a red shiny dog with a dgo zzzz", prior, used_word="shiny")
     assert "'dgo' (nearest: dog), 'zzzz'" in unknown and "'red'" not in unknown and "'shiny'" not in unknown
-    assert received.endswith("'a red'")
-    cut, unknown, replaced, negated, received = prompt_warnings("a dxyz cat something else", StubPrior())
-    assert "'something else'" in cut and "'dxyz' (nearest: dog)" in unknown and "something" not in unknown
+    assert received.endswith("'a red dog'")
+    unknown, replaced, negated, received = prompt_warnings("a dxyz cat something else", StubPrior())
+    assert "'dxyz' (nearest: dog), 'something'" in unknown
     assert "'puppy'" in replaced and "'dog'" in replaced and "negative_prompt='hat'" in negated
     assert received.endswith("'a dog'")
+    notes = prompt_warnings("a cat", StubPrior(), takes_negative=False)
+    assert not any("negative_prompt" in note for note in notes)
+    assert any("'zzzz'" in note for note in reading_notes(Reading("", ignored=["red", "zzzz"]), ["red"]))
+
+
+def test_identifiers_are_whole_words() -> None:
+    assert remove_words("a Sks robot with masks", ["sks"]) == "a robot with masks"
+    assert remove_words("a [V] dog, [v]", ["[v]"]) == "a dog,"
+    prior = StubPrior()
+    prior.identifiers = ("sks",)
+    missing, named = (prompt_warnings(prompt, prior) for prompt in ("a mug, tusks", "a mug, SKS"))
+    assert any("sks:" in note for note in missing) and not any("sks:" in note for note in named)
 
 
 def test_with_suffix_adds_it_once() -> None:

@@ -497,7 +497,11 @@ def test_impossible_orders_are_refused(orders: Client, order: dict[str, Any], st
 
 def test_prompt_words_are_checked(client: Client) -> None:
     found = client.api("words?prompt=a%20red%20corgi")
-    assert [(word["word"], word["known"]) for word in found["words"]] == [("a", True), ("red", True), ("corgi", False)]
+    assert [(word["word"], word["known"]) for word in found["words"]] == [
+        ("a", False),
+        ("red", False),
+        ("corgi", False),
+    ]
     assert found["words"][2]["near"] == ["dog"] and {"dog", "car", "chair"} < set(found["nouns"])
     found = client.api("words?prompt=a%20wooden%20chair%20with%20a%20shiny%20hat")
     effects = {word["word"]: word["material"] for word in found["words"] if not word["known"]}
@@ -505,8 +509,12 @@ def test_prompt_words_are_checked(client: Client) -> None:
     assert not any("wooden" in note and "receives" not in note for note in found["notes"])
     found = client.api("words?prompt=a%20red%20hel")
     assert found["typed"] == "hel" and found["nouns"] == ["helicopter"]
+    assert [word["word"] for word in found["words"] if word["known"]] == ["a", "red"]
     found = client.api("words?prompt=a%20dog%20and%20a%20car")
     assert found["nouns"] == [] and "dog" in found["notes"][0] and "car" in found["notes"][0]
+    found = client.api("words?prompt=a%20puppy%20on%20a%20red%20sofa%20without%20a%20hat")
+    assert [word["word"] for word in found["words"] if word["known"]] == ["a", "puppy"]
+    assert all(any(part in note for note in found["notes"]) for part in ("'puppy'", "'sofa'", "'hat'", "'a dog'"))
 
 
 @pytest.mark.parametrize(

@@ -66,10 +66,12 @@ MATERIAL_WORDS = {name: name for name in MATERIALS} | {
 def material_word(prompt: str) -> str:
     """Return the first word of a prompt that names the material of the object, such as "steel"; "" if there is none.
 
-    Words after "with", "wearing", "in", "on" or "and" belong to a part or to another object and do not count.
+    Words after "with", "wearing", "in", "on" or "and" belong to a part or to another object and do not count, and
+    neither do words after a negation, such as "without", and "metal" in "metal-free".
     """
-    head = re.split(r"\b(?:with|wearing|in|on|and)\b", prompt.lower())[0]
-    return next((word for word in re.findall(r"\w+", head) if word in MATERIAL_WORDS), "")
+    ends = r"\b(?:with|wearing|in|on|and|without|no|not|never|w/o)\b|\b\w+n['’]t\b"
+    head = re.split(ends, prompt.lower())[0]
+    return next((word for word in re.findall(r"\w+(?!\w|-free)", head) if word in MATERIAL_WORDS), "")
 
 
 def material_of(prompt: str) -> str:

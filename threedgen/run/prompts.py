@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -21,8 +21,10 @@ class Reading:
     Attributes:
         text: the prompt in known words; unchanged if all words are known.
         replaced: word of the prompt -> known synonym that replaces it.
-        ignored: unknown words in the order of the prompt. They are left out.
-        negated: words after "without" or "no". They are left out, as the text encoder does not understand negations.
+        ignored: unknown words and the known words that belong to them, such as their colours, in the order of the
+            prompt. They are left out.
+        negated: known words after "without" or "no". They are left out, as the text encoder does not understand
+            negations.
     """
 
     text: str
@@ -35,7 +37,7 @@ class PromptReader(Protocol):
     """Protocol with one attribute and three methods of a prior (diffusion model), which the prompt checks use.
 
     identifiers              attribute: words, such as "[v]", for the objects that the prior was tuned for (DreamBooth)
-    tokens_cut(prompt)       returns the end of the prompt that exceeds the token limit; "" if all fits
+    tokens_cut(prompt)       returns the end of the prompt, in words that the prior knows, that exceeds the token limit
     unknown_words(prompt)    returns a pair (word, similar known words) for each word that the prior does not know
     read_prompt(prompt)      returns a `Reading`: the prompt in words that the prior knows, and which words were changed
 
@@ -66,29 +68,30 @@ def with_suffix(prompt: str, suffix: str) -> str:
 
 
 def remove_words(prompt: str, words: Iterable[str]) -> str:
-    """Return a prompt without the texts in `words`, ignoring case: "a [v] dog" -> "a dog" for ["[v]"]."""
+    """Return a prompt without the words in `words`, ignoring case: "a [v] dog" -> "a dog" for ["[v]"]."""
     for word in words:
-        prompt = re.sub(re.escape(word), " ", prompt, flags=re.IGNORECASE)
+        prompt = re.sub(rf"(?<!\w){re.escape(word)}(?!\w)", " ", prompt, flags=re.IGNORECASE)
     return " ".join(prompt.split())
 
 
-def prompt_warnings(prompt: str, prior: PromptReader, more: Iterable[str] = (), used_word: str = "") -> list[str]:
+def prompt_warnings(
+    prompt: str, prior: PromptReader, more: Iterable[str] = (), used_word: str = "", takes_negative: bool = True
+) -> list[str]:
     """Check a prompt for a prior (diffusion model). Log and return the warnings, followed by the caller's own, `more`.
 
     There are warnings if lines of the prompt are joined, if its end is cut off, if words are unknown, replaced by
     synonyms or negated, and if the word for the object that the prior was tuned for (DreamBooth), such as "[v]", is
     missing. There is no warning if `used_word` is unknown: the caller uses this word, for example as a material.
+    `takes_negative` is whether the task has the option `negative_prompt`.
     """
     text, notes = normalise_prompt(prompt), []
     if len(prompt.strip().splitlines()) > 1:
         notes.append("the lines of the prompt were joined")
-    cut = prior.tokens_cut(text)
-    notes += cut_note(cut)
-    unknown = prior.unknown_words(text.removesuffix(cut))
+    reading, unknown = prior.read_prompt(text), prior.unknown_words(text)
+    notes += cut_note(prior.tokens_cut(reading.text))
     notes += unknown_words_note([(word, near) for word, near in unknown if word != used_word])
-    reading = prior.read_prompt(text.removesuffix(cut))
-    notes += reading_notes(reading) + received_note(text.removesuffix(cut), reading)
-    missing = [word for word in prior.identifiers if word.lower() not in text.lower()]
+    notes += reading_notes(reading, dict(unknown), takes_negative) + received_note(text, reading)
+    missing = [word for word in prior.identifiers if remove_words(text, [word]) == text]
     if missing:
         notes.append(f"the prompt does not contain {', '.join(missing)}: the result is not the tuned subject")
     notes += more
@@ -116,10 +119,12 @@ def unknown_words_note(unknown: Sequence[tuple[str, list[str]]]) -> list[str]:
     return [f"this prior does not know {words}{more}; {'it is' if len(unknown) == 1 else 'they are'} ignored"]
 
 
-def reading_notes(reading: Reading) -> list[str]:
-    """Return warnings about words of a prompt that are replaced by synonyms, or left out as negated; [] without any.
+def reading_notes(reading: Reading, unknown: Collection[str], takes_negative: bool = True) -> list[str]:
+    """Return warnings about known words of a prompt that are replaced or left out; [] without any.
 
-    `reading` lists these words. It is the prompt, rewritten in words that the prior (diffusion model) knows.
+    `reading` lists these words. It is the prompt, rewritten in words that the prior (diffusion model) knows. `unknown`
+    are the words that it leaves out because they are unknown. `takes_negative` is whether the task has the option
+    `negative_prompt`, which the warning about negations advises.
     """
     notes = []
     if reading.replaced:
@@ -127,9 +132,15 @@ def reading_notes(reading: Reading) -> list[str]:
             f"{_quoted(word, 40)} as {name!r}" for word, name in [*reading.replaced.items()][:_MAX_LISTED]
         )
         notes.append(f"this prior takes {words}")
+    if left_out := [word for word in reading.ignored if word not in unknown][:_MAX_LISTED]:
+        words = ", ".join(_quoted(word, 40) for word in left_out)
+        notes.append(
+            f"{words}: left out with the unknown words to which {'it belongs' if len(left_out) == 1 else 'they belong'}"
+        )
     if reading.negated:
-        words = " ".join(reading.negated)
-        notes.append(f"negations have no effect: {_quoted(words)} is left out. Use negative_prompt={_quoted(words)}.")
+        words = _quoted(" ".join(reading.negated))
+        advice = f" Use negative_prompt={words}." if takes_negative else ""
+        notes.append(f"negations have no effect: {words} is left out.{advice}")
     return notes
 
 
@@ -137,9 +148,9 @@ def received_note(prompt: str, reading: Reading) -> list[str]:
     """Return a list with a note that shows the user the rewritten prompt, such as "the prior receives 'a dog'".
 
     The rewritten prompt is `reading.text`: `prompt` in words that the prior (diffusion model) knows. Returns [] if both
-    are equal, apart from case and spaces.
+    have the same words, in any case.
     """
-    same = reading.text.lower().split() == prompt.lower().split()
+    same = re.findall(r"[^\W_]+", reading.text.lower()) == re.findall(r"[^\W_]+", prompt.lower())
     return [] if same else [f"the prior receives {_quoted(reading.text, 200)}"]
 
 

@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from threedgen.export.options import AssetConfig
 from threedgen.guidance.weights.tokens import prompt_reader
+from threedgen.run.prompts import reading_notes, received_note
 from threedgen.systems.prompted import PromptedConfig
 from threedgen.viewer.record import Asset
 
@@ -118,7 +119,7 @@ class Word(BaseModel):
     """Word of a prompt, checked against the vocabulary of the prior (diffusion model).
 
     Attributes:
-        known: whether the vocabulary contains the word or a synonym of it.
+        known: whether the prior receives the word or a synonym of it.
         material: whether the word sets the material of the asset; it then has an effect even if it is not known.
         near: similar words of the vocabulary if the word has no effect, else [].
     """
@@ -165,12 +166,19 @@ def check_prompt(prompt: str, config: Any) -> Words:
     vocabulary = config.vocabulary() if isinstance(config, PromptedConfig) else None
     if vocabulary is None:
         return Words()
-    unknown = dict(vocabulary.unknown(prompt))
-    used = config.used_word(prompt)
-    words = [
-        Word(word=w, known=w not in unknown, material=w == used, near=[] if w == used else unknown.get(w, []))
-        for w in vocabulary.split(prompt)
-    ]
     typed, nouns = prompt_reader(vocabulary).suggest(prompt)
-    notes = config.model_copy(update={"prompt": prompt}).prompt_notes()
+    complete = prompt[: len(prompt) - len(typed)]
+    unknown, reading, used = dict(vocabulary.unknown(prompt)), vocabulary.read(complete), config.used_word(prompt)
+    received = vocabulary.split(reading.text)
+    words = [
+        Word(
+            word=word,
+            known=reading.replaced.get(word, word) in received,
+            material=word == used,
+            near=[] if word == used else unknown.get(word, []),
+        )
+        for word in vocabulary.split(prompt)
+    ]
+    notes = reading_notes(reading, unknown, hasattr(config, "negative_prompt")) + received_note(complete, reading)
+    notes += config.model_copy(update={"prompt": prompt}).prompt_notes()
     return Words(words=words, notes=notes, nouns=nouns, typed=typed)

@@ -52,34 +52,40 @@ class PromptedConfig(RunConfig):
         return ""
 
     def check_prompt(self) -> None:
-        """Raise ConfigError if the prompt names no object that the prior (diffusion model) knows.
+        """Raise ConfigError if the prompt, or one of several, names nothing that the prior (diffusion model) knows.
 
-        A prior without a closed vocabulary knows all objects. With the option `prompt_check` off, nothing is checked.
+        A prior without a closed vocabulary knows everything. With the option `prompt_check` off, nothing is checked.
         """
         if self.prompt_check == "on":
-            prompt_reader(self.vocabulary()).check(self.prompt)
+            for text in [self.prompt] if self.of_object else self.texts():
+                prompt_reader(self.vocabulary()).check(text, self.of_object)
 
     def usual_height(self) -> tuple[str, float] | None:
         """Return the prompt's object, such as "a dog", and its usual height in metres; None for an unknown height."""
         return prompt_reader(None).usual_height(self.prompt)
 
     def prompt_notes(self) -> list[str]:
-        """Return warnings if the prompt names several objects or parts, or the negative prompt has unknown words.
+        """Return warnings if the prompt names several objects or parts, or words of the negative prompt are changed.
 
         For a prior (diffusion model) that takes any text, there are none.
         """
         vocabulary = self.vocabulary()
-        unknown = vocabulary.unknown(getattr(self, "negative_prompt", "")) if vocabulary else []
-        negative = [f"negative_prompt: {note}" for note in unknown_words_note(unknown)]
-        return [*prompt_reader(vocabulary).notes(self.prompt), *negative]
+        text, negative = getattr(self, "negative_prompt", ""), list[str]()
+        if vocabulary is not None:
+            unknown = vocabulary.unknown(text)
+            negative = unknown_words_note(unknown) + reading_notes(vocabulary.read(text), dict(unknown))
+        return prompt_reader(vocabulary).notes(self.prompt) + [f"negative_prompt: {note}" for note in negative]
 
     def notes(self) -> list[str]:
         vocabulary, found = self.vocabulary(), [*super().notes()]
         if vocabulary is not None:
             texts = list(dict.fromkeys(self.texts()))
-            pairs = [pair for text in texts for pair in vocabulary.unknown(text) if pair[0] != self.used_word(text)]
+            unknown = dict(pair for text in texts for pair in vocabulary.unknown(text))
+            used = {self.used_word(text) for text in texts}
             readings = list(map(vocabulary.read, texts))
-            changed = [note for reading in readings for note in reading_notes(reading)]
+            takes_negative = hasattr(self, "negative_prompt")
+            changed = [note for reading in readings for note in reading_notes(reading, unknown, takes_negative)]
             received = received_note(texts[0], readings[0]) if len(texts) == 1 else []
-            found += [*unknown_words_note(list(dict(pairs).items())), *dict.fromkeys([*changed, *received])]
+            found += unknown_words_note([pair for pair in unknown.items() if pair[0] not in used])
+            found += dict.fromkeys([*changed, *received])
         return [*found, *(self.prompt_notes() if self.of_object else [])]

@@ -1,40 +1,26 @@
-"""Prompts in the closed vocabulary of a toybox prior: rewriting, checks, suggestions, usual heights of objects.
+"""Prompts in the closed vocabulary of a toybox prior: checks, suggestions, usual heights of objects.
 
-A toybox prior is an image generator that was trained on toybox captions and knows only their words.
-
-Synonyms are replaced by known words. Unknown words are removed, because they would change the text embedding at random.
-Words that depend on an unknown word are removed too: the rest of its clause, its article, or a prefix such as "a photo
-of". The module does not import torch.
+A toybox prior is an image generator that was trained on toybox captions and knows only their words. `read_prompt`
+rewrites prompts in these words. The module does not import torch.
 """
 
+import itertools
 import re
-import unicodedata
 from collections.abc import Collection
-from string import punctuation
 
 from threedgen.config import ConfigError
 from threedgen.guidance.weights.tokens import Vocabulary
-from threedgen.run.prompts import Reading
+from threedgen.run.prompts import EXAMPLE_ROOM, Reading
 
-from .synonyms import SYNONYM_OF, also_called, similar
-from .world import nouns  # noqa: F401  (fills NOUNS)
+from .reading import CONNECTORS, NOT_CONTENT, TOYBOX_WORDS, read_prompt
+from .synonyms import also_called, similar
 from .world.grammar import ACCESSORIES, COLOURS, NOUNS, SIZES, article, find_nouns
 
 PAGE = "docs/toybox-words.md"
 EXAMPLES_OF_ALL, EXAMPLES_OF_NEAREST = 2, 6
 """Maximum number of nouns per family in an error that lists all families, and in one that lists similar ones."""
 MAX_SUGGESTIONS = 10
-ARTICLES = {"a", "an", "the"}
-CONNECTORS = {",", "and", "in", "of", "that", "wearing", "with"}
-ADJECTIVES = {*COLOURS, *SIZES, "toy", "3d", "two"}
-NOT_CONTENT = {*ARTICLES, *CONNECTORS, *ADJECTIVES, "is", "inside", "model"}
-VERBS = {"in", "wearing", "with"}
-NEGATIONS = {"without", "no", "not", "never", "minus"}
-NOUN_WORDS = {word for noun in NOUNS for word in noun.split()}
-PARTS_OF_NOUNS = {word: noun for noun in NOUNS for word in noun.split() if word not in NOUNS}
-"""Dict from a word that is known only within a noun of several words to this noun: "ice" to "ice cream"."""
-GAP = "?"
-"""Placeholder for unknown words in front of an article, such as "sitting on" in "a cat sitting on a sofa"."""
+DETAILS = {*ACCESSORIES, *(part for noun in NOUNS.values() for part in noun.parts)}
 
 
 class ToyboxPrompts:
@@ -78,20 +64,26 @@ class ToyboxPrompts:
             found.setdefault(NOUNS[noun].family, []).append(noun)
         return found
 
-    def check(self, prompt: str) -> None:
+    def check(self, prompt: str, of_object: bool = True) -> None:
         """Raise ConfigError if a prompt has neither a noun that the prior knows nor a word that tuning added.
 
         The prior is the diffusion model for which the prompt is meant; DreamBooth and textual inversion add words to
         its vocabulary. The message of the error suggests known nouns. If the prior knows no toybox noun, every prompt
-        is accepted.
+        is accepted. With `of_object` False the prompt describes a scene, and also a known part of a room is accepted.
         """
         vocabulary = self.vocabulary
         if vocabulary is None or not self.nouns or self._nouns_in(prompt):
             return
+        reading = self.read(prompt)
+        if not of_object:
+            if NOT_CONTENT.issuperset(re.findall(r"\w+", reading.text.lower())):
+                problem = f'contains no noun that this prior knows. Describe a room, such as "{EXAMPLE_ROOM}"'
+                raise ConfigError(f"{problem}. {PAGE} lists the furniture; prompt_check=off skips this check", "prompt")
+            return
         if any(re.search(rf"(?<!\w){re.escape(word)}(?!\w)", prompt, re.IGNORECASE) for word in vocabulary.added):
             return
-        near = {word: also_called(word, vocabulary.known) for word in vocabulary.split(prompt)}
-        near |= dict(vocabulary.unknown(prompt))
+        words = [word for word in vocabulary.split(prompt) if word not in reading.negated]
+        near = {word: also_called(word, vocabulary.known) for word in words} | dict(vocabulary.unknown(prompt))
         nearest = {word: [name for name in names if name in self.nouns] for word, names in near.items()}
         nearest = {word: names[:1] for word, names in nearest.items() if names}
         lead, limit = "Use one of", EXAMPLES_OF_ALL
@@ -111,25 +103,29 @@ class ToyboxPrompts:
 
     def _with_owner(self, prompt: str) -> str:
         # advice for a prompt that names only a part or an accessory, such as "a red hat"
-        words = re.findall(r"[a-z]+", self.read(prompt).text.lower())
-        for noun in self.nouns:
-            if not {*NOUNS[noun].wears, *NOUNS[noun].parts}.isdisjoint(words):
-                return f"Name an object that has it, such as '{article(noun)} {noun} with {' '.join(words)}'"
+        phrases = re.split(rf"\b(?:{'|'.join(CONNECTORS - {','})})\b|,", self.read(prompt).text.lower())
+        for noun, phrase in itertools.product(self.nouns, phrases):
+            if not {*NOUNS[noun].wears, *NOUNS[noun].parts}.isdisjoint(phrase.split()):
+                return f"Name an object that has it, such as '{article(noun)} {noun} with {phrase.strip()}'"
         return ""
 
     def notes(self, prompt: str) -> list[str]:
-        """Return warnings for the user if a prompt names several objects, or several parts or accessories.
+        """Return warnings if a prompt names several objects or parts, or parts that its object does not have.
 
         Synonyms are first replaced by the words that the prior (diffusion model) knows. The list is empty if there is
         nothing to warn about, or if the prompt has no noun that the prior knows.
         """
         prompt = self.read(prompt).text
-        found = self._nouns_in(prompt)
-        if not found:
+        known = [[noun for noun in nouns if noun in self.nouns] for nouns in _compounds(prompt)]
+        compounds = [nouns for nouns in known if nouns]
+        if not compounds:
             return []
-        objects = [noun for k, noun in enumerate(found) if not (k and _is_compound(found[k - 1], noun, prompt))]
+        # "palm tree" is one object to the prior, "apple tree" mixes two families
+        mixed = [nouns if len({NOUNS[noun].family for noun in nouns}) > 1 else nouns[-1:] for nouns in compounds]
+        objects, main = sum(mixed, []), NOUNS[compounds[0][-1]]
         words = re.findall(r"[a-z]+", prompt.lower())
-        details = [word for word in dict.fromkeys(words) if word in (*ACCESSORIES, *NOUNS[objects[0]].parts)]
+        details = [word for word in dict.fromkeys(words) if word in DETAILS]
+        own = {word for noun in objects for word in (*NOUNS[noun].parts, *NOUNS[noun].wears)}
         warnings = []
         if len(objects) > 1:
             names = " and ".join(objects)
@@ -137,6 +133,8 @@ class ToyboxPrompts:
         if len(details) > 1:
             names = " and ".join(details)
             warnings.append(f"the prompt names {names}; this prior knows one part or accessory and may omit the others")
+        if foreign := [word for word in details if word not in own]:
+            warnings.append(f"this prior knows no {main.word} with {' or '.join(foreign)}, and may leave this out")
         return warnings
 
     def suggest(self, prompt: str) -> tuple[str, list[str]]:
@@ -157,133 +155,25 @@ class ToyboxPrompts:
         return "", [members[0] for members in self.families().values()][:MAX_SUGGESTIONS]
 
     def usual_height(self, prompt: str) -> tuple[str, float] | None:
-        """Return the first toybox noun of a prompt, with its article, and its usual height in metres: ("a dog", 0.5).
+        """Return the first object of a prompt, with its article, and its usual height in metres: ("a dog", 0.5).
 
-        Toybox nouns are the object classes of the data set "toybox"; their synonyms are recognised too. The height is
+        Objects are nouns of the data set "toybox" and their synonyms; an "apple tree" is a tree. The height is
         that of the real thing; an exported game asset gets it by default. The prior (diffusion model) need not know the
         noun. The result is None if the prompt has no toybox noun.
         """
-        found = find_nouns(read_prompt(prompt, NOUN_WORDS).text)
-        return next(((f"{article(noun)} {noun}", NOUNS[noun].height) for noun in found), None)
+        found = _compounds(read_prompt(prompt, TOYBOX_WORDS).text)
+        return next(((f"{article(noun)} {noun}", NOUNS[noun].height) for *_, noun in found), None)
 
     def _nouns_in(self, prompt: str) -> list[str]:
         return [noun for noun in find_nouns(self.read(prompt).text) if noun in self.nouns]
 
 
-def _is_compound(first: str, second: str, prompt: str) -> bool:
-    same_family = NOUNS[first].family == NOUNS[second].family
-    return same_family and re.search(rf"\b{first} {second}\b", prompt.lower()) is not None
-
-
-def read_prompt(prompt: str, known: Collection[str], added: Collection[str] = ()) -> Reading:
-    """Rewrite a prompt with the words that a toybox prior (diffusion model trained on toybox captions) knows.
-
-    Args:
-        prompt: text of the user.
-        known: words of the prior's vocabulary. If no toybox noun, such as "dog", is among them, the text stays
-            unchanged, and the result only lists the unknown words.
-        added: words that DreamBooth or textual inversion added, whether or not they are in `known` too. They are kept
-            unchanged.
-
-    Returns:
-        `Reading` with the new text, and three groups of words of the prompt: replaced by known synonyms, left out
-        because they are unknown, or left out because they are negated ("without a hat").
-    """
-    reading = Reading(prompt)
-    if NOUNS.keys().isdisjoint(known):  # another closed vocabulary
-        reading.ignored = [*dict.fromkeys(word for word in re.findall(r"\w+", prompt.lower()) if word not in known)]
-        return reading
-    words = _known_words(prompt, known, [word.lower() for word in added], reading)
-    if reading.replaced or reading.ignored or reading.negated:
-        clauses = [[word for word in clause if word] for clause in _without_prefix(_clauses(words))]
-        reading.text = _join(_with_content([clause for clause in clauses if clause], added))
-    return reading
-
-
-def _known_words(prompt: str, known: Collection[str], added: list[str], reading: Reading) -> list[str]:
-    # words and commas, with "" in place of unknown words; adds the changes to reading
-    text = unicodedata.normalize("NFKC", prompt).lower()
-    spaced = " ".join(re.findall(r"\w+", text))
-    names = "".join(rf"{re.escape(word)}(?!\w)|" for word in sorted(added, key=len, reverse=True))
-    words, negating = list[str](), False
-    for word in re.findall(rf"{names}\w+|[^\w\s]", text):
-        if word in punctuation and word not in known:
-            continue
-        in_noun = word not in PARTS_OF_NOUNS or PARTS_OF_NOUNS[word] in spaced
-        name = known_form(word, known) if in_noun else None
-        negating = word in NEGATIONS or (negating and name not in CONNECTORS)
-        if negating:
-            reading.negated += [] if word in NEGATIONS | ARTICLES else [word]
-        elif word in added or name == word:
-            words.append(word)
-        elif name is not None:
-            reading.replaced[word] = name
-            words.append(name)
+def _compounds(text: str) -> list[list[str]]:
+    # nouns of a text; nouns beside each other, such as "apple tree", are one list: the last one names the object
+    found = list[list[str]]()
+    for noun in find_nouns(text):
+        if found and re.search(rf"\b{found[-1][-1]} {noun}\b", text.lower()):
+            found[-1].append(noun)
         else:
-            words.append("")
-            reading.ignored += [] if word in reading.ignored else [word]
-    return words
-
-
-def known_form(word: str, known: Collection[str]) -> str | None:
-    """Return `word` itself if it is in `known`, else its singular or a synonym that is in `known`, else None."""
-    if word in known:
-        return word
-    forms = [word, *(word[: -len(end)] for end in ("s", "es") if word.endswith(end))]
-    return next((name for form in forms for name in (form, SYNONYM_OF.get(form, "")) if name in known), None)
-
-
-def _clauses(words: list[str]) -> list[list[str]]:
-    clauses: list[list[str]] = [[]]
-    for word, before in zip(words, [" ", *words], strict=False):
-        if word in CONNECTORS:
-            clauses.append([])
-        elif word in ARTICLES and not before:
-            clauses.append([GAP])
-        clauses[-1].append(word)
-    return clauses
-
-
-def _without_prefix(clauses: list[list[str]]) -> list[list[str]]:
-    # "a photo of" and the like: a first clause with an unknown word and no noun, and the next word "of"
-    has_prefix = len(clauses) > 1 and clauses[1][0] == "of" and "" in clauses[0] and NOUNS.keys().isdisjoint(clauses[0])
-    return [clauses[1][1:], *clauses[2:]] if has_prefix else clauses
-
-
-def _with_content(clauses: list[list[str]], added: Collection[str]) -> list[list[str]]:
-    # removes clauses without content after the object's noun, such as "with a", whose noun is unknown, and other
-    # objects behind unknown words
-    names = {word.lower() for word in added}
-    result, has_subject, opening = list[list[str]](), False, list[str]()
-    for clause in clauses:
-        names_object = bool(find_nouns(" ".join(clause))) or not names.isdisjoint(clause)
-        if clause[:1] == [GAP]:
-            if has_subject and names_object:
-                continue
-            clause = ["with", *clause[1:]] if has_subject else clause[1:]
-        joins = clause[:1] in (["and"], [","])
-        if joins and opening:  # "with a SWORD and a flag" becomes "with a flag"
-            clause = [*opening, *clause[1:]]
-        describes = clause[:1] == ["that"] or (joins and result[-1:] != [] and result[-1][:1] == ["that"])
-        opening = list[str]()
-        if not has_subject or not NOT_CONTENT.issuperset(clause) or (describes and not ADJECTIVES.isdisjoint(clause)):
-            result.append(clause)
-        elif clause[:1] == ["that"] or clause[0] in VERBS:
-            opening = [word for word in clause if word in ("that", "is", *VERBS)]
-        has_subject = has_subject or names_object
-    return result
-
-
-def _join(clauses: list[list[str]]) -> str:
-    # one text; removes articles and connectors that no noun phrase follows, and chooses "a" or "an"
-    words = [word for clause in clauses for word in clause]
-    while words and words[-1] in ARTICLES | CONNECTORS | {"is"}:
-        words.pop()
-    text = list[str]()
-    for word, following in zip(words, [*words[1:], " "], strict=False):
-        if word in ARTICLES and following in ARTICLES | CONNECTORS:
-            continue
-        if word in CONNECTORS and following in CONNECTORS and not (word in ("and", ",") and following in VERBS):
-            continue
-        text.append(article(following) if word in ("a", "an") else word)
-    return " ".join(text).replace(" ,", ",")
+            found.append([noun])
+    return found

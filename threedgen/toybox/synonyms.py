@@ -10,19 +10,20 @@ def _table(text: str) -> dict[str, str]:
 
 
 SYNONYMS = _table("""
-    airplane: aeroplane aircraft airliner plane; astronaut: cosmonaut spaceman spacewoman; backpack: rucksack
-    knapsack; ball: globe orb sphere; bed: bunk cot; bookshelf: bookcase; bucket: pail; bus: coach minibus; cap:
-    beanie; cape: cloak mantle; car: auto automobile; cat: kitten kitty pussycat; chair: seat; church: chapel;
-    clown: jester; crown: diadem tiara; cupcake: muffin; dog: doggy hound pup puppy; donut: doughnut; duck:
-    duckling; flower: blossom; frog: toad; glasses: eyeglasses goggles spectacles sunglasses; grey: gray silver;
-    hamburger: burger cheeseburger; headphones: earphones headset; helicopter: chopper; horse: foal mare pony
-    stallion; house: cottage home hut; lamp: lantern; large: big enormous giant gigantic great huge; lighthouse:
-    beacon; mushroom: toadstool; person: boy child girl guy human kid lady man woman; pig: hog piglet swine; pine:
-    fir spruce; pink: magenta rosy; present: gift parcel; purple: lilac violet; rabbit: bunny hare; red: crimson
-    scarlet; robot: android droid; rocket: spaceship spacecraft; scarf: shawl; small: little mini miniature tiny;
-    sofa: couch settee; table: desk; tall: high; television: monitor telly tv; tent: teepee tipi; truck: lorry;
-    turquoise: aqua cyan teal; turtle: tortoise; umbrella: parasol; wizard: magician sorcerer warlock; with:
-    carrying featuring has having holding; wearing: wears; yellow: golden
+    airplane: aeroplane aircraft airliner plane; and: & +; astronaut: cosmonaut spaceman spacewoman; backpack:
+    rucksack knapsack; ball: globe orb sphere; bed: bunk cot; bookshelf: bookcase; bucket: pail; bus: coach minibus;
+    cap: beanie; cape: cloak mantle; car: auto automobile; cat: kitten kitty pussycat; centre: center; church:
+    chapel; clown: jester; crown: diadem tiara; cupcake: muffin; dog: doggy hound pup puppy; donut: doughnut; duck:
+    duckling; feet: foot; flower: blossom; frog: toad; glasses: eyeglasses goggles spectacles sunglasses; grey: gray
+    silver; hamburger: burger cheeseburger; headphones: earphones headset; helicopter: chopper; horse: foal mare
+    pony stallion; house: cottage home hut; is: are; lamp: lantern; large: big enormous giant gigantic huge;
+    lighthouse: beacon; mushroom: toadstool; person: boy child children girl guy human kid lady man men people woman
+    women; pig: hog piglet swine; pine: fir spruce; pink: magenta rosy; present: gift parcel; purple: lilac violet;
+    rabbit: bunny hare; red: crimson scarlet; robot: android droid; rocket: spaceship spacecraft; scarf: shawl;
+    small: little mini miniature tiny; sofa: couch settee; table: desk; television: monitor telly tv; tent: teepee
+    tipi; that: which who; truck: lorry; turquoise: aqua cyan teal; turtle: tortoise; umbrella: parasol; wearing:
+    wear wears; with: carrying featuring has have having holding w/; wizard: magician sorcerer warlock; yellow:
+    golden
 """)
 """Dict from a known word, which toybox captions contain, to its synonyms, separated by spaces.
 
@@ -35,14 +36,14 @@ LOOKALIKES = _table("""
     fort fortress palace; cat: feline leopard lion lynx panther tabby tiger; chair: armchair bench stool throne;
     church: cathedral temple; clock: alarmclock watch; cow: bison buffalo bull calf cattle goat lamb ox sheep; dog:
     corgi dachshund dalmatian fox husky labrador poodle pug retriever terrier wolf; donut: bagel; duck: bird chick
-    chicken goose hen parrot swan; elephant: mammoth rhino rhinoceros; fish: dolphin goldfish salmon shark trout
-    whale; flower: daisy lily rose sunflower tulip; frog: tadpole; guitar: banjo cello ukulele violin; hamburger:
-    sandwich; hammer: axe mallet; hat: bonnet fedora; helicopter: drone; horse: deer donkey mule unicorn zebra;
-    house: building cabin mansion villa; knight: paladin samurai soldier warrior; lamp: light torch; lighthouse:
-    tower; mug: cup glass goblet; mushroom: fungus; owl: eagle falcon hawk; penguin: puffin; person: princess; pig:
-    boar; pine: conifer; pirate: buccaneer captain; present: box; pumpkin: gourd; rabbit: hamster mouse rat
-    squirrel; robot: cyborg; snowman: snowwoman; teapot: jug kettle pitcher; tent: wigwam; tree: birch oak willow;
-    truck: pickup; wizard: witch
+    chicken geese goose hen parrot swan; elephant: mammoth rhino rhinoceros; fish: dolphin goldfish salmon shark
+    trout whale; flower: daisy lily rose sunflower tulip; frog: tadpole; guitar: banjo cello ukulele violin;
+    hamburger: sandwich; hammer: axe mallet; hat: bonnet fedora; helicopter: drone; horse: deer donkey mule unicorn
+    zebra; house: building cabin mansion villa; knight: paladin samurai soldier warrior; lamp: light torch;
+    lighthouse: tower; mug: cup glass goblet; mushroom: fungus; owl: eagle falcon hawk; penguin: puffin; person:
+    princess; pig: boar; pine: conifer; pirate: buccaneer captain; present: box; pumpkin: gourd; rabbit: hamster
+    mice mouse rat squirrel; robot: cyborg; room: bathroom bedroom hall kitchen office; snowman: snowwoman; teapot:
+    jug kettle pitcher; tent: wigwam; tree: birch oak willow; truck: pickup; wizard: witch
 """)
 """Dict from a known word to words for similar objects, separated by spaces.
 
@@ -76,6 +77,7 @@ FAMILIES = {
 """Dict from a family of nouns, such as "animals", to nouns of this family that the toybox lacks, separated by spaces.
 
 If a prompt has such a noun, known nouns of its family are suggested to the user."""
+PLURAL_ENDINGS = {"s": "", "es": "", "ies": "y", "ves": "f"}  # and what the singular has instead
 MIN_LETTERS = 7  # minimum length of words in which a wrong letter is tolerated; shorter ones resemble too many words
 
 SYNONYM_OF = {other: known for known, others in SYNONYMS.items() for other in others.split()}
@@ -84,15 +86,25 @@ _FAMILY_OF = {other: family for family, others in FAMILIES.items() for other in 
 _VOCABULARY_WORD = SYNONYM_OF | {other: known for known, others in LOOKALIKES.items() for other in others.split()}
 
 
+def forms(word: str) -> list[str]:
+    """Return a word, then its possible singulars, then its plural: "cherries", "cherrie", "cherri", "cherry", ..."""
+    cut = [word.removesuffix(end) + new for end, new in PLURAL_ENDINGS.items() if word.endswith(end)]
+    return [word, *(form for form in cut if len(form) > 2), *([f"{word}s"] if len(word) > 2 else [])]
+
+
+def known_form(word: str, known: Collection[str]) -> str | None:
+    """Return `word` if it is in `known`, else its singular, plural or synonym that is in `known`, else None."""
+    return next((name for form in forms(word) for name in (form, SYNONYM_OF.get(form, "")) if name in known), None)
+
+
 def also_called(word: str, known: Collection[str]) -> list[str]:
     """Return the words of `known` that can replace `word`: itself, its singular, a synonym, or a similar object.
 
     For example, "dog" can replace "puppy" (synonym) and "poodle" (similar object). The list can be empty.
     """
-    forms = [word, *(word[: -len(end)] for end in ("s", "es") if word.endswith(end))]
     # a known word is not reduced to its singular: "glasses" would become "glass", a synonym of "mug"
-    others = [_VOCABULARY_WORD.get(form, "") for form in (forms[:1] if word in known else forms)]
-    return [name for name in [*forms, *others] if name in known]
+    others = [_VOCABULARY_WORD.get(form, "") for form in ([word] if word in known else forms(word))]
+    return [name for name in [*forms(word), *others] if name in known]
 
 
 def similar(word: str, known: Collection[str], families: Mapping[str, Sequence[str]] | None = None) -> list[str]:
@@ -108,9 +120,9 @@ def similar(word: str, known: Collection[str], families: Mapping[str, Sequence[s
     """
     found = [*also_called(word, known), *_misspelt(word, known)]
     if not found and families:
-        family = _FAMILY_OF.get(word) or _FAMILY_OF.get(word.removesuffix("s"), "")
+        family = next((_FAMILY_OF[form] for form in forms(word) if form in _FAMILY_OF), "")
         found = [noun for noun in families.get(family, ()) if noun in known]
-    return list(dict.fromkeys(found))[:3]
+    return [name for name in dict.fromkeys(found) if name != word][:3]
 
 
 def _misspelt(word: str, known: Collection[str]) -> list[str]:

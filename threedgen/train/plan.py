@@ -68,9 +68,12 @@ def notes(config: TaskConfig) -> list[str]:
     """
     prior: Any = getattr(config, "prior", None)
     prompt = " ".join(getattr(config, "prompt", "").split())
-    cut = cut_note(prior.tokens_cut(prompt)) if prompt and hasattr(prior, "tokens_cut") else []
-    emulated = emulation_note(getattr(prior, "dtype", "auto"), _device(config))
-    return [f"note: {note}" for note in (*config.notes(), *cut, emulated) if note]
+    found = [*config.notes()]
+    if prompt and hasattr(prior, "tokens_cut"):
+        vocabulary = prior.vocabulary()
+        found += cut_note(prior.tokens_cut(prompt if vocabulary is None else vocabulary.read(prompt).text))
+    found.append(emulation_note(getattr(prior, "dtype", "auto"), _device(config)))
+    return [f"note: {note}" for note in found if note]
 
 
 def device_line(config: TaskConfig) -> str:

@@ -96,11 +96,13 @@ def test_dry_run_of_other_tasks(words: list[str], lines: list[str], tmp_path: Pa
     [
         ([], []),
         ([f"prompt={' and '.join(['a red dog'] * 200)}"], ["note: the prompt is too long"]),
+        ([f"prompt=a dog, {', '.join(['shiny'] * 200)}"], ["does not know 'shiny'", "receives 'a dog'"]),
         (["prompt=a fluffy dog and a cat"], ["'fluffy'", "'a dog and a cat'", "dog and cat"]),
         (["prompt=a wooden fluffy dog", "export.enabled=true"], ["does not know 'fluffy'"]),  # wood is a material
         (["prompt=a wooden fluffy dog", "export.enabled=false"], ["does not know 'wooden', 'fluffy'"]),
         (["prompt=a wooden fluffy dog", "export.material=glass"], ["does not know 'wooden', 'fluffy'"]),
         (["negative_prompt=ugly zebra"], ["note: negative_prompt: ", "'ugly', 'zebra'"]),
+        (["negative_prompt=no hat"], ["note: negative_prompt: negations have no effect: 'hat'"]),
         (["prior.dtype=fp16"], ["note: dtype fp16"]),
     ],
     ids=lambda value: str(value)[:60],
@@ -110,6 +112,7 @@ def test_notes_name_what_is_ignored_or_changed(tmp_path: Path, capsys, words: li
     notes = [line for line in out.splitlines() if line.startswith("note: ")]
     assert code == 0 and bool(notes) == bool(expected)
     assert all(any(part in note for note in notes) for part in expected), notes
+    assert any("too long" in note for note in notes) == any("too long" in part for part in expected)
 
 
 @pytest.mark.usefixtures("known_memory")

@@ -54,7 +54,7 @@ def train(task: Task) -> Status:
     images = load_photos(config, folder, prior.image_size)
     base = subject_weights.checksum(prior.unet, prior.text_encoder)
     subject_weights.add_word(prior.tokenizer, prior.text_encoder, config.identifier, like=config.tuning.like)
-    notes = prompt_warnings(config.prompt, prior, config.prompt_notes())
+    notes = prompt_warnings(config.prompt, prior, config.prompt_notes(), takes_negative=False)
     system = DreamBoothSystem(config, prior, images, base, sample_class_images(config, folder, prior, task.quiet))
     if not sheet_path(folder, 0).exists():
         with isolated_eval(system), writing(folder):

@@ -280,6 +280,7 @@ class SampleConfig(SamplingConfig):
                 self.check_mesh()
         else:
             self.view_texts(self.rig.views)
+            self.check_prompt()
             if self.image is not None:
                 load_image(user_path(self.image, "image"), key="image")
                 if self.rig.image_fov is None:

@@ -131,3 +131,4 @@ class TextureConfig(SamplingConfig):
         if rig.file != AUTO:
             read_text(user_path(rig.file, "rig.file"), "rig.file")
         self.texts()
+        self.check_prompt()

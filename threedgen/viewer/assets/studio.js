@@ -75,7 +75,7 @@
     const check = await send("GET", `words?prompt=${encodeURIComponent(prompt.value)}`);
     if (!check || request !== lastRequest) return; // outdated: the prompt has changed
     const uses = (material) => material && !given.mesh; // a mesh keeps its material
-    const about = (known, material) => (known ? "known" : uses(material) ? "sets the material" : "unknown word: no effect");
+    const about = (known, material) => (known ? "has an effect" : uses(material) ? "sets the material" : "no effect");
     part("words").replaceChildren(...check.words.flatMap(({ word, known, near, material }) => [
       Object.assign(element("span", word, known || uses(material) || word === check.typed ? "word" : "word unknown"), { title: about(known, material) }),
       ...near.map((other) => chip(`→ ${other}`, `replace ${word}`, () => replaceWord(word, other))),
