@@ -194,16 +194,18 @@ def _phrases(words: list[_Word], added: list[str]) -> list[_Phrase]:
 
 
 def _kept(phrases: list[_Phrase]) -> list[_Phrase]:
-    kept, subject, lost, before = list[_Phrase](), "", _Phrase(), _Phrase()  # lost: phrase before, if it was left out
+    # `subject` is the first object; `lost` is the phrase before if it was left out, else empty
+    kept, subject, lost, before = list[_Phrase](), "", _Phrase(), _Phrase()
     is_room = any("room" in phrase.names for phrase in phrases)
     for phrase in phrases:
         if phrase.verb == "that" or (phrase.verb == "is" and (phrase.joint or lost.words)):
             phrase.verbs, phrase.gap = [], True
-        of_lost = bool(phrase.verbs) != bool(phrase.joint) and (lost.gap or lost.verbs or ARTICLES & {*lost.names})
-        of_lost = of_lost and not any(verb.typed in BY_SUBJECT for verb in phrase.verbs)
+        connected = bool(phrase.verbs) != bool(phrase.joint) and not any(v.typed in BY_SUBJECT for v in phrase.verbs)
+        # part of "on a SKATEBOARD with red wheels", but not of ", SHINY with red ears"
+        of_lost = connected and bool(lost.gap or lost.verbs or ARTICLES & {*lost.names})
         if phrase.joint and not phrase.verbs and lost.verb in (WORN if phrase.has_noun else {"that is"}):
             phrase.joint, phrase.verbs, of_lost = lost.joint, lost.verbs, False  # "with a SWORD and a flag"
-        if phrase.objects:
+        if phrase.objects:  # several objects only in rooms, or if no unknown word is between them
             keep = not subject or is_room or not (of_lost or phrase.gap)
         elif phrase.has_noun:
             keep = _has(subject, phrase) or not (of_lost or (phrase.gap and subject and not phrase.verbs))
