@@ -131,9 +131,8 @@ def _slow_images(folder: Path) -> dict[str, tuple[str, int]]:
     noise.save(folder / "scans.jpg", progressive=True)
     noise.save(folder / "parts.png")
     data = (folder / "parts.png").read_bytes()
-    (folder / "parts.png").write_bytes(
-        data[:33] + 500 * (bytes(4) + b"abCd" + zlib.crc32(b"abCd").to_bytes(4)) + data[33:]
-    )
+    chunk = bytes(4) + b"abCd" + zlib.crc32(b"abCd").to_bytes(4)
+    (folder / "parts.png").write_bytes(data[:33] + 500 * chunk + data[33:])
     noise.save(folder / "strips.tif", tiffinfo=strips)
     noise.save(folder / "strips.big.tif", tiffinfo=strips, big_tiff=True)
     (folder / "levels.ppm").write_bytes(b"P6 60 40 254\n" + bytes(7200))
@@ -231,18 +230,16 @@ P3_CASES += [("png", "RGBA"), ("webp", "RGBA"), ("tif", "RGBA"), ("png", "P"), (
 def test_load_image_converts_display_p3_to_srgb(tmp_path: Path, kind: str, mode: str) -> None:
     """Expected: the matrix of Display P3 to linear sRGB."""
     register_heif_opener()
-    image = Image.new(
-        "RGBA" if mode == "RGBA" else "RGB", (8, 8), (200, 60, 40, 128)[: len(mode) if mode != "P" else 3]
-    )
+    colour = np.array([200, 60, 40])
+    image = Image.new("RGBA", (8, 8), (*colour.tolist(), 128)).convert("RGBA" if mode == "RGBA" else "RGB")
     image = image.quantize(4) if mode == "P" else image
     image.save(tmp_path / f"a.{kind}", icc_profile=rgb_profile(), quality=100)
-    linear = np.array([[1.2249, -0.2249, 0], [-0.0420, 1.0420, 0], [-0.0197, -0.0786, 1.0983]]) @ (
-        (np.array([200, 60, 40]) / 255) ** 2.2
-    )
+    matrix = np.array([[1.2249, -0.2249, 0], [-0.0420, 1.0420, 0], [-0.0197, -0.0786, 1.0983]])
+    linear = matrix @ (colour / 255) ** 2.2
     pixel = np.asarray(load_image(tmp_path / f"a.{kind}"))[4, 4].astype(int)
     assert np.abs(pixel[:3] - 255 * to_srgb(linear)).max() < 4 and pixel[3:].tolist() == [128] * (mode == "RGBA")
     raw = np.asarray(load_image(tmp_path / f"a.{kind}", profile=False))[4, 4].astype(int)
-    assert np.abs(raw[:3] - [200, 60, 40]).max() < 4
+    assert np.abs(raw[:3] - colour).max() < 4
 
 
 @pytest.mark.parametrize(("mode", "profile"), [("L", rgb_profile()), ("RGB", b"damaged"), ("LA", rgb_profile())])
