@@ -125,32 +125,28 @@ def test_load_image_converts_16_bits_to_8(tmp_path: Path) -> None:
     assert np.asarray(load_image(tmp_path / "a.tif")).min() == 255
 
 
-def _slow_images(folder: Path) -> dict[str, tuple[str, int]]:
-    """Write images that each exceed one limit: file name -> (name of the limit, value below which it is read)."""
-    noise, strips = Image.fromarray(NOISE), {278: 1}
-    noise.save(folder / "scans.jpg", progressive=True)
-    noise.save(folder / "parts.png")
-    data = (folder / "parts.png").read_bytes()
-    chunk = bytes(4) + b"abCd" + zlib.crc32(b"abCd").to_bytes(4)
-    (folder / "parts.png").write_bytes(data[:33] + 500 * chunk + data[33:])
-    noise.save(folder / "strips.tif", tiffinfo=strips)
-    noise.save(folder / "strips.big.tif", tiffinfo=strips, big_tiff=True)
-    (folder / "levels.ppm").write_bytes(b"P6 60 40 254\n" + bytes(7200))
-    noise.save(folder / "size.webp")
-    os.truncate(folder / "size.webp", 3_000_000)
-    return {
-        "scans.jpg": ("MAX_SCANNED", 60 * 40 * 9),
-        "parts.png": ("MAX_READS", 500),
-        "strips.tif": ("MAX_STRIPS", 39),
-        "strips.big.tif": ("MAX_STRIPS", 39),
-        "levels.ppm": ("MAX_SLOW_PIXELS", 60 * 40 - 1),
-        "size.webp": ("MAX_BYTES", 2_000_000),
-    }
+SLOW: dict[str, tuple[str, int, dict[str, Any]]] = {
+    "scans.jpg": ("MAX_SCANNED", 60 * 40 * 9, {"progressive": True}),
+    "parts.png": ("MAX_READS", 500, {}),
+    "strips.tif": ("MAX_STRIPS", 39, {"tiffinfo": {278: 1}}),
+    "strips.big.tif": ("MAX_STRIPS", 39, {"tiffinfo": {278: 1}, "big_tiff": True}),
+    "levels.ppm": ("MAX_SLOW_PIXELS", 60 * 40 - 1, {}),
+    "size.webp": ("MAX_BYTES", 2_000_000, {}),
+}
+"""File name -> limit that the image exceeds, value below which it is read, options of PIL."""
 
 
-@pytest.mark.parametrize("name", ["scans.jpg", "parts.png", "strips.tif", "strips.big.tif", "levels.ppm", "size.webp"])
+@pytest.mark.parametrize("name", SLOW)
 def test_images_that_take_very_long_are_refused(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    limit, value = _slow_images(tmp_path)[name]
+    limit, value, options = SLOW[name]
+    Image.fromarray(NOISE).save(tmp_path / name, **options)
+    if name == "parts.png":
+        data, chunk = (tmp_path / name).read_bytes(), bytes(4) + b"abCd" + zlib.crc32(b"abCd").to_bytes(4)
+        (tmp_path / name).write_bytes(data[:33] + 500 * chunk + data[33:])
+    elif name == "levels.ppm":
+        (tmp_path / name).write_bytes(b"P6 60 40 254\n" + bytes(7200))
+    elif name == "size.webp":
+        os.truncate(tmp_path / name, 3_000_000)
     assert load_image(tmp_path / name).size == (60, 40)
     monkeypatch.setattr(f"threedgen.geometry.image_file.{limit}", value)
     with refused("photos", tmp_path / name):

@@ -2,7 +2,9 @@
 
 import importlib.util
 import math
+import os
 import sys
+from unittest.mock import Mock
 
 import imageio.v3 as iio
 import numpy as np
@@ -116,19 +118,16 @@ def no_encoder(monkeypatch) -> None:
 
 
 def no_program(monkeypatch) -> None:
-    def search():
-        raise RuntimeError("No ffmpeg exe could be found.")
-
+    search = Mock(side_effect=RuntimeError("No ffmpeg exe could be found."))
     monkeypatch.setattr("imageio_ffmpeg._io.get_ffmpeg_exe", search)
 
 
 def full_disk(monkeypatch) -> None:
-    """Truncate the file."""
     imwrite = images.iio.imwrite
 
     def truncated(path, frames, **options):
         imwrite(path, frames, **options)
-        path.write_bytes(path.read_bytes()[:600])
+        os.truncate(path, 600)
 
     monkeypatch.setattr(images.iio, "imwrite", truncated)
 
