@@ -5,7 +5,6 @@ import shutil
 from collections.abc import Callable
 from math import radians
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -126,18 +125,15 @@ def test_photos_beside_a_linked_model_are_read(tmp_path: Path, link: str) -> Non
 
 @pytest.mark.parametrize("absolute", [False, True])
 @pytest.mark.parametrize("place", ["images", "../images", "./images", "/somewhere/else/images"])
-def test_photos_are_found_in_the_dataset_or_one_level_up(
+def test_photos_are_found_in_the_folder_or_one_level_up(
     tmp_path: Path, monkeypatch, place: str, absolute: bool
 ) -> None:
     folder = tmp_path / "data" / "scene"
     folder.mkdir(parents=True)
-    write_transforms(folder, photographs(3))
-
-    def rename(tree: dict[str, Any]) -> None:
-        for frame in tree["frames"]:
-            frame["file_path"] = frame["file_path"].replace("images", place)
-
-    edit_transforms(folder, rename)
+    edit_transforms(
+        write_transforms(folder, photographs(3)),
+        lambda tree: [f.update(file_path=f["file_path"].replace("images", place)) for f in tree["frames"]],
+    )
     images = folder / "images"
     if place == "../images":
         images = images.rename(folder.parent / "images")

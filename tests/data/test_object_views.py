@@ -11,13 +11,8 @@ from tests.support.errors import refused
 from threedgen.data.coloured_mesh import fit_to_cube
 from threedgen.data.object_views import AZIMUTH, ELEVATION, MeshObjects, ObjectViews, frame_on_grey
 from threedgen.data.options import MeshFolderConfig
-from threedgen.guidance.priors.mvadapter.inputs import (
-    GEOMETRY_VIEWS,
-    HALF,
-    RAY_VIEWS,
-    cameras_from_angles,
-    geometry_maps,
-)
+from threedgen.guidance.priors.mvadapter import inputs
+from threedgen.guidance.priors.mvadapter.inputs import RAY_VIEWS, cameras_from_angles
 from threedgen.toybox.data.pictures import ToyboxObjects
 from threedgen.toybox.options import ToyboxObjectsConfig
 from threedgen.toybox.world.toybox import toybox_mesh
@@ -43,7 +38,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def meshes(
-    folder: Path, split: Any = "train", control: Any = "rays", reference: bool = True, **more: Any
+    folder: Path, split: Any = "train", control: Any = "rays", reference: Any = True, **more: Any
 ) -> MeshObjects:
     options = MeshFolderConfig(path=str(folder), **{"held_out": 2, "pictures": 2, **more})
     return MeshObjects(options, 3, split, control, reference)
@@ -57,15 +52,13 @@ def test_entries_are_the_same_in_every_block(folder: Path) -> None:
         assert whole.captions[1:3] == part.captions and 0 <= whole.rgb.min() and whole.rgb.max() <= 1
     one = toybox(reference=False).render_examples(range(1, 2), SIZE)
     assert np.array_equal(one.rgb, toybox().render_examples(range(1, 2), SIZE).rgb[:6])
-    changes: list[dict[str, Any]] = [
-        {}, {"control": "geometry"}, {"reference": False}, {"split": "held-out"}, {"fov": 40.0}, {"anywhere": 0.6}
-    ]  # fmt: skip
-    descriptions = {toybox(**change).describe() for change in changes} | {meshes(folder).describe()}
-    assert len(descriptions) == len(changes) + 1
+    changes = {"control": "geometry", "reference": False, "split": "held-out", "fov": 40.0, "anywhere": 0.6}
+    descriptions = {toybox(**{key: value}).describe() for key, value in changes.items()}
+    assert len(descriptions | {toybox().describe(), meshes(folder).describe()}) == len(changes) + 2
 
 
 def test_cameras_are_the_adapters_and_one_near_the_front() -> None:
-    for control, sides in (("rays", RAY_VIEWS), ("geometry", GEOMETRY_VIEWS)):
+    for control, sides in (("rays", RAY_VIEWS), ("geometry", inputs.GEOMETRY_VIEWS)):
         c2w = toybox(control=control).render_examples(range(2), SIZE).c2w.reshape(2, 7, 4, 4)
         assert np.allclose(c2w[0, :6], cameras_from_angles(sides, SIZE, SIZE).c2w, atol=1e-6)
         assert not np.allclose(c2w[0, 6], c2w[1, 6])
@@ -102,6 +95,7 @@ def test_rays_keep_the_object_size_and_geometry_normalises_it() -> None:
     for image in references:  # framed like users' images
         rows, columns = np.nonzero((np.abs(image - 0.5) > 0.02).any(-1))
         assert 0.8 < max(np.ptp(rows) + 1, np.ptp(columns) + 1) / SIZE < 1
+    assert torch.equal(frame_on_grey(torch.full((8, 8, 3), 0.5)), torch.full((8, 8, 3), 0.5)), "an empty image"
 
 
 @pytest.mark.parametrize("fov", [0.0, 40.0])
@@ -109,8 +103,8 @@ def test_maps_of_toybox_objects_agree_with_their_meshes(fov: float) -> None:
     source = toybox(control="geometry", reference=False, fov=fov)
     assert source.cameras(0, SIZE).projection.parallel == (not fov)
     for index in range(3):
-        mesh = fit_to_cube(toybox_mesh(source.box.asset(index), 48), HALF)
-        expected = geometry_maps(*map(torch.from_numpy, mesh.surface(source.cameras(index, SIZE))))
+        mesh = fit_to_cube(toybox_mesh(source.box.asset(index), 48), inputs.HALF)
+        expected = inputs.geometry_maps(*map(torch.from_numpy, mesh.surface(source.cameras(index, SIZE))))
         found = source.maps(index, SIZE)
         assert found.shape == (6, 6, SIZE, SIZE) and 0 <= found.min() and found.max() <= 1
         assert (found - expected).abs().mean() < 0.02 and (found - expected).abs().median() == 0
@@ -176,7 +170,3 @@ def test_mesh_folder_refuses_bad_options(folder, options, text, key, named, monk
         options = {"captions": "captions.json"}
     with refused(key, *named):
         MeshFolderConfig(**{"path": str(folder), "held_out": 1, **options}).check()
-
-
-def test_frame_on_grey_keeps_an_empty_image() -> None:
-    assert torch.equal(frame_on_grey(torch.full((8, 8, 3), 0.5)), torch.full((8, 8, 3), 0.5))

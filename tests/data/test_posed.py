@@ -1,6 +1,5 @@
 """Photos with poses: formats that describe the same cameras, lens distortion, and conventions."""
 
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -81,15 +80,16 @@ def test_colmap_text_and_folders_of_photos(tmp_path: Path, keypoints: str | None
     views = photographs(3)
     path = write_colmap(tmp_path, views, binary=False) / "sparse" / "0" / "images.txt"
     rows = [line for line in path.read_text().splitlines() if line.strip()]
-    path.write_text(
-        "\n\n".join(rows[:1])
-        + "".join(f"\n{row}" + ("" if keypoints is None else f"\n{keypoints}") for row in rows[1:])
-    )
+    more = "" if keypoints is None else f"\n{keypoints}"
+    path.write_text(rows[0] + "".join(f"\n{row}{more}" for row in rows[1:]))
     for photo in (tmp_path / "images").iterdir():
         (tmp_path / place).mkdir(exist_ok=True)
         photo.rename(tmp_path / place / photo.name)
     found = open_photos(tmp_path, 256)
     assert torch.allclose(found.cameras.c2w, views.cameras.c2w, atol=1e-5) and len(found) == 3
+
+
+INTRINSICS = ("fl_x", "fl_y", "cx", "cy")
 
 
 @pytest.mark.parametrize(
@@ -101,22 +101,18 @@ def test_colmap_text_and_folders_of_photos(tmp_path: Path, keypoints: str | None
         lambda tree: tree.update(camera_model="pinhole"),
         lambda tree: [frame.update(file_path=frame["file_path"].replace(".png", ".JPG")) for frame in tree["frames"]],
         lambda tree: tree.update(k1=None, aabb_scale=None, offset=None, ply_file_path="sparse_pc.ply"),
-        lambda tree: [
-            frame.update(mask_path="mask.png", sharpness=3, w=tree["w"], h=tree["h"]) for frame in tree["frames"]
-        ],
+        lambda tree: [f.update(mask_path="mask.png", sharpness=3, w=tree["w"], h=tree["h"]) for f in tree["frames"]],
         lambda tree: [frame.update(file_path="C:\\me\\fox\\" + frame["file_path"][7:]) for frame in tree["frames"]],
         lambda tree: [frame.update(file_path="/home/me/fox/" + frame["file_path"]) for frame in tree["frames"]],
         lambda tree: [frame.update(file_path=frame["file_path"].replace("/", "\\")[:-4]) for frame in tree["frames"]],
         lambda tree: [frame.update(file_path="IMAGES\\" + frame["file_path"][7:]) for frame in tree["frames"]],
-        lambda tree: [
-            tree.update({name: frame.pop(name)}) for frame in tree["frames"] for name in ("fl_x", "fl_y", "cx", "cy")
-        ],
+        lambda tree: [tree.update({name: frame.pop(name)}) for frame in tree["frames"] for name in INTRINSICS],
         lambda tree: [frame.update(transform_matrix=frame["transform_matrix"][:3]) for frame in tree["frames"]],
         lambda tree: [frame.update(transform_matrix=sum(frame["transform_matrix"], [])) for frame in tree["frames"]],
         lambda tree: tree["frames"].append({"file_path": "images/lost.png", "transform_matrix": np.eye(4).tolist()}),
         lambda tree: [
             tree.update(camera_angle_x=float(photographs(3).cameras.fov[0])),
-            [frame.pop(name) for frame in tree["frames"] for name in ("fl_x", "fl_y", "cx", "cy")],
+            [frame.pop(name) for frame in tree["frames"] for name in INTRINSICS],
         ],
     ],
     ids="size text none lower converted null frame Windows absolute backslash case file rows flat lost angle".split(),
@@ -164,13 +160,11 @@ def test_largest_colmap_model_is_read(tmp_path: Path) -> None:
 
 def test_photos_of_equal_names_are_told_apart_by_their_folders(tmp_path: Path) -> None:
     views = photographs(3)
-    write_transforms(tmp_path, views)
-
-    def rename(tree: dict[str, Any]) -> None:
-        for k, frame in enumerate(tree["frames"]):
-            frame["file_path"] = f"/home/me/set/images/camera{k}/photo.HEIC"
-
-    edit_transforms(tmp_path, rename)
+    names = [f"/home/me/set/images/camera{k}/photo.HEIC" for k in range(3)]
+    edit_transforms(
+        write_transforms(tmp_path, views),
+        lambda tree: [frame.update(file_path=name) for frame, name in zip(tree["frames"], names, strict=True)],
+    )
     (tmp_path / "images" / "000.png").rename(tmp_path / "images" / "photo.png")
     with refused(None, tmp_path / "images" / "photo.png", "camera0", "camera1"):
         read_posed(tmp_path)
@@ -256,10 +250,7 @@ UNUSABLE: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "focal": (transforms(lambda tree: [frame.pop("fl_x") and frame.pop("fl_y") for frame in tree["frames"]]), ["fl_x"]),
     "matrix": (transforms(lambda tree: tree["frames"][1].update(transform_matrix=[[1, 2], [3]])), ["frames.1"]),
     "shear": (transforms(lambda tree: tree["frames"][2]["transform_matrix"][0].__setitem__(0, 7.0)), ["2"]),
-    "mirrored": (
-        transforms(lambda tree: [row.insert(0, -row.pop(0)) for row in tree["frames"][2]["transform_matrix"]]),
-        ["2"],
-    ),
+    "mirrored": (transforms(lambda tree: (m := tree["frames"][2]["transform_matrix"]).insert(0, m.pop(1))), ["2"]),
     "text": (transforms(lambda tree: tree["frames"][2].update(fl_x=5000 * "a")), ["frames.2", "aaa..."]),
     "missing": (transforms(lambda tree: [frame.update(file_path="no") for frame in tree["frames"]]), ["no"]),
     "cut cameras": (colmap("cameras.bin", lambda data: data[:-5]), ["sparse/0"]),
@@ -269,7 +260,7 @@ UNUSABLE: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "huge camera": (colmap("cameras.txt", lambda data: re.sub(rb"(?m)^1 .*$", HUGE, data)), ["sparse/0", "finite"]),
     "fisheye camera": (colmap("cameras.bin", **FISHEYE), ["OPENCV_FISHEYE"]),
     "newer camera": (
-        colmap("cameras.bin", lambda data: data[:12] + bytes([12]) + data[13:], **FISHEYE),
+        colmap("cameras.bin", lambda data: data[:12] + b"\x0c" + data[13:], **FISHEYE),
         ["12", "FULL_OPENCV"],
     ),
 }
@@ -291,25 +282,16 @@ def test_colmap_points_that_are_not_finite_are_left_out(tmp_path: Path) -> None:
     assert np.allclose(read_posed(tmp_path).points, [[0.1, 0.2, 0.3], [1, 2, 3]])
 
 
-def test_exif_rotation_is_ignored(tmp_path: Path) -> None:
-    """Intrinsics are for the pixels as they are stored."""
+def test_exif_rotation_is_applied_where_the_camera_file_describes_upright_photos(tmp_path: Path) -> None:
+    """Else the intrinsics are for the pixels as they are stored."""
     views = wide_views()
     write_transforms(tmp_path, views)
-    path = tmp_path / "images" / "002.png"
-    with Image.open(path) as image:
-        exif = image.getexif()
-        exif[274] = 6  # rotate by 90 degrees clockwise
-        image.save(path, exif=exif)
-    assert (open_photos(tmp_path, 64).views([2]).images[0] - views.images[2]).abs().max() < 0.01
-
-
-def test_photos_that_the_camera_file_describes_upright_are_rotated(tmp_path: Path) -> None:
-    views = wide_views()
-    write_transforms(tmp_path, views)
-    for path in (tmp_path / "images").iterdir():
+    for path in sorted((tmp_path / "images").iterdir()):
         with Image.open(path) as image:
             exif = image.getexif()
-            exif[274] = 6
+            exif[274] = 6  # rotate by 90 degrees clockwise
+            image.save(path, exif=exif)
+            assert (open_photos(tmp_path, 64).views([0]).images[0] - views.images[0]).abs().max() < 0.01
             image.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
     photos = open_photos(tmp_path, 64)
     photos.verify()
@@ -362,15 +344,14 @@ def test_colmap_models_have_limits(tmp_path: Path, binary: bool, monkeypatch: py
 
 def test_transforms_have_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Photos are searched by the last parts of names of any length."""
-    write_transforms(tmp_path, wide_views())
-    tree = json.loads((tmp_path / "transforms.json").read_text())
-    count = len(tree["frames"])
-    for frame in tree["frames"]:
-        frame["file_path"] = "b/" * 100_000 + frame["file_path"]
-    (tmp_path / "transforms.json").write_text(json.dumps(tree))
-    assert len(read_posed(tmp_path).files) == count
-    monkeypatch.setattr("threedgen.data.posed.reader.MAX_FRAMES", count - 1)
-    with refused(None, f"{count - 1}"):
+    long = "b/" * 100_000
+    edit_transforms(
+        write_transforms(tmp_path, wide_views()),
+        lambda tree: [frame.update(file_path=long + frame["file_path"]) for frame in tree["frames"]],
+    )
+    assert len(read_posed(tmp_path).files) == 6
+    monkeypatch.setattr("threedgen.data.posed.reader.MAX_FRAMES", 5)
+    with refused(None, "5"):
         read_posed(tmp_path)
 
 

@@ -47,6 +47,9 @@ def test_export_writes_files_and_manifest(exported: Path) -> None:
     engines = [f"{name}_collision_{engine}.glb" for engine in ("unreal", "godot")]
     files = [f"{name}.glb", f"{name}_LOD1.glb", f"{name}_obj.zip", *engines]
     assert list(manifest["files"]) == files and manifest["name"] == name
+    trees = [read_glb((exported / "asset" / file).read_bytes()).tree for file in files[-2:]]
+    assert [tree["nodes"][0]["name"] for tree in trees] == [f"UCX_{name}_00", f"{name}_00-convcolonly"]
+    assert all(len(tree["nodes"]) == 1 and "materials" not in tree for tree in trees)
     config = load("export", [f"run={exported}", *SMALL, "formats=[glb, obj]"])
     assert config.file_names(name) == files
     sizes = {path.name: path.stat().st_size for path in (exported / "asset").iterdir()}
@@ -90,15 +93,6 @@ def test_levels_of_detail_share_smaller_textures(exported: Path) -> None:
     assert rows >= {tuple(r) for r in np.column_stack([coarse.attributes["POSITION"], coarse.attributes["TEXCOORD_0"]])}
 
 
-def test_collider_nodes_follow_engine_conventions(exported: Path) -> None:
-    names = {}
-    for engine in ("unreal", "godot"):
-        tree = read_glb((exported / f"asset/a_ball_with_a_knob_collision_{engine}.glb").read_bytes()).tree
-        names[engine] = [node["name"] for node in tree["nodes"]]
-        assert "materials" not in tree
-    assert names == {"unreal": ["UCX_a_ball_with_a_knob_00"], "godot": ["a_ball_with_a_knob_00-convcolonly"]}
-
-
 @pytest.mark.parametrize(
     ("text", "name"),
     [
@@ -137,9 +131,8 @@ def test_load_run_field_restores_field_and_occupancy_grid(tmp_path: Path) -> Non
     assert np.allclose(source.view.colours(x.numpy()), torch.sigmoid(field(x)[1]).detach().numpy(), atol=1e-6)
     dense, _ = dense_surface(source.view, 40)
     assert dense.vertices[:, 2].min() > -0.2 and dense.vertices[:, 2].max() > 0.2, "empty cells are not queried"
-    asset = export_run.export(
-        source, AssetConfig(budget=300, texture=128, lods=(), refine=2, resolution=40), tmp_path / "out"
-    )
+    options = AssetConfig(budget=300, texture=128, lods=(), refine=2, resolution=40)
+    asset = export_run.export(source, options, tmp_path / "out")
     assert asset.figures["refine"]["views"] == 2 and asset.figures["topology"]["open_edges"] == 0
     assert asset.figures["refine"]["psnr_after"] >= asset.figures["refine"]["psnr_before"]
     assert {"pictures", "refine"} <= asset.seconds.keys()
@@ -240,10 +233,6 @@ def test_export_keeps_user_files_listed_in_a_forged_manifest(exported: Path, tmp
     (out / "asset.json").write_text(json.dumps({"name": "x", "files": dict.fromkeys(user_files, 4), "sha256": sums}))
     assert export(exported, f"out={out}", "lods=[]", "collision=none") == 0
     assert all((out / name).read_bytes() == content for name, content in user_files.items())
-    changed = out / "a_ball_with_a_knob.glb"
-    changed.write_bytes(b"changed by the user")
-    assert export(exported, f"out={out}", "lods=[]", "collision=none", "name=other") == 0
-    assert changed.read_bytes() == b"changed by the user" and (out / "other.glb").exists()
 
 
 def test_export_refuses_to_overwrite_changed_files(exported: Path, tmp_path: Path, capsys, monkeypatch) -> None:

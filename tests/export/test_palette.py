@@ -13,11 +13,9 @@ from threedgen.export.palette import read_palette, to_palette
 from threedgen.geometry.images import write_png
 
 
-@pytest.mark.parametrize(
-    ("text", "colours"), [("#AABBCC, Red", "#aabbcc,#ff0000"), ("[teal,#fff, '#fff']", "#008080,#ffffff")]
-)
-def test_palette_of_colours(text: str, colours: str) -> None:
-    assert read_palette(text) == colours and read_palette(colours) == colours
+def test_palette_of_colours() -> None:
+    for text, colours in {"#AABBCC, Red": "#aabbcc,#ff0000", "[teal,#fff, '#fff']": "#008080,#ffffff"}.items():
+        assert read_palette(text) == colours and read_palette(colours) == colours
 
 
 def test_palette_of_an_image(tmp_path: Path) -> None:

@@ -93,10 +93,8 @@ def test_glb_has_the_attributes_of_the_extension(field: Gaussians) -> None:
     colours = np.clip(splats.colours, 0, 1)
     np.testing.assert_allclose(found["COLOR_0"][:, :3] / 65535, to_linear(colours), atol=1e-5)
     harmonics = np.stack([found[name] for name in names[3:]], axis=1)
-    back = SplatArrays(
-        found["POSITION"], found["ROTATION"][:, [3, 0, 1, 2]], found["SCALE"], splats.opacities, harmonics
-    )
-    back = back.rotated(GLTF_AXES.T)
+    turns = found["ROTATION"][:, [3, 0, 1, 2]]
+    back = SplatArrays(found["POSITION"], turns, found["SCALE"], splats.opacities, harmonics).rotated(GLTF_AXES.T)
     for name in ("means", "scales", "harmonics"):
         np.testing.assert_allclose(getattr(back, name), getattr(splats, name), atol=1e-5)
 

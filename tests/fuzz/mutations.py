@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from PIL import Image
@@ -220,17 +221,6 @@ def _safetensors(path: Path, rng: random.Random) -> str:
     return change
 
 
-def _lines(path: Path, rng: random.Random) -> str:
-    """Mutate one line of a JSON lines file."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    k = rng.randrange(len(lines))
-    holder = [json.loads(lines[k])]
-    change = mutate(holder, rng)
-    lines[k] = json.dumps(holder[0])
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return change
-
-
 def _text(path: Path, rng: random.Random) -> str:
     """Replace one word of a text, such as a number in a matrix or an override."""
     lines = [line.split(" ") for line in path.read_text(encoding="utf-8").splitlines()] or [[""]]
@@ -248,22 +238,23 @@ def _image(path: Path, rng: random.Random) -> str:
     """Save the image in another mode, with a rotation tag, tiny, or with a huge size in its header."""
     with Image.open(path) as opened:
         image = opened.convert("RGB")
-    name = rng.choice(("16 bit", "grey", "palette", "CMYK", "turned", "one pixel", "a line", "enormous", "clear"))
-    kind: Any = {"format": "PNG"}
-    if name == "16 bit":
-        image = Image.fromarray(__import__("numpy").asarray(image.convert("L")).astype("uint16") * 257)
-    elif name in ("grey", "palette", "CMYK"):
-        image = image.convert({"grey": "L", "palette": "P", "CMYK": "CMYK"}[name])
-        kind = {"format": "JPEG" if name == "CMYK" else "PNG"}
-    elif name == "turned":
-        exif = Image.Exif()
-        exif[0x0112] = 6
-        kind = {"format": "JPEG", "exif": exif}
-    elif name in ("one pixel", "a line"):
-        image = image.resize((1, 1) if name == "one pixel" else (3000, 1))
-    elif name == "clear":
-        image.putalpha(0)
-    image.save(path, **kind)
+    exif, clear = Image.Exif(), image.copy()
+    exif[0x0112] = 6
+    clear.putalpha(0)
+    variants: dict[str, tuple[Image.Image, dict[str, Any]]] = {
+        "16 bit": (Image.fromarray(np.asarray(image.convert("L")).astype("uint16") * 257), {}),
+        "grey": (image.convert("L"), {}),
+        "palette": (image.convert("P"), {}),
+        "CMYK": (image.convert("CMYK"), {"format": "JPEG"}),
+        "turned": (image, {"format": "JPEG", "exif": exif}),
+        "one pixel": (image.resize((1, 1)), {}),
+        "a line": (image.resize((3000, 1)), {}),
+        "enormous": (image, {}),
+        "clear": (clear, {}),
+    }
+    name = rng.choice(list(variants))
+    changed, options = variants[name]
+    changed.save(path, **{"format": "PNG"} | options)
     if name == "enormous":
         data = bytearray(path.read_bytes())
         side = rng.choice((5000, 30_000, 2**31 - 1))
@@ -295,7 +286,11 @@ KINDS: dict[str, Callable[[Path, random.Random], str]] = {
         lambda path: yaml.safe_load(_read_text(path)),
         lambda tree, path: _write_text(yaml.safe_dump(tree, allow_unicode=True), path),
     ),
-    ".safetensors": _safetensors, ".jsonl": _lines, ".txt": _text, ".obj": _text, ".mtl": _text, ".ply": _text,
+    ".jsonl": _tree(
+        lambda path: [json.loads(line) for line in _read_text(path).splitlines()],
+        lambda rows, path: _write_text("".join(json.dumps(row) + "\n" for row in rows), path),
+    ),
+    ".safetensors": _safetensors, ".txt": _text, ".obj": _text, ".mtl": _text, ".ply": _text,
     ".off": _text, ".png": _image, ".jpg": _image, ".glb": _glb,
 }  # fmt: skip
 """File suffix -> change of the data in the file. Of checkpoints only bytes are changed: runs write their own."""

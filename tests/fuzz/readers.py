@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from tests.support.mesh_files import PLY, SQUARE, TEXTURE, Glb, write_obj
 from tests.support.photographs import photographs
 from tests.support.posed_photos import write_colmap, write_transforms
 from tests.support.task_server import TINY, weights, write_config
+from tests.support.tiny_pipelines import lora
 from threedgen import cli
 from threedgen.config import ConfigError, load, registry, yaml_text
 from threedgen.data import photos
@@ -90,13 +92,8 @@ def _make_config(folder: Path) -> None:
     _make_prior(folder)
     tree = TINY | {"prior": {"name": "mvdream", "weights": str(folder / "prior")}, "stages": {}}
     (folder / "base.yaml").write_text(yaml_text.write(tree), encoding="utf-8")
-    (folder / "mine.yaml").write_text(
-        "base: base.yaml\nseed: 3\nsize: {0: 8, 10: 16}\ncamera:\n  n_view: 4\n", encoding="utf-8"
-    )
-
-
-def _read_config(folder: Path) -> None:
-    command("--config", str(folder / "mine.yaml"), "--dry-run")
+    text = "base: base.yaml\nseed: 3\nsize: {0: 8, 10: 16}\ncamera:\n  n_view: 4\n"
+    (folder / "mine.yaml").write_text(text, encoding="utf-8")
 
 
 def _make_prior(folder: Path) -> None:
@@ -175,10 +172,6 @@ def _read_ball(folder: Path) -> Any:
     return source.view.density(points), source.view.colours(points.numpy()), source.steps + 0.0
 
 
-def _make_report(folder: Path) -> None:
-    example(folder / "run")
-
-
 def _read_report(folder: Path) -> None:
     command("--config", "report", f"run={folder / 'run'}")
     page = (folder / "run" / "report.html").read_text(encoding="utf-8")
@@ -222,10 +215,6 @@ def _make_photos(folder: Path) -> None:
         _image(k).save(folder / f"{k}.{suffix}")
 
 
-def _read_photos(folder: Path) -> Any:
-    return photos.read(photos.find([str(folder)]), 16).astype(np.float32)
-
-
 def _read_image(folder: Path) -> Any:
     load("threedim-toybox", [f"image={folder / '0.png'}"]).check()
     return load_image(folder / "0.png", 16, 16)
@@ -244,16 +233,9 @@ def _read_scenes(folder: Path) -> Any:
     return [(v.images, v.cameras.c2w, v.cameras.K, v.cameras.rays()[1]) for v in views]
 
 
-def _make_glb(folder: Path) -> None:
-    (folder / "box.glb").write_bytes(box_glb())
-
-
-def _read_mesh(folder: Path) -> Any:
-    return read_mesh(folder / "box.glb").render(np.eye(4, dtype=np.float32)[None], 0.7, 8)
-
-
 def _make_meshes(folder: Path) -> None:
-    """Write a square as glTF, OBJ and PLY with their buffer, materials and textures, and as OFF and STL."""
+    """Write a square as glTF, OBJ and PLY with their buffer, materials and textures, as OFF and STL; a box as GLB."""
+    (folder / "box.glb").write_bytes(box_glb())
     glb = Glb()
     glb.square(glb.material(glb.texture(uri="a.png"), (0.5, 1, 1, 1)), COLOR_0=glb.accessor(SQUARE))
     Image.fromarray(TEXTURE).save(folder / "a.png")
@@ -269,7 +251,7 @@ def _make_meshes(folder: Path) -> None:
 def _read_meshes(folder: Path) -> Any:
     """Read each mesh as a training asset and without colours; return the renders of the readable ones."""
     found, errors = [], list[ConfigError]()
-    for name in ("a.gltf", "square.obj", "square.ply", "a.off", "a.stl"):
+    for name in ("box.glb", "a.gltf", "square.obj", "square.ply", "a.off", "a.stl"):
         try:
             found.append(read_mesh(folder / name).render(np.eye(4, dtype=np.float32)[None], 0.7, 8))
             found.append(read_source(folder / name, MeshFrame()).vertices)
@@ -301,13 +283,8 @@ def _read_shard(folder: Path) -> Any:
 
 def _make_lora(folder: Path) -> None:
     _make_prior(folder)
-    unet, tensors = MVDream.load(str(folder / "prior"), dtype="fp32").unet, {}
-    layers = [(name, layer) for name, layer in unet.named_modules() if name.endswith(("to_q", "to_v"))]
-    for name, layer in layers[:4]:
-        out, width = layer.weight.shape
-        tensors[f"unet.{name}.lora_A.weight"] = torch.randn(2, width, generator=tiny.cpu(1))
-        tensors[f"unet.{name}.lora_B.weight"] = torch.randn(out, 2, generator=tiny.cpu(2))
-    save_file(tensors, folder / "lora.safetensors")
+    networks = SimpleNamespace(unet=MVDream.load(str(folder / "prior"), dtype="fp32").unet)
+    save_file(lora(networks, "diffusers"), folder / "lora.safetensors")
 
 
 def _read_lora(folder: Path) -> Any:
@@ -331,20 +308,21 @@ def _read_points(folder: Path) -> Any:
 READERS = {
     reader.name: reader
     for reader in (
-        Reader("config", _make_config, _read_config, "*.yaml", cases=60),
+        Reader(
+            "config", _make_config, lambda at: command("--config", f"{at}/mine.yaml", "--dry-run"), "*.yaml", cases=60
+        ),
         Reader("prior folder", _make_prior, _read_prior, cases=60),
         Reader("prior file", _make_original, _read_original, "original.pt", cases=40),
         Reader("personalisation", _make_subject, _read_subject, "subject.safetensors", cases=40),
         Reader("run to resume", _make_stopped, _read_stopped, "run/**/*", cases=60),
         Reader("run to export", _make_ball, _read_ball, cases=60),
-        Reader("run to report", _make_report, _read_report, "run/*.*", cases=60),
+        Reader("run to report", lambda at: example(at / "run"), _read_report, "run/*.*", cases=60),
         Reader("metrics.jsonl", _make_metrics, _read_metrics, cases=40),
         Reader("asset.json", _make_asset, _read_asset, "asset.json", cases=60),
-        Reader("photos", _make_photos, _read_photos, cases=60),
+        Reader("photos", _make_photos, lambda at: photos.read(photos.find([str(at)]), 16).astype(np.float32), cases=60),
         Reader("image=", _make_photos, _read_image, "0.png", cases=60),
         Reader("SRN scenes", _make_scenes, _read_scenes, cases=60),
-        Reader("mesh to judge", _make_glb, _read_mesh, "box.glb", cases=60),
-        Reader("meshes with side files", _make_meshes, _read_meshes, cases=120),
+        Reader("meshes with side files", _make_meshes, _read_meshes, cases=180),
         Reader("camera files", _make_cameras, _read_cameras, "?/**/*.[jtb]*", cases=60),
         Reader("shards of views", write_shard, _read_shard, cases=40),
         Reader("LoRA", _make_lora, _read_lora, "lora.safetensors", cases=30),

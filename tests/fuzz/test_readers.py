@@ -23,21 +23,15 @@ def fuzzer() -> Iterator[subprocess.Popen]:
     """Process of judge.py."""
     variables = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "HF_HUB_OFFLINE")}
     root = Path(__file__).resolve().parents[2]
-    process = subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("judge.py"))],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, **variables, "PYTHONPATH": str(root)},
-    )
+    command, pipe = [sys.executable, str(Path(__file__).with_name("judge.py"))], subprocess.PIPE
+    environment = {**os.environ, **variables, "PYTHONPATH": str(root)}
+    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment)
     yield process
     process.kill()
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_damaged_files_are_refused_cleanly(
-    name: str, fuzzer: subprocess.Popen, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_damaged_files_are_refused_cleanly(name: str, fuzzer: subprocess.Popen, capsys) -> None:
     reader = READERS[name]
     assert fuzzer.stdin is not None and fuzzer.stdout is not None
     fuzzer.stdin.write(json.dumps({"reader": name, "cases": int(reader.cases * TIMES), "seed": SEED}) + "\n")

@@ -41,9 +41,7 @@ class OneEvent:
         pass
 
 
-def test_any_request_gets_a_documented_answer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_any_request_gets_a_documented_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     command = shutil.which("schemathesis") or pytest.skip("no schemathesis here")
     source = tmp_path / "source"
 

@@ -46,12 +46,6 @@ def test_config_value_of_any_type(key: str, tree: Any) -> None:
 
 
 @MANY
-@given(st.lists(st.text(max_size=30), max_size=3))
-def test_any_override_words(words: list[str]) -> None:
-    assert not words or is_refused(load, "mvdream-toybox", words) or all("=" in word for word in words)
-
-
-@MANY
 @given(TREES | st.dictionaries(st.sampled_from(["step", "loss", "files", "status"]), TREES))
 def test_run_records_with_any_data(tmp_path: Path, tree: Any) -> None:
     text = json.dumps(tree)

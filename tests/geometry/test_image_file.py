@@ -125,33 +125,28 @@ def test_load_image_converts_16_bits_to_8(tmp_path: Path) -> None:
     assert np.asarray(load_image(tmp_path / "a.tif")).min() == 255
 
 
-def _slow_images(folder: Path) -> dict[str, tuple[str, int]]:
-    """Write images that each exceed one limit: file name -> (name of the limit, value below which it is read)."""
-    noise, strips = Image.fromarray(NOISE), {278: 1}
-    noise.save(folder / "scans.jpg", progressive=True)
-    noise.save(folder / "parts.png")
-    data = (folder / "parts.png").read_bytes()
-    (folder / "parts.png").write_bytes(
-        data[:33] + 500 * (bytes(4) + b"abCd" + zlib.crc32(b"abCd").to_bytes(4)) + data[33:]
-    )
-    noise.save(folder / "strips.tif", tiffinfo=strips)
-    noise.save(folder / "strips.big.tif", tiffinfo=strips, big_tiff=True)
-    (folder / "levels.ppm").write_bytes(b"P6 60 40 254\n" + bytes(7200))
-    noise.save(folder / "size.webp")
-    os.truncate(folder / "size.webp", 3_000_000)
-    return {
-        "scans.jpg": ("MAX_SCANNED", 60 * 40 * 9),
-        "parts.png": ("MAX_READS", 500),
-        "strips.tif": ("MAX_STRIPS", 39),
-        "strips.big.tif": ("MAX_STRIPS", 39),
-        "levels.ppm": ("MAX_SLOW_PIXELS", 60 * 40 - 1),
-        "size.webp": ("MAX_BYTES", 2_000_000),
-    }
+SLOW: dict[str, tuple[str, int, dict[str, Any]]] = {
+    "scans.jpg": ("MAX_SCANNED", 60 * 40 * 9, {"progressive": True}),
+    "parts.png": ("MAX_READS", 500, {}),
+    "strips.tif": ("MAX_STRIPS", 39, {"tiffinfo": {278: 1}}),
+    "strips.big.tif": ("MAX_STRIPS", 39, {"tiffinfo": {278: 1}, "big_tiff": True}),
+    "levels.ppm": ("MAX_SLOW_PIXELS", 60 * 40 - 1, {}),
+    "size.webp": ("MAX_BYTES", 2_000_000, {}),
+}
+"""File name -> limit that the image exceeds, value below which it is read, options of PIL."""
 
 
-@pytest.mark.parametrize("name", ["scans.jpg", "parts.png", "strips.tif", "strips.big.tif", "levels.ppm", "size.webp"])
+@pytest.mark.parametrize("name", SLOW)
 def test_images_that_take_very_long_are_refused(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    limit, value = _slow_images(tmp_path)[name]
+    limit, value, options = SLOW[name]
+    Image.fromarray(NOISE).save(tmp_path / name, **options)
+    if name == "parts.png":
+        data, chunk = (tmp_path / name).read_bytes(), bytes(4) + b"abCd" + zlib.crc32(b"abCd").to_bytes(4)
+        (tmp_path / name).write_bytes(data[:33] + 500 * chunk + data[33:])
+    elif name == "levels.ppm":
+        (tmp_path / name).write_bytes(b"P6 60 40 254\n" + bytes(7200))
+    elif name == "size.webp":
+        os.truncate(tmp_path / name, 3_000_000)
     assert load_image(tmp_path / name).size == (60, 40)
     monkeypatch.setattr(f"threedgen.geometry.image_file.{limit}", value)
     with refused("photos", tmp_path / name):
@@ -231,18 +226,16 @@ P3_CASES += [("png", "RGBA"), ("webp", "RGBA"), ("tif", "RGBA"), ("png", "P"), (
 def test_load_image_converts_display_p3_to_srgb(tmp_path: Path, kind: str, mode: str) -> None:
     """Expected: the matrix of Display P3 to linear sRGB."""
     register_heif_opener()
-    image = Image.new(
-        "RGBA" if mode == "RGBA" else "RGB", (8, 8), (200, 60, 40, 128)[: len(mode) if mode != "P" else 3]
-    )
+    colour = np.array([200, 60, 40])
+    image = Image.new("RGBA", (8, 8), (*colour.tolist(), 128)).convert("RGBA" if mode == "RGBA" else "RGB")
     image = image.quantize(4) if mode == "P" else image
     image.save(tmp_path / f"a.{kind}", icc_profile=rgb_profile(), quality=100)
-    linear = np.array([[1.2249, -0.2249, 0], [-0.0420, 1.0420, 0], [-0.0197, -0.0786, 1.0983]]) @ (
-        (np.array([200, 60, 40]) / 255) ** 2.2
-    )
+    matrix = np.array([[1.2249, -0.2249, 0], [-0.0420, 1.0420, 0], [-0.0197, -0.0786, 1.0983]])
+    linear = matrix @ (colour / 255) ** 2.2
     pixel = np.asarray(load_image(tmp_path / f"a.{kind}"))[4, 4].astype(int)
     assert np.abs(pixel[:3] - 255 * to_srgb(linear)).max() < 4 and pixel[3:].tolist() == [128] * (mode == "RGBA")
     raw = np.asarray(load_image(tmp_path / f"a.{kind}", profile=False))[4, 4].astype(int)
-    assert np.abs(raw[:3] - [200, 60, 40]).max() < 4
+    assert np.abs(raw[:3] - colour).max() < 4
 
 
 @pytest.mark.parametrize(("mode", "profile"), [("L", rgb_profile()), ("RGB", b"damaged"), ("LA", rgb_profile())])

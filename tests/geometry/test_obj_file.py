@@ -36,35 +36,32 @@ def test_texture_options(tmp_path: Path, line: str, scale: float, offset: float,
     assert_colours(write_obj(tmp_path, line), texel(inside * (1, -1) + (0, 1)))
 
 
+ORANGE = [255, 51, 0]
+
+
 @pytest.mark.parametrize("uv", [True, False])
 @pytest.mark.parametrize(
-    ("colour", "mtl"),
+    ("colour", "mtl", "expected"),
     [
-        ([1, 0.2, 0], None),
-        ([255, 51, 0], None),
-        ([1, 0.2, 0], ""),
-        ([255, 51, 0], "map_Kd gone.png"),
-        ([1, 1, 0.2, 0], ""),  # after a weight
-        ([1, 255, 51, 0], ""),
-        ([0.5, 1.00001, 0.2, -1e-9], ""),  # inexact
-        ([255, 51, 0, 255], ""),  # before alpha
-        ([255, 51, 0, 1], ""),
+        ([1, 0.2, 0], None, ORANGE),
+        ([255, 51, 0], None, ORANGE),
+        ([1, 0.2, 0], "", ORANGE),
+        ([255, 51, 0], "map_Kd gone.png", ORANGE),
+        ([1, 1, 0.2, 0], "", ORANGE),  # after a weight
+        ([1, 255, 51, 0], "", ORANGE),
+        ([1, 0.2, 0, 1], "", [51, 0, 255]),
+        ([0.5, 1.00001, 0.2, -1e-9], "", ORANGE),  # inexact
+        ([255, 51, 0, 255], "", ORANGE),  # before alpha
+        ([255, 51, 0, 1], "", ORANGE),
+        ([0.2, 1, 0, 1], "", [51, 255, 0]),
+        ([1, 0, 0, 1], "", [255, 0, 0]),
     ],
 )
-def test_vertex_colours(tmp_path: Path, uv: bool, colour: list[float], mtl: str | None) -> None:
+def test_vertex_colours(tmp_path: Path, uv: bool, colour: list[float], mtl: str | None, expected: list[int]) -> None:
     mesh = read_mesh(write_obj(tmp_path, mtl, colours=np.tile(colour, (4, 1)), uv=uv))
-    assert (seen(mesh) == [255, 51, 0, 255]).all() and not mesh.flat and not mesh.plain
+    assert (seen(mesh) == [*expected, 255]).all() and not mesh.flat and not mesh.plain
     missing = {None: "square.mtl", "": None, "map_Kd gone.png": "gone.png" if uv else "material m"}[mtl]
     assert [missing in note for note in mesh.notes] == ([True] if missing else [])
-
-
-@pytest.mark.parametrize(
-    ("colour", "expected"),
-    [([0.2, 1, 0, 1], [51, 255, 0]), ([1, 0, 0, 1], [255, 0, 0]), ([1, 0.2, 0, 1], [51, 0, 255])],
-)
-def test_vertex_colours_with_alpha_or_weight(tmp_path: Path, colour: list[float], expected: list[int]) -> None:
-    found = seen(read_mesh(write_obj(tmp_path, "", colours=np.tile(colour, (4, 1)))))
-    assert (found == [*expected, 255]).all()
 
 
 @pytest.mark.parametrize(
@@ -94,9 +91,8 @@ def test_opacity(tmp_path: Path, lines: str, alpha: float) -> None:
 
 @pytest.mark.parametrize("suffix", ["png", "tga", "bmp", "jpg", "webp", "tif", "dds"])
 def test_texture_formats(tmp_path: Path, suffix: str) -> None:
-    Image.fromarray(TEXTURE).save(
-        tmp_path / f"tex.{suffix}", **({"quality": 100, "subsampling": 0} if suffix == "jpg" else {})
-    )
+    options = {"quality": 100, "subsampling": 0} if suffix == "jpg" else {}
+    Image.fromarray(TEXTURE).save(tmp_path / f"tex.{suffix}", **options)
     found = seen(read_mesh(write_obj(tmp_path, f"map_Kd tex.{suffix}")))[:, :3]
     known = texel(uv_of())
     assert np.abs(found - known)[known[:, 0] >= 0].max() <= (6 if suffix in ("jpg", "webp") else 1)
@@ -166,11 +162,8 @@ def test_missing_vertices_and_library_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("rest", ["", "\n# not of ZBrush", "\n#MRGB ff0000zz"])
 def test_polypaint(tmp_path: Path, rest: str) -> None:
     """ZBrush writes the colours of the vertices in comments, with a mask before each colour."""
-    (tmp_path / "a.obj").write_text(
-        "v -1 -1 0\nv 1 -1 0\nv 1 1 0\nv -1 1 0\n#MRGB ffff330000ff3300\n#MRGB ffFF330080ff3300"
-        + rest
-        + "\nf 1 2 3 4\n"
-    )
+    vertices, colours = "v -1 -1 0\nv 1 -1 0\nv 1 1 0\nv -1 1 0", "#MRGB ffff330000ff3300\n#MRGB ffFF330080ff3300"
+    (tmp_path / "a.obj").write_text(f"{vertices}\n{colours}{rest}\nf 1 2 3 4\n")
     mesh = read_mesh(tmp_path / "a.obj")
     assert (seen(mesh) == [255, 51, 0, 255]).all() and not mesh.plain
     (tmp_path / "a.obj").write_text((tmp_path / "a.obj").read_text().replace(" 0\n", " 0 0 0 1\n"))
@@ -200,9 +193,7 @@ def test_options_of_any_length_are_read_in_linear_time(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 @pytest.mark.parametrize("ragged", [100_000, 2])
-def test_lines_in_any_order_and_of_any_length(
-    tmp_path: Path, end: str, ragged: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_lines_in_any_order_and_of_any_length(tmp_path: Path, end: str, ragged: int, monkeypatch) -> None:
     monkeypatch.setattr("threedgen.geometry.obj_file.RAGGED", ragged)
     lines = ["v 0 0 0", "  V\t1 0 0 # a comment", "#v 9 9 9", "", "v 1 \\", "1 0 1", "f -3 -2 -1", "v 0 1 0", "f 1 3 4"]
     (tmp_path / "a.obj").write_bytes(end.join(lines).encode())

@@ -1,14 +1,14 @@
 """Files that mesh files name: where they are searched, and what is never opened."""
 
 import os
-import socket
-from collections.abc import Callable
+import tempfile
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
 from PIL import Image
 
+from tests.fuzz.mutations import PLACES
 from tests.support.errors import refused
 from tests.support.mesh_files import PLY, TEXTURE, Glb, assert_colours, seen, texel, uv_of, write_obj
 from threedgen.data.coloured_mesh import EmptyMesh, read_mesh
@@ -74,48 +74,21 @@ def test_paths_out_of_the_folder_are_never_opened(tmp_path: Path, seed: int) -> 
         read_mesh(glb.write(folder / "a.gltf", references[seed].replace(".png", ".bin")))
 
 
-def _socket(path: Path) -> None:
-    os.chdir(path.parent)  # the names of sockets are short
-    socket.socket(socket.AF_UNIX).bind(path.name)
-
-
-def _sparse(path: Path) -> None:
-    with path.open("wb") as file:
-        file.truncate(20 << 30)
-
-
-def _folder_link(path: Path) -> None:
-    target = path.parent.parent / "elsewhere"
-    target.mkdir(exist_ok=True)
-    (target / path.name).write_bytes(png(TEXTURE))
-    path.symlink_to(target / path.name)
-
-
-PLACES: dict[str, Callable[[Path], object]] = {
-    "pipe": os.mkfifo,
-    "link to a pipe": lambda path: (os.mkfifo(path.with_name("pipe")), path.symlink_to("pipe")),
-    "endless device": lambda path: path.symlink_to("/dev/zero"),
-    "terminal": lambda path: path.symlink_to("/dev/tty"),
-    "socket": _socket,
-    "folder": Path.mkdir,
-    "link to itself": lambda path: path.symlink_to(path.name),
-    "link to nothing": lambda path: path.symlink_to("nothing"),
-    "link to another folder": _folder_link,
-    "20 GB": _sparse,
-}
+HUGE, LINKED = "20 GB of zeros", "a link to another folder"
 
 
 def _bad(path: Path, place: str) -> str:
-    """Replace a file by something that is never read; return its name."""
-    PLACES[place](path)
+    """Write something that is never read; return its name."""
+    path.write_bytes(b"" if place == HUGE else png(TEXTURE))
+    with pytest.MonkeyPatch.context() as patch:
+        if place == LINKED:  # the other folder is deleted after the test
+            patch.setattr(tempfile, "tempdir", str(path.parent.parent))
+        PLACES[place](path)
     return path.name
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_only_ordinary_files_of_the_folder_are_read(
-    tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_only_ordinary_files_of_the_folder_are_read(tmp_path: Path, place: str) -> None:
     folders = [tmp_path / str(k) / "mesh" for k in range(6)]
     for folder in folders:
         folder.mkdir(parents=True)
@@ -136,13 +109,13 @@ def test_only_ordinary_files_of_the_folder_are_read(
     glb = Glb()
     glb.square()
     path = glb.write(folders[4] / "a.gltf", _bad(folders[4] / "a.bin", place))
-    if place == "20 GB":  # only the part that is needed is read: zeros
+    if place == HUGE:  # only the part that is needed is read: zeros
         with refused("", path, kind=EmptyMesh):
             read_mesh(path)
     else:
         with refused("", path, "a.bin"):
             read_mesh(path)
-    if place != "link to another folder":  # which is allowed for the file that the user names
+    if place != LINKED:  # which is allowed for the file that the user names
         with refused("mesh", folders[5] / _bad(folders[5] / "a.obj", place)):
             read_mesh_file(folders[5] / "a.obj", "mesh")
 
@@ -165,17 +138,12 @@ def test_messages_about_many_missing_files_are_summarised(tmp_path: Path) -> Non
 
 def test_ply_texture_is_a_side_file(tmp_path: Path) -> None:
     Image.fromarray(TEXTURE).save(tmp_path / "tex.png")
-    for reference, names in (("tex.png", "st"), ("C:\\me\\Tex.png", "uv"), ("tex.png", ("texcoord_u", "texcoord_v"))):
-        text = (
-            PLY.format(reference)
-            .replace("float s\n", f"float {names[0]}\n")
-            .replace("float t\n", f"float {names[1]}\n")
-        )
-        (tmp_path / "a.ply").write_text(text)
-        assert_colours(tmp_path / "a.ply", texel(uv_of()))
-    (tmp_path / "a.ply").write_text(
-        text.replace("_v", "_w").replace("element vertex", "comment TextureFile b\nelement vertex")
-    )
-    assert ["'b'" in note for note in read_mesh(tmp_path / "a.ply").notes] == [True, False]
-    (tmp_path / "a.ply").write_text(PLY.format("gone.png"))
-    assert "gone.png" in read_mesh(tmp_path / "a.ply").notes[0]
+    path = tmp_path / "a.ply"
+    for reference, u, v in (("tex.png", *"st"), ("C:\\me\\Tex.png", *"uv"), ("tex.png", "texcoord_u", "texcoord_v")):
+        text = PLY.format(reference).replace("float s\n", f"float {u}\n").replace("float t\n", f"float {v}\n")
+        path.write_text(text)
+        assert_colours(path, texel(uv_of()))
+    path.write_text(text.replace("_v", "_w").replace("element vertex", "comment TextureFile b\nelement vertex"))
+    assert ["'b'" in note for note in read_mesh(path).notes] == [True, False]
+    path.write_text(PLY.format("gone.png"))
+    assert "gone.png" in read_mesh(path).notes[0]

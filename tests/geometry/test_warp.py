@@ -7,25 +7,9 @@ import torch
 from tests.support import box_room
 from tests.support.errors import refused
 from tests.support.tiny_mvdiffusion import wall
+from threedgen.geometry import warp
 from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.poses import Poses, orbit_c2w, world_to_camera
-from threedgen.geometry.warp import (
-    INVALID_PIXEL,
-    check_pose_convention,
-    depth_agreement,
-    inside,
-    key_frames,
-    overlap,
-    overlap_fractions,
-    pixel_grid,
-    project,
-    reproject,
-    sample,
-    sample_nearest,
-    spread_pairs,
-    to_opencv,
-    unproject,
-)
 from threedgen.systems.texture.frames import depth_of_mesh
 
 
@@ -35,46 +19,41 @@ def orbit(count: int = 3) -> Cameras:
     return Cameras(c2w, Projection.perspective(0.5 + angle, 12, 16), 12, 16)
 
 
-def test_project_and_unproject_match_cameras() -> None:
+def test_project_unproject_and_reproject_match_cameras() -> None:
     cameras = orbit()
-    K, c2w = to_opencv(cameras)
+    K, c2w = warp.to_opencv(cameras)
     points = torch.randn(20, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 0.5
     pixels, depth = cameras.project(points)
     for n in range(len(cameras)):
-        projected, z = project(points, K[n], c2w[n])
+        projected, z = warp.project(points, K[n], c2w[n])
         torch.testing.assert_close(projected + 0.5, pixels[n], rtol=0, atol=1e-4)
         torch.testing.assert_close(z, depth[n])
-        torch.testing.assert_close(unproject(pixels[n] - 0.5, depth[n], K[n], c2w[n]), points)
+        torch.testing.assert_close(warp.unproject(pixels[n] - 0.5, depth[n], K[n], c2w[n]), points)
     assert cameras.K[0, 0, 2] == 8  # to_opencv must not modify its input
-
-
-def test_reproject_finds_the_same_point() -> None:
-    K, c2w = to_opencv(orbit())
-    points = torch.randn(20, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 0.5
-    (source, z), (target, z_target) = (project(points, K[n], c2w[n]) for n in (0, 2))
-    projected, depth = reproject(source, z, K[0], c2w[0], K[2], c2w[2])
+    (source, z), (target, z_target) = (warp.project(points, K[n], c2w[n]) for n in (0, 2))
+    projected, depth = warp.reproject(source, z, K[0], c2w[0], K[2], c2w[2])
     torch.testing.assert_close(projected, target, rtol=0, atol=1e-4)
     torch.testing.assert_close(depth, z_target, rtol=0, atol=1e-4)
-    unknown, _ = reproject(source, torch.zeros_like(z), K[0], c2w[0], K[2], c2w[2])
-    assert (unknown == INVALID_PIXEL).all()
+    unknown, _ = warp.reproject(source, torch.zeros_like(z), K[0], c2w[0], K[2], c2w[2])
+    assert (unknown == warp.INVALID_PIXEL).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("size", [(5, 7), (1, 7), (5, 1), (1, 1)])
 def test_sample_is_exact_at_pixel_centres_and_zero_outside(size: tuple[int, int], dtype: torch.dtype) -> None:
     image = torch.randn(2, 3, *size, dtype=dtype)
-    pixels = pixel_grid(*size).expand(2, -1, -1, -1)
-    torch.testing.assert_close(sample(image, pixels), image, rtol=1e-5, atol=1e-5)
+    pixels = warp.pixel_grid(*size).expand(2, -1, -1, -1)
+    torch.testing.assert_close(warp.sample(image, pixels), image, rtol=1e-5, atol=1e-5)
     for outside in (pixels + 9, pixels + 1e30, pixels * torch.nan):
-        assert not sample(image, outside).any()
-    assert not inside(pixels + 9, *size).any() and inside(pixels, *size).all()
+        assert not warp.sample(image, outside).any()
+    assert not warp.inside(pixels + 9, *size).any() and warp.inside(pixels, *size).all()
 
 
 def test_sample_is_bilinear_and_sample_nearest_rounds() -> None:
-    ramp = (pixel_grid(6, 8) * torch.tensor([1.0, 10.0])).sum(-1)[None, None].float()
+    ramp = (warp.pixel_grid(6, 8) * torch.tensor([1.0, 10.0])).sum(-1)[None, None].float()
     at = torch.tensor([[[[2.25, 3.5], [6.5, 0.125]]]])
-    torch.testing.assert_close(sample(ramp, at).flatten(), torch.tensor([37.25, 7.75]))
-    assert sample_nearest(ramp[0, 0], torch.tensor([[2.3, 3.4], [7.6, 1], [-0.4, 1]])).tolist() == [32, 0, 10]
+    torch.testing.assert_close(warp.sample(ramp, at).flatten(), torch.tensor([37.25, 7.75]))
+    assert warp.sample_nearest(ramp[0, 0], torch.tensor([[2.3, 3.4], [7.6, 1], [-0.4, 1]])).tolist() == [32, 0, 10]
 
 
 SIZE = (24, 32)
@@ -86,41 +65,31 @@ def depth_of(cameras: Cameras) -> torch.Tensor:
 
 def test_overlap_fractions_of_a_wall() -> None:
     walk = wall(views=4, width=48, step=0.5)
-    overlaps = overlap_fractions(walk.depth, walk.c2w, walk.K)
+    overlaps = warp.overlap_fractions(walk.depth, walk.c2w, walk.K)
     torch.testing.assert_close(overlaps, overlaps.T)
-    # 6 of 48 pixels per step
-    expected = 1 - (torch.arange(4)[:, None] - torch.arange(4)).abs() * 6 / 48
+    expected = 1 - (torch.arange(4)[:, None] - torch.arange(4)).abs() * 6 / 48  # 6 of 48 pixels per step
     torch.testing.assert_close(overlaps, expected.double(), rtol=0, atol=0.021)  # tolerance: one border column
-
-
-def test_overlap_fractions_border_includes_last_row_and_column() -> None:
-    """In a slightly enlarged view the last column and row count as visible, the first do not, as in MVDiffusion."""
+    # in a slightly enlarged view the last column and row count as visible, the first do not, as in MVDiffusion
     walk = wall(views=2, step=0.0)
     walk.c2w[1, 2, 3] = 2 - 2 / 1.02  # towards the wall, two metres away
-    assert overlap_fractions(walk.depth, walk.c2w, walk.K)[0, 1] == pytest.approx(47 / 48 * 31 / 32)
+    assert warp.overlap_fractions(walk.depth, walk.c2w, walk.K)[0, 1] == pytest.approx(47 / 48 * 31 / 32)
 
 
 def test_key_frames_have_the_requested_overlap() -> None:
     cameras = box_room.look(48, SIZE)
     depth = depth_of(cameras)
-    keys = key_frames(depth, cameras, 0.65)
+    keys = warp.key_frames(depth, cameras, 0.65)
     assert keys[0] == 0 and 8 < len(keys) < 24
     for a, b in zip(keys, keys[1:], strict=False):
-        assert overlap(depth, cameras, a, b) >= 0.65 > overlap(depth, cameras, a, b + 1)
+        assert warp.overlap(depth, cameras, a, b) >= 0.65 > warp.overlap(depth, cameras, a, b + 1)
     opposite = cameras.select([0, 24])
-    with_behind = overlap_fractions(depth[[0, 24]], opposite.c2w, opposite.K, behind=True)
-    assert overlap(depth, cameras, 0, 24) < 0.1 < with_behind[0, 1]
-
-
-def test_depth_agreement_is_high_only_for_adjacent_frames() -> None:
-    cameras = box_room.look(24, SIZE).select([0, 1, 1, 2, 0, 12])
-    first, second, opposite = depth_agreement(depth_of(cameras), cameras).tolist()
-    assert min(first, second) > 0.7 and opposite < 0.1
+    with_behind = warp.overlap_fractions(depth[[0, 24]], opposite.c2w, opposite.K, behind=True)
+    assert warp.overlap(depth, cameras, 0, 24) < 0.1 < with_behind[0, 1]
 
 
 def test_spread_pairs_covers_the_path() -> None:
-    assert spread_pairs(2) == [0, 1] and spread_pairs(4) == [0, 1, 1, 2, 2, 3]
-    pairs = np.array(spread_pairs(1000)).reshape(-1, 2)
+    assert warp.spread_pairs(2) == [0, 1] and warp.spread_pairs(4) == [0, 1, 1, 2, 2, 3]
+    pairs = np.array(warp.spread_pairs(1000)).reshape(-1, 2)
     assert set(np.diff(pairs).ravel()) == {1, 4, 16} and len(pairs) == 18 and pairs.max() == 999
 
 
@@ -128,7 +97,7 @@ def test_spread_pairs_covers_the_path() -> None:
 @pytest.mark.parametrize("rendered", [True, False])
 def test_check_pose_convention_detects_inverted_poses(rendered: bool, steps: int) -> None:
     """Test fast and slow paths; on slow ones adjacent frames agree under both conventions."""
-    path = box_room.look(steps, SIZE).select(spread_pairs(24))
+    path = box_room.look(steps, SIZE).select(warp.spread_pairs(24))
     cameras = {"c2w": path, "w2c": replace(path, c2w=world_to_camera(path.c2w))}
     depth = depth_of(path)
 
@@ -138,8 +107,8 @@ def test_check_pose_convention_detects_inverted_poses(rendered: bool, steps: int
     def inverted(poses: Poses) -> tuple[torch.Tensor, Cameras]:
         return correct("w2c" if poses == "c2w" else "c2w")
 
-    check_pose_convention(correct, "c2w", "a.json")
+    warp.check_pose_convention(correct, "c2w", "a.json")
     with refused("", "a.json", "Set poses=c2w"):
-        check_pose_convention(correct, "w2c", "a.json")
+        warp.check_pose_convention(correct, "w2c", "a.json")
     with refused("path", "a.json", "Set poses=w2c"):
-        check_pose_convention(inverted, "c2w", "a.json", "path")
+        warp.check_pose_convention(inverted, "c2w", "a.json", "path")

@@ -59,9 +59,6 @@ def test_validate_returns_the_reason_of_a_failure(tmp_path, monkeypatch, script:
     fake_node(tmp_path, monkeypatch, script)
     findings, status = validate(TWO)
     assert findings == {} and all(value in status for value in values)
-
-
-def test_validate_without_node_returns_no_findings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
     findings, status = validate(TWO)
     assert findings == {} and "node" in status and "npm" not in status

@@ -31,7 +31,7 @@ def bodies(seed: int) -> tuple[np.ndarray, np.ndarray]:
     return vertices.astype(np.float32), faces.astype(np.int32)
 
 
-def test_topology_of_a_box_and_of_broken_boxes() -> None:
+def test_topology_of_boxes_and_of_broken_boxes() -> None:
     points, faces = np.asarray(BOX.vertices), np.asarray(BOX.faces)
     topo = topology(points, faces)
     assert topo.solid and topo.parts == 1
@@ -47,10 +47,6 @@ def test_topology_of_a_box_and_of_broken_boxes() -> None:
     squashed[faces[0, 0]] = squashed[faces[0, 1]]
     assert topology(squashed, faces).degenerate >= 1
     assert set(vars(topology(points, faces[:0])).values()) == {0} and not topology(points, faces[:0]).solid
-
-
-def test_topology_counts_bodies_and_cavities() -> None:
-    points, faces = np.asarray(BOX.vertices), np.asarray(BOX.faces)
     both = np.concatenate([points, points + 3]), np.concatenate([faces, faces + 8])
     assert topology(*both).parts == 2
     hollow = np.concatenate([points, points / 2]), np.concatenate([faces, faces[:, ::-1] + 8])
@@ -74,14 +70,6 @@ def test_simplify_keeps_budget_and_topology(seed: int, share: float) -> None:
     assert np.array_equal(again[0], vertices) and np.array_equal(again[1], fewer)
 
 
-def test_simplify_names_or_uses_the_smallest_possible_budget() -> None:
-    points, faces = bodies(3)
-    possible = len(simplify(points, faces, 4, nearest=True)[1])
-    assert 14 <= possible < 60, "a torus needs fourteen"
-    with refused("budget", 4, possible):
-        simplify(points, faces, 4)
-
-
 def test_simplify_rejects_broken_library_results(monkeypatch: pytest.MonkeyPatch) -> None:
     points, faces = bodies(4)
     targets: list[int] = []
@@ -96,7 +84,6 @@ def test_simplify_rejects_broken_library_results(monkeypatch: pytest.MonkeyPatch
 
 
 def test_collapse_keeps_flat_faces_flat() -> None:
-
     fine = BOX.subdivide().subdivide().subdivide()
     fewer, _ = collapse(fine.vertices, fine.faces, 40)
     assert len(fewer) <= 40 and topology(fine.vertices, fewer).solid
@@ -109,9 +96,7 @@ def test_simplify_level_keeps_charts_and_uv_orientation(seed: int) -> None:
     mesh, charts = unwrap(*simplify(*bodies(seed), 600), 256)
     for budget in (450, 250):
         coarse = simplify_level(mesh, budget)
-        corner, chart = coarse.uv[coarse.faces].astype(float), pieces(coarse.faces, len(coarse.uv))
-        a, b = corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0]
-        sides = np.sign(a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0])
+        sides, chart = np.sign(uv_areas(coarse.uv, coarse.faces)), pieces(coarse.faces, len(coarse.uv))
         assert len(coarse.faces) == budget and len(np.unique(chart)) == charts
         assert all(len(np.unique(sides[chart == k])) == 1 for k in np.unique(chart))
         assert topology(*weld(coarse.vertices, coarse.faces)[:2]).solid
@@ -140,9 +125,7 @@ def test_unwrap_keeps_the_surface_and_fills_the_texture(seed: int, scale: float)
     assert 0 < charts <= len(faces)
     assert topology(*weld(mesh.vertices, mesh.faces)[:2]).solid
     assert mesh.uv.min() >= 0 and 0.9 < mesh.uv.max() <= 1 and mesh.uv.dtype == np.float32
-    corner = mesh.uv[mesh.faces].astype(float)
-    a, b = corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0]
-    uv_area = np.abs(a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]) / 2
+    uv_area = np.abs(uv_areas(mesh.uv, mesh.faces)) / 2
     triangles = points[faces].astype(float)
     outward = np.cross(triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0])
     area = np.linalg.norm(outward, axis=1) / 2
@@ -159,8 +142,7 @@ def test_unwrap_gives_small_triangles_a_place() -> None:
     faces = np.array([[0, 1, 2], [0, 2, 3]], np.int32)
     points = np.concatenate([square, square * 4e-4 + np.float32([0.2, 0.3, 0.1])])
     mesh, _ = unwrap(points, np.concatenate([faces, faces + 4]), 256)
-    ab, ac = (mesh.uv[mesh.faces[:, k]] - mesh.uv[mesh.faces[:, 0]] for k in (1, 2))
-    assert np.abs(ab[:, 0] * ac[:, 1] - ab[:, 1] * ac[:, 0]).min() > 0
+    assert np.abs(uv_areas(mesh.uv, mesh.faces)).min() > 0
 
 
 def test_unwrap_is_deterministic_and_keeps_normals_across_seams() -> None:
@@ -204,33 +186,23 @@ def test_unwrap_refuses_degenerate_surfaces(points: np.ndarray) -> None:
         unwrap(points, np.array([[0, 1, 2]], np.int32), 256)
 
 
-def sheet(size: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def sheet(size: int) -> tuple[np.ndarray, np.ndarray]:
     """Return a flat grid of size x size vertices, spacing 1, centred at 0, rows from right to left, inner ones slightly
     displaced: vertices (V, 3), faces (F, 3) facing up."""
-    half, rng = size // 2, np.random.default_rng(seed)
+    half, rng = size // 2, np.random.default_rng(0)
     points = np.array([(half - k % size, k // size - half, 0.0) for k in range(size * size)])
     inside = np.abs(points[:, :2]).max(axis=1) < half
     points[inside, :2] += rng.uniform(-0.2, 0.2, (inside.sum(), 2))
     first = np.array([k for k in range(size * (size - 1)) if k % size < size - 1])
-    faces = np.concatenate(
-        [np.stack(f, 1) for f in ((first + 1, first, first + size), (first + 1, first + size, first + size + 1))]
-    )
+    above = first + size
+    faces = np.concatenate([np.stack(f, 1) for f in ((first + 1, first, above), (first + 1, above, above + 1))])
     return points, faces
 
 
 def uv_areas(uv: np.ndarray, corners: np.ndarray) -> np.ndarray:
     """Return twice the signed UV area of each face; negative: flipped."""
-    a, b, c = (uv[corners[:, k]] for k in range(3))
+    a, b, c = (uv[corners[:, k]].astype(float) for k in range(3))
     return (b - a)[:, 0] * (c - a)[:, 1] - (b - a)[:, 1] * (c - a)[:, 0]
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_collapse_flips_no_face_in_uv_space(seed: int) -> None:
-    points, faces = sheet(12, seed)
-    uv = points[:, :2] + 0.35 * np.sin(2.1 * points[:, 1::-1] + seed)  # distorted, so that collapses could flip faces
-    assert (uv_areas(uv, faces) > 0).all()
-    _, corners = collapse(points, faces, 120, faces, uv)
-    assert len(corners) < 0.8 * len(faces) and (uv_areas(uv, corners) > 0).all()
 
 
 def test_collapse_keeps_faces_on_their_side_of_a_seam() -> None:

@@ -53,9 +53,8 @@ def test_texture_from_views_skips_occluded_surfaces() -> None:
     square = np.array([[0, -1, -1], [0, 1, -1], [0, 1, 1], [0, -1, 1]], np.float32)
     faces = np.array([[0, 1, 2], [0, 2, 3]])
     wide = np.array([1, 4, 4], np.float32)
-    room = SourceMesh(
-        np.concatenate([square, square * wide - [1, 0, 0]]).astype(np.float32), np.concatenate([faces, faces + 4])
-    )
+    points = np.concatenate([square, square * wide - [1, 0, 0]]).astype(np.float32)
+    room = SourceMesh(points, np.concatenate([faces, faces + 4]))
     mesh, _ = with_uv(room, 128)
     at = box_room.look(1, (64, 64))
     c2w = torch.tensor([[0.0, 0, 1, 3], [1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1]])[None]  # at x = 3, facing -x
@@ -158,15 +157,9 @@ def test_texture_from_views_shows_both_sides_of_sheets_by_their_winding() -> Non
 def test_blend_matches_recorded_reference(path: Path) -> None:
     file = np.load(path)
     meta = json.loads(str(file["meta_json"]))
-    options = BlendOptions(
-        error=meta["pos_error_eps"],
-        cosine=meta["aoi_cos_thresh"],
-        jump=meta["depth_grad_thresh"],
-        beside_edge=0.0,
-        opacity=meta["mask_thresh"],
-        power=meta["alpha"],
-        window=False,
-    )
+    names = {"error": "pos_error_eps", "cosine": "aoi_cos_thresh", "jump": "depth_grad_thresh"}
+    names |= {"opacity": "mask_thresh", "power": "alpha"}
+    options = BlendOptions(beside_edge=0.0, window=False, **{name: meta[key] for name, key in names.items()})
     cosine = file["in:uv_aoi_cos"]
     masks = file["in:uv_mask_proj"].reshape(cosine.shape) if "in:uv_mask_proj" in file else None
     valid = options.valid(file["in:uv_pos_error"], cosine, file["in:uv_depth_grad"], masks) & file["in:uv_mask"]

@@ -2,11 +2,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 
 from benchmarks.mesh_render import render
 from tests.support.ball_run import Ball
-from tests.support.errors import refused
 from tests.support.globe import globe
 from threedgen.config.sections import OrbitCameraConfig
 from threedgen.export.asset import make_asset
@@ -16,26 +14,15 @@ from threedgen.export.run_field import field_view
 from threedgen.export.shape.from_field import dense_surface
 from threedgen.export.shape.mesh import TexturedMesh
 from threedgen.export.surface import refine_texture as module
-from threedgen.export.surface.refine_texture import (
-    PixelTargets,
-    footprint,
-    gradient,
-    optimise,
-    predict,
-    refine_texture,
-    sample_pixels,
-)
+from threedgen.export.surface.refine_texture import PixelTargets, predict, refine_texture, sample_pixels
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.images import psnr
 from threedgen.geometry.raster import rasterise_uv
 from threedgen.geometry.rigs import orbit
 from threedgen.geometry.texture import fill
-from threedgen.representations.volume.options import MarchConfig, OccupancyConfig
-from threedgen.representations.volume.render import OccupancyGrid
+from threedgen.representations.volume.options import MarchConfig
 
 SIZE = 48
-
-
 GLOBE = globe(48, 24)
 
 
@@ -65,14 +52,13 @@ def photographs(sphere: TexturedMesh, texture: np.ndarray, cameras: Cameras):
 def test_gradient_matches_finite_differences():
     rng = np.random.default_rng(0)
     texture = rng.random((5, 4, 3)).astype(np.float32)
-    samples = PixelTargets(
-        rng.uniform(-0.1, 1.1, (30, 4, 2)).astype(np.float32), rng.random((30, 3)).astype(np.float32)
-    )
+    uv = rng.uniform(-0.1, 1.1, (30, 4, 2)).astype(np.float32)
+    samples = PixelTargets(uv, rng.random((30, 3)).astype(np.float32))
 
     def half_square(t):
         return 0.5 * np.square(predict(t, samples).astype(np.float64) - samples.target).sum()
 
-    grad = gradient(predict(texture, samples), samples, texture.shape)
+    grad = module.gradient(predict(texture, samples), samples, texture.shape)
     step = 0.25  # the loss is a quadratic, so central differences are exact for any step
     for j, i, c in np.ndindex(texture.shape):
         up, down = texture.copy(), texture.copy()
@@ -88,9 +74,9 @@ def test_optimise_finds_the_least_squares_solution():
     uv = np.repeat(np.stack([u, v], -1).reshape(16, 1, 2), 2, axis=0).astype(np.float32)
     target = np.tile([[0.4] * 3, [0.8] * 3], (16, 1)).astype(np.float32)
     start = np.full((4, 4, 3), 0.2, np.float32)
-    free, before, after = optimise(start, PixelTargets(uv, target), 300, 0.05, 0.0)
+    free, before, after = module.optimise(start, PixelTargets(uv, target), 300, 0.05, 0.0)
     assert np.allclose(free, 0.6, atol=2e-3) and before < after == pytest.approx(psnr(np.array(0.2), np.array(0.0)))
-    regularised, _, _ = optimise(start, PixelTargets(uv, target), 300, 0.05, 2.0)
+    regularised, _, _ = module.optimise(start, PixelTargets(uv, target), 300, 0.05, 2.0)
     assert np.allclose(regularised, 0.4, atol=2e-3)
 
 
@@ -113,7 +99,7 @@ def test_gradient_blur_prevents_speckles(monkeypatch):
     sphere, truth = GLOBE, np.full((192, 384, 3), 0.6, np.float32)
     views = photographs(sphere, truth, around(5))
     samples = sample_pixels(sphere, *views)
-    assert 2 < footprint(samples, truth.shape) < 6
+    assert 2 < module.footprint(samples, truth.shape) < 6
     even = refine_texture(truth - 0.3, sphere, *views)
     monkeypatch.setattr(module, "BLUR_PIXELS", 0)
     speckled = refine_texture(truth - 0.3, sphere, *views)
@@ -139,9 +125,9 @@ def test_refine_texture_never_returns_a_worse_texture():
     sphere, truth = GLOBE, checker()
     views = photographs(sphere, truth, around(4))
     samples = sample_pixels(sphere, *views)
-    same, before, after = optimise(truth, samples, steps=5)
+    same, before, after = module.optimise(truth, samples, steps=5)
     assert np.array_equal(same, truth) and after == before > 80
-    _, before, after = optimise(blurred(truth), samples, steps=3, rate=50.0)
+    _, before, after = module.optimise(blurred(truth), samples, steps=3, rate=50.0)
     assert after >= before
 
 
@@ -167,13 +153,6 @@ def test_refine_texture_refills_the_background():
     kept = mask | refined.visible
     assert np.array_equal(refined.texture, fill(refined.texture, kept))
     assert not np.array_equal(refined.texture[~kept], start[~kept]) and refined.psnr_after > refined.psnr_before + 1
-
-
-def test_refine_texture_refuses_images_without_the_mesh():
-    sphere, texture = globe(8, 4), checker()
-    c2w, fov, rgb, alpha = photographs(sphere, texture, around(2))
-    with refused():
-        refine_texture(texture, sphere, c2w, fov, rgb, 0 * alpha)
 
 
 MARCH = MarchConfig(samples=96)
@@ -202,20 +181,7 @@ def test_field_renderer_returns_unlit_colours_and_opacity() -> None:
     assert np.minimum(solid[:, 0], solid[:, 2]).max() < 0.6, "red and blue, not mixed with a background"
 
 
-def test_field_renderer_is_unchanged_by_an_occupancy_grid() -> None:
-    grid = OccupancyGrid(OccupancyConfig(resolution=16), 1.0, 0.03)
-    field = Ball()
-    centres = (torch.stack(torch.meshgrid(*[torch.arange(16.0)] * 3, indexing="ij"), -1) + 0.5) / 8 - 1
-    near = field.density(centres.view(-1, 3)).view(16, 16, 16)
-    grid.binary.copy_(torch.nn.functional.max_pool3d(near[None, None], 3, 1, 1)[0, 0] > 1e-3)
-    assert grid.binary.float().mean() < 0.6
-    plain = field_renderer(field, None, MARCH)(spiral_cameras(2, 24))
-    skipping = field_renderer(field, grid, MARCH)(spiral_cameras(2, 24))
-    assert np.abs(plain[1] - skipping[1]).max() < 0.01
-    assert np.array_equal(field_view(field, grid, MARCH, "cpu").mask, grid.binary.numpy())
-
-
-def test_refinement_improves_the_psnr() -> None:
+def test_refinement_improves_the_psnr_and_is_skipped_for_empty_renders() -> None:
     view = field_view(Ball(), None, MARCH, "cpu")
     dense, _ = dense_surface(view, 40)
     grey = replace(view, colour=lambda x: 0.5 + 0 * x)
@@ -225,11 +191,6 @@ def test_refinement_improves_the_psnr() -> None:
     assert figures["psnr_after"] > figures["psnr_before"] + 3
     baked = make_asset(dense, SMALL, "ball", replace(grey, renderer=None))
     assert "refine" not in baked.figures and baked.files["ball.glb"] != refined.files["ball.glb"]
-
-
-def test_refinement_is_skipped_for_empty_renders() -> None:
-    view = field_view(Ball(), None, MARCH, "cpu")
-    dense, _ = dense_surface(view, 40)
-    empty = replace(view, renderer=lambda cameras: (np.zeros((6, 64, 64, 3)), np.zeros((6, 64, 64))))
-    asset = make_asset(dense, SMALL, "ball", empty)
-    assert asset.figures["refine"].keys() == {"skipped"} and not asset.notes and "ball.glb" in asset.files
+    empty = replace(grey, renderer=lambda cameras: (np.zeros((6, 64, 64, 3)), np.zeros((6, 64, 64))))
+    skipped = make_asset(dense, SMALL, "ball", empty)
+    assert skipped.figures["refine"].keys() == {"skipped"} and not skipped.notes and "ball.glb" in skipped.files

@@ -8,9 +8,7 @@ from threedgen.export.surface.unseen import MIN_SHARE, diffuse_colours, fill_uns
 from threedgen.geometry.raster import Buffers, interpolate, rasterise_uv, unit
 
 COUNT = 24**2
-SQUARE = (
-    np.stack([*np.meshgrid(*[np.linspace(0, 1, 24)] * 2), np.zeros((24, 24))], -1).reshape(-1, 3).astype(np.float32)
-)
+SQUARE = np.float32([(x, y, 0) for y in np.linspace(0, 1, 24) for x in np.linspace(0, 1, 24)])
 UP = np.tile(np.float32([0, 0, 1]), (COUNT, 1))
 
 

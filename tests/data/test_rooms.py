@@ -1,4 +1,4 @@
-"""ScanNet reader: toy rooms in ScanNet's layout, against direct renders; unusable files."""
+"""Readers of ScanNet and Matterport3D: toy rooms in their layouts, against direct renders; unusable files."""
 
 import io
 import shutil
@@ -15,19 +15,20 @@ from PIL import Image
 from tests.data.conftest import damage, toy_rooms_config
 from tests.support.errors import refused
 from threedgen.data import scannet
-from threedgen.data.options import ScanNetConfig
+from threedgen.data.matterport import PREFIX, MatterportPanoramas
+from threedgen.data.options import MatterportConfig, ScanNetConfig
 from threedgen.data.scannet import build
 from threedgen.data.scene_views import WalkScenes
-from threedgen.evaluation.metrics.overlap import depth_overlap
+from threedgen.evaluation.metrics.overlap import depth_overlap, panorama_overlap
 from threedgen.geometry.images import psnr
 from threedgen.geometry.views import resize
 from threedgen.geometry.warp import to_opencv
 from threedgen.toybox.data import make_rooms
-from threedgen.toybox.data.room_scenes import room_walks
-from threedgen.toybox.options import RoomPathsConfig
+from threedgen.toybox.data.room_scenes import RoomPanoramas, room_walks
+from threedgen.toybox.options import RoomPanoramasConfig, RoomPathsConfig
 from threedgen.toybox.world.furnishing import HALF_WIDTH, HEIGHT
 
-SCENE = "test/walk-test-00000"
+SCENE, PANORAMA = "test/walk-test-00000", "mp3d_skybox/panorama-test-00000"
 
 
 @pytest.fixture(autouse=True)
@@ -35,15 +36,16 @@ def few_key_frames(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scannet, "MIN_KEYS", 4)
 
 
-def options(root: Path, **more: object) -> ScanNetConfig:
-    return ScanNetConfig.model_validate({"path": str(root), "height": 36, "width": 48, "views": 4, **more})
-
-
 def reader(root: Path, split: str = "test", **more: object) -> WalkScenes:
-    return build(options(root, **more), 0, split)
+    values = {"path": str(root), "height": 36, "width": 48, "views": 4, **more}
+    return build(ScanNetConfig.model_validate(values), 0, split)
 
 
-def test_views_equal_direct_renders(toy_rooms: Path) -> None:
+def panoramas(root: Path, split: str = "test", **more: object) -> MatterportPanoramas:
+    return MatterportPanoramas(MatterportConfig.model_validate({"path": str(root), "size": 48, **more}), 0, split)
+
+
+def test_walks_equal_direct_renders(toy_rooms: Path) -> None:
     source = reader(toy_rooms)
     walk = room_walks(RoomPathsConfig(count=1, height=36, width=48), 0, "test", 70)[0]
     scene = source.scene(0)
@@ -56,6 +58,29 @@ def test_views_equal_direct_renders(toy_rooms: Path) -> None:
     assert torch.allclose(scene.views.cameras.c2w, direct.views.cameras.c2w, atol=1e-5)
     K, c2w = to_opencv(scene.views.cameras)
     assert min(depth_overlap(scene.views.images, scene.depth, K, c2w)) > 18
+
+
+def test_panoramas_equal_direct_renders(toy_rooms: Path) -> None:
+    scene = panoramas(toy_rooms).scene(0)
+    direct = RoomPanoramas(RoomPanoramasConfig(size=48), 0, "test").scene(0)
+    assert psnr(direct.views.images.numpy(), scene.views.images.numpy()) > 26
+    K, c2w = to_opencv(scene.views.cameras)
+    assert np.allclose(c2w[:, :3, :3], to_opencv(direct.views.cameras)[1][:, :3, :3], atol=1e-6)
+    assert min(panorama_overlap(scene.views.images, K, c2w[:, :3, :3])) > 20
+    source = RoomPanoramas(RoomPanoramasConfig(), 0, "test")
+    assert scene.captions == tuple(f"This is one view of a scene. {text}" for text in source.directions(0))
+
+
+def test_training_views_start_at_random_yaws_with_the_nearest_caption(toy_rooms: Path) -> None:
+    train = panoramas(toy_rooms, "train", count=30, size=16)
+    first = [train.first_yaw(index) for index in range(30)]
+    assert len(train) == 30 and len(set(first)) > 20 and first == [train.first_yaw(index) for index in range(30)]
+    texts = RoomPanoramas(RoomPanoramasConfig(), 0, "train").directions(0)
+    index = next(k for k, yaw in enumerate(first) if yaw > 340)
+    assert train.scene(index).captions == tuple(PREFIX + text for text in texts)  # yaws above 340 are nearest to 0
+    index = next(k for k, yaw in enumerate(first) if 70 < yaw < 110)
+    assert train.scene(index).captions == tuple(PREFIX + text for text in np.roll(texts, -2))
+    assert panoramas(toy_rooms / "mp3d_skybox").describe() != panoramas(toy_rooms, size=16).describe()
 
 
 def test_views_at_half_size_are_resized(toy_rooms: Path) -> None:
@@ -129,7 +154,9 @@ def npy(kind: str, count: int) -> bytes:
         ("pose/0.txt", b"-inf " * 16, "-inf"),
     ],
 )
-def test_unusable_files_are_named(toy_rooms: Path, tmp_path: Path, file: str, content: Any, named: str) -> None:
+def test_unusable_files_of_walks_are_named(
+    toy_rooms: Path, tmp_path: Path, file: str, content: Any, named: str
+) -> None:
     shutil.copytree(toy_rooms / "scannet" / SCENE, tmp_path / SCENE)
     damage(tmp_path / SCENE / file, content)
     with refused(None, tmp_path / SCENE / file, named):
@@ -137,15 +164,44 @@ def test_unusable_files_are_named(toy_rooms: Path, tmp_path: Path, file: str, co
         walk.views(walk.frames[:1])
 
 
-def test_folder_is_refused_if_no_scene_has_enough_key_frames(toy_rooms: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def array(array: np.ndarray) -> bytes:
+    np.save(file := io.BytesIO(), array, allow_pickle=True)
+    return file.getvalue()
+
+
+LIST, FACES = "mp3d_skybox/test.npy", f"{PANORAMA}/matterport_skybox_images"
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "named"),
+    [
+        (LIST, array(np.array([["a"] * 6, None], object)), "pickled"),
+        (LIST, array(np.array([["a/b/c.jpg"]])), "(N, 6)"),
+        (LIST, array(np.array([["../../b/c.jpg"] * 6])), "'../../b/c.jpg'"),
+        (LIST, b"no", ".npy"),
+        (LIST, None, ""),
+        (f"{PANORAMA}/blip3/skybox_90.txt", None, ""),
+        (f"{PANORAMA}/blip3/skybox_90.txt", b"\n", ""),
+        (f"{FACES}/skybox_skybox3_sami.jpg", None, ""),
+        (f"{FACES}/skybox_skybox0_sami.jpg", lambda path: Image.new("RGB", (32, 24)).save(path), "(32, 24)"),
+        (f"{FACES}/skybox_skybox0_sami.jpg", lambda path: Image.new("RGB", (1, 1)).save(path), "(1, 1)"),
+    ],
+)
+def test_unusable_files_of_panoramas_are_named(
+    toy_rooms: Path, tmp_path: Path, file: str, content: Any, named: str
+) -> None:
+    shutil.copytree(toy_rooms / "mp3d_skybox", tmp_path / "mp3d_skybox")
+    damage(tmp_path / file, content)
+    with refused(None, tmp_path / file, named):
+        panoramas(tmp_path, size=8).scene(0)
+
+
+def test_folder_without_a_usable_scene_is_refused(toy_rooms: Path, tmp_path: Path, monkeypatch) -> None:
+    with refused("path", tmp_path, "test/SCENE"):
+        reader(tmp_path)
     monkeypatch.setattr(scannet, "MIN_KEYS", 1000)
     with refused("path", toy_rooms, 1000):
         reader(toy_rooms)
-
-
-def test_folder_without_scenes_is_refused(tmp_path: Path) -> None:
-    with refused("path", tmp_path, "test/SCENE"):
-        reader(tmp_path)
 
 
 def test_stopped_run_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
