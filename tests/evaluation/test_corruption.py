@@ -23,7 +23,7 @@ def positions(mesh: ColouredMesh) -> np.ndarray:
     return mesh.corners.reshape(-1, 3)
 
 
-def test_rough_mesh_has_the_noise_of_its_strength_and_stays_closed() -> None:
+def test_rough_mesh_has_the_noise_of_its_strength_stays_closed_and_keeps_its_texture() -> None:
     mesh = dog()
     assert rough(mesh, np.random.default_rng(0), 0) is mesh
     smooth = ColouredMesh(tuple(subdivided(part) for part in mesh.parts))
@@ -36,6 +36,9 @@ def test_rough_mesh_has_the_noise_of_its_strength_and_stays_closed() -> None:
     first = np.unique(vertex, return_index=True)[1]
     assert np.allclose(positions(once), positions(once)[first][vertex.ravel()], atol=1e-6)
     assert all((part.values >= 0).all() and (part.values <= 1).all() for part in once.parts)
+    uv = np.array([[[0, 0], [1, 0], [0, 1.0]]])
+    mesh = rough(ColouredMesh((Part(np.eye(3)[None] * 0.2, uv, np.zeros((2, 2, 3))),)), np.random.default_rng(0))
+    assert mesh.parts[0].values.min() == 0 and mesh.parts[0].values.max() == 1 and mesh.parts[0].texture is not None
 
 
 def test_subdivision_makes_no_cracks() -> None:
@@ -46,12 +49,6 @@ def test_subdivision_makes_no_cracks() -> None:
     edges = np.linalg.norm(fine.corners - np.roll(fine.corners, -1, axis=1), axis=2)
     assert edges.max() <= 0.1 and len(fine.corners) > 8
     assert not (np.isclose(fine.corners[..., 1], 0) & (fine.corners[..., 0] > 0) & (fine.corners[..., 0] < 0.05)).any()
-
-
-def test_rough_mesh_keeps_its_texture() -> None:
-    uv = np.array([[[0, 0], [1, 0], [0, 1.0]]])
-    mesh = rough(ColouredMesh((Part(np.eye(3)[None] * 0.2, uv, np.zeros((2, 2, 3))),)), np.random.default_rng(0))
-    assert mesh.parts[0].values.min() == 0 and mesh.parts[0].values.max() == 1 and mesh.parts[0].texture is not None
 
 
 def test_azimuth_relative_to_the_nearer_of_two_fronts() -> None:

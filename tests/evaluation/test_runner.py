@@ -144,11 +144,14 @@ def test_figures_are_json_and_repeatable(prior: Any, objects: Objects) -> None:
     assert all(f"| {row['t']} |" in view_use_table(first) for row in first["levels"])
 
 
+OWN = ["--config", "evaluate-own-prior", "data=assets", "n_view=2", "views.size=16", "views.azimuths=4", "engine=here"]
+OWN += ["threads=1", "out=run", "-q"]
+
+
 def test_renders_are_nearer_than_samples_and_nothing_is_sampled_twice(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     make_assets(Path("assets"), more=3)
-    command = ["--config", "evaluate-own-prior", "data=assets", f"prior.weights={prior_folder()}", "n_view=2"]
-    command += ["steps=1", "views.size=16", "views.azimuths=4", "engine=here", "threads=1", "batch=4", "out=run", "-q"]
+    command = [*OWN, f"prior.weights={prior_folder()}", "steps=1", "batch=4"]
     assert cli.main(command) == 0
     figures = json.loads(Path("run/report.json").read_text())
     assert figures["samples"]["fid"]["mean"] > figures["other renders"]["fid"]["mean"] >= 0
@@ -169,8 +172,7 @@ def test_existing_views_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(tmp_path)
     make_assets(Path("assets"), more=3)
     Path("mine").mkdir()
-    command = ["--config", "evaluate-own-prior", "data=assets", "existing=mine", "n_view=2", "out=run", "-q"]
-    command += ["views.size=16", "views.azimuths=4", "engine=here", "threads=1"]
+    command = [*OWN, "existing=mine"]
     assert cli.main(command) == 2  # says what is missing
     wanted = list(csv.DictReader(Path("run/wanted.csv").open()))
     assert {"file", "prompt", "azimuth", "elevation"} == set(wanted[0]) and len(wanted) % 2 == 0

@@ -25,6 +25,7 @@ from threedgen.systems.memory import geometry, training_prior
 from threedgen.systems.meta_prior import Kernels, MetaPrior, measure_sampling, measure_training, weights
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+Words = dict[str, list[str]]
 
 
 def peak(run: Any, networks: list[nn.Module], trained: list[nn.Parameter], copies: int = 0) -> int:
@@ -104,14 +105,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def words(place: Path) -> dict[str, list[str]]:
+def words(place: Path) -> Words:
     return prior_words(place)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_gpu_config_has_a_memory_estimate(
-    name: str, place: Path, words: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_gpu_config_has_a_memory_estimate(name: str, place: Path, words: Words, monkeypatch) -> None:
     """A GPU needs less to sample than float32 on a CPU; in a training of tiny networks, casts of weights weigh more."""
     kind, more, _ = COMMANDS[name]
     monkeypatch.chdir(place)
@@ -125,9 +124,7 @@ def test_every_gpu_config_has_a_memory_estimate(
     assert half.launches or name == "preview-mvdream-sd21"  # its UNet is one CUDA graph
 
 
-def test_more_images_need_more_memory(
-    place: Path, words: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_more_images_need_more_memory(place: Path, words: Words, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
 
     def found(name: str, *more: str) -> int:
@@ -143,13 +140,10 @@ def test_more_images_need_more_memory(
     assert found("threedim-srn-cars", "training.batch=8") > found("threedim-srn-cars")
 
 
-def test_dry_run_prints_the_memory_of_a_training(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_dry_run_prints_the_memory_of_a_training(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
-    options = ["--config", "train-mvadapter-toybox", "--dry-run", "threads=1", "image_size=16"]
-    options.append(f"start={adapter_base()}")
-    code, out, _ = ask(capsys, *options)
+    options = ["train-mvadapter-toybox", f"start={adapter_base()}", "--dry-run", "threads=1", "image_size=16"]
+    code, out, _ = ask(capsys, "--config", *options)
     assert code == 0 and "\nmemory: about 1.1 GB at most\n" in out
     monkeypatch.setattr("threedgen.train.plan.free_bytes", lambda device: 1000)
-    assert "memory: more than is free. Reduce the batch" in ask(capsys, *options)[1]
+    assert "memory: more than is free. Reduce the batch" in ask(capsys, "--config", *options)[1]

@@ -151,9 +151,7 @@ STEPS = 40
 class Toy(pl.LightningModule):
     """Linear regression with `bad` added to the loss, or NaN in the gradient of `last.weight`, at some batches."""
 
-    def __init__(
-        self, optimizer: str = "fused", nan_loss: Any = (), nan_gradient: Any = (), bad: float = float("nan")
-    ) -> None:
+    def __init__(self, optimizer: str = "fused", nan_loss: Any = (), nan_gradient: Any = (), bad: Any = float("nan")):
         super().__init__()
         self.optimizer, self.nan_loss, self.nan_gradient, self.bad = optimizer, nan_loss, nan_gradient, bad
         torch.manual_seed(0)
@@ -224,9 +222,7 @@ def test_guard_skips_the_whole_step_if_one_of_its_batches_is_bad(batch: int, bad
 
 @BAD
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_resumed_training_has_the_weights_and_loss_scale_of_a_whole_one(
-    tmp_path: Path, accumulate: int, bad: float
-) -> None:
+def test_resumed_training_has_the_weights_and_loss_scale_of_a_whole_one(tmp_path, accumulate, bad) -> None:
     def toy() -> Toy:  # the loss scale falls in both halves, and both skip a step
         return Toy(nan_loss=[12, 35 * accumulate], nan_gradient=[*range(5), 25 * accumulate], bad=bad)
 

@@ -43,16 +43,10 @@ def test_device_follows_accelerator_and_local_rank(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize(
     ("place", "trainer", "expected"),
-    [
-        ("cuda:0", None, True),  # a task that only samples
-        ("cuda:0", "warn", True),
-        ("cuda:0", True, False),
-        ("cpu", None, False),
-    ],
+    # without a trainer: a task that only samples
+    [("cuda:0", None, True), ("cuda:0", "warn", True), ("cuda:0", True, False), ("cpu", None, False)],
 )
-def test_cudnn_chooses_the_fastest_algorithms_on_cuda(
-    place: str, trainer: Any, expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cudnn_chooses_the_fastest_algorithms_on_cuda(place, trainer, expected, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
     monkeypatch.setattr(task, "device", lambda accelerator: place)
     monkeypatch.setattr(registry, "build", lambda *args: args[-1])

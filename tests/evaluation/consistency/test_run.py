@@ -138,9 +138,7 @@ def test_folder_alone_has_no_original_row(folder: Path, tmp_path: Path) -> None:
 def test_prior_is_scored_and_its_samples_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prior = tiny_prior(class_embed_type="projection", projection_class_embeddings_input_dim=16)
     build = registry.build
-    monkeypatch.setattr(
-        registry, "build", lambda kind, *rest, **more: prior if kind == "prior" else build(kind, *rest, **more)
-    )
+    monkeypatch.setattr(registry, "build", lambda kind, *a, **k: prior if kind == "prior" else build(kind, *a, **k))
     calls: list[int] = []
     sample = prior.sample
     monkeypatch.setattr(prior, "sample", lambda *args, **options: calls.append(1) or sample(*args, **options))

@@ -63,7 +63,7 @@ def scene(count: int = 24) -> Scene:
     return Scene("one", at, tuple(range(count)))
 
 
-def test_held_out_views_are_the_same_and_never_given() -> None:
+def test_held_out_views_are_never_given_and_targets_go_outward_from_the_given_view() -> None:
     views = held_out_views(scene(251), 0)
     two = Scene("two", photographs().cameras.select([0] * 251), tuple(range(251)))
     assert len(set(views)) == 25 and views == held_out_views(two, 0) != held_out_views(scene(251), 1)
@@ -72,9 +72,6 @@ def test_held_out_views_are_the_same_and_never_given() -> None:
         assert given not in held_out_views(replace(few, condition=(given,)), 0, 0.5)
     with refused(None, "one", 4):
         held_out_views(scene(4), 0, 0.85)
-
-
-def test_targets_go_outward_from_the_given_view() -> None:
     at = photographs(6).cameras
     assert Scene("a", at, tuple(range(6)), (2,)).targets == [3, 4, 5, 1, 0]
     assert Scene("a", at, tuple(range(6))).targets == [0, 1, 2, 3, 4, 5]
@@ -150,22 +147,8 @@ def test_parity(file: Path) -> None:
         np.testing.assert_allclose(found[-1], recorded[f"out:sed_{k}"], atol=1e-6, rtol=0)
     pairs = judge(found, float(recorded["in:t_error"]), int(recorded["in:t_matches"]))
     assert (pairs.consistent, pairs.total) == (int(recorded["out:n_consistent"]), len(found))
-
-
-def test_epipolar_distance_of_true_and_wrong_points() -> None:
-    at = orbit(8, 0.4, 2.5, 0.8, 100, 60)
-    c2w, K = at.c2w.double().numpy(), at.K.double().numpy()
-    points = np.random.default_rng(0).normal(0, 0.3, (20, 3))
-
-    def pixels(k: int) -> np.ndarray:
-        x = (points - c2w[k, :3, 3]) @ c2w[k, :3, :3] @ np.diag([1.0, -1.0, -1.0]) @ K[k].T
-        return x[:, :2] / x[:, 2:]
-
-    matches = np.hstack([pixels(0), pixels(1)])
-    right, wrong, same = fundamental(at.select([0, 0, 0]), at.select([1, 2, 0]))
-    assert symmetric_epipolar_distance(matches, right).max() < 1e-4
-    assert np.median(symmetric_epipolar_distance(matches, wrong)) > 1
-    assert np.isinf(symmetric_epipolar_distance(matches, same)).all()  # no line between cameras in one place
+    (same,) = fundamental(at.select([0]), at.select([0]))  # no line between cameras in one place
+    assert np.isinf(symmetric_epipolar_distance(recorded["in:matches_0"], same)).all()
 
 
 def test_judge_counts_consistent_pairs() -> None:
@@ -187,15 +170,12 @@ def shifted(step: int) -> Views:
     return Views(images, Cameras(c2w, Projection(K), size, size))
 
 
-def test_tsed_of_a_wall() -> None:
+def test_tsed_of_a_wall_and_of_blank_images() -> None:
     views = shifted(8)
     assert tsed(views, 24).share == 1
     up = views.cameras.c2w.clone()
     up[:, :2, 3] = up[:, :2, 3].flip(-1)  # cameras that are said to climb, with the pictures of those that go right
     wrong = tsed(Views(views.images, Cameras(up, Projection(views.cameras.K), 64, 64)), 24)
     assert wrong.share == 0 and min(wrong.matches) >= 10
-
-
-def test_blank_image_has_no_matches() -> None:
     blank = detect(np.full((32, 32, 3), 128, np.uint8))
     assert blank is None and match(blank, blank).shape == (0, 4)

@@ -105,10 +105,8 @@ def test_errors_on_files_with_known_fronts(tmp_path: Path) -> None:
     rates = errors.rates(measured)
     assert errors.total == len(measured) == 8 and measured[0].prompt == "a blue box"
     assert (rates.false_alarms.hits, rates.false_alarms.total) == (2, 4)
-    assert (rates.recall.hits, rates.recall.total) == (4, 4) and (
-        rates.front_missed.hits,
-        rates.front_missed.total,
-    ) == (0, 8)
+    assert (rates.recall.hits, rates.recall.total) == (4, 4)
+    assert (rates.front_missed.hits, rates.front_missed.total) == (0, 8)
     assert rates.front_invented.total == 0
 
 

@@ -39,14 +39,11 @@ from threedgen.geometry.warp import pixel_grid, unproject
 TURN = np.deg2rad([0.0, 90.0, 180.0, 270.0])
 
 
-def test_share_has_the_score_interval() -> None:
+def test_share_has_the_score_interval_and_leaves_out_none() -> None:
     """Against published tables (Newcombe 1998, table I: 81/263, 15/148, 0/20, 1/29)."""
     table = {(81, 263): (0.2553, 0.3662), (15, 148): (0.0624, 0.1605), (0, 20): (0, 0.1611), (1, 29): (0.0061, 0.1718)}
     for (hits, total), interval in table.items():
         assert Proportion(hits, total).interval == pytest.approx(interval, abs=6e-5)
-
-
-def test_share_leaves_out_none() -> None:
     assert proportion([True, None, False, True]) == Proportion(2, 3)
     none = proportion([None])
     assert none.value is none.interval is None and format_proportion(none) == "-"
@@ -84,8 +81,9 @@ def test_bootstrap_is_two_standard_errors() -> None:
     assert bootstrap([2.0, None, 2.0], np.random.default_rng(0)) == (2.0, 2.0)
 
 
-def test_side_of_azimuths() -> None:
+def test_side_of_azimuths_and_its_tolerance() -> None:
     assert side_of(np.deg2rad([0, 44, 46, 90, 180, 271, 314, 316, 359, -90])).tolist() == [0, 0, 1, 1, 2, 3, 3, 0, 0, 3]
+    assert correct_sides([0, 0, 0, 0], np.deg2rad([59, 61, -59, 360 - 61])).tolist() == [True, False, True, False]
 
 
 @pytest.mark.parametrize(
@@ -112,20 +110,13 @@ def test_in_order_and_single_sides(seen: list[int], start: float, right: bool) -
     assert correct_sides(seen, azimuth).all() == right
 
 
-def test_side_tolerance() -> None:
-    assert correct_sides([0, 0, 0, 0], np.deg2rad([59, 61, -59, 360 - 61])).tolist() == [True, False, True, False]
-
-
-def test_in_order_survives_one_wrong_view() -> None:
+def test_in_order_survives_one_wrong_view_and_checks_both_rings_of_eight() -> None:
     probability = np.full((4, 4), 0.1)
     probability[np.arange(4), [0, 1, 2, 3]] = 0.7
     probability[2] = [0.4, 0.1, 0.35, 0.15]
     assert in_order(np.log(probability), TURN)
     assert not correct_sides(probability.argmax(1), TURN).all()
     assert not in_order(np.log(np.roll(probability, 1, axis=1)), TURN)
-
-
-def test_in_order_checks_both_rings_of_eight_views() -> None:
     azimuth = np.deg2rad(np.arange(8) * 45.0 + 10)
     probability = np.full((8, 4), 0.02)
     probability[np.arange(8), side_of(azimuth)] = 0.94
@@ -160,13 +151,10 @@ def painted(*colours: tuple[float, float, float]) -> np.ndarray:
     return views
 
 
-def test_foreground_means_exclude_the_background() -> None:
+def test_colour_disagreement_of_foreground_means() -> None:
     red, none = foreground_means(painted((1, 0, 0)), np.stack([MASK[0], np.zeros((64, 64), bool)]))
     assert red == pytest.approx([53.2, 80.1, 67.2], abs=0.1)  # sRGB red in CIE Lab
     assert none is None
-
-
-def test_colour_disagreement_is_the_mean_pairwise_distance() -> None:
     a, b = np.zeros(3), np.array([3.0, 4.0, 0.0])
     assert colour_disagreement([a, a, b], 99) == pytest.approx((0 + 5 + 5) / 3)
     assert colour_disagreement([a, a, None], 30) == pytest.approx((0 + 30 + 30) / 3)
@@ -195,12 +183,7 @@ def test_distribution_parity(file: Path) -> None:
     assert inception_score(found["in:logits"], splits) == pytest.approx(float(found["out:is_mean"]), rel=1e-6)
 
 
-def test_inception_score_averages_parts_of_nearly_equal_size() -> None:
-    """The score of a part is its number of images, as each image has its own class."""
-    assert inception_score(100 * np.eye(5), 4) == pytest.approx((1 + 1 + 1 + 2) / 4)
-
-
-def test_distances_of_equal_and_shifted_features() -> None:
+def test_distances_of_equal_and_shifted_features_and_inception_score() -> None:
     x = np.random.default_rng(0).normal(size=(400, 6))
     assert fid(x, x) == pytest.approx(0, abs=1e-9) and fid(x, x + 2) == pytest.approx(24)
     assert fid(x[:, :1], 3 * x[:, :1]) == pytest.approx(4 * (x[:, 0].mean() ** 2 + x[:, 0].var(ddof=1)))
@@ -210,6 +193,8 @@ def test_distances_of_equal_and_shifted_features() -> None:
     state = torch.get_rng_state()
     assert kid(x, y, 2, 100) == kid(x, y, 2, 100)
     assert torch.equal(state, torch.get_rng_state())
+    """The score of a part is its number of images, as each image has its own class."""
+    assert inception_score(100 * np.eye(5), 4) == pytest.approx((1 + 1 + 1 + 2) / 4)
 
 
 FACES = torch.nn.functional.interpolate(torch.rand(6, 3, 6, 6, generator=torch.Generator().manual_seed(0)), 128)
@@ -219,13 +204,6 @@ def true_views(count: int = 8, size: int = 64) -> tuple[Tensor, Tensor, Tensor]:
     K, R = panorama.intrinsics(pi / 2, size, size), panorama.ring(count)
     faces = torch.nn.functional.avg_pool2d(FACES, 9, 1, 4)
     return panorama.skybox_views(faces, K, R, size, size).permute(0, 2, 3, 1), K, R
-
-
-def test_no_overlap_gives_none() -> None:
-    views, K, R = true_views(3)
-    assert panorama_overlap(views, K, R) == [None] * 3
-    assert panorama_overlap(views[:1], K, R[:1]) == []
-    assert overlap_ratio([None], [20.0]) is None
 
 
 def test_depth_overlap_ignores_occluded_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,7 +222,7 @@ def test_depth_overlap_ignores_occluded_pixels(monkeypatch: pytest.MonkeyPatch) 
     assert depth_overlap(views, walk.depth * 0, walk.K, walk.c2w) == [None, None]
 
 
-def test_given_view_preserved_and_changed() -> None:
+def test_given_view_preserved_and_changed_and_no_overlap_gives_none() -> None:
     views, K, R = true_views()
     same = given_view(views, views[0], K, R)
     assert same["given"] == 100 and same["beside_given"] > 30
@@ -253,3 +231,7 @@ def test_given_view_preserved_and_changed() -> None:
     other = given_view(spoilt, views[0], K, R)
     assert other["given"] < 30 and other["beside_given"] == same["beside_given"]
     assert given_view(views, spoilt[0], K, R)["beside_given"] < same["beside_given"]
+    views, K, R = true_views(3)
+    assert panorama_overlap(views, K, R) == [None] * 3
+    assert panorama_overlap(views[:1], K, R[:1]) == []
+    assert overlap_ratio([None], [20.0]) is None

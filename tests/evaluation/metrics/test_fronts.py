@@ -32,7 +32,7 @@ def test_front_count(front: list[float], count: int) -> None:
         assert front_count(np.roll(front[::-1], turn), AT) == count
 
 
-def test_smoothing_removes_single_wrong_views() -> None:
+def test_smoothing_removes_single_wrong_views_by_an_angle_for_any_view_count() -> None:
     """One wrong view of a correct object, and a real front behind."""
     good = np.array([0.95, 0.6, 0, 0, 0, 0, 0, 0.6])
     for turn in range(8):
@@ -40,9 +40,6 @@ def test_smoothing_removes_single_wrong_views() -> None:
         slip[(turn + 4) % 8] = 0.75
         assert front_count(slip, AT) == 2 and front_count(smooth(slip), AT) == 1
         assert front_count(smooth(janus), AT) == 2 and front_count(smooth(np.full(8, 0.9)), AT) == 2
-
-
-def test_smoothing_angle_is_independent_of_the_view_count() -> None:
     eight = smooth(np.eye(8)[0])
     assert eight[[7, 0, 1]] == pytest.approx([0.25, 0.5, 0.25]) and eight.sum() == pytest.approx(1)
     twelve = smooth(np.eye(12)[0])  # every 30 degrees: 1, 2/3, 1/3 and nothing at 90
@@ -61,17 +58,14 @@ def sure(seen: list[int], p: float = 0.94) -> np.ndarray:
     return sides
 
 
-def test_ring_of_one_and_of_two_fronts() -> None:
+def test_ring_of_one_of_two_and_of_no_front() -> None:
     good = classify_ring(sure([0, 0, 1, 2, 2, 2, 3, 0]), RING, AT)
     assert (good.fronts, good.several) == (1, False) and all(good.correct)
     assert good.shown == (True, True, False, False, False, False, False, True)
     janus = classify_ring(sure([0, 0, 1, 0, 0, 0, 3, 0]), RING, AT)
     assert (janus.fronts, janus.several) == (2, True)
     assert janus.correct == (True, True, True, False, False, False, True, True)
-
-
-def test_front_must_be_the_most_probable_side() -> None:
-    """30 % front is no front beside 40 % back, even at a low threshold."""
+    # 30 % front is no front beside 40 % back, even at a low threshold
     sides = np.tile([0.3, 0.15, 0.4, 0.15], (8, 1))
     assert not front_curve(sides).any() and classify_ring(sides, RING, threshold=0.2).fronts == 0
 
@@ -87,16 +81,13 @@ def test_certainty_decides_whether_an_object_has_a_front() -> None:
 def test_directions_up_to_a_rotation() -> None:
     turned = np.array([2, 3, 3, 0, 0, 0, 1, 2])  # faces azimuth 180
     assert directions(turned, RING).sum() == 0 and directions(turned, RING, unknown_orientation=True).all()
-    assert (
-        directions(np.zeros(8, int), RING, unknown_orientation=True).sum()
-        == directions(np.zeros(8, int), RING).sum()
-        == 3
-    )
+    front = np.zeros(8, int)
+    assert directions(front, RING, unknown_orientation=True).sum() == directions(front, RING).sum() == 3
     mirrored = np.array([0, 0, 3, 2, 2, 2, 1, 0])
     assert directions(mirrored, RING, unknown_orientation=True).sum() < 8
 
 
-def test_corrected_rate_and_interval() -> None:
+def test_corrected_rate_and_interval_of_a_good_and_a_useless_meter() -> None:
     rates = ErrorRates(Proportion(10, 200), Proportion(180, 200))  # 5 % and 90 %
     assert rates.corrected(Proportion(40, 100)) == pytest.approx((0.4 - 0.05) / 0.85)
     assert rates.corrected(Proportion(1, 100)) == 0 and rates.corrected(Proportion(99, 100)) == 1
@@ -106,13 +97,8 @@ def test_corrected_rate_and_interval() -> None:
     assert wide[1] - wide[0] > 1.7 * (high - low)  # 20 prompts with five equal answers each
     assert rates.corrected(Proportion(0, 0)) is None and rates.interval(Proportion(0, 0)) is None
     assert ErrorRates.from_plain(json.loads(json.dumps(rates.plain()))) == rates
-
-
-def test_useless_meter_corrects_nothing() -> None:
-    for useless in (
-        ErrorRates(Proportion(50, 100), Proportion(55, 100)),
-        ErrorRates(Proportion(0, 0), Proportion(0, 0)),
-    ):
+    for numbers in ((50, 100, 55, 100), (0, 0, 0, 0)):
+        useless = ErrorRates(Proportion(*numbers[:2]), Proportion(*numbers[2:]))
         assert useless.corrected(Proportion(40, 100)) is None and useless.interval(Proportion(40, 100)) is None
 
 

@@ -97,18 +97,20 @@ def test_stopped_run_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert report(tmp_path / "cut") == report(tmp_path / "whole")
 
 
-def test_given_view_is_compared(tmp_path: Path) -> None:
+def test_given_view_and_views_with_depth_are_compared(tmp_path: Path) -> None:
     assert run(options(tmp_path, blocks="toybox-outpaint"), None, True) == 0
     rows = report(tmp_path)["rows"]
     assert rows["truth"]["given"]["mean"] == 100
     assert rows["attention"]["given"]["mean"] < 30 and "beside_given" in rows["base"]
     assert (tmp_path / "report.md").read_text().count("| with minus without |") == 2
+    out = tmp_path / "depth"
+    assert run(options(out, blocks="toybox-depth", scenes={"depth": True, "views": 3}), None, True) == 0
+    rows = report(out)["rows"]
+    assert rows["truth"]["psnr"]["mean"] > 25 > rows["base"]["psnr"]["mean"]
 
 
 @pytest.mark.parametrize(("kind", "part"), [("outpaint", "images"), ("depth", "depth"), ("depth", "cameras")])
-def test_views_of_corrected_scenes_are_sampled_again(
-    tmp_path: Path, samples: list[bool], monkeypatch: pytest.MonkeyPatch, kind: str, part: str
-) -> None:
+def test_views_of_corrected_scenes_are_sampled_again(tmp_path, samples, monkeypatch, kind, part) -> None:
     config = options(tmp_path, blocks=f"toybox-{kind}", scenes={"depth": kind == "depth"}, count=1)
     assert run(config, None, True) == run(config, None, True) == 0 and len(samples) == 2
     read = TinyScenes.scene
@@ -121,12 +123,6 @@ def test_views_of_corrected_scenes_are_sampled_again(
 
     monkeypatch.setattr(TinyScenes, "scene", corrected)
     assert run(config, None, True) == 0 and len(samples) == 4
-
-
-def test_views_with_depth(tmp_path: Path) -> None:
-    assert run(options(tmp_path, blocks="toybox-depth", scenes={"depth": True, "views": 3}), None, True) == 0
-    rows = report(tmp_path)["rows"]
-    assert rows["truth"]["psnr"]["mean"] > 25 > rows["base"]["psnr"]["mean"]
 
 
 def write(folder: Path, scene: SceneViews, images: Tensor | None = None, inner: str = "views/") -> None:

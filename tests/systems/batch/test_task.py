@@ -13,7 +13,6 @@ from threedgen import cli
 from threedgen.config import load
 from threedgen.systems.batch import jobs
 from threedgen.systems.batch.jobs import plan
-from threedgen.systems.batch.options import BatchConfig
 
 
 def command(*more: str) -> int:
@@ -27,15 +26,7 @@ def table() -> list[dict[str, str]]:
     return list(csv.DictReader(Path("run/batch.csv").open()))
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
-@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
-def test_prompt_files_of_text_editors(tmp_path: Path, encoding: str, end: str) -> None:
-    path = tmp_path / "prompts.txt"
-    path.write_bytes(end.join(["a red café table", "", "# a remark", "  a blue dog ", "a blue dog"]).encode(encoding))
-    assert BatchConfig.model_construct(prompts=str(path)).lines() == ["a red café table", "a blue dog"]
-
-
-def test_batch_runs_each_job_in_its_own_folder(capsys: pytest.CaptureFixture[str]) -> None:
+def test_batch_runs_each_job_in_its_own_folder_and_only_missing_ones(capsys: pytest.CaptureFixture[str]) -> None:
     assert command() == 0 and capsys.readouterr().out.strip() == "run/gallery.html"
     rows = table()
     assert len(rows) == len({row["folder"] for row in rows}) == 8 and {row["state"] for row in rows} == {"finished"}
@@ -44,19 +35,9 @@ def test_batch_runs_each_job_in_its_own_folder(capsys: pytest.CaptureFixture[str
     record = json.loads((Path("run") / rows[1]["folder"] / "job.json").read_text())
     assert (record["state"], record["method"]) == ("finished", "bad fronts=1")
     assert json.loads(Path("run/summary.json").read_text())["states"] == {"finished": 8}
-
-
-def test_batch_makes_only_missing_objects() -> None:
-    assert command() == 0 and set(log().values()) == {1}
     with Path("prompts.txt").open("a") as file:
         file.write("a green frog\n")
     assert command() == 0 and set(log().values()) == {1} and len(table()) == 12
-
-
-def test_jobs_can_be_sent_to_worker_processes() -> None:
-    Path("prompts.txt").write_text("a blue dog\n")
-    (job,) = plan(load("batch", ["prompts=prompts.txt", "configs=[mvdream-toybox loss.orientation=0.1]"]))
-    assert pickle.loads(pickle.dumps(job)) == job
 
 
 def test_failed_jobs_are_listed(caplog: pytest.LogCaptureFixture) -> None:
@@ -139,8 +120,9 @@ def test_wrong_prompts_are_skipped_and_reported(caplog, monkeypatch) -> None:
     assert command("configs=[good]", "seeds=[0]", "out=other") == 2 and not Path("other").exists()
 
 
-def test_job_key_depends_on_the_config_alone() -> None:
+def test_job_can_be_pickled_and_its_key_depends_on_the_config_alone() -> None:
     Path("prompts.txt").write_text("a blue dog\n")
     one = plan(load("batch", ["prompts=prompts.txt", "configs=[sds-toybox]", "overrides=[trainer.max_steps=7]"]))
     two = plan(load("batch", ["prompts=prompts.txt", "configs=[sds-toybox trainer.max_steps=7]", "workers=9"]))
     assert [job.key for job in one] == [job.key for job in two] and one[0].config.export.enabled
+    assert pickle.loads(pickle.dumps(one)) == one  # for worker processes

@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,9 +29,7 @@ def undisturbed() -> Path:
     return finished_run(dreambooth_command)
 
 
-def system_of(
-    folder: Path, prior: MVDream, *overrides: str, class_images: torch.Tensor | None = None
-) -> DreamBoothSystem:
+def system_of(folder: Path, prior: MVDream, *overrides: str, class_images: Any = None) -> DreamBoothSystem:
     options: MVDreamBoothConfig = config.load(dreambooth_config(folder), list(overrides))
     subject_weights.add_word(prior.tokenizer, prior.text_encoder, "[v]")
     pictures = torch.rand(3, 16, 16, 3, generator=torch.Generator().manual_seed(0))
@@ -93,11 +92,10 @@ def test_class_images_are_sampled_once(tmp_path: Path) -> None:
 
 
 def test_class_images_train_with_their_own_prompts(tmp_path: Path) -> None:
-    said = "tuning.class_prompts=['{class}', '{class} wearing a hat', never]"
+    words = ["tuning.preservation=images", "tuning.class_images=2"]
+    words += ["tuning.class_prompts=['{class}', '{class} wearing a hat', never]"]
     others = torch.rand(2, 16, 16, 3)
-    system = system_of(
-        tmp_path, tiny_prior(), "tuning.preservation=images", "tuning.class_images=2", said, class_images=others
-    )
+    system = system_of(tmp_path, tiny_prior(), *words, class_images=others)
     assert system.config.class_prompts == ["a dog", "a dog wearing a hat"]
     seen, image_loss = set(), system.image_loss
 

@@ -10,11 +10,10 @@ import pytest
 import torch
 
 from benchmarks.glb_reader import read_glb
-from tests.support.ball_run import Ball, ball, ball_run  # noqa: F401
+from tests.support.ball_run import Ball, ball  # noqa: F401
 from tests.support.kept_folder import kept_folder
-from threedgen.config import load, plain, shipped
+from threedgen.config import load, shipped
 from threedgen.representations.shading import Material
-from threedgen.run import folder as runs
 from threedgen.systems.generate.outputs import write_asset
 from threedgen.systems.generate.result import Run
 
@@ -47,25 +46,20 @@ def run(tmp_path: Path) -> Path:
     return Path(shutil.copytree(earlier(), tmp_path / "run"))
 
 
-def test_run_writes_an_asset(tmp_path: Path) -> None:
+def test_run_writes_an_asset_and_keeps_a_changed_file(tmp_path: Path) -> None:
     notes: list[str] = []
-    figures = write_asset(system(), tmp_path, notes)
+    figures = write_asset(system("export.lods=[40]"), tmp_path, notes)
     assert figures["asset"]["file"] == "asset/a_ball.glb" and figures["asset"]["levels"]["a_ball"] <= 200
     assert (tmp_path / "asset/a_ball.glb").is_file() and (tmp_path / "asset/asset.json").is_file() and notes == []
     (tmp_path / "summary.json").write_text('{"asset": {"file": "asset/a_ball.glb"}}')
-    assert Run(tmp_path, "finished").asset == tmp_path / "asset/a_ball.glb"
-    (tmp_path / "asset/a_ball.glb").unlink()
-    assert Run(tmp_path, "finished").asset is None
-
-
-def test_resume_keeps_a_changed_file(tmp_path: Path) -> None:
-    write_asset(system("export.lods=[40]"), tmp_path, [])
-    mine, notes = tmp_path / "asset/a_ball.glb", list[str]()
+    mine = tmp_path / "asset/a_ball.glb"
+    assert Run(tmp_path, "finished").asset == mine
     mine.write_bytes(b"painted for hours")
     assert write_asset(system(), tmp_path, notes) == {}
     assert len(notes) == 1 and notes[0].startswith("no asset: ") and str(mine) in notes[0]
-    assert [path.name for path in (tmp_path / "asset").iterdir()] == ["a_ball.glb"]
-    assert mine.read_bytes() == b"painted for hours"
+    assert list((tmp_path / "asset").iterdir()) == [mine] and mine.read_bytes() == b"painted for hours"
+    mine.unlink()
+    assert Run(tmp_path, "finished").asset is None
 
 
 def test_levels_have_smaller_maps_and_a_usual_height(tmp_path: Path) -> None:
@@ -104,12 +98,3 @@ def test_every_shipped_config_exports() -> None:
     made = {name: load(name).export for name in shipped() if getattr(load(name), "task", "") == "generate"}
     assert len(made) > 3 and all(section.enabled for section in made.values())
     assert made["mvdream-toybox"].sizes.budget == 15_000 and made["quick-toybox"].sizes.budget == 3000
-
-
-def test_older_run_resumes_with_an_export(tmp_path: Path) -> None:
-    """A config without the section `export` is the same run."""
-    folder = ball_run(tmp_path / "run")
-    old = runs.stored_config(folder)
-    assert old is not None
-    del old["export"]
-    assert runs.differences(old, plain(load(folder / "config.yaml"))) == []

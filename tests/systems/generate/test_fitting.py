@@ -36,9 +36,8 @@ def ball_views(n: int = 8) -> tuple[Cameras, Tensor]:
 
 def untrained(*overrides: str) -> GenerateSystem:
     options: Any = config.load("quick-toybox", [*SMALL, *overrides])
-    prior: Any = SimpleNamespace(
-        schedule=Schedule.scaled_linear(), unet=None, image_size=SIDE, cast_networks=lambda lora: None
-    )
+    parts = {"schedule": Schedule.scaled_linear(), "unet": None, "image_size": SIDE}
+    prior: Any = SimpleNamespace(**parts, cast_networks=lambda lora: None)
     return GenerateSystem(options, prior, torch.zeros(2, 1, 1))
 
 

@@ -53,17 +53,15 @@ def test_config_runs_to_splats_and_a_mesh(name: str, more: list[str], tmp_path: 
 def test_run_starts_from_a_run_and_from_a_file(tmp_path: Path) -> None:
     """First a field of another representation, then a point cloud."""
     short = ["warm_start.share=0", "refine.strengths=[]", "preview.enabled=false", "export.enabled=false"]
+    short += ["trainer.max_steps=2"]
     first = str(tiny_generate(tmp_path / "one", field={"name": "ngp", "density_blob_scale": 20}))
-    assert server().run(tmp_path, words=["--config", first, *short, "trainer.max_steps=2", "out=first"]) == 0, log(
-        tmp_path
-    )
+    assert server().run(tmp_path, words=["--config", first, *short, "out=first"]) == 0, log(tmp_path)
     points = 0.3 * np.random.default_rng(0).standard_normal((25, 3)).clip(-1.5, 1.5)
     trimesh.PointCloud(points).export(tmp_path / "points.ply")
-    second = str(
-        tiny_generate(tmp_path / "two", field={"name": "gaussians", "count": 40, "densify": "none", "sphere": 0.01})
-    )
+    field = {"name": "gaussians", "count": 40, "densify": "none", "sphere": 0.01}
+    second = str(tiny_generate(tmp_path / "two", field=field))
     for start, count in (("first", 40), ("points.ply", 25)):
-        words = ["--config", second, *short, "trainer.max_steps=2", f"start={start}", f"out=from-{count}"]
+        words = ["--config", second, *short, f"start={start}", f"out=from-{count}"]
         assert server().run(tmp_path, words=words) == 0, log(tmp_path)
         means = weights(tmp_path / f"from-{count}")["field.means"]
         assert len(means) == count and float(means.norm(dim=-1).max()) > 0.1, "not in the small ball of a new object"

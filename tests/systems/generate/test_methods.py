@@ -38,17 +38,15 @@ STAGED: dict[str, tuple[str, str, list[str]]] = {
     ),
 }  # fmt: skip
 """Config -> weights of the first and of the last stage, small sizes."""
+SD = ["size=12", "field.density_blob_scale=40", "field.levels={0: 1, 5: 3}", *EARLY]
 METHODS: dict[str, tuple[str, list[str]]] = {
     "sds-toybox": ("toybox", ["size=12", "field.density_blob_scale=20"]),
     "dreamfusion-toybox": ("toybox", ["size=12", "field.density_blob_scale=20", *EARLY]),
     "text2mesh-toybox": ("toybox", ["size=12", *EARLY]),
-    "dreamfusion-if": ("if", ["size=12", "field.density_blob_scale=40", "field.levels={0: 1, 5: 3}", *EARLY]),
+    "dreamfusion-if": ("if", SD),
     "text2mesh-if": ("if", ["size=12", "field.levels={0: 1, 5: 3}", *EARLY]),
-    "sds-sd": ("sd", ["size=12", "field.density_blob_scale=40", "field.levels={0: 1, 5: 3}", *EARLY]),
-    "sdi-sd21": (
-        "sd",
-        ["size=12", "field.density_blob_scale=40", "field.levels={0: 1, 5: 3}", "trainer.max_steps=20", *EARLY],
-    ),
+    "sds-sd": ("sd", SD),
+    "sdi-sd21": ("sd", [*SD, "trainer.max_steps=20"]),
 }
 """Config -> weights, small sizes and early steps."""
 
@@ -108,9 +106,6 @@ def test_missing_weights_are_refused_first(words: list[str], tmp_path: Path, mon
     assert list(tmp_path.iterdir()) == []
 
 
-# ---------------------------------------------------------------- differences between configs
-
-
 def test_stages_share_one_field() -> None:
     magic3d, prolificdreamer = (config.load(name, ["prompt=a"]) for name in ("magic3d-if-sd", "prolificdreamer-sd"))
     coarse, last = magic3d.stage("coarse"), prolificdreamer
@@ -122,7 +117,7 @@ def test_stages_share_one_field() -> None:
 
 
 PRIORS = ("mvdream", "stable-diffusion", "mvadapter")  # priors with embedded weights
-KINDS = tuple(itertools.product(("sds", "reconstruction", "vsd"), registry.names("representation")))
+ROWS = list(itertools.product(PRIORS, ("sds", "reconstruction", "vsd"), registry.names("representation")))
 SCALES = {"sds": 5, "reconstruction": 3, "vsd": 7.5, "ism": 5, "csd": 5, "sdi": 4, "jsd": 5}
 QUICK = [
     ("mvdream", "sds", "sdf"), ("mvdream", "vsd", "ngp"), ("mvdream", "reconstruction", "dmtet"),
@@ -157,10 +152,7 @@ def test_every_combination_has_the_values_of_its_names() -> None:
 
 @pytest.mark.parametrize(
     ("prior", "distillation", "field"),
-    [
-        pytest.param(*row, marks=() if row in QUICK else pytest.mark.slow)
-        for row in ((prior, *kind) for prior in PRIORS for kind in KINDS)
-    ],
+    [pytest.param(*row, marks=() if row in QUICK else pytest.mark.slow) for row in ROWS],
 )
 def test_combination_runs(prior: str, distillation: str, field: str, tmp_path: Path) -> None:
     files = {"weights": str(prior_folder())}

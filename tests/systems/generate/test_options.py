@@ -17,8 +17,6 @@ from threedgen.systems.generate.result import Run
 from threedgen.systems.generate.system import piecewise_constant
 from threedgen.train.status import Status
 
-# ---------------------------------------------------------------- rules between sections
-
 
 @pytest.mark.parametrize("word", ["material.name=diffuse", "loss.orientation=1", "guidance_input=normal"])
 def test_missing_capability_is_refused(tmp_path: Path, word: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,18 +29,15 @@ def test_missing_capability_is_refused(tmp_path: Path, word: str, monkeypatch: p
 
 
 @pytest.mark.parametrize(
-    "words", [["refine.strengths=[]"], ["refine.share=0.5"], ["stages={a: {refine: {strengths: []}}, b: {}}"]]
+    "word", ["refine.strengths=[]", "refine.share=0.5", "stages={a: {refine: {strengths: []}}, b: {}}"]
 )
-def test_single_view_prior_may_refine_an_object(words: list[str]) -> None:
-    config.load("quick-toybox", ["prompt=a red penguin", "prior.name=stable-diffusion", *words]).check()
+def test_single_view_prior_may_refine_an_object(word: str) -> None:
+    config.load("quick-toybox", ["prompt=a red penguin", "prior.name=stable-diffusion", word]).check()
 
 
 def test_piecewise_constant_schedule() -> None:
     assert [piecewise_constant({"0%": 8, "50%": 12}, step, 16) for step in (0, 7, 8, 15)] == [8, 8, 12, 12]
     assert piecewise_constant({10: 5, 20: 6}, 0, 30) == 5 and piecewise_constant(7, 3, 10) == 7
-
-
-# ---------------------------------------------------------------- from Python
 
 
 def values(**more: Any) -> dict[str, Any]:

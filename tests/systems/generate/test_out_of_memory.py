@@ -1,6 +1,7 @@
 import logging
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -54,16 +55,11 @@ def test_step_is_repeated_in_smaller_chunks(tmp_path: Path, monkeypatch, caplog)
     assert float((plenty - scarce).norm() / plenty.norm()) < 1e-2  # Adam enlarges the last bits of small gradients
 
 
-def test_second_failure_is_refused_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_second_failure_and_too_large_prior_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     failing(monkeypatch, *range(2, 99))
     with refused(None, "step 2 on cpu", "march.chunk", kind=OutOfMemory):
         start(tmp_path)
-
-
-def test_too_large_prior_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: Any, **__: Any) -> Any:
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
+    full = Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory"))
     monkeypatch.setattr("threedgen.train.task.Task.load_prior", full)
     with refused(None, "the prior", kind=OutOfMemory):
-        start(tmp_path)
+        start(tmp_path / "large")

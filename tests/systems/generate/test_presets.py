@@ -1,4 +1,5 @@
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from threedgen.systems.generate.options import GenerateConfig
 GPU = torch.device("cuda")
 
 
-def test_preset_replaces_options_of_the_config_and_not_those_beside_it(tmp_path: Path) -> None:
+def test_preset_replaces_options_of_the_config_but_not_those_beside_it_or_a_smaller_chunk(tmp_path: Path) -> None:
     found = load("mvdream-sd21", ["prompt=a dog", "preset=memory-8gb"])
     assert (found.scenes_per_step, found.march.chunk, found.prior.cuda_graph) == (1, 65536, False)
     found = load("mvdream-sd21", ["prompt=a dog", "preset=memory-8gb", "scenes_per_step=3"])
@@ -21,6 +22,10 @@ def test_preset_replaces_options_of_the_config_and_not_those_beside_it(tmp_path:
     found = load(file, ["prompt=a dog"])
     assert (found.scenes_per_step, found.march.chunk) == (1, 5000)
     assert load("mvdream-sd21", ["prompt=a dog", "preset=null"]).scenes_per_step == {0: 2, 5000: 1}
+    for chunk, expected in (("5000", 5000), ("300000", 262144), ("auto", 262144), ("null", 262144)):
+        config = load("mvdream-sd21", ["prompt=a dog", f"march.chunk={chunk}"])
+        assert presets.with_preset(config, "memory-12gb").march.chunk == expected
+        assert presets.with_preset(config, "memory-24gb").march.chunk == config.march.chunk
 
 
 @pytest.mark.parametrize(
@@ -46,25 +51,11 @@ def test_first_preset_that_fits_is_chosen_once(free: float, name: str | None, tm
     assert presets.choose_preset(off, GPU, tmp_path) is off
 
 
-def test_preset_keeps_a_smaller_chunk_of_the_config() -> None:
-    for chunk, expected in (("5000", 5000), ("300000", 262144), ("auto", 262144), ("null", 262144)):
-        config = load("mvdream-sd21", ["prompt=a dog", f"march.chunk={chunk}"])
-        assert presets.with_preset(config, "memory-12gb").march.chunk == expected
-        assert presets.with_preset(config, "memory-24gb").march.chunk == config.march.chunk
-
-
-def test_no_preset_is_chosen_if_a_plugin_needs_values(tmp_path: Path, monkeypatch) -> None:
-    def unmeasured(*arguments: object) -> None:
-        raise TypeError("no value")
-
+@pytest.mark.parametrize("cause", ["no weights", "a plugin needs values"])
+def test_no_preset_is_chosen_if_the_memory_is_unknown(cause: str, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(presets, "free_bytes", lambda device: 1e9)
-    monkeypatch.setattr(presets, "memory_by_preset", unmeasured)
-    config = load("quick-toybox", ["prompt=a dog"])
+    config = load("quick-toybox", ["prompt=a dog", *(["prior.weights=none"] if cause == "no weights" else [])])
+    if cause != "no weights":
+        monkeypatch.setattr(presets, "memory_by_preset", Mock(side_effect=TypeError("no value")))
     assert presets.choose_preset(config, GPU, tmp_path) is config
-
-
-def test_no_preset_is_chosen_if_the_prior_has_no_weights(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(presets, "free_bytes", lambda device: 1e9)
-    config = load("quick-toybox", ["prompt=a dog", "prior.weights=none"])
-    assert presets.choose_preset(config, GPU, tmp_path) is config
-    assert read_json(tmp_path / presets.PRESET) == {"preset": None}
+    assert cause != "no weights" or read_json(tmp_path / presets.PRESET) == {"preset": None}

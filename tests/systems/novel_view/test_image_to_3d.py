@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import trimesh
 from PIL import Image
 
 from tests.support import photographs
@@ -27,6 +28,8 @@ TRAINED = CamerasConfig(elevation=(-10.0, 80.0), distance=(2.6, 2.6), focal=1.37
 
 @pytest.fixture
 def car(tmp_path: Path) -> Path:
+    """An image, beside a model in the folder "model"."""
+    folder.save(tiny_network(), tmp_path / "model", TRAINED)
     pixels = np.zeros((20, 40, 4), np.uint8)
     pixels[4:16, 8:32] = (200, 20, 20, 255)
     Image.fromarray(pixels).save(tmp_path / "car.png")
@@ -53,7 +56,6 @@ def boxes(sampler: ThreeDiMSampler, requests: list[Request]) -> list[torch.Tenso
 
 
 def test_make_writes_all_files_and_resumes(tmp_path: Path, car: Path, monkeypatch, capsys) -> None:
-    folder.save(tiny_network(), tmp_path / "model", TRAINED)
     monkeypatch.setattr(ThreeDiMSampler, "__call__", boxes)
     config, run = settings(tmp_path, car), tmp_path / "run"
     assert config.prompt == "car" and "prompt" not in json.loads(config.model_dump_json())
@@ -69,9 +71,7 @@ def test_make_writes_all_files_and_resumes(tmp_path: Path, car: Path, monkeypatc
     corners = [[sheet[y : y + 128, x : x + 128] for x in (0, 130)] for y in (0, 130)]
     assert sheet.shape == (260, 650, 3) and all((row[0] == corners[0][0]).all() for row in corners)
     assert all((row[1] == corners[0][1]).all() and (row[1] != row[0]).any() for row in corners)
-    from trimesh import load
-
-    mesh = load(run / "mesh.glb", force="mesh")
+    mesh = trimesh.load(run / "mesh.glb", force="mesh")
     assert 0.1 < np.abs(mesh.vertices).max() < 1  # in radii of the field, which is larger than the object
     monkeypatch.setattr(ThreeDiMSampler, "__call__", lambda *words: pytest.fail("sampled again"))
     assert image_to_3d.run(config, resume=run, quiet=True) == 0
@@ -88,7 +88,6 @@ def test_asset_is_named_after_the_image(tmp_path: Path, car: Path) -> None:
 
 
 def test_sample_views_samples_the_rings(tmp_path: Path, car: Path) -> None:
-    folder.save(tiny_network(), tmp_path / "model", TRAINED)
     views = image_to_3d.sample_views(settings(tmp_path, car), tmp_path, [], quiet=True)
     assert views.images.shape == (9, 8, 8, 3)
     assert torch.equal(views.images[0], image_to_3d.load_image(car, 8, 8))
@@ -113,7 +112,6 @@ def test_load_image_centres_on_white(car: Path, tmp_path: Path) -> None:
 
 
 def test_dark_backgrounds_are_noted(tmp_path: Path, car: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder.save(tiny_network(), tmp_path / "model", TRAINED)
     monkeypatch.setattr(ThreeDiMSampler, "__call__", boxes)
     Image.new("RGB", (8, 8), "navy").save(tmp_path / "night.png")
     for path, count in ((car, 0), (tmp_path / "night.png", 1)):
@@ -121,11 +119,6 @@ def test_dark_backgrounds_are_noted(tmp_path: Path, car: Path, monkeypatch: pyte
         (tmp_path / path.stem).mkdir()
         image_to_3d.sample_views(settings(tmp_path, path), tmp_path / path.stem, notes, quiet=True)
         assert len(notes) == count
-
-
-def test_exporters_are_refused(tmp_path: Path, car: Path) -> None:
-    with refused("result.exporters"):
-        settings(tmp_path, car, result={"exporters": ["splats"]}).check()
 
 
 def test_weights_of_unknown_cameras_need_distance_and_fov(tmp_path: Path, car: Path) -> None:

@@ -25,7 +25,6 @@ from threedgen.systems.novel_view.task import Pairs, PairSystem, gap_test, pair_
 from threedgen.toybox.data.make_srn import Job, ToyboxScenes, scene
 from threedgen.toybox.options import ToyboxPairsConfig
 
-STEPS = TINY_THREEDIM["trainer"]["max_steps"]
 LEVELS = (0.5, 0.05)
 
 
@@ -59,14 +58,11 @@ def equal_pairs(count: int = 6) -> Pairs:
     return Pairs(x, x, some.c2w, some.K)
 
 
-def test_gap_of_a_model_that_ignores_its_condition_is_zero() -> None:
+def test_gap_is_that_to_conditions_shuffled_within_their_kind() -> None:
     for gap in gap_test(Copycat(looks=False), equal_pairs(), LEVELS, torch.Generator().manual_seed(0)):
         assert gap.gap == 0 and 0 < gap.true < 30
     for gap in gap_test(Copycat(looks=True), equal_pairs(), LEVELS, torch.Generator().manual_seed(0)):
         assert gap.true == 100 and gap.gap > 80
-
-
-def test_conditions_are_shuffled_within_their_kind() -> None:
     model, pairs = Copycat(looks=True), equal_pairs()
     gap_test(model, pairs, (0.5,), torch.Generator().manual_seed(0), kinds=2)
     true, shuffled = model.seen
@@ -122,9 +118,8 @@ def undisturbed() -> Path:
     return finished_run(threedim_command)
 
 
-def test_run_leaves_a_model_gaps_and_a_sheet() -> None:
+def test_run_leaves_a_model_and_gaps() -> None:
     run = undisturbed()
-    assert read_summary(run)["status"] == "finished" and read_summary(run)["steps"] == STEPS
     model, cameras = folder.load(str(run / "model"))
     assert cameras is not None and cameras.focal == pytest.approx(0.5 / np.tan(np.deg2rad(20)), rel=1e-4)
     assert cameras.distance == (pytest.approx(2.61, abs=0.01), pytest.approx(2.61, abs=0.01))
@@ -133,8 +128,7 @@ def test_run_leaves_a_model_gaps_and_a_sheet() -> None:
     for name, value in model.state_dict().items():
         assert torch.equal(value, state[f"average./{name.replace('.', '/')}"].half().float()), name
     assert any(not torch.equal(value, state[f"model.{name}"]) for name, value in model.state_dict().items())
-    assert {"gap_0.5", "gap_0.05"} <= read_summary(run).keys() and (run / "samples.png").is_file()
-    assert not list(run.rglob("*.tmp")) and not list(run.rglob("*.part"))
+    assert {"gap_0.5", "gap_0.05"} <= read_summary(run).keys()
 
 
 def test_training_starts_from_a_trained_network_of_the_same_sizes(tmp_path: Path) -> None:
@@ -150,15 +144,11 @@ def test_training_starts_from_a_trained_network_of_the_same_sizes(tmp_path: Path
         train.build(checked(tmp_path, model=other))
 
 
-def coarse_pairs() -> LatentPairs:
-    """Around a tiny prior with a coarse predictor, as the embedded one has it."""
-    camera = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 16}
-    unet = tiny_unet(in_channels=8, out_channels=4, **camera)
-    return LatentPairs(MVDream(unet, tiny_vae(), tiny_text_encoder(), word_tokenizer(), coarse=tiny_coarse()))
-
-
 def test_unet_of_a_prior_is_trained_on_its_latents(tmp_path: Path) -> None:
-    model = coarse_pairs()
+    camera = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 16}  # as the embedded prior
+    unet = tiny_unet(in_channels=8, out_channels=4, **camera)
+    parts = unet, tiny_vae(), tiny_text_encoder(), word_tokenizer()
+    model = LatentPairs(MVDream(*parts, coarse=tiny_coarse()))
     model.prior.save(tmp_path / "prior")
     before = {name: value.clone() for name, value in MVDream.load(str(tmp_path / "prior")).vae.state_dict().items()}
     config = checked(

@@ -31,9 +31,7 @@ def rig(**values: Any) -> PathConfig:
     return PathConfig.model_validate({"height": SIZE[0], "width": SIZE[1], **values})
 
 
-def read_scan(
-    folder: Path, prompt: str = "", frame: MeshFrame | None = None, **values: Any
-) -> tuple[Frames, list[str]]:
+def read_scan(folder: Path, prompt: str = "", frame: MeshFrame | None = None, **values: Any) -> Any:
     made = rig(**{"scannet": str(folder), "every": 1} | values)
     prior = {"name": "mvdiffusion"}
     config = TextureConfig.model_validate({"task": "texture", "prior": prior, "rig": made, "prompt": prompt})
@@ -73,21 +71,18 @@ def test_auto_path_stands_in_the_free_interior() -> None:
         interior(floor)
 
 
-def test_choose_keys_ends_with_the_last_frame() -> None:
+def test_keys_end_with_the_last_frame_and_gaps_are_noted_or_refused() -> None:
     taken = frames(48)
     keys = choose_keys(taken, 0.65)
     assert keys[:-1] == key_frames(taken.depth, taken.cameras, 0.65) and keys[-1] == 47 and 8 < len(keys) < 24
     assert check_overlap(taken, keys, 0.3, "rig.file") == []
-
-
-def test_check_overlap_notes_or_refuses_gaps() -> None:
     with refused("rig.file", "30%"):
         check_overlap(frames(3), [0, 1, 2], 0.3, "rig.file")
     (note,) = check_overlap(frames(24), [0, 1, 12, 13], 0.3, "rig.file")
     assert "1 of 3" in note and "1 and 12" in note
 
 
-def test_scannet_frames_are_those_of_the_room(scan: Path) -> None:
+def test_scannet_frames_are_those_of_the_room_and_turn_with_the_mesh(scan: Path) -> None:
     found, notes = read_scan(scan)
     assert not notes and found.keys is None and found.names == tuple(map(str, range(COUNT)))
     assert found.prompts[3] == "a room 3"
@@ -96,9 +91,6 @@ def test_scannet_frames_are_those_of_the_room(scan: Path) -> None:
     torch.testing.assert_close(found.cameras.K, at.K)
     off = (found.depth - depth_of_mesh(box_room.scene(), at)).abs()
     assert float(off.median()) < 0.05
-
-
-def test_scannet_poses_turn_with_the_mesh(scan: Path) -> None:
     frame, room = MeshFrame("+y", "+z", scale=0.01), box_room.scene()
     turned = SourceMesh((room.vertices @ frame.rotation.T).astype(np.float32), room.faces)
     found, _ = read_scan(scan, frame=frame)
@@ -154,14 +146,11 @@ def test_depth_of_another_kind_or_shape_is_refused(scan: Path) -> None:
         read_scan(scan)
 
 
-def test_windows_share_key_frames_with_earlier_ones() -> None:
+def test_windows_share_key_frames_and_frames_between_have_keys_on_both_sides() -> None:
     windows = plan(range(10), PathConfig(views=6))
     assert windows == [Window((0, 1, 2, 3, 4, 5)), Window((4, 5, 6, 7, 8, 9), (4, 5))]
     assert plan(range(5), PathConfig(views=3))[1:] == [Window((2, 3, 4), (2,))]
     assert sorted(n for window in windows for n in window.new) == list(range(10))
-
-
-def test_frames_between_are_conditioned_on_both_sides() -> None:
     windows = plan([0, 2, 6, 7], PathConfig(views=4))
     assert windows[0] == Window((0, 2, 6, 7))
     assert windows[1:] == [Window((0, 1, 2), (0, 2)), Window((2, 3, 4, 6), (2, 6)), Window((2, 5, 6), (2, 6))]

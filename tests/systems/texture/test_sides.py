@@ -36,7 +36,7 @@ def run(capsys: pytest.CaptureFixture[str], *words: str, config: str = "views.ya
     return command.ask(capsys, "--config", config, "threads=1", "texture=128", "rig.size=64", *words)
 
 
-def test_given_sides_are_projected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_given_sides_are_projected_and_need_no_weights(tmp_path: Path, capsys) -> None:
     code, out, err = run(capsys, "mesh=a.glb", "out=bare")
     assert code == 0 and out.splitlines()[-1] == str(Path("bare", "preview.png")), err
     assert len(list(Path("bare", "maps").rglob("*.png"))) == 12
@@ -55,6 +55,8 @@ def test_given_sides_are_projected(tmp_path: Path, capsys: pytest.CaptureFixture
     assert images["Before"] != images["After"]
     found = trimesh.load(tmp_path / "run" / "textured.glb", process=False, force="mesh")
     np.testing.assert_allclose(found.bounds, trimesh.load(tmp_path / "a.glb", force="mesh").bounds, atol=1e-5)
+    code, out, _ = run(capsys, "mesh=a.glb", "prior.weights=nowhere", "views=.", "--dry-run")
+    assert code == 0 and "would run texture" in out and "weights" not in out
 
 
 @pytest.mark.parametrize("first", [12, 24])
@@ -104,8 +106,3 @@ def test_sides_are_sampled_once(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert code == 2 and err.startswith("views: ")
     code, _, err = run(capsys, "mesh=a.glb", "prompt=a red dog", "out=nobody")
     assert code == 2 and err.startswith("prior.adapter: ")
-
-
-def test_given_sides_need_no_weights(capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = run(capsys, "mesh=a.glb", "prior.weights=nowhere", "views=.", "--dry-run")
-    assert code == 0 and "would run texture" in out and "weights" not in out

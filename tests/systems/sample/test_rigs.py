@@ -8,11 +8,12 @@ import trimesh
 from PIL import Image
 
 from tests.support import command
-from tests.support.task_server import write_config
+from tests.support.task_server import prior_folder, write_config
 from tests.support.tiny_mvadapter import GEOMETRY, tiny_prior_config
+from tests.support.tiny_sdxl import tiny_sdxl
 from threedgen.systems.sample.mesh import SIDES
 
-TINY = {"task": "sample", "threads": 1, "steps": 2, "rig": {"name": "angles"}}
+TINY = {"task": "sample", "threads": 1, "steps": 2}
 
 
 @pytest.fixture(scope="module")
@@ -23,10 +24,12 @@ def priors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]
 
 @pytest.fixture(autouse=True)
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, priors: dict[str, dict[str, str]]) -> None:
-    """A working directory with a config of each kind of adapter, a mesh and an image with and without background."""
+    """A working directory with configs, a mesh and an image with and without background."""
     monkeypatch.chdir(tmp_path)
     for name, prior in priors.items():
-        write_config(tmp_path / f"{name}.yaml", TINY, prior=prior)
+        write_config(tmp_path / f"{name}.yaml", TINY, prior=prior, rig={"name": "angles"})
+    prior = {"weights": str(prior_folder()), "dtype": "fp32"}
+    write_config(tmp_path / "orbit.yaml", TINY, prior=prior, rig={"n_view": 2})
     trimesh.creation.box((0.4, 0.2, 0.8)).export("box.glb")
     pixels = np.full((12, 20, 4), 255, np.uint8)
     pixels[3:9, 5:16, :3] = (200, 30, 30)
@@ -62,3 +65,40 @@ def test_views_of_a_mesh(capsys: pytest.CaptureFixture[str]) -> None:
     assert ask(capsys, "deep", *words, "out=deep")[0] == 0
     front = [np.asarray(Image.open(f"{name}/views/front.png"), np.int16) for name in ("deep", "run")]
     assert np.abs(front[0] - front[1]).max() > 0
+
+
+def test_sample_writes_one_row_per_sample(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = ask(capsys, "orbit", "prompt=a red dog", "samples=3", "out=run")
+    assert code == 0 and out.splitlines()[-1] == str(Path("run", "views.png"))
+    with Image.open("run/views.png") as image:
+        assert image.size == (2 * 16 + 3 * 2, 3 * 16 + 4 * 2)
+        rows = [image.crop((2, 2 + 18 * k, 36, 18 + 18 * k)).tobytes() for k in range(3)]
+    assert len(set(rows)) == 3
+    summary = json.loads(Path("run/summary.json").read_text())
+    assert summary["task"] == "sample" and summary["notes"] == []
+    assert ask(capsys, "orbit", "prompt=a red dog", "rig.n_view=0", "out=single", "-q")[:2] == (0, "single/views.png\n")
+    with Image.open("single/views.png") as image:
+        assert image.size == (16 + 2 * 2,) * 2
+
+
+def test_sample_depends_on_seed_prompts_and_cameras(capsys: pytest.CaptureFixture[str]) -> None:
+    cases = {
+        "one": [], "again": [], "other": ["seed=2"], "negative": ["negative_prompt=a green cat"],
+        "turned": ["rig.azimuth=90"], "fresh noise": ["eta=1"], "single": ["prior.guide_views=true"],
+        "draft": ["prior.draft=0.5"], "suffix": ["suffix=, 3d asset"],
+        "said": ["prompt=a red dog, 3d asset", "suffix=, 3d asset"],
+    }  # fmt: skip
+    images = {}
+    for name, words in cases.items():
+        assert ask(capsys, "orbit", "prompt=a red dog", f"out={name}", *words)[0] == 0
+        images[name] = Path(name, "views.png").read_bytes()
+    assert images["one"] == images["again"] and images["suffix"] == images["said"]
+    assert len(set(images.values())) == 8
+
+
+def test_sample_writes_single_images_of_sdxl(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny_sdxl(tmp_path / "sdxl")
+    words = ["prior.name=stable-diffusion", f"prior.weights={tmp_path / 'sdxl'}", "rig.n_view=0", "samples=2"]
+    assert ask(capsys, "orbit", "prompt=a red car", *words, "out=run", "-q")[0] == 0
+    with Image.open("run/views.png") as image:
+        assert image.size == (16 + 2 * 2, 2 * 16 + 3 * 2)
