@@ -190,34 +190,27 @@ def test_min_snr_weights_match_hand_computation(prediction: str) -> None:
     assert torch.allclose(shifted, torch.tensor([1.125 / (1.125 + (prediction == "v_prediction"))]), atol=1e-6)
 
 
-class LinearDenoiser:
-    """Returns mean(text) + 10 mean(reference) per image, and mean(text) - 100 in calls without a reference."""
-
-    def __init__(self) -> None:
-        self.calls: list[int] = []
-
-    def __call__(self, x, t, text, camera, n_view, reference=None):
-        self.calls.append(len(x))
-        if reference is None:
-            assert camera is None and n_view == 1
-            return (text.mean((1, 2)) - 100).reshape(-1, 1, 1, 1).expand_as(x)
-        features = reference["a"].repeat_interleave(len(x) // len(reference["a"]), 0)
-        return (text.mean((1, 2)) + 10 * features.mean((1, 2))).reshape(-1, 1, 1, 1).expand_as(x)
-
-
 def test_predict_guides_by_text_and_reference_image() -> None:
     """MV-Adapter, equation 6 with equal scales, also with a single-view unconditional branch."""
-    x, t = torch.zeros(4, 1, 2, 2), torch.tensor([5])
+    x, t, calls = torch.zeros(4, 1, 2, 2), torch.tensor([5]), list[int]()
     text = torch.full((1, 1, 1), 2.0), torch.full((1, 1, 1), 1.0)
     features = {"a": torch.full((1, 3, 1), 0.3)}
     both, none = 2 + 3.0, 1.0  # eps with text and image, with neither
 
+    def denoise(x, t, text, camera, n_view, reference=None):
+        """Return mean(text) + 10 mean(reference) per image, and mean(text) - 100 in calls without a reference."""
+        calls.append(len(x))
+        assert reference is not None or (camera is None and n_view == 1)
+        means = None if reference is None else reference["a"].mean((1, 2))
+        image = -100 if means is None else 10 * means.repeat_interleave(len(x) // len(means))
+        return (text.mean((1, 2)) + image).reshape(-1, 1, 1, 1).expand_as(x)
+
     def guided_by(text_scale: float, **more: Any) -> tuple[float, int]:
-        denoise, condition = LinearDenoiser(), Condition(text, None, 2, reference=features, **more)
-        eps, cond = predict(denoise, x, t, condition, text_scale)
+        calls.clear()
+        eps, cond = predict(denoise, x, t, Condition(text, None, 2, reference=features, **more), text_scale)
         torch.testing.assert_close(cond, torch.full_like(x, both))
         assert (eps == eps[0, 0, 0, 0]).all()
-        return float(eps[0, 0, 0, 0]), denoise.calls[0] // len(x)
+        return float(eps[0, 0, 0, 0]), calls[0] // len(x)
 
     guided = pytest.approx(none + 7 * (both - none))
     assert guided_by(7) == (guided, 2)

@@ -20,11 +20,6 @@ from threedgen.guidance.priors.mvdiffusion.weights import widened
 from threedgen.guidance.sampling import InitLatents, ViewSync, img2img_strengths, total_steps, upscale
 
 
-def test_upscale_is_inverted_by_resize() -> None:
-    smooth = resize(torch.rand(1, 3, 3, 3, generator=cpu()), 24, 24)
-    torch.testing.assert_close(resize(upscale(smooth, (48, 48)), 24, 24), smooth, atol=0.02, rtol=0)
-
-
 def test_strengths_fall_over_synchronisation_rounds() -> None:
     assert img2img_strengths(None) == [] and img2img_strengths(0.4) == [0.4] == img2img_strengths(0.4, 1)
     assert total_steps(30, 0.3, 0, InitLatents(torch.zeros(1), 0.2)) == 6 == total_steps(30, None) // 5
@@ -101,7 +96,9 @@ def test_noise_and_extra_channels_are_computed_at_both_sizes(monkeypatch: pytest
     assert channels == [(16, 16), (32, 32)] and samples.isfinite().all()
 
 
-def test_draft_changes_samples_of_2d_and_multi_view_priors() -> None:
+def test_draft_is_upscaled_and_changes_samples_of_2d_and_multi_view_priors() -> None:
+    smooth = resize(torch.rand(1, 3, 3, 3, generator=cpu()), 24, 24)
+    torch.testing.assert_close(resize(upscale(smooth, (48, 48)), 24, 24), smooth, atol=0.02, rtol=0)
     for model, c2w, shape in (
         (tiny_adapter_model(), None, (1, 32, 32, 3)),
         (adapted_model(AdapterSettings(fov=40.0)), script_poses(3), (3, 32, 32, 3)),

@@ -21,9 +21,12 @@ from threedgen.toybox.world.raycast import render
 from threedgen.toybox.world.toybox import Toybox, build
 
 
-def test_saved_matte_loads_in_float16_precision(tmp_path: Path) -> None:
+def test_matte_takes_any_image_size_and_is_saved_in_float16(tmp_path: Path) -> None:
     torch.manual_seed(0)
     matte = Matte(16, (4, 6)).eval()
+    for shape in ((1, 16, 16), (20, 32, 32), (2, 7, 7), (2, 12, 20)):
+        opacity = matte.opacity(torch.rand(*shape, 3))
+        assert opacity.shape == shape and opacity.min() >= 0 and opacity.max() <= 1
     batches: Any = matte.stem[1].num_batches_tracked
     batches.fill_(70_000)  # above the largest float16
     matte.save(tmp_path / "matte")
@@ -31,13 +34,6 @@ def test_saved_matte_loads_in_float16_precision(tmp_path: Path) -> None:
     torch.testing.assert_close(found.opacity(x), matte.opacity(x), atol=2e-3, rtol=0)
     assert torch.equal(found.state_dict()["stem.1.num_batches_tracked"], batches)
     assert not any(p.requires_grad for p in found.parameters()) and not found.training
-
-
-@pytest.mark.parametrize("shape", [(1, 16, 16), (20, 32, 32), (2, 7, 7), (2, 12, 20)])
-def test_opacity_takes_any_image_size_and_count(shape: tuple[int, ...]) -> None:
-    torch.manual_seed(0)
-    found = Matte(16, (4, 6)).eval().opacity(torch.rand(*shape, 3))
-    assert found.shape == shape and found.min() >= 0 and found.max() <= 1
 
 
 def test_matte_refuses_wrong_sizes_and_damaged_folders(tmp_path: Path) -> None:
@@ -81,12 +77,10 @@ def iou(matte: Matte, images: torch.Tensor, truth: torch.Tensor) -> float:
     return float((found & (truth > 0.5)).sum() / (found | (truth > 0.5)).sum())
 
 
-def test_embedded_matte_finds_held_out_objects() -> None:
+def test_embedded_matte_finds_held_out_and_grey_objects() -> None:
     box = Toybox(77, "held-out")
     assert iou(Matte.load("toybox-matte"), *render_on_grey([box.asset(i) for i in range(8)], 3, 0.45)) > 0.95
-
-
-def test_embedded_matte_finds_grey_objects_on_equal_grey() -> None:
+    # grey objects on equal grey
     rng = np.random.default_rng(3)
     objects = [build(Spec(noun, "grey", "", ""), rng) for noun in ("robot", "rocket", "bear", "rabbit")]
     images, truth = render_on_grey(objects, 4, 0.5)
@@ -97,12 +91,12 @@ def test_embedded_matte_finds_grey_objects_on_equal_grey() -> None:
     assert found[same_colour].float().mean() > 0.8
 
 
-def fake_rembg(monkeypatch: pytest.MonkeyPatch) -> Any:
+def fake_rembg(monkeypatch: pytest.MonkeyPatch, remove: Any) -> None:
     for name in ("rembg", "onnxruntime"):
         module: Any = ModuleType(name)
         module.__spec__ = ModuleSpec(name, None)
         monkeypatch.setitem(sys.modules, name, module)
-    return sys.modules["rembg"]
+    sys.modules["rembg"].remove = remove  # type: ignore[attr-defined]
 
 
 def test_grabcut_finds_objects_in_rooms_where_the_network_is_refused() -> None:
@@ -127,7 +121,7 @@ def test_unusable_removers_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(image: Any, only_mask: bool) -> Any:
         raise ConnectionError("no network\nat all")
 
-    fake_rembg(monkeypatch).remove = fail
+    fake_rembg(monkeypatch, fail)
     with refused("matte", "rembg", "no network"):
         remover("rembg")(np.zeros((8, 8, 3), np.float32))
     with refused("matte", "toybox-mate", "toybox-matte"):
@@ -149,13 +143,12 @@ def test_remover_cuts_out_opaque_photos(tmp_path: Path, name: str, monkeypatch: 
     Image.fromarray(pixels).save(tmp_path / "a.png")
     with refused("image", tmp_path / "a.png"):
         read_foreground(str(tmp_path / "a.png"))
-    fake_rembg(monkeypatch).remove = lambda image, only_mask: Image.fromarray(
-        np.round(255 * truth[0].numpy()).astype(np.uint8)
-    )
+    alpha = np.round(255 * truth[0].numpy()).astype(np.uint8)
+    fake_rembg(monkeypatch, lambda image, only_mask: Image.fromarray(alpha))
     found = read_foreground(str(tmp_path / "a.png"), remover(name))
     inside, solid = found[..., 3] > 0.5, truth[0].numpy() > 0.5
     assert (inside & solid).sum() / (inside | solid).sum() > 0.9
     assert name != "grabcut" or (inside.any(0) == solid.any(0)).mean() > 0.9  # not as wide as the edge of the wall
     assert np.array_equal(np.round(255 * found[..., :3]), pixels)
-    Image.fromarray(np.dstack([pixels, np.round(255 * truth[0].numpy()).astype(np.uint8)])).save(tmp_path / "b.png")
+    Image.fromarray(np.dstack([pixels, alpha])).save(tmp_path / "b.png")
     assert np.array_equal(*(read_foreground(str(tmp_path / "b.png"), by) for by in (None, remover(name))))

@@ -50,6 +50,11 @@ def test_unet_gets_added_conditioning_of_diffusers(pipe: tuple[Path, Any]) -> No
     torch.testing.assert_close(ours.denoise(x, t, text), expected, atol=1e-5, rtol=1e-5)
     added["time_ids"] = sizes.flip(1)
     assert (theirs.unet(x, t, text_embeds, added_cond_kwargs=added).sample - expected).abs().max() > 1e-4
+    ours.dtype = torch.float16
+    with ours.autocast():
+        assert torch.is_autocast_enabled("cpu")
+    with ours.encoding():  # the VAE
+        assert not torch.is_autocast_enabled("cpu")
 
 
 def test_pipeline_of_sdxl_prior_matches_its_samples(pipe: tuple[Path, Any]) -> None:
@@ -82,15 +87,6 @@ def test_adapter_on_sdxl_samples_and_distils(pipe: tuple[Path, Any], tmp_path: P
     assert z.grad is not None and z.grad.abs().sum() > 0
     loaded.free_text_encoder()
     assert loaded.denoise(x, t, text[0].expand(3, -1, -1), control, 3).shape == x.shape
-
-
-def test_vae_does_not_encode_in_float16(pipe: tuple[Path, Any]) -> None:
-    model = load(pipe[0])
-    model.dtype = torch.float16
-    with model.encoding():
-        assert not torch.is_autocast_enabled("cpu")
-    with model.autocast():
-        assert torch.is_autocast_enabled("cpu")
 
 
 @pytest.mark.parametrize("lost", ["text_encoder_2", "tokenizer_2"])

@@ -24,3 +24,11 @@ def refused(key: str | None = None, *values: Any, kind: type[Exception] = Config
         assert caught.value.key == key, str(caught.value)
     for value in values:
         assert str(value) in str(caught.value)
+
+
+@contextmanager
+def refused_in_one_line(key: str | None = None, *values: Any) -> Iterator[Any]:
+    """As `refused`; the message has one line and not torch's advice to load unsafe files."""
+    with refused(key, *values) as caught:
+        yield caught
+    assert "\n" not in str(caught.value) and "weights_only" not in str(caught.value)

@@ -29,13 +29,8 @@ def recorded() -> Recorded:
     """Recorded arrays, and a prior with the weights of the recording."""
     arrays, unet, visual = recording()
     encoder = components.build_network(IMAGE_ENCODER, *ldm.convert_image_encoder(visual))
-    parts = (
-        components.build_network("unet", *ldm.convert_unet(unet)),
-        tiny_vae(),
-        tiny_text_encoder(100),
-        letter_tokenizer(),
-    )
-    return arrays, ImageDream(*parts, image_encoder=encoder, dtype="fp32")
+    parts = components.build_network("unet", *ldm.convert_unet(unet)), tiny_vae(), tiny_text_encoder(100)
+    return arrays, ImageDream(*parts, letter_tokenizer(), image_encoder=encoder, dtype="fp32")
 
 
 @pytest.fixture(scope="module")

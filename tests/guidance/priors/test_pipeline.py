@@ -55,7 +55,7 @@ def test_default_views_are_those_of_mvdream_script(prior: MVDream) -> None:
     assert len(sample(pipeline, n_view=2)) == 2
 
 
-def test_output_types_agree(prior: MVDream) -> None:
+def test_output_types_and_several_prompts_agree(prior: MVDream) -> None:
     pipeline = MVDreamPipeline.from_prior(prior)
     array = sample(pipeline)
     assert array.shape == (4, 16, 16, 3) and 0 <= array.min() <= array.max() <= 1
@@ -68,10 +68,8 @@ def test_output_types_agree(prior: MVDream) -> None:
         np.testing.assert_array_equal(prior.decode_latents(latents).numpy(), array)
     options = {"num_inference_steps": 4, "guidance_scale": 3.0, "output_type": "np", "return_dict": False}
     np.testing.assert_array_equal(pipeline("a red dog", generator=cpu(), **options)[0], array)
-
-
-def test_prompts_are_sampled_independently(prior: MVDream) -> None:
-    pipeline, prompts = MVDreamPipeline.from_prior(prior), ["a red dog", "a blue cat"]
+    # several prompts
+    prompts = ["a red dog", "a blue cat"]
     start = torch.randn(8, 4, 8, 8, generator=cpu())
     both = sample(pipeline, prompts, latents=start, generator=[cpu(), cpu()])
     single = [sample(pipeline, prompt, latents=part) for prompt, part in zip(prompts, start.split(4), strict=True)]
@@ -93,18 +91,15 @@ def test_saved_pipelines_and_priors_load_in_both(prior: MVDream, tmp_path: Path)
     np.testing.assert_allclose(sample(single), expected, atol=0.05)
 
 
-def test_pipeline_shares_networks_and_names_all_for_offload(prior: MVDream) -> None:
+def test_pipeline_shares_networks_and_offload_keeps_images(prior: MVDream) -> None:
     pipeline = MVDreamPipeline.from_prior(prior)
     assert pipeline.unet is prior.unet and pipeline.vae is prior.vae
     networks = {name for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
     assert {*pipeline.model_cpu_offload_seq.split("->"), "coarse"} == networks | {"coarse", "text_encoder_2"}
     assert ("coarse" in networks) == (prior.coarse is not None)
-
-
-def test_cpu_offload_keeps_images(prior: MVDream) -> None:
-    """With the hooks of accelerate, which are set again after each call, on the CPU."""
+    # on the CPU, with the hooks of accelerate, which are set again after each call
     pytest.importorskip("accelerate")
-    expected = sample(MVDreamPipeline.from_prior(prior))
+    expected = sample(pipeline)
     pipeline = MVDreamPipeline.from_prior(tiny_prior() if prior.coarse is None else coarse_prior())
     pipeline.enable_model_cpu_offload(device="cpu")
     assert len(pipeline._all_hooks) == 3
@@ -126,14 +121,13 @@ def test_graph_is_captured_again_after_a_move_and_not_used_with_cpu_offload(monk
     expected = sample(MVDreamPipeline.from_prior(prior))
     prior.graph = cuda_graph.GraphedCalls()
     pipeline = MVDreamPipeline.from_prior(prior)
-    moves: list[tuple[Callable[[], object], int]] = [
+    for move, count in (
         (lambda: None, 1),
         (lambda: None, 1),
         (lambda: pipeline.to("cpu"), 2),
         (lambda: prior.to("cpu"), 3),
         (lambda: pipeline.enable_model_cpu_offload(device="cpu"), 3),
-    ]
-    for move, count in moves:
+    ):
         move()
         np.testing.assert_array_equal(sample(pipeline), expected)
         assert len(captured) == count

@@ -10,7 +10,7 @@ from tests.support.fixed_noise import sds_eps
 from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.poses import orbit_c2w
 from threedgen.geometry.rigs import Rig
-from threedgen.guidance.guidance import Negatives, combine, combine_perp_neg, perpendicular
+from threedgen.guidance.guidance import combine, combine_perp_neg, perpendicular
 from threedgen.guidance.losses.options import ViewPromptsConfig
 from threedgen.guidance.priors.view_prompts import DIRECTIONS, direction, prompts, view_text
 from threedgen.guidance.schedule import Schedule
@@ -39,6 +39,8 @@ SIDE, FRONT, BACK, OVERHEAD = embeddings()[2:]
 def test_prompts_append_view_words() -> None:
     assert prompts("a dog", "ugly", ViewPromptsConfig()) == ["a dog", "ugly"]
     assert prompts("a dog", "", WORDS)[2:] == [f"a dog, {side} view" for side in DIRECTIONS]
+    with refused(None, "perp_neg", "enabled=true", kind=ValidationError):
+        ViewPromptsConfig(perp_neg=True)
 
 
 def test_direction_follows_azimuth_and_elevation() -> None:
@@ -112,9 +114,3 @@ def test_sds_with_negatives_is_one_call_of_all_texts() -> None:
     cond, uncond, *rest = (denoise(x, t, text, None, 1) for text in texts)
     expected = combine_perp_neg(cond, uncond, rest, condition.negatives.weights, 5.0) - noise
     torch.testing.assert_close(grad, expected / 3, atol=1e-5, rtol=1e-4)
-    assert isinstance(condition.negatives, Negatives)
-
-
-def test_perp_neg_needs_view_prompts() -> None:
-    with refused(None, "perp_neg", "enabled=true", kind=ValidationError):
-        ViewPromptsConfig(perp_neg=True)

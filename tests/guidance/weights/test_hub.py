@@ -42,31 +42,30 @@ UNET, VAE = "unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model"
 
 
 @pytest.mark.parametrize(
-    ("remote", "kept"),
+    "remote",
     [
-        ([f"{UNET}.fp16", f"{VAE}.fp16", "text_encoder/model.fp16"], 3),
-        ([f"{UNET}.fp16", UNET, f"{VAE}.fp16", VAE, "text_encoder/model.fp16", "text_encoder/model"], 3),
-        ([f"{UNET}.fp16", f"{VAE}.fp16", "text_encoder/model.fp16-00001-of-00001"], 3),
+        [f"{UNET}.fp16", f"{VAE}.fp16", "text_encoder/model.fp16"],
+        [f"{UNET}.fp16", UNET, f"{VAE}.fp16", VAE, "text_encoder/model.fp16", "text_encoder/model"],
+        [f"{UNET}.fp16", f"{VAE}.fp16", "text_encoder/model.fp16-00001-of-00001"],
     ],
 )
-def test_float16_files_are_downloaded_only_if_there_are_no_others(cache, monkeypatch, tmp_path, remote, kept) -> None:
+def test_float16_files_are_downloaded_only_if_there_are_no_others(cache, monkeypatch, tmp_path, remote) -> None:
     index = ["text_encoder/model.safetensors.index.fp16.json"] if "-of-" in remote[-1] else []
     source = snapshot(tmp_path / "hub", "a/b", [*COMMON, *index, *(f"{name}.safetensors" for name in remote)])
 
     def download(repo: str, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
-        for file in source.rglob("*"):
+        for file in filter(Path.is_file, source.rglob("*")):
             name = str(file.relative_to(source))
             if any(fnmatch(name, p) for p in allow_patterns) and not any(fnmatch(name, p) for p in ignore_patterns):
                 (tmp_path / "local" / name).parent.mkdir(parents=True, exist_ok=True)
-                if file.is_file():
-                    shutil.copy(file, tmp_path / "local" / name)
+                shutil.copy(file, tmp_path / "local" / name)
         return str(tmp_path / "local")
 
     monkeypatch.setattr(hub, "reachable", lambda: True)
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     folder = loading.locate("a/b")
     files = [file for part in loading.PARTS for file in loading.tensor_files(folder / part)]
-    assert len(files) == kept == len(list(folder.rglob("*.safetensors"))) and all(file.is_file() for file in files)
+    assert len(files) == 3 == len(list(folder.rglob("*.safetensors"))) and all(file.is_file() for file in files)
 
 
 def test_removed_repositories_name_their_copy(cache: Path) -> None:
@@ -109,33 +108,36 @@ def test_id_of_adapters_follows_the_weights(cache: Path, tmp_path: Path) -> None
         assert prior.with_adapter_file().adapter == f"huanngzh/mv-adapter/mvadapter_t2mv_{base}.safetensors"
 
 
-def test_lora_of_the_hub(cache: Path) -> None:
-    options = StableDiffusionConfig(weights="embedded", loras=[LoraFile(file="me/loras/style.safetensors")])
+def test_lora_of_the_hub_and_its_config(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    style, peft = (
+        StableDiffusionConfig(weights="embedded", loras=[LoraFile(file=file)])
+        for file in ("me/loras/style.safetensors", "me/peft/adapter_model.safetensors")
+    )
     with refused("loras.0.file"):
-        options.check()
+        style.check()
     folder = snapshot(cache, "me/loras", ["style.safetensors"])
-    options.check()
-    assert options.added_files()["loras.0.file"].path.samefile(folder / "style.safetensors")
-
-
-def test_lora_of_peft_on_the_hub_comes_with_its_config(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = StableDiffusionConfig(weights="embedded", loras=[LoraFile(file="me/peft/adapter_model.safetensors")])
+    style.check()
+    assert style.added_files()["loras.0.file"].path.samefile(folder / "style.safetensors")
     folder = snapshot(cache, "me/peft", ["adapter_model.safetensors"])
-    with refused("loras.0.file"):
-        options.check()
+    with refused("loras.0.file"):  # without its config
+        peft.check()
     download = Mock(side_effect=lambda repo, name: str(folder / name))
     monkeypatch.setattr(hub, "reachable", lambda: True)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
-    options.check()
+    peft.check()
     assert not download.called
-    assert options.added_files()["loras.0.file"].path.samefile(folder / "adapter_model.safetensors")
+    assert peft.added_files()["loras.0.file"].path.samefile(folder / "adapter_model.safetensors")
     download.assert_called_once_with("me/peft", "adapter_config.json")
 
 
-def test_tokens_cut_returns_words_beyond_limit() -> None:
+def test_tokens_cut_returns_words_beyond_limit_and_padding_is_needed() -> None:
     assert tokens.tokens_cut(letter_tokenizer(), "abcdefghij klm", 16) == ""
     assert tokens.tokens_cut(letter_tokenizer(), "abcdefghij klmnop Qr", 16) == "op Qr"
     assert tokens.closed_vocabulary(letter_tokenizer().backend_tokenizer) is None
+    bare = word_tokenizer()
+    bare.pad_token = None
+    with refused():
+        tokens.token_ids(bare, ["a"], 5)
 
 
 def clip_files(path: Path) -> Path:
@@ -159,10 +161,7 @@ def test_clip_tokenizer_reads_vocab_and_merges(tmp_path: Path, inside: str) -> N
 
 
 def test_clip_tokenizer_is_found_in_hub_cache(no_hub: Path) -> None:
-    repo = no_hub / "models--openai--clip-vit-large-patch14"
-    (repo / "refs").mkdir(parents=True)
-    (repo / "refs" / "main").write_text("abc")
-    clip_files(repo / "snapshots" / "abc")
+    clip_files(snapshot(no_hub, "openai/clip-vit-large-patch14", []))
     assert len(tokens.clip_tokenizer(None, open_clip=True)) == len(letter_tokenizer())
     with refused("tokenizer", "someone/clip"):
         tokens.clip_tokenizer("someone/clip", open_clip=True)
@@ -175,13 +174,6 @@ def test_read_tokenizer_refuses_code_and_does_not_run_it(tmp_path: Path) -> None
     with refused(None, tmp_path):
         tokens.read_tokenizer(tmp_path)
     assert not (tmp_path / "trap").exists()
-
-
-def test_token_ids_refuses_tokenizer_without_padding() -> None:
-    bare = word_tokenizer()
-    bare.pad_token = None
-    with refused():
-        tokens.token_ids(bare, ["a"], 5)
 
 
 def test_tokenizers_and_headers_have_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

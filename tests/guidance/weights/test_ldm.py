@@ -11,7 +11,7 @@ from tests.support import official
 from tests.support.errors import refused
 from tests.support.ldm_names import to_ldm, unet_prefixes
 from tests.support.parity_files import close, parted, recorded
-from tests.support.tiny_prior import open_clip_names, tiny_text_encoder, tiny_unet
+from tests.support.tiny_prior import NO_CAMERA, open_clip_names, tiny_text_encoder, tiny_unet
 from threedgen.guidance.attention.joined import make_multiview, unet_output
 from threedgen.guidance.weights.ldm import convert_clip, convert_open_clip, convert_unet, convert_vae
 
@@ -111,7 +111,7 @@ ARCHITECTURES = [
         "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
         "transformer_layers_per_block": 2,
     },
-    {"class_embed_type": None, "projection_class_embeddings_input_dim": None},
+    NO_CAMERA,
     {"projection_class_embeddings_input_dim": 12},
     {
         "block_out_channels": (64,),

@@ -15,7 +15,6 @@ from threedgen.guidance.priors.mvdiffusion.caa import DepthBlock, PanoramaBlock,
 from threedgen.guidance.priors.mvdiffusion.geometry import (
     DepthGeometry,
     PanoramaGeometry,
-    Scenes,
     overlap_neighbours,
     token_pixels,
 )
@@ -70,24 +69,13 @@ def test_masked_keys_take_part_in_softmax_as_bias_of_norm() -> None:
         assert (block(x, nothing, 8)[0] - x[0]).abs().max() > 1e-3
 
 
-def test_frequencies_of_both_encodings() -> None:
-    assert frequencies(4, "reference").tolist() == [1, 2, 4, 8]
-    assert frequencies(160, "reference")[64].item() == pytest.approx(5000, rel=1e-3)
+def test_capped_encoding_takes_odd_token_count() -> None:
     capped = frequencies(80, "capped")
     assert capped[0] == 0.25 and capped[-1] == 64
-
-
-def test_capped_depth_encoding_takes_odd_token_count() -> None:
     x = torch.rand(3, 1, 1)
     out = PositionalEncoding(32, 1, "capped")(x)
     assert out.shape == (3, 1, 32)
     torch.testing.assert_close(out[..., :16].square() + out[..., 16:].square(), torch.ones(3, 1, 16))
-
-
-def test_first_yaw_changes_nothing() -> None:
-    for one, other in zip(ring(8).keys(4, 4, CPU), ring(8, first_yaw=1.234).keys(4, 4, CPU), strict=True):
-        torch.testing.assert_close(one.mask, other.mask)
-        torch.testing.assert_close(one.relation, other.relation, rtol=1e-4, atol=1e-4)
 
 
 def test_non_square_images_use_reference_scale() -> None:
@@ -104,26 +92,23 @@ def test_points_at_infinity_are_masked_with_finite_relation() -> None:
     assert not keys.places.isfinite().all() and not keys.mask.any() and keys.relation.isfinite().all()
 
 
-def test_missing_depth_is_masked() -> None:
+def test_missing_and_invalid_depth_is_masked() -> None:
     whole = wall(views=2)
     depth = whole.depth.clone()
     depth[0, :16], depth[1, :, 24:] = 0, 0
-    keys = DepthGeometry(depth, whole.c2w, whole.K).keys(4, 6, CPU)[0]
-    mask = keys.mask[0, :, 0].view(4, 6)
+    missing = DepthGeometry(depth, whole.c2w, whole.K)
+    expected = missing.keys(4, 6, CPU)
+    mask = expected[0].mask[0, :, 0].view(4, 6)
     assert not mask[:2].any() and mask[2:, :3].all() and not mask[2:, 4:].any()
-    assert (keys.relation[0, :, 0, 0].view(4, 6)[mask == 0] > 1e5).all()
-
-
-@pytest.mark.parametrize("unknown", [torch.nan, torch.inf, -1.0])
-def test_invalid_depth_counts_as_missing(unknown: float) -> None:
-    whole = wall(views=2)
-    depth, gaps = whole.depth.clone(), whole.depth.clone()
-    depth[0, :16], gaps[0, :16] = unknown, 0
-    found, expected = (DepthGeometry(each, whole.c2w, whole.K) for each in (depth, gaps))
-    assert torch.equal(found.overlap, expected.overlap)
-    for one, other in zip(found.keys(4, 6, CPU), expected.keys(4, 6, CPU), strict=True):
-        assert all(map(torch.equal, one.tables, other.tables))
-    assert torch.equal(depth_channels(depth, 4, 6), depth_channels(gaps, 4, 6))
+    assert (expected[0].relation[0, :, 0, 0].view(4, 6)[mask == 0] > 1e5).all()
+    for unknown in (torch.nan, torch.inf, -1.0):
+        invalid = depth.clone()
+        invalid[depth == 0] = unknown
+        found = DepthGeometry(invalid, whole.c2w, whole.K)
+        assert torch.equal(found.overlap, missing.overlap)
+        for one, other in zip(found.keys(4, 6, CPU), expected, strict=True):
+            assert all(map(torch.equal, one.tables, other.tables))
+        assert torch.equal(depth_channels(invalid, 4, 6), depth_channels(depth, 4, 6))
 
 
 def test_points_behind_camera_count_only_for_released_weights() -> None:
@@ -155,8 +140,3 @@ def test_overlap_neighbours_fall_back_to_order() -> None:
     overlap = torch.tensor([[1, 0.4, 0, 0.1], [0.4, 1, 0.3, 0], [0, 0.3, 1, 0], [0.1, 0, 0, 1]])
     assert overlap_neighbours(overlap, 0.3) == [[1], [0], [1, 3], [2]]
     assert overlap_neighbours(torch.ones(1, 1)) == [[]]
-
-
-def test_scenes_have_the_keys_of_all() -> None:
-    both = Scenes([wall(3), wall(3, step=0.5)])
-    assert both.n_view == 3 and len(both.keys(4, 6, CPU)) == 6

@@ -1,16 +1,18 @@
-from collections.abc import Callable
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.support.errors import refused
-from tests.support.tiny_mvdiffusion import awaken, ring, tiny_model, tiny_weights, wall
+from tests.support.tiny_mvdiffusion import awaken, inputs, ring, tiny_base, tiny_model, tiny_weights, wall
 from tests.support.tiny_prior import cpu
 from threedgen.guidance.losses.lora import ATTENTION, CONVOLUTIONS, LoRA
+from threedgen.guidance.priors.mvdiffusion.geometry import Scenes
 from threedgen.guidance.priors.mvdiffusion.inputs import (
     depth_channels,
     given_condition,
@@ -19,32 +21,21 @@ from threedgen.guidance.priors.mvdiffusion.inputs import (
     unknown_channels,
 )
 from threedgen.guidance.priors.mvdiffusion.model import MVDiffusion
-from threedgen.guidance.priors.mvdiffusion.unet import MultiviewUNet
-from threedgen.guidance.priors.mvdiffusion.weights import difference, save_blocks, widened, with_difference
+from threedgen.guidance.priors.mvdiffusion.unet import Kind, MultiviewUNet
+from threedgen.guidance.priors.mvdiffusion.weights import (
+    build_network,
+    difference,
+    save_blocks,
+    widened,
+    with_difference,
+)
+from threedgen.guidance.weights.files import read_tensors
 
 PROMPTS = ["a red dog", "a blue cat"] * 4
 
 
 def sample(model: MVDiffusion, geometry: Any, prompts: list[str] = PROMPTS, **options: Any) -> Tensor:
     return model.sample_views(prompts, geometry, (16, 16), steps=2, generator=cpu(), **options)
-
-
-def trained_model() -> MVDiffusion:
-    """With attention between views that is not zero."""
-    model = tiny_model()
-    model = model.with_network(MultiviewUNet(model.unet))
-    awaken(model.multiview)
-    return model
-
-
-def test_views_are_sampled_jointly_or_independently() -> None:
-    model, geometry = tiny_model(), ring(8, 16)
-    single = sample(model, None)
-    assert single.shape == (8, 16, 16, 3)
-    untrained = model.with_network(MultiviewUNet(model.unet))
-    torch.testing.assert_close(sample(untrained, geometry), single)
-    awaken(untrained.multiview)
-    assert (sample(untrained, geometry) - single).abs().max() > 1e-3
 
 
 def test_eta_adds_noise_from_generator() -> None:
@@ -74,9 +65,7 @@ def test_given_frames_enter_by_branch_or_are_held(kind: str) -> None:
     same = torch.allclose(held[0], model.decode_latents(latents[:1])[0].float(), atol=1e-5)
     assert same == (kind == "keys")
     assert all((free[view] - held[view]).abs().max() > 1e-5 for view in range(3))
-
-
-def test_given_views_are_held_without_attention_between_views() -> None:
+    # without attention between views
     model, latents = tiny_model(), torch.randn(8, 4, 8, 8, generator=cpu())
     known = given_condition(latents, torch.arange(8) == 0)
     held = sample(model, None, conditions=lambda size: (None, known))
@@ -84,7 +73,8 @@ def test_given_views_are_held_without_attention_between_views() -> None:
 
 
 def test_compact_halves_memory_and_keeps_samples() -> None:
-    model, geometry = trained_model(), ring(8, 16)
+    model, geometry = tiny_model(), ring(8, 16)
+    model = model.with_network(awaken(MultiviewUNet(model.unet)))
     model.dtype = torch.bfloat16
 
     def size() -> int:
@@ -102,9 +92,6 @@ def test_widened_unet_starts_as_its_base(extra: int) -> None:
     model.unet = widened(model.unet, extra)
     torch.testing.assert_close(model.denoise_views(x, t, text), before)
     assert unknown_channels(model.extra, x).shape[1] == extra
-
-
-def test_unknown_number_of_input_channels_is_refused() -> None:
     with refused("weights", 7, 1, 5):
         tiny_model(in_channels=11, out_channels=4).extra  # noqa: B018
 
@@ -133,7 +120,7 @@ def test_blocks_file_stores_unet_as_difference(targets: tuple[str, ...], tmp_pat
     assert all(torch.equal(model.unet.state_dict()[name], tensor) for name, tensor in before.items())
 
 
-def test_blocks_of_another_base_are_refused(tmp_path: Path) -> None:
+def test_blocks_of_another_base_and_reshaped_ones_are_refused(tmp_path: Path) -> None:
     unet, file = widened(tiny_model().unet, 1), tmp_path / "blocks.safetensors"
     save_blocks(file, MultiviewUNet(unet, "depth", "capped"), difference(unet, LoRA(unet, 2)))
     other = tiny_model(block_out_channels=(32, 96))
@@ -142,16 +129,13 @@ def test_blocks_of_another_base_are_refused(tmp_path: Path) -> None:
     tiny_model().save(tmp_path / "base")
     with refused("blocks", "cp_blocks_mid"):
         other.with_multiview_attention(tmp_path / "base" / "unet" / "diffusion_pytorch_model.safetensors")
-
-
-@pytest.mark.parametrize("change", [Tensor.flatten, lambda t: t.reshape(-1, 1), lambda t: t.T, lambda t: t.sum()])
-def test_reshaped_low_rank_changes_are_refused(tmp_path: Path, change: Callable[[Tensor], Tensor]) -> None:
-    tensors = load_file(tiny_weights() / "depth.safetensors")
-    lora = [name for name in tensors if ".lora." in name and name.endswith("down")]
-    tensors |= {name: change(tensors[name].flatten(1)).contiguous() for name in lora}
-    save_file(tensors, tmp_path / "blocks.safetensors")
-    with refused("blocks", tmp_path / "blocks.safetensors", "lora."):
-        tiny_model().with_multiview_attention(tmp_path / "blocks.safetensors")
+    # low-rank differences of other shapes
+    read = load_file(tiny_weights() / "depth.safetensors")
+    lora = [name for name in read if ".lora." in name and name.endswith("down")]
+    for change in (Tensor.flatten, lambda t: t.reshape(-1, 1), lambda t: t.T, lambda t: t.sum()):
+        save_file(read | {name: change(read[name].flatten(1)).contiguous() for name in lora}, file)
+        with refused("blocks", file, "lora."):
+            tiny_model().with_multiview_attention(file)
 
 
 def test_depth_channels_scale_inverse_depth() -> None:
@@ -171,3 +155,122 @@ def test_mask_channels() -> None:
     assert masked_images(views, part)[0, :, :, 0].tolist() == [[1, 1, 1, 0.5]] * 4
     condition = given_condition(latents, given)
     assert condition.shape == (2, 5, 2, 2) and condition[0].unique() == 1 and condition[1].unique() == 0
+
+
+# --- the network and its file
+
+
+THREE_LEVELS: dict[str, Any] = {
+    "block_out_channels": (32, 64, 96),
+    "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+}
+
+
+def condition(*known: int) -> Tensor:
+    found = torch.zeros(3, 5, 4, 6)
+    found[list(known)] = 1
+    return found
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["panorama", "depth"])
+@pytest.mark.parametrize("levels", [{}, THREE_LEVELS], ids=["two", "three"])
+def test_untrained_network_equals_base(kind: Kind, levels: dict[str, Any]) -> None:
+    network = MultiviewUNet(tiny_base(**levels), kind, "capped", condition=True).eval()
+    batch = inputs(3, size=(4, 6))
+    expected = network.unet(*batch, return_dict=False)[0]
+    geometry = ring(3) if kind == "panorama" else wall()
+    torch.testing.assert_close(network(*batch, geometry), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(network(*batch, geometry, condition(0, 2)), expected, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_hooks_are_removed_after_a_call() -> None:
+    network = awaken(MultiviewUNet(tiny_base(), "depth", condition=True)).eval()
+    x, t, text = inputs(3, size=(4, 6))
+    expected = network.unet(x, t, text, return_dict=False)[0]
+    network(x, t, text, wall(), condition(1))
+    with pytest.raises(RuntimeError):
+        network(x, t, text[..., 1:], wall(), condition(1))
+    hooks = [m._forward_hooks or m._forward_pre_hooks for m in network.modules()]
+    assert not any(hooks)
+    assert torch.equal(network.unet(x, t, text, return_dict=False)[0], expected)
+
+
+@torch.no_grad()
+def test_scenes_use_their_own_geometry() -> None:
+    network = awaken(MultiviewUNet(tiny_base(), "depth")).eval()
+    x, t, text = inputs(6, size=(4, 6))
+    near, far = wall(), wall(step=0.5)
+    both = network(x, t, text, Scenes([near, far]))
+    alone = [network(x[part], t[part], text[part], at) for part, at in ((slice(3), near), (slice(3, 6), far))]
+    torch.testing.assert_close(both, torch.cat(alone), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "levels"), [("panorama", {}), ("depth", THREE_LEVELS)])
+def test_gradients_reach_only_new_blocks(kind: Kind, levels: dict[str, Any]) -> None:
+    network = awaken(MultiviewUNet(tiny_base(**levels), kind, "capped", condition=True)).train()
+    geometry = ring(3) if kind == "panorama" else wall()
+    network(*inputs(3, size=(4, 6)), geometry, condition(0)).square().mean().backward()
+    assert all(parameter.grad is None for parameter in network.unet.parameters())
+    new = {f"{name}.{k}": p for name, block in network.new_blocks.items() for k, p in block.named_parameters()}
+    assert len(new) + len(list(network.unet.parameters())) == len(list(network.parameters()))
+    assert [name for name, p in new.items() if p.grad is None or not p.grad.any()] == []
+
+
+@pytest.fixture(scope="module")
+def network() -> MultiviewUNet:
+    return awaken(MultiviewUNet(tiny_base(), "depth", condition=True)).eval()
+
+
+def released(network: MultiviewUNet) -> dict[str, Tensor]:
+    ours = {f"mv_base_model.{name}": tensor for name, tensor in network.state_dict().items()}
+    return ours | {"vae.encoder.conv_in.weight": torch.ones(2), "text_encoder.a": torch.ones(1), "vae.b": torch.ones(1)}
+
+
+@torch.no_grad()
+def test_released_checkpoint_is_converted(network: MultiviewUNet, tmp_path: Path) -> None:
+    file = tmp_path / "depth_gen.ckpt"
+    callbacks = {ModelCheckpoint: {"best": Path("a")}, "hyper_parameters": Namespace(lr=1e-4)}
+    torch.save({"state_dict": released(network), "epoch": 4, "callbacks": callbacks}, file)
+    loaded = build_network(read_tensors(file), tiny_base())
+    batch = inputs(3, size=(4, 6))
+    torch.testing.assert_close(loaded(*batch, wall()), network(*batch, wall()))
+    # without the UNet of the base
+    weights = {name: tensor for name, tensor in released(network).items() if ".unet." not in name}
+    loaded = build_network(weights, tiny_base())
+    assert not loaded.training
+    torch.testing.assert_close(loaded.state_dict(), network.state_dict())
+
+
+def test_encoding_is_recognised_by_frequencies_which_are_saved_exactly(tmp_path: Path) -> None:
+    capped = MultiviewUNet(tiny_base(), encoding="capped")
+    found = build_network(released(capped), tiny_base())
+    assert torch.equal(found.cp_blocks_mid.pe.freq_bands, capped.cp_blocks_mid.pe.freq_bands)
+    assert found.kind == "panorama"
+    wide = MultiviewUNet(tiny_base(block_out_channels=(64, 64)), "depth")  # up to 2^31
+    save_blocks(tmp_path / "blocks.safetensors", wide, None)
+    weights = read_tensors(tmp_path / "blocks.safetensors")
+    found = build_network(weights, tiny_base(block_out_channels=(64, 64)))
+    assert found.encoding == "reference"
+    assert torch.equal(found.cp_blocks_mid.attn1.pe.freq_bands, wide.cp_blocks_mid.attn1.pe.freq_bands)
+
+
+@pytest.mark.parametrize(
+    ("change", "base", "values"),
+    [
+        ({"mv_base_model.cp_blocks_mid.resnet.bn1.weight": None}, {}, [1, "cp_blocks_mid.resnet.bn1"]),
+        ({"mv_base_model.unet.conv_in.weight": torch.ones(32, 9, 3, 3)}, {}, ["unet.conv_in.weight"]),
+        ({"mv_base_model.cp_blocks_encoder.0.new": torch.ones(1)}, {}, [1, "cp_blocks_encoder.0.new"]),
+        ({"mv_base_model.unet.conv_in.bias": torch.full((32,), torch.nan)}, {}, ["unet.conv_in.bias"]),
+        ({"mv_base_model.cp_blocks_mid.attn1.pe.freq_bands": torch.ones(1, 1, 16)}, {}, ["freq_bands"]),
+        ({}, {"block_out_channels": (48, 48)}, [32, 48]),
+    ],
+)
+def test_convert_released_refuses_tensors_that_do_not_fit(
+    network: MultiviewUNet, change: dict, base: dict, values: list
+) -> None:
+    weights = {name: tensor for name, tensor in (released(network) | change).items() if tensor is not None}
+    with refused(None, *values):
+        build_network(weights, tiny_base(**base))

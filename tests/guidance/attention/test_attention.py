@@ -11,19 +11,22 @@ from diffusers.models import attention_processor
 from diffusers.models.attention_processor import Attention, AttnProcessor
 from torch import Tensor
 
-from tests.support.tiny_prior import TEXT_WIDTH, tiny_prior, tiny_unet
+from tests.support import tiny_mvdiffusion
+from tests.support.errors import refused
+from tests.support.tiny_mvadapter import awaken
+from tests.support.tiny_prior import NO_CAMERA, TEXT_WIDTH, cpu, tiny_prior, tiny_unet
+from threedgen.guidance.attention.decoupled import DecoupledAttnProcessor, decouple, token_grid
 from threedgen.guidance.attention.joined import (
     MIN_TOKENS,
     SEPARATE_LEVELS,
     FlashAttention,
+    MultiviewAttnProcessor,
     make_multiview,
     self_attention,
     set_attention,
     unet_output,
 )
 from threedgen.guidance.priors.mvdream import MVDream
-
-FLAT: dict[str, Any] = {"class_embed_type": None, "projection_class_embeddings_input_dim": None}
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +35,7 @@ def unet() -> UNet2DConditionModel:
 
 
 def inputs(batch: int = 8) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    g = torch.Generator().manual_seed(0)
+    g = cpu()
     x = torch.randn(batch, 4, 8, 8, generator=g)
     text = torch.randn(batch, 5, TEXT_WIDTH, generator=g)
     return x, torch.full((batch,), 300), text, torch.randn(batch, 16, generator=g)
@@ -40,7 +43,7 @@ def inputs(batch: int = 8) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 @torch.no_grad()
 def test_one_view_equals_stock_network_with_and_without_camera(unet: UNet2DConditionModel) -> None:
-    flat = UNet2DConditionModel.from_config(dict(unet.config) | FLAT).eval()
+    flat = UNet2DConditionModel.from_config(dict(unet.config) | NO_CAMERA).eval()
     flat.load_state_dict({k: v for k, v in unet.state_dict().items() if not k.startswith("class_embedding")})
     posed = UNet2DConditionModel.from_config(unet.config).eval()
     posed.load_state_dict(unet.state_dict())
@@ -102,16 +105,10 @@ def test_xformers_gets_joined_tokens_and_gives_same_output(monkeypatch: pytest.M
     assert torch.equal(unet_output(network, x, t, text, camera, 4), expected) and not lengths
 
 
-def explicit(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1) @ v
-
-
 @pytest.mark.parametrize("shape", [(2, 1, 70, 16), (1, 3, 33, 8)])
 def test_flash_attention_matches_explicit_softmax(shape: tuple[int, ...]) -> None:
-    rng = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(shape, generator=rng).requires_grad_() for _ in range(3))
-    weight = torch.randn(shape, generator=rng)
-    ours, theirs = FlashAttention.apply(q, k, v), explicit(q, k, v)
+    q, k, v, weight = torch.randn(4, *shape, generator=cpu()).requires_grad_()
+    ours, theirs = FlashAttention.apply(q, k, v), (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1) @ v
     assert torch.allclose(ours, theirs, atol=1e-5)
     for a, b in zip(*(torch.autograd.grad((out * weight).sum(), (q, k, v)) for out in (ours, theirs)), strict=True):
         assert torch.allclose(a, b, atol=1e-5)
@@ -143,16 +140,66 @@ def test_config_entry_is_saved_and_loads_without_warning(tmp_path: Path, caplog:
     assert again.unet.config[SEPARATE_LEVELS] and SEPARATE_LEVELS not in caplog.text
 
 
-@torch.no_grad()
-def test_views_influence_only_views_of_the_same_object(unet: UNet2DConditionModel) -> None:
-    x, t, text, camera = inputs()
-    changed = x.clone()
-    changed[2] += 1  # third view of the first object
+# --- attention with decoupled branches
 
-    def influence(n_view: int) -> list[bool]:
-        a, b = (unet_output(unet, z, t, text, camera, n_view) for z in (x, changed))
-        return [bool((u - v).abs().max() > 1e-6) for u, v in zip(a, b, strict=True)]
+WIDTH, HEADS = 12, 3
 
-    assert influence(4) == [True] * 4 + [False] * 4
-    assert influence(2) == [False] * 2 + [True] * 2 + [False] * 4
-    assert influence(1) == [False] * 2 + [True] + [False] * 5
+
+def layer(**options: Any) -> Attention:
+    torch.manual_seed(0)
+    processor = DecoupledAttnProcessor(MultiviewAttnProcessor(), "a", WIDTH, ("mv", "ref"), **options)
+    return Attention(WIDTH, heads=HEADS, dim_head=WIDTH // HEADS, processor=processor)
+
+
+def test_references_may_have_another_size_be_shared_or_missing() -> None:
+    attn = layer()
+    tokens, features = torch.randn(6, 4, WIDTH), {"a": torch.randn(2, 9, WIDTH)}
+    found = attn(tokens, use_mv=False, ref_hidden_states=features)
+    each = {"a": features["a"].repeat_interleave(3, 0)}
+    assert torch.equal(found, attn(tokens, use_mv=False, ref_hidden_states=each))
+    missing = attn(tokens, use_mv=False)
+    assert (found - missing).abs().max() > 1e-3
+    zeros = attn(tokens, use_mv=False, ref_hidden_states={"a": torch.zeros(1, 9, WIDTH)})
+    torch.testing.assert_close(missing, zeros)
+    bias = attn.processor.to_out_ref[0].bias
+    torch.testing.assert_close(missing, attn(tokens, use_mv=False, use_ref=False) + bias)
+
+
+def test_branches_follow_arrangement_rescale_factor_and_residual_of_layer() -> None:
+    attn, parallel = layer(arrangement="serial"), layer()  # with equal weights
+    tokens, views = torch.randn(3, 4, WIDTH), {"n_view": 3, "latent_size": (2, 2)}
+    first = attn(tokens, use_mv=False, use_ref=False)
+    branch = parallel(tokens + first, use_ref=False, **views) - parallel(tokens + first, use_mv=False, use_ref=False)
+    torch.testing.assert_close(attn(tokens, use_ref=False, **views), first + branch, atol=1e-5, rtol=0)
+    whole = parallel(tokens, **views)
+    parallel.residual_connection, parallel.rescale_output_factor = True, 2.0
+    torch.testing.assert_close(parallel(tokens, **views), (whole + tokens) / 2, atol=1e-6, rtol=0)
+    with refused(None, 3, kind=ValueError):
+        layer(layout="rowcol")(torch.randn(6, 6, WIDTH), n_view=3, latent_size=(2, 3))
+
+
+@pytest.mark.parametrize(("size", "levels"), [((8, 12), [(8, 12), (4, 6), (2, 3)]), ((5, 7), [(5, 7), (3, 4), (2, 2)])])
+def test_token_grid_finds_level_of_latents(size: tuple[int, int], levels: list[tuple[int, int]]) -> None:
+    for height, width in levels:
+        assert token_grid(height * width, size) == (height, width)
+
+
+@pytest.mark.parametrize(
+    ("layout", "n_view", "arrangement", "training"),
+    [("row", 3, "parallel", False), ("row", 3, "serial", True), ("rowcol", 6, "parallel", True)],
+)
+def test_untrained_branches_change_nothing(layout: Any, n_view: int, arrangement: Any, training: bool) -> None:
+    unet = tiny_mvdiffusion.tiny_base()
+    set_attention(unet, "sdpa")
+    x, t, text = tiny_mvdiffusion.inputs(n_view, size=(6, 10))
+    with torch.set_grad_enabled(training):
+        before = unet_output(unet, x, t, text)
+        decouple(unet, ("mv", "ref"), layout, arrangement)
+        features: dict[str, Tensor] = {}
+        unet_output(unet, x[:1], t[:1], text[:1], cache_hidden_states=features, use_mv=False, use_ref=False)
+        views = {"latent_size": (6, 10), "ref_hidden_states": features}
+        assert torch.equal(unet_output(unet, x, t, text, None, n_view, **views), before)
+        awaken(unet)
+        assert (unet_output(unet, x, t, text, None, n_view, **views) - before).abs().max() > 1e-3
+        base = unet_output(unet, x, t, text, None, n_view, use_mv=False, use_ref=False, **views)
+        assert torch.equal(base, before)
