@@ -147,14 +147,12 @@ def test_values_from_python_are_not_parsed(toy: Path) -> None:  # noqa: F811
         ("prior=3", ["prior.name: ", "(there are: big, small; one of your own: --plugin FILE.py)"]),
         ("shape.radius=-1", ["shape.radius: ", "number > 0", "(got -1)"]),
         ("mode=exakt", ["mode: ", "fast | exact", "'exact'?", "'exakt'"]),
-        ("trainer.max_steps=1.5", ["trainer.max_steps: ", "whole number", "(got 1.5)"]),
         ("trainer.devices=x", ["trainer.devices: ", "auto | whole number >= 1", "'x'"]),
         ("trainer.gradient_clip_val=.inf", ["trainer.gradient_clip_val: ", "number | null > 0"]),
         ("seed=true", ["seed: ", "whole number", "(got True)"]),
         ("elevation=[1]", ["elevation: ", "list of 2: number", "(got [1])"]),
         ("elevation=[2, 1]", ["elevation should rise"]),
         ("kinds=[raund]", ["kinds: ", "list: round | flat", "'round'?", "['raund']"]),
-        ("lambdas.orient=x", ["lambdas.orient: ", "number", "'x'"]),
         ("prior.guidance_scale={0: 1, 50%: 2}", ["mixed"]),
         ("prior.guidance_scale={0: 1, 5: -2}", ["number or schedule >= 0", "-2"]),
         ("seed=[1", ["seed: ", "line 1"]),
@@ -252,12 +250,8 @@ def test_base_is_merged(toy: Path) -> None:  # noqa: F811
     assert loaded.lambdas == {"a": 1, "b": 2} and loaded.prior.weights == "here"
     assert loaded.prior.guidance_scale == {7: 1.0}  # a schedule replaces
     assert loaded.shape.radius == 1.0  # a section of another name replaces: `side` is gone
-
-
-def test_sections_named_by_digits_are_merged() -> None:
-    below = {"1": {"size": 8, "scale": {0: 3}}, "2": {"size": 16}}
-    above = {"1": {"scale": {"7": 1}}}
-    assert fields.merge(below, above) == {"1": {"size": 8, "scale": {"7": 1}}, "2": {"size": 16}}
+    digits = {"1": {"size": 8, "scale": {0: 3}}, "2": {"size": 16}}  # sections named by digits
+    assert fields.merge(digits, {"1": {"scale": {"7": 1}}}) == {"1": {"size": 8, "scale": {"7": 1}}, "2": {"size": 16}}
 
 
 def test_base_circle_and_missing_base_are_refused(toy: Path) -> None:  # noqa: F811
@@ -291,7 +285,11 @@ def test_shipped_configs_are_valid() -> None:
         assert tree.get("about") and tree.get("needs"), name
         needs_prompt = "prompt" in registry.config_model("task", tree["task"]).model_fields
         loaded = config.load(name, ["prompt=a dog"] if needs_prompt else [])
-        assert config.dump(loaded)
+        assert loaded.task in registry.names("task") and config.dump(loaded)
+        try:  # whatever is missing on this machine, the answer is none or a sentence
+            config.load(name).check()
+        except ConfigError as error:
+            assert "\n" not in str(error)
 
 
 def test_run_folders_named_in_configs_and_docs_exist() -> None:

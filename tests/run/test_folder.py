@@ -24,6 +24,7 @@ from threedgen.run import folder as runs
 from threedgen.run import metrics as ledger
 from threedgen.run.disk import prepare, temporary_path, write_atomic, writing
 from threedgen.run.lock import release
+from threedgen.run.torch_file import read_safetensors, read_torch
 
 
 def loaded(*overrides: str) -> Any:
@@ -128,11 +129,14 @@ def test_open_run_leaves_a_default_folder_of_something_else(toy: Path, name: str
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes")
-def test_readers_of_run_files_do_not_wait_for_pipes(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "metrics.jsonl")
-    os.mkfifo(tmp_path / "summary.json")
+def test_readers_of_run_files_and_weights_do_not_wait_for_pipes(tmp_path: Path) -> None:
+    for name in ("metrics.jsonl", "summary.json", "w.pt"):
+        os.mkfifo(tmp_path / name)
     with refused(None, tmp_path / "metrics.jsonl"):
         ledger.Metrics(tmp_path, 3)
+    for read in (read_torch, read_safetensors):
+        with refused():
+            read(tmp_path / "w.pt")
     assert ledger.read_summary(tmp_path) == {}
 
 

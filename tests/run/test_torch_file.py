@@ -81,14 +81,6 @@ def test_read_torch_refuses_files_larger_than_the_memory(tmp_path: Path, monkeyp
         read_torch(tmp_path / "w.pt")
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes")
-def test_readers_refuse_pipes(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "w.pt")
-    for read in (read_torch, read_safetensors):
-        with refused():
-            read(tmp_path / "w.pt")
-
-
 def test_leaves_visits_shared_containers_once() -> None:
     tree: list = [1.5]
     for _ in range(100):

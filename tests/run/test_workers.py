@@ -1,7 +1,6 @@
 import errno
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -15,6 +14,7 @@ import pytest
 
 from tests.support.errors import refused
 from tests.support.marks import unix
+from tests.support.waiting import when
 from tests.support.worker_jobs import Job, work
 from threedgen.config import plugins
 from threedgen.config.errors import WorkerLost
@@ -48,11 +48,7 @@ class Run:
         return run_jobs(jobs, work, on_done, on_failed, config)
 
     def wait_for(self, pattern: str, count: int) -> list[Path]:
-        deadline = time.monotonic() + 100
-        while len(found := list(self.folder.glob(pattern))) < count:
-            assert time.monotonic() < deadline, f"{pattern}: {len(found)}"
-            time.sleep(0.05)
-        return found
+        return when(lambda: len(found := list(self.folder.glob(pattern))) >= count and found, pattern)
 
 
 @pytest.fixture
@@ -170,10 +166,7 @@ def test_second_ctrl_c_kills_the_workers(run: Run) -> None:
     with pytest.raises(KeyboardInterrupt):
         run([run.job("a", "deaf"), run.job("b")], workers=1)
     process = int(run.wait_for("a.deaf.*", 1)[0].read_text())
-    deadline = time.monotonic() + 30
-    while not ended(process) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert ended(process)
+    when(lambda: ended(process), "the end", 30)
 
 
 class FakeRay:
@@ -238,15 +231,6 @@ def test_lost_head_of_a_ray_cluster_is_said(run: Run, fake_ray: FakeRay, monkeyp
     fake_ray.pending, fake_ray.nodes = True, lambda: time.sleep(100)
     with pytest.raises(WorkerLost):
         run([run.job("a")], "ray")
-
-
-@unix
-@pytest.mark.slow
-def test_guard_kills_a_frozen_process() -> None:
-    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"]) as process:
-        with watch.guarded(process.pid):
-            process.send_signal(signal.SIGSTOP)
-            assert process.wait(60) == -signal.SIGKILL
 
 
 def test_missing_ray_cluster_is_named(run: Run, fake_ray: FakeRay) -> None:

@@ -28,14 +28,10 @@ def train_steps(system: Any, config: Any, steps: list[int]) -> None:
     object.__setattr__(system, "_device", torch.device("card:0"))
     scaler = torch.amp.GradScaler("card", enabled=mixed)
     trainer: Any = SimpleNamespace(
-        world_size=1,
-        accumulate_grad_batches=1,
-        global_rank=0,
-        is_global_zero=True,
-        global_step=len(steps),
+        world_size=1, accumulate_grad_batches=1, global_rank=0, is_global_zero=True, global_step=len(steps),
         precision_plugin=SimpleNamespace(scaler=scaler if mixed else None),
         strategy=SimpleNamespace(_lightning_optimizers=[]),
-    )
+    )  # fmt: skip
     object.__setattr__(system, "_trainer", trainer)
     system.setup("fit")
     optimizer = system.configure_optimizers()["optimizer"]

@@ -18,16 +18,10 @@ from threedgen.geometry.images import grid, write_mp4, write_png
 from threedgen.viewer.report import write_report
 
 CONFIG: dict[str, Any] = {
-    "task": "generate",
-    "seed": 3,
-    "prompt": "a blue dog",
-    "prior": {"name": "mvdream", "weights": "toybox-prior"},
-    "distillation": {"name": "reconstruction"},
-    "field": {"name": "ngp"},
-    "camera": {"n_view": 4},
-    "result": {"turntable": {"n_view": 8, "height": 32, "width": 32}},
-    "trainer": {"max_steps": 20},
-}
+    "task": "generate", "seed": 3, "prompt": "a blue dog", "prior": {"name": "mvdream", "weights": "toybox-prior"},
+    "distillation": {"name": "reconstruction"}, "field": {"name": "ngp"}, "camera": {"n_view": 4},
+    "result": {"turntable": {"n_view": 8, "height": 32, "width": 32}}, "trainer": {"max_steps": 20},
+}  # fmt: skip
 SUMMARY: dict[str, Any] = {
     "task": "generate",
     "prompt": "a blue dog",

@@ -37,13 +37,9 @@ TINY_OWN: dict[str, Any] = {
     "checkpoint": {"seconds": 0},
 }  # fmt: skip
 TINY_MATTE: dict[str, Any] = {
-    "task": "train-matte",
-    "threads": 1,
-    "network": {"size": 32, "channels": [4, 6]},
-    "training": {"batch": 4, "first": 8, "pictures": 32},
-    "trainer": TRAINER,
-    "checkpoint": {"seconds": 0},
-}
+    "task": "train-matte", "threads": 1, "network": {"size": 32, "channels": [4, 6]},
+    "training": {"batch": 4, "first": 8, "pictures": 32}, "trainer": TRAINER, "checkpoint": {"seconds": 0},
+}  # fmt: skip
 PANORAMAS = {"name": "toy-panoramas", "count": 6, "views": 4, "size": 16, "fov": 100.0}
 PATHS = {"name": "toy-paths", "count": 6, "views": 3, "height": 16, "width": 16}
 SCENES = {"panorama": PANORAMAS, "outpaint": PANORAMAS, "depth": PATHS}

@@ -81,14 +81,10 @@ def test_config_values_of_any_type_are_tolerated(option: str, value: Any) -> Non
     assert Page(report(record)).texts["h1"]
 
 
-def coordinates(svg: str) -> list[tuple[float, float]]:
-    (line,) = re.findall(r'class="line" d="M([^"]*)', svg)
-    return [(float(x), float(y)) for x, y in (pair.split(",") for pair in line.split())]
-
-
 def test_plot_shows_the_logged_values() -> None:
-    points = coordinates(str(plot("x", [(0, 1.0), (50, 3.0), (100, 2.0)], (-100, 100), False)))
-    (x0, y0), (x1, y1), (x2, y2) = points
+    svg = str(plot("x", [(0, 1.0), (50, 3.0), (100, 2.0)], (-100, 100), False))
+    (line,) = re.findall(r'class="line" d="M([^"]*)', svg)
+    (x0, y0), (x1, y1), (x2, y2) = (map(float, pair.split(",")) for pair in line.split())
     assert x1 - x0 == pytest.approx(x2 - x1, abs=0.2) and y1 < y2 < y0
     assert x0 == pytest.approx((reports.LEFT + x2) / 2, abs=0.2)  # the axis starts before the first value
     assert (y0 - y2) == pytest.approx((y0 - y1) / 2, abs=0.2)

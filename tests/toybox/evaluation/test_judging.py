@@ -107,9 +107,6 @@ def test_spread_cases_use_every_noun_in_turn() -> None:
         held_out_cases(10**5, 0)
 
 
-AROUND = np.deg2rad([0.0, 90.0, 180.0, 270.0])
-
-
 def sphere(size: int, bumps: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
     """Normals (1, size, size, 3) and mask of a ball that fills the image, with normal noise ``bumps``."""
     y, x = np.mgrid[:size, :size] / (size - 1) * 2 - 1
@@ -127,28 +124,21 @@ def test_roughness_of_planes_and_spheres() -> None:
     rough = roughness(*sphere(64, 0.2))
     assert rough is not None and rough > 4 * smooth
     assert roughness(flat, np.zeros((2, 8, 8), bool)) is None
-
-
-def test_roughness_uses_foreground_pairs_only() -> None:
     normal = np.zeros((1, 4, 4, 3))
     normal[..., :2, 2] = normal[..., 2:, 0] = 1  # a right angle between columns 1 and 2
     left = np.zeros((1, 4, 4), bool)
     left[..., :2] = True
-    assert roughness(normal, left) == 0
+    assert roughness(normal, left) == 0, "pairs of the foreground only"
     assert roughness(normal, np.ones((1, 4, 4), bool)) == pytest.approx(90 * 4 / 24)
 
 
-@pytest.fixture(scope="module")
-def probe() -> Probe:
-    return Probe.load("embedded")
-
-
-def test_blur_increases_the_distances(probe: Probe, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blur_increases_the_distances(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fidelity, "GROUPS", 2)
+    probe = Probe.load("embedded")
 
     def draw(seed: int) -> list[np.ndarray]:
         box = Toybox(seed)
-        return [render_orbit(box.asset(k), AROUND, 0.26, 64).rgb for k in range(24)]
+        return [render_orbit(box.asset(k), TURN, 0.26, 64).rgb for k in range(24)]
 
     truth, other = draw(1), draw(2)
     blurred = [ndimage.gaussian_filter(views, (0, 3, 3, 0)) for views in other]
@@ -165,7 +155,7 @@ def test_surface_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     towards the outline; its field is dense."""
     register(monkeypatch)
     view = load_run_field(ball_run(tmp_path / "run")).view
-    found = surface(view, orbit_array(0.2, AROUND, 2.6).astype(np.float32), np.deg2rad(40), 64, 64)
+    found = surface(view, orbit_array(0.2, TURN, 2.6).astype(np.float32), np.deg2rad(40), 64, 64)
     assert found is not None and not found[1]
     middle = np.deg2rad(40) / 64 * 2.6
     assert found[0] is not None and np.rad2deg(middle) < found[0] < 20

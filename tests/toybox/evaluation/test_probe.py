@@ -240,6 +240,15 @@ def test_run_without_checkpoint_resumes_from_the_initial_weights(tmp_path: Path)
     options = options.model_copy(update={"start": str(tmp_path), "training": still})
     assert training.run_probe(options, resume=tmp_path / "run", quiet=True) == 0
     assert torch.allclose(Probe.load(str(tmp_path / "run" / "probe")).there, tiny_probe(5).there, atol=1e-3)
+    Probe(LABELS, ProbeNetworkConfig(image_size=32, channels=(8, 16, 16, 24))).save(
+        tmp_path / "toybox-probe.safetensors"
+    )
+    system = training.ProbeSystem(options)
+    with refused("start"):
+        system.start()
+    (tmp_path / "toybox-probe.safetensors").unlink()
+    with refused("start", tmp_path):
+        system.start()
 
 
 @pytest.mark.usefixtures("small_blocks")
@@ -252,17 +261,3 @@ def test_batches_reuse_blocks_with_their_labels() -> None:
     _, images, expected = labelled(ProbeToybox(0), [10, 11], 32, 2, LABELS)
     assert torch.equal(newest.noun[:4], expected.noun) and torch.equal(newest.azimuth[:4], expected.azimuth)
     assert torch.allclose(fresh[:4].permute(0, 2, 3, 1), torch.from_numpy(images), atol=0.5 / 255 + 1e-6)
-
-
-def test_training_starts_from_another_probe(tmp_path: Path) -> None:
-    tiny_probe(5).save(tmp_path / "toybox-probe.safetensors")
-    system = training.ProbeSystem(config(tmp_path / "run", 1).model_copy(update={"start": str(tmp_path)}))
-    system.start()
-    assert torch.allclose(system.net.there, tiny_probe(5).there, atol=1e-3)
-    other = ProbeNetworkConfig(image_size=32, channels=(8, 16, 16, 24))
-    Probe(LABELS, other).save(tmp_path / "toybox-probe.safetensors")
-    with refused("start"):
-        system.start()
-    (tmp_path / "toybox-probe.safetensors").unlink()
-    with refused("start", tmp_path):
-        system.start()
