@@ -116,6 +116,8 @@ def test_files_of_one_name_do_not_clash(tmp_path: Path) -> None:
     plugins.load("a/mine.py, b/mine.py")
     assert [registry.implementation("prior", name) for name in ("a", "b")] == ["a", "b"]
     loaded = dict(plugins.LOADED)
+    words = ["--plugin", "a.py", "--plugin", "b.py,c.py", "--list"]
+    assert cli.parse(words).flags == {"--plugin": "a.py,b.py,c.py", "--list": ""}, "repeated flags add up"
     flag, names = plugins.command_words()
     forget()
     assert plugins.command_words() == []
@@ -151,11 +153,6 @@ def test_unused_loss_terms_leave_the_config_unchanged(tmp_path: Path) -> None:
     changed = config.load(tiny, ["loss.mine=2"])
     assert config.plain(changed)["loss"] == before["loss"] | {"mine": 2}
     assert pickle.loads(pickle.dumps(changed.loss)).model_dump() == changed.loss.model_dump()
-
-
-def test_repeated_flags_add_up() -> None:
-    words = ["--plugin", "a.py", "--plugin", "b.py,c.py", "--list"]
-    assert cli.parse(words).flags == {"--plugin": "a.py,b.py,c.py", "--list": ""}
 
 
 def test_registered_module_without_the_flag_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,7 +64,7 @@ def test_read_torch_runs_no_code(tmp_path: Path, form: str, skip_objects: bool) 
     assert "weights_only" not in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_read_torch_refuses_tensors_larger_than_the_file(tmp_path: Path) -> None:
+def test_read_torch_refuses_tensors_larger_than_the_file_or_the_memory(tmp_path: Path, monkeypatch) -> None:
     path = tmp_path / "w.pt"
     torch.save({"w": torch.ones(1).expand(4 * GIBIBYTE)}, path)
     with refused(None, path):
@@ -72,13 +72,9 @@ def test_read_torch_refuses_tensors_larger_than_the_file(tmp_path: Path) -> None
     shared = torch.ones(1000)
     torch.save({"w": shared, "tied": shared}, path)
     assert read_torch(path)["tied"].shape == (1000,)
-
-
-def test_read_torch_refuses_files_larger_than_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.save({"w": torch.ones(4)}, tmp_path / "w.pt")
     monkeypatch.setattr("threedgen.run.memory.free_bytes", lambda device: 100)
-    with refused(None, tmp_path / "w.pt", "GB", kind=OutOfMemory):
-        read_torch(tmp_path / "w.pt")
+    with refused(None, path, "GB", kind=OutOfMemory):
+        read_torch(path)
 
 
 def test_leaves_visits_shared_containers_once() -> None:

@@ -123,13 +123,10 @@ def test_run_jobs_says_that_no_process_can_be_started(run: Run, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_run_jobs_raises_config_errors(run: Run, engine: str) -> None:
+def test_run_jobs_raises_config_errors_and_stops_after_a_stopped_job(run: Run, engine: str) -> None:
     with refused(None, "weights: there are none"):
-        run([run.job("a", "mistake"), run.job("b")], engine, workers=1, attempts=3)
-
-
-@pytest.mark.parametrize("engine", ENGINES)
-def test_run_jobs_stops_after_a_stopped_job(run: Run, engine: str) -> None:
+        run([run.job("e", "mistake"), run.job("f")], engine, workers=1, attempts=3)
+    run.done.clear()
     jobs = [run.job("a", "obeyed", once=True), run.job("b"), run.job("c"), run.job("d")]
     assert run(jobs, engine, workers=1) == 143 and not run.done and not run.failed
     assert run(jobs, engine, workers=1) == 0 and set(run.done) == set("abcd")
@@ -226,14 +223,12 @@ def test_default_ray_cluster(run: Run, fake_ray: FakeRay, monkeypatch, variable:
     assert fake_ray.options[0]["address"] == address
 
 
-def test_lost_head_of_a_ray_cluster_is_said(run: Run, fake_ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lost_or_missing_ray_cluster_is_said(run: Run, fake_ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "LOST_SECONDS", 0.3)
     fake_ray.pending, fake_ray.nodes = True, lambda: time.sleep(100)
     with pytest.raises(WorkerLost):
         run([run.job("a")], "ray")
 
-
-def test_missing_ray_cluster_is_named(run: Run, fake_ray: FakeRay) -> None:
     def init(**options: Any) -> None:
         raise ConnectionError("no\nsuch host")
 

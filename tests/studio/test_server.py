@@ -105,14 +105,14 @@ def test_other_hosts_need_a_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert client.ask(f"/{TOKEN}/api/v1/jobs", **forged).status == 403
 
 
-@pytest.mark.parametrize(("host", "count"), [("0.0.0.0", 1), ("127.0.0.1", 0)])
-def test_other_hosts_are_warned_of(tmp_path: Path, monkeypatch, caplog, host: str, count: int) -> None:
+def test_other_hosts_are_warned_of(tmp_path: Path, monkeypatch, caplog) -> None:
     interrupts = Interrupts()
     interrupts.stop = True
     monkeypatch.setattr(server, "Interrupts", lambda note: interrupts)
-    assert server.run(StudioConfig(task="studio", host=host, port=0, token=TOKEN, out=str(tmp_path / "runs"))) == 0
-    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert len(warnings) == count and all(host in warning for warning in warnings)
+    for host in ("127.0.0.1", "0.0.0.0"):
+        assert server.run(StudioConfig(task="studio", host=host, port=0, token=TOKEN, out=str(tmp_path / "runs"))) == 0
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "0.0.0.0" in warning
 
 
 def test_pages_refer_to_themselves_only(client: Client) -> None:
@@ -399,14 +399,12 @@ def test_invalid_requests_are_refused(client: Client, body: object) -> None:
     assert client.states() == []
 
 
-def test_uploads_are_kept_under_plain_names(client: Client) -> None:
+def test_uploads_are_kept_under_plain_names_and_failures_of_the_disk_are_reported(client: Client, monkeypatch) -> None:
     answer = client.ask("api/v1/files/My%20chair.glb", asset_glb((0, 0, 1)), method="PUT")
     name = json.loads(answer.read())["name"]
     assert name.endswith("My-chair.glb") and (client.root / "uploads" / name).exists()
     assert client.ask("api/v1/files/a.exe", b"MZ", method="PUT").status == 422
 
-
-def test_failures_of_the_disk_are_reported(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "reason")
 
@@ -447,22 +445,19 @@ def command(client: Client, order: dict[str, Any]) -> tuple[str, list[str]]:
     return name, job.command
 
 
-def test_edit_and_mesh_become_commands(orders: Client) -> None:
+def test_edit_mesh_and_asset_options_become_commands(orders: Client) -> None:
     _, words = command(orders, {"edit": "one", "prompt": "a dog wearing a hat", "seed": 2})
     assert {"edit-toybox", f"edit={orders.root / 'one'}", "prompt=a dog wearing a hat", "seed=2"} < set(words)
     _, words = command(orders, {"mesh": "chair.glb", "prompt": "a red chair"})
     assert {"texture-toybox", f"mesh={upload(orders, 'chair.glb')}", "prompt=a red chair"} < set(words)
     assert [job["can_export"] for job in orders.api("jobs")["jobs"]] == [True, False]
-
-
-@pytest.mark.parametrize("order", [{"edit": "one"}, {"image": "photo.png", "prompt": ""}], ids=["edit", "image"])
-def test_asset_options_become_words_of_the_command(orders: Client, order: dict[str, Any]) -> None:
     options = {"preset": "prop", "height": 0.4, "formats": ["glb", "obj"], "palette": "red,teal"}
     expected = {"export.preset=prop", "export.height=0.4", 'export.formats=["glb", "obj"]', "export.palette=red,teal"}
-    plain, words = command(orders, order)
-    assert "export." not in str(words)
-    changed, words = command(orders, order | {"export": options})
-    assert expected < set(words) and changed != plain, "other options make another run"
+    for order in ({"edit": "one"}, {"image": "photo.png", "prompt": ""}):
+        plain, words = command(orders, order)
+        assert "export." not in str(words)
+        changed, words = command(orders, order | {"export": options})
+        assert expected < set(words) and changed != plain, "other options make another run"
 
 
 @pytest.mark.parametrize(
