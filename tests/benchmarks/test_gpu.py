@@ -15,16 +15,8 @@ def results(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
 
 
-COUNTS = {
-    "machine": 4,
-    "kernels": 4,
-    "step-64": 4,
-    "step-256": 4,
-    "step-shading": 8,
-    "sampling": 1,
-    "unet": 9,
-    "loop": 7,
-}
+COUNTS = dict.fromkeys(("machine", "kernels", "step-64", "step-256"), 4)
+COUNTS |= {"step-shading": 8, "sampling": 1, "unet": 9, "loop": 7}
 
 
 @pytest.mark.parametrize(("stage", "count"), COUNTS.items())

@@ -225,9 +225,6 @@ def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
     assert not different, different
 
 
-Kill = tuple[int | str, str, str]
-
-
 def assert_killed_ends_the_same(
     folder: Path,
     command: Callable[[Path], list[str]],

@@ -63,9 +63,6 @@ def test_rendering_keeps_its_time_share_and_serves_all_clients(share: float) -> 
     assert {image.dtype for _, image in run.window.images} == {np.dtype("uint8")}
 
 
-# --- errors
-
-
 def test_broken_window_is_closed_and_the_run_continues(caplog: pytest.LogCaptureFixture) -> None:
     run = FakeRun().start()
     run.window.show = lambda client, image: 1 / 0
@@ -88,9 +85,6 @@ def test_window_that_cannot_open_is_refused() -> None:
         run.start()
     run.trainer.is_global_zero = False
     assert run.start().steps(3).render_seconds == 0 and run.window.updates == []
-
-
-# --- config
 
 
 def test_view_options_are_not_part_of_the_run_config() -> None:

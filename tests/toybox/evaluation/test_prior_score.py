@@ -77,7 +77,7 @@ def test_view_use_and_open_prompts_are_reported(tmp_path: Path, probe_file: str,
     assert (out / "open.png").is_file()
 
 
-def test_missing_probe_is_found_before_any_work() -> None:
+def test_missing_probe_and_too_few_objects_are_found_before_any_work() -> None:
     for name, key in (
         ("evaluate-toybox-prior", "probe.weights"), ("janus-meter", "meter.classifier.weights"),
         ("consistency", "features.weights"),
@@ -86,9 +86,6 @@ def test_missing_probe_is_found_before_any_work() -> None:
             load(name, [f"{key}=none"]).check()
         with refused(key):
             load(name, [f"{key}={'x' * 300}"]).check()
-
-
-def test_view_use_needs_two_objects() -> None:
     with refused(None, "view_use 1"):
         load("evaluate-toybox-prior", ["view_use=1"])
     assert load("evaluate-toybox-prior", ["view_use=0"]).view_use == 0

@@ -41,9 +41,6 @@ def truth_of(spec: Spec, degrees: list[float]) -> Truth:
     return image_truth([asset], render.label, np.deg2rad(degrees), LABELS)
 
 
-# --- labels ------------------------------------------------------------------------------------------------------
-
-
 def test_labels_have_every_part_in_its_colour() -> None:
     for word, noun in NOUNS.items():
         for k, part in enumerate(noun.parts + noun.wears):
@@ -63,7 +60,7 @@ def test_labels_depend_on_the_view() -> None:
     assert truth.front.all() and truth.azimuth.tolist() == pytest.approx([0, math.pi])
 
 
-def test_loss_ignores_unspecified_labels() -> None:
+def test_loss_ignores_unspecified_labels_and_colours() -> None:
     truth = truth_of(Spec("ball"), [30])
     assert truth.colour.tolist() == [UNKNOWN_LABEL] and not truth.front.any()
     flat = Logits(*(torch.zeros(1, *shape) for shape in ((76,), (12,), (1,), (1, 12), (4,), (2,))))
@@ -73,12 +70,9 @@ def test_loss_ignores_unspecified_labels() -> None:
     )
     assert metrics["loss_colour"] == metrics["loss_side"] == metrics["loss_heading"] == 0
     assert metrics["loss_noun"] == pytest.approx(math.log(76), rel=1e-5)
-
-
-def test_nearest_colour_is_open_between_two_names() -> None:
     assert LABELS.colours[nearest_colour(np.array([0.9, 0.1, 0.05]))] == "red"
     red, orange = np.array([0.85, 0.10, 0.10]), np.array([0.98, 0.50, 0.05])
-    assert nearest_colour((red + orange) / 2) == UNKNOWN_LABEL
+    assert nearest_colour((red + orange) / 2) == UNKNOWN_LABEL  # between two names
 
 
 def test_training_specs_have_every_accessory_and_held_out_combinations() -> None:
@@ -87,9 +81,6 @@ def test_training_specs_have_every_accessory_and_held_out_combinations() -> None
     assert {spec.part for spec in worn} == set(ACCESSORIES) and 0.2 < len(worn) / len(specs) < 0.5
     assert {spec.noun for spec in specs} == set(NOUNS)
     assert any(held_out(spec) for spec in specs) and not all(held_out(spec) for spec in specs if spec.part)
-
-
-# --- network -----------------------------------------------------------------------------------------------------
 
 
 def test_classify_takes_images_of_any_size_and_changes_no_weights() -> None:
@@ -162,9 +153,6 @@ def test_augmentation_is_repeatable_and_never_mirrors() -> None:
     assert (y[..., :16].mean((1, 2, 3)) > y[..., 16:].mean((1, 2, 3)) + 0.2).all()
 
 
-# --- files -------------------------------------------------------------------------------------------------------
-
-
 def test_saved_probe_gives_the_same_answers(tmp_path: Path) -> None:
     probe, images = tiny_probe(), torch.rand(2, 32, 32, 3)
     probe.threshold = 0.25
@@ -200,9 +188,6 @@ def test_missing_and_damaged_probes_are_refused(tmp_path: Path, monkeypatch: pyt
     load(str(path), LABELS.nouns[0])
     path.with_suffix(".json").unlink()
     load(str(path), path.with_suffix(".json"))
-
-
-# --- the task ----------------------------------------------------------------------------------------------------
 
 
 def config(out: Path, steps: int) -> TrainProbeConfig:

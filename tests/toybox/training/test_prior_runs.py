@@ -168,9 +168,6 @@ def test_diffusers_reads_both_folders() -> None:
             )
 
 
-# --- kills and signals -------------------------------------------------------------------------------------------
-
-
 def test_run_stopped_in_every_stage_ends_the_same(tmp_path: Path) -> None:
     """Neither validation in between nor a lost or damaged file of a stage changes the result."""
     run, words = tmp_path / "run", base_command(tmp_path, "trainer.val_check_interval=4")
