@@ -123,9 +123,7 @@ def test_overrides_are_typed_by_their_field(toy: Path) -> None:  # noqa: F811
     words = ["prompt=a dog", "occupancy.resolution=8", "occupancy=null"]
     assert layers.load("mvdream-toybox", words).occupancy is None
     assert layers.load("mvdream-toybox", [words[0], *words[:0:-1]]).occupancy.resolution == 8
-
-
-def test_values_from_python_are_not_parsed(toy: Path) -> None:  # noqa: F811
+    # values from Python are not parsed
     loaded = config.load(toy, values={"prompt": "1: 2", "trainer": {"max_steps": 3}, "trainer.devices": 2})
     assert (loaded.prompt, loaded.trainer.max_steps, loaded.trainer.devices) == ("1: 2", 3, 2)
     with refused(None, "arguments: sed: ", "'seed'"):
@@ -173,13 +171,17 @@ def test_component_is_checked_by_the_model_of_its_name(toy: Path) -> None:  # no
     assert config.load(toy).prior.name == "big"  # the default name
 
 
-def test_section_given_in_part_keeps_the_default_of_its_field(toy: Path) -> None:  # noqa: F811
+def test_section_in_part_keeps_its_default_and_the_hash_ignores_the_folder(toy: Path) -> None:  # noqa: F811
     loaded, changed = config.load(toy), config.load(toy, ["trainer.max_steps=5"])
     assert (changed.trainer.max_steps, changed.trainer.log_every_n_steps) == (5, 7)
     assert (loaded.trainer.max_steps, loaded.trainer.log_every_n_steps) == (1000, 7)
     assert config.load(toy, ["shape.name=square"]).shape.side == 1.0
     with pytest.raises(ValidationError):
         loaded.seed = 3
+    first = config.config_hash(config.load(toy))
+    assert first == config.config_hash(config.load(toy, ["out=elsewhere", "about=x"]))
+    assert first != config.config_hash(config.load(toy, ["seed=1"]))
+    assert len(first) == 64
 
 
 def test_all_mistakes_are_reported_with_their_source(toy: Path) -> None:  # noqa: F811
@@ -298,13 +300,6 @@ def test_run_folders_named_in_configs_and_docs_exist() -> None:
     for name, folder in named:
         options = config.load(name)
         assert not hasattr(options, "prompt") and options.out is None and folder == "run", (name, folder)
-
-
-def test_config_hash_ignores_folder_and_description(toy: Path) -> None:  # noqa: F811
-    first = config.config_hash(config.load(toy))
-    assert first == config.config_hash(config.load(toy, ["out=elsewhere", "about=x"]))
-    assert first != config.config_hash(config.load(toy, ["seed=1"]))
-    assert len(first) == 64
 
 
 def test_number_of_reported_mistakes_is_limited(toy: Path) -> None:  # noqa: F811

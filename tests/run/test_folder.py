@@ -179,7 +179,7 @@ def test_open_run_refuses_folders_that_cannot_be_written(toy: Path) -> None:  # 
             runs.open_run(loaded(f"out={out}"), "toy")
 
 
-def test_reopen_finds_a_moved_run(toy: Path) -> None:  # noqa: F811
+def test_reopen_finds_a_moved_run_and_leaves_its_config_if_refused(toy: Path, monkeypatch) -> None:  # noqa: F811
     runs.open_run(loaded("out=dog", "seed=5"), "toy\nconfig")
     assert "dog" not in Path("dog/config.yaml").read_text()
     shutil.move("dog", "moved")
@@ -195,18 +195,14 @@ def test_reopen_finds_a_moved_run(toy: Path) -> None:  # noqa: F811
     for wrong in ("nowhere", "", "a\0"):
         with refused("--resume"):
             runs.reopen(wrong, [])
-
-
-def test_refused_reopen_leaves_the_config(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
-    runs.open_run(loaded("out=dog"), "toy")
-    before = Path("dog/config.yaml").read_bytes()
+    before = Path("moved/config.yaml").read_bytes()
     with refused("trainer.accelerator"):
-        runs.reopen("dog", ["trainer.accelerator=mps", "trainer.max_steps=9"])
-    assert Path("dog/config.yaml").read_bytes() == before
+        runs.reopen("moved", ["trainer.accelerator=mps", "trainer.max_steps=19"])
+    assert Path("moved/config.yaml").read_bytes() == before
 
 
-def test_open_run_keeps_the_config_of_a_longer_run(toy: Path, caplog: pytest.LogCaptureFixture) -> None:  # noqa: F811
+def test_open_run_keeps_the_config_of_a_longer_or_finished_run(toy: Path, caplog: pytest.LogCaptureFixture) -> None:  # noqa: F811
     runs.open_run(loaded("out=dog", "trainer.max_steps=10"), "toy")
     assert runs.open_run(loaded("out=dog", "trainer.max_steps=12"), "toy")[1] and not caplog.text, "no steps done"
     Path("dog/summary.json").write_text('{"steps": 10}')
@@ -217,14 +213,11 @@ def test_open_run_keeps_the_config_of_a_longer_run(toy: Path, caplog: pytest.Log
         assert len(caplog.records) == bool(change) and change in caplog.text
     assert runs.reopen("dog", ["trainer.max_steps=20"])[0].trainer.max_steps == 20
     assert "14 -> 20" in caplog.text
-
-
-def test_open_run_keeps_the_config_of_a_finished_run(toy: Path) -> None:  # noqa: F811
-    runs.open_run(loaded("out=dog", "trainer.max_steps=10"), "toy")
+    runs.open_run(loaded("out=cat", "trainer.max_steps=10"), "toy")
     for asked, status, stored in ((2, "interrupted", 2), (3, "finished", 2)):
-        Path("dog/summary.json").write_text(json.dumps({"steps": 10, "status": status}))
-        runs.open_run(loaded("out=dog", "trainer.max_steps=10", f"threads={asked}"), "toy")
-        assert config.load("dog/config.yaml").threads == stored
+        Path("cat/summary.json").write_text(json.dumps({"steps": 10, "status": status}))
+        runs.open_run(loaded("out=cat", "trainer.max_steps=10", f"threads={asked}"), "toy")
+        assert config.load("cat/config.yaml").threads == stored
 
 
 @pytest.mark.parametrize("call", ["os.fsync", "builtins.open"])

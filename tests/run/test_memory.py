@@ -117,9 +117,7 @@ def test_compute_dtype_auto_is_bf16_only_with_native_instructions(fast: bool, mo
     assert dtypes.compute_dtype("fp16", torch.device("cuda")) == torch.float16
     with dtypes.autocast_bf16(torch.device("cpu")):
         assert torch.is_autocast_enabled("cpu") == fast
-
-
-def test_compute_dtype_auto_is_fp32_on_a_gpu_that_emulates_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    # GPU 1 emulates bf16
     gpus = {0: SimpleNamespace(major=8, minor=0), 1: SimpleNamespace(major=7, minor=5)}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)

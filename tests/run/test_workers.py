@@ -107,13 +107,11 @@ def test_run_jobs_replaces_a_dead_or_frozen_worker(run: Run, monkeypatch: pytest
     assert [job.traces("started") for job in jobs] == [2, 3, 2, 1, 1, 1, 1, 1, 1]
 
 
-def test_run_jobs_stops_if_workers_keep_dying(run: Run) -> None:
+def test_run_jobs_stops_if_workers_keep_dying_or_none_can_be_started(run: Run, monkeypatch) -> None:
     with refused(None, 5, kind=WorkerLost):
         run([run.job(name, "die") for name in "abcdefgh"], attempts=1)
     assert len(run.failed) == 4 and not run.done
 
-
-def test_run_jobs_says_that_no_process_can_be_started(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_semaphore(*args: Any) -> None:
         raise FileNotFoundError(errno.ENOENT, "no /dev/shm")
 

@@ -523,7 +523,7 @@ def test_documented_client_makes_an_object(client: Client, tmp_path: Path, langu
 # ---------------------------------------------------------------- config
 
 
-def test_invalid_job_is_refused_before_it_waits(tmp_path: Path) -> None:
+def test_job_has_the_options_of_its_request_and_invalid_ones_are_refused(tmp_path: Path) -> None:
     config = StudioConfig(task="studio", config=str(tiny_generate(tmp_path)))
     job = make_job(config, tmp_path, "a dog", 3)
     assert job.state == "waiting" and job.command[-3:] == ["prompt=a dog", "seed=3", f"out={tmp_path / job.name}"]
@@ -533,10 +533,7 @@ def test_invalid_job_is_refused_before_it_waits(tmp_path: Path) -> None:
         make_job(config, tmp_path, "a dog", -1)
     with refused(None, "prompt"):
         make_job(config, tmp_path, " ", 0)
-
-
-def test_options_of_a_request_replace_those_of_the_studio(tmp_path: Path) -> None:
-    tiny = str(tiny_generate(tmp_path))
+    tiny = config.config  # options of a request replace those of the studio
     config = StudioConfig(task="studio", config=f"{tiny} export.budget=2000", overrides=("export.height=1",))
     exports = (None, AssetConfig(height=2), AssetConfig(height=3), AssetConfig(budget=3000))
     jobs = [make_job(config, tmp_path, "a dog", 3, export) for export in exports]
@@ -545,10 +542,11 @@ def test_options_of_a_request_replace_those_of_the_studio(tmp_path: Path) -> Non
     assert len({job.name for job in jobs}) == 4 and own[3] == ["export.height=1", "export.budget=3000"]
 
 
-def test_export_jobs_cannot_be_finished_early(tmp_path: Path) -> None:
+def test_export_jobs_cannot_be_finished_early_and_all_import_the_plugins(tmp_path: Path, monkeypatch) -> None:
+    tiny = str(tiny_generate(tmp_path))
     (tmp_path / "one" / "checkpoints").mkdir(parents=True)
     (tmp_path / "one" / "checkpoints" / "last.ckpt").touch()
-    write_config(tmp_path / "one", load(tiny_generate(tmp_path), ["prompt=a dog"]))
+    write_config(tmp_path / "one", load(tiny, ["prompt=a dog"]))
     job, queue = export_job(tmp_path, "one", AssetConfig(height=2)), Queue(tmp_path)
     for name in ("running", "cancelled"):
         job.state = name
@@ -556,13 +554,7 @@ def test_export_jobs_cannot_be_finished_early(tmp_path: Path) -> None:
         with pytest.raises(Conflict):
             queue.finish(job)
     queue.close()
-
-
-def test_jobs_import_the_plugins_of_the_studio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tiny = str(tiny_generate(tmp_path))
     monkeypatch.setattr(plugins, "LOADED", {"plugin_mine_0": plugins.Plugin(tmp_path / "mine.py", "")})
-    (tmp_path / "one").mkdir()
-    write_config(tmp_path / "one", load(tiny, ["prompt=a dog"]))
     made = make_job(StudioConfig(task="studio", config=tiny), tmp_path, "a dog")
     for job in (made, export_job(tmp_path, "one", AssetConfig(height=2))):
         assert cli.parse(job.command[3:]).flags[plugins.FLAG] == str(tmp_path / "mine.py")
