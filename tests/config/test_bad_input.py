@@ -1,10 +1,10 @@
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests.support.errors import Trap
 from tests.support.task_server import TINY, prior_folder, write_config
 from threedgen import cli, config, folder
 from threedgen.config import Config, ConfigError
@@ -59,17 +59,9 @@ def test_mistake_is_one_line_and_leaves_no_files(place: Path, capsys, words: lis
     assert [path.name for path in place.iterdir()] == ["tiny.yaml"]
 
 
-class Malicious:
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (str(self.marker),)
-
-
 def test_file_without_weights_is_not_opened(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, marker = place / "model.pt", place / "executed"
-    torch.save({"model": Malicious(marker)}, file)
+    torch.save({"model": Trap(marker)}, file)
     words = ("prior.weights=model.pt", f"prior.tokenizer={folder('weights') / 'toybox-prior'}", "-q")
     mistake(capsys, "--config", "tiny.yaml", *words, said=("model.pt",))
     assert not marker.exists() and not (place / "outputs").exists()

@@ -1,15 +1,13 @@
-import os
 import pickle
 import struct
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.support.errors import refused
+from tests.support.errors import Trap, refused
 from threedgen.config.errors import OutOfMemory
 from threedgen.run.torch_file import leaves, read_safetensors, read_torch, require_finite
 
@@ -38,16 +36,6 @@ def calling_file(path: Path, module: str, name: str) -> Path:
 def test_read_torch_refuses_calls_of_other_functions(tmp_path: Path, module: str, name: str) -> None:
     with refused(None, tmp_path / "w.pt", name):
         read_torch(calling_file(tmp_path / "w.pt", module, name))
-
-
-class Trap:
-    """Unpickling it would create the folder that it names."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __reduce__(self) -> Any:
-        return os.mkdir, (str(self.folder),)
 
 
 @pytest.mark.parametrize("skip_objects", [False, True])

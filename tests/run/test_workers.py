@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.support.errors import refused
@@ -66,14 +67,6 @@ def send_signals(run: Run, pattern: str, count: int, signals: list[signal.Signal
             time.sleep(1)
 
     threading.Thread(target=send, daemon=True).start()
-
-
-def ended(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return True
-    return False
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -161,7 +154,7 @@ def test_second_ctrl_c_kills_the_workers(run: Run) -> None:
     with pytest.raises(KeyboardInterrupt):
         run([run.job("a", "deaf"), run.job("b")], workers=1)
     process = int(run.wait_for("a.deaf.*", 1)[0].read_text())
-    when(lambda: ended(process), "the end", 30)
+    when(lambda: not psutil.pid_exists(process), "the end", 30)
 
 
 class FakeRay:

@@ -73,10 +73,10 @@ def test_foreign_requests_are_forbidden(client: Client, path: str, headers: dict
     assert client.states() == []
 
 
-@pytest.mark.parametrize("headers", [{}, {"Host": "localhost:9000", "Origin": "http://localhost:9000"}])
-def test_token_in_path_or_header_admits(client: Client, headers: dict[str, str]) -> None:
-    assert client.ask(f"/{TOKEN}/api/v1/jobs", **headers).status == 200
-    assert client.ask("/api/v1/jobs", Authorization=f"Bearer {TOKEN}", **headers).status == 200
+def test_token_in_path_or_header_admits(client: Client) -> None:
+    for headers in ({}, {"Host": "localhost:9000", "Origin": "http://localhost:9000"}):
+        assert client.ask(f"/{TOKEN}/api/v1/jobs", **headers).status == 200
+        assert client.ask("/api/v1/jobs", Authorization=f"Bearer {TOKEN}", **headers).status == 200
 
 
 def test_other_hosts_need_a_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,9 +100,7 @@ def run_command(words: list[str]) -> None:
     with suppress(Counted):
         cli.main(words)
     sampling.ddim_sample = denoise
-    assert sampled
-    simulation = current[-1]
-    simulation.launches, simulation.syncs = sampled[-1]
+    current[-1].launches, current[-1].syncs = sampled[-1]
 
 
 def main(cases: dict[str, dict[str, Any]], folder: str) -> int:

@@ -130,7 +130,8 @@ def child(
         def step(self: Any, batch: int, index: int, real: Any = system.training_step) -> Any:
             now["step"] = batch
             if batch == hold_at and type(self).__name__.startswith(hold_in):
-                _hold()
+                Path("held").touch()
+                when(Path("go").exists, seconds=600)
             return real(self, batch, index)
 
         system.training_step = step
@@ -156,11 +157,6 @@ def _look_in(stop_at: int) -> None:
 
     extras.installed = lambda module: True
     optimise.open_window = lambda system: FakeWindow(stop_at, Path("seen.json").resolve())
-
-
-def _hold() -> None:
-    Path("held").touch()
-    when(Path("go").exists, seconds=600)
 
 
 def _instead(name: str, first: Any) -> None:

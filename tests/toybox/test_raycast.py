@@ -117,9 +117,7 @@ def test_render_uses_asset_camera_and_background_of_each_view() -> None:
         single = render([assets[owner[v]]], np.zeros(1, int), c2w[v : v + 1], fov[v : v + 1], 24, grey[v])
         assert np.array_equal(single.rgb[0], together.rgb[v])
         assert np.allclose(together.rgb[v, 0, 0], grey[v], atol=1e-6)
-
-
-def test_supersampling_averages_subpixels() -> None:
+    # supersampling averages subpixels
     asset = one_solid("box", "even")
     c2w, fov = cameras([33.0])
     fine = render([asset], np.zeros(1, int), c2w, fov, 96, supersample=1).rgb

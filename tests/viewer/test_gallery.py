@@ -126,22 +126,19 @@ def test_card_names_config_and_overrides(tmp_path: Path) -> None:
         assert name in page.texts["body"][0]
 
 
-def test_out_is_a_folder_or_an_html_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    example(tmp_path / "outputs" / "run")
-    for out, path in (("", "outputs/gallery.html"), ("out=x", "x/gallery.html"), ("out=y/z.html", "y/z.html")):
-        assert cli.main(["--config", "gallery", *([out] if out else [])]) == 0
-        assert (tmp_path / path).is_file()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["outputs", "x", "y"]
-
-
-def test_mistakes_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refuses) -> None:
+def test_out_is_a_folder_or_an_html_file_and_mistakes_are_one_line(tmp_path: Path, monkeypatch, refuses) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("x")
     refuses(["--config", "gallery", "runs=nowhere"], "runs: ", "nowhere")
     refuses(["--config", "gallery", "runs= "], "runs: ")
     refuses(["--config", "gallery", "runs=.", "out= "], "out: ")
     refuses(["--config", "gallery", "runs=.", "out=file/x.html"], "x.html")
+    (tmp_path / "file").unlink()
+    example(tmp_path / "outputs" / "run")
+    for out, path in (("", "outputs/gallery.html"), ("out=x", "x/gallery.html"), ("out=y/z.html", "y/z.html")):
+        assert cli.main(["--config", "gallery", *([out] if out else [])]) == 0
+        assert (tmp_path / path).is_file()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["outputs", "x", "y"]
 
 
 def test_runs_without_an_end_time_are_sorted_by_file_time(tmp_path: Path) -> None:

@@ -27,15 +27,12 @@ from threedgen.toybox.evaluation.options import (
 SMALL = IdentityNetworkConfig(image_size=32, channels=(8, 8, 16, 16), width=8)
 
 
-def test_roc_of_a_few_pairs() -> None:
+def test_roc_similarity_and_contrastive_loss_of_a_few_pairs() -> None:
     found = roc(np.array([0.9, 0.8, 0.4]), np.array([0.5, 0.1]))
     assert found["area"] == pytest.approx(5 / 6)
     assert (found["threshold"], found["hits"], found["alarms"]) == (0.8, pytest.approx(2 / 3), 0.0)
     assert roc(np.array([0.5, 0.5]), np.array([0.5]))["area"] == 0.5, "ties count half"
     assert roc(np.array([1.0]), np.array([0.0]))["area"] == 1 and roc(np.array([0.0]), np.array([1.0]))["area"] == 0
-
-
-def test_similarity_and_contrastive_loss_of_right_and_wrong_pairs() -> None:
     vectors = torch.eye(4)[[0, 0, 1, 2, 3]]
     same, different = pairs(vectors, np.array([0, 0, 1, 2, 3]), np.array([5, 5, 5, 6, 6]))
     assert same.tolist() == [1.0] and len(different) == 3 and not different.any()
