@@ -51,9 +51,6 @@ def make(server: Client, prompt: str, **values: Any) -> Any:
     return job
 
 
-# ---------------------------------------------------------------- client
-
-
 @pytest.mark.parametrize("prompt", ["a blue dog", "a 'red'  \"dog\" & caf\u00e9?"])
 def test_prompt_becomes_a_file(server: Client, prompt: str) -> None:
     job = make(server, prompt, seed=3, height=0.5)
@@ -133,9 +130,6 @@ def test_silent_server_does_not_block_the_caller() -> None:
         connection.close()
     job.join(10)
     assert "No studio answers" in job.error
-
-
-# ---------------------------------------------------------------- add-on
 
 
 @pytest.fixture

@@ -48,9 +48,6 @@ def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
         yield opened
 
 
-# ---------------------------------------------------------------- access
-
-
 @pytest.mark.parametrize(
     ("path", "headers"),
     [
@@ -159,9 +156,6 @@ def test_description_for_programs_has_token_bodies_and_types(client: Client) -> 
     for path, methods in allowed.items():
         answer = client.ask(f"api/v1/{path}", method="PATCH")
         assert answer.status == 405 and answer.getheader("Allow") == methods, path
-
-
-# ---------------------------------------------------------------- jobs
 
 
 def test_prompt_becomes_a_run_and_a_download(client: Client) -> None:
@@ -356,9 +350,6 @@ def test_no_file_descriptors_left_does_not_spin(client: Client, caplog: pytest.L
     when(lambda: client.ask("api/v1/jobs").status == 200)
 
 
-# ---------------------------------------------------------------- runs and files
-
-
 def test_runs_can_be_exported_again_and_deleted(client: Client) -> None:
     finished_run(client.root / "deep" / "one", prompt="a <b>cat</b>")
     (run,) = client.api("runs")
@@ -505,9 +496,6 @@ def test_errors_have_no_command_line_advice(text: str, shown: str) -> None:
     assert plain_words(text) == shown
 
 
-# ---------------------------------------------------------------- documented clients
-
-
 @pytest.mark.parametrize("language", ["python", "bash"])
 def test_documented_client_makes_an_object(client: Client, tmp_path: Path, language: str) -> None:
     (block,) = re.findall(rf"```{language}\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
@@ -518,9 +506,6 @@ def test_documented_client_makes_an_object(client: Client, tmp_path: Path, langu
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=20)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "square.glb").read_bytes() == asset_glb((0, 0, 1))
-
-
-# ---------------------------------------------------------------- config
 
 
 def test_job_has_the_options_of_its_request_and_invalid_ones_are_refused(tmp_path: Path) -> None:

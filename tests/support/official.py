@@ -25,15 +25,11 @@ WIDTHS: dict[Kind, dict[str, Any]] = {
 }
 TINY_WIDTHS: dict[Kind, dict[str, Any]] = {
     "sd21": {
-        "block_out_channels": (64, 128, 192, 192),
-        "attention_head_dim": (1, 2, 3, 3),
-        "use_linear_projection": True,
+        "block_out_channels": (64, 128, 192, 192), "attention_head_dim": (1, 2, 3, 3), "use_linear_projection": True,
         "cross_attention_dim": 64,
     },
     "sd15": WIDTHS["sd15"] | {"block_out_channels": (32, 64, 96, 96), "cross_attention_dim": 64},
-}
-
-
+}  # fmt: skip
 BUFFERS = (
     "betas alphas_cumprod alphas_cumprod_prev sqrt_alphas_cumprod sqrt_one_minus_alphas_cumprod "
     "log_one_minus_alphas_cumprod sqrt_recip_alphas_cumprod sqrt_recipm1_alphas_cumprod posterior_variance "

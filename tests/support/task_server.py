@@ -59,9 +59,7 @@ TINY_THREEDIM = {
             "attn_resolutions": [4], "attn_heads": 2, "groups": 4, "dropout": 0.1, "origin_degrees": 4,
         },
     },
-    "training": {
-        "batch": 4, "warmup": 16, "ema_half_life": 8, "learning_rate": 1e-2,
-    },
+    "training": {"batch": 4, "warmup": 16, "ema_half_life": 8, "learning_rate": 1e-2},
     "trainer": {"max_steps": 10, "val_check_interval": 5, "log_every_n_steps": 5, "accelerator": "cpu"},
     "checkpoint": {"seconds": 0},
 }  # fmt: skip
