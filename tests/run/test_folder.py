@@ -16,7 +16,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from tests.support.errors import refused
+from tests.support.errors import full_disk, refused
 from tests.support.toy_task import toy  # noqa: F401
 from threedgen import config
 from threedgen.config.errors import DiskFull, FileError
@@ -224,11 +224,7 @@ def test_open_run_keeps_the_config_of_a_longer_or_finished_run(toy: Path, caplog
 def test_write_atomic_leaves_the_old_file_after_an_error(tmp_path: Path, monkeypatch, call: str) -> None:
     path = tmp_path / "file.json"
     write_atomic(path, "old é")
-
-    def full(*args: Any) -> None:
-        raise OSError(errno.ENOSPC, "")
-
-    monkeypatch.setattr(call, full)
+    monkeypatch.setattr(call, full_disk)
     with pytest.raises(OSError) as caught:  # noqa: PT011
         write_atomic(path, b"new")
     monkeypatch.undo()

@@ -11,7 +11,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tests.support.errors import refused
+from tests.support.errors import full_disk, refused
 from threedgen.config.errors import DiskFull
 from threedgen.run import dtypes, memory, seeding
 from threedgen.run.cache import cached_tensor
@@ -91,10 +91,7 @@ def test_cached_tensor_is_computed_again_only_if_it_does_not_fit(tmp_path: Path)
 
 
 def test_cached_tensor_reports_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(descriptor: int) -> None:
-        raise OSError(28, os.strerror(28))
-
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full_disk)
     with refused(None, tmp_path, kind=DiskFull) as caught:
         cached_tensor(tmp_path / "x.safetensors", "x", (1,), lambda: torch.zeros(1))
     assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.errors import refused
+from tests.support.errors import full_disk, refused
 from tests.support.example_run import Page, asset_glb
 from tests.support.marks import unix
 from tests.support.studio import FAILURE, TOKEN, Client, finished_run, studio
@@ -395,16 +395,12 @@ def test_uploads_are_kept_under_plain_names_and_failures_of_the_disk_are_reporte
     name = json.loads(answer.read())["name"]
     assert name.endswith("My-chair.glb") and (client.root / "uploads" / name).exists()
     assert client.ask("api/v1/files/a.exe", b"MZ", method="PUT").status == 422
-
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "reason")
-
     finished_run(client.root / "one")
-    monkeypatch.setattr(state, "write_atomic", full)
-    monkeypatch.setattr(shutil, "rmtree", full)
+    monkeypatch.setattr(state, "write_atomic", full_disk)
+    monkeypatch.setattr(shutil, "rmtree", full_disk)
     for path, data, method in (("files/a.png", b"x", "PUT"), ("runs/one", None, "DELETE")):
         answer = client.ask(f"api/v1/{path}", data, method=method)
-        assert answer.status == 500 and "reason" in json.loads(answer.read())["error"]
+        assert answer.status == 500 and os.strerror(errno.ENOSPC) in json.loads(answer.read())["error"]
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """What tests expect of a refusal: its class, its key and the values that it names, not its wording."""
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,11 @@ from typing import Any
 import pytest
 
 from threedgen.config import ConfigError
+
+
+def full_disk(*_: object) -> None:
+    """Fail as a call of the system does on a full disk."""
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 class Trap:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.filesize import decimal
 
-from tests.support.errors import refused
+from tests.support.errors import full_disk, refused
 from tests.support.example_run import CONFIG, SHOWN, SUMMARY, Page, asset_glb, decoded, example, make_page
 from threedgen import cli
 from threedgen.run.text import visible
@@ -241,11 +241,7 @@ def test_full_disk_keeps_the_old_page(tmp_path: Path, monkeypatch, capsys) -> No
     run = example(tmp_path / "run")
     before = write_report(run).read_bytes()
     (run / "mesh.glb").unlink()
-
-    def full(descriptor: int) -> None:
-        raise OSError(28, os.strerror(28))
-
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full_disk)
     assert cli.main(["--config", "report", f"run={run}"]) == 3
     error = capsys.readouterr().err
     assert PAGE in error and os.strerror(28) in error
