@@ -232,11 +232,7 @@ def test_runs_on_windows_get_the_chance_to_save(tmp_path: Path, monkeypatch: pyt
 
 
 def test_job_that_was_cancelled_and_continued_runs_once(client: Client) -> None:
-    """At once, and while it waited."""
-    client.submit("it waits")
-    client.api("jobs/1/cancel", {})
-    client.until(["cancelled"])
-    assert client.queue.jobs()[0].error == ""
+    """While it waited, and at once."""
     for prompt in ("it waits", "a cat"):
         client.submit(prompt)
     client.until(["running", "waiting"])
@@ -247,6 +243,13 @@ def test_job_that_was_cancelled_and_continued_runs_once(client: Client) -> None:
     (client.root / "it-waits-0.go").touch()
     client.until(["finished", "finished", "finished"])
     assert client.queue.runs_version == 3
+    number = client.submit("this waits")
+    client.api(f"jobs/{number}/cancel", {})
+    client.until(["finished"] * 3 + ["cancelled"])
+    assert client.queue.jobs()[-1].error == ""
+    client.submit("this waits")  # again: it continues
+    (client.root / "this-waits-0.go").touch()
+    client.until(["finished"] * 4)
 
 
 def test_finish_makes_the_asset_of_a_running_or_cancelled_job(client: Client) -> None:
