@@ -24,15 +24,10 @@ ROOT = Path(__file__).parents[2]
 BLENDER = os.environ.get("BLENDER_PYTHON", sys.executable)  # Python with the package bpy
 
 
-def _client() -> Any:
-    spec = importlib.util.spec_from_file_location("blender_client", ROOT / "addons" / "blender" / "client.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-addon = _client()
+spec = importlib.util.spec_from_file_location("blender_client", ROOT / "addons" / "blender" / "client.py")
+assert spec and spec.loader
+addon: Any = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(addon)
 
 
 @pytest.fixture
@@ -54,9 +49,6 @@ def make(server: Client, prompt: str, **values: Any) -> Any:
     job.start()
     job.join()
     return job
-
-
-# ---------------------------------------------------------------- client
 
 
 @pytest.mark.parametrize("prompt", ["a blue dog", "a 'red'  \"dog\" & caf\u00e9?"])
@@ -82,19 +74,10 @@ def test_cancel_ends_the_thread_and_the_run(server: Client) -> None:
     job.cancel()
     job.join(10)
     assert not job.is_alive() and (job.file, job.error) == (None, "")
+    over = {"phase": "fit", "done": 9, "total": 6, "left": "1:05 min"}
+    for progress, shown in ((None, "starting"), (over, "fit, 100 %, 1:05 min left")):
+        assert str(addon.read_progress({"state": "running", "progress": progress})) == shown
     server.until(["cancelled"])
-
-
-@pytest.mark.parametrize(
-    ("description", "shown"),
-    [
-        ({"state": "running", "progress": None}, "starting"),
-        ({"state": "running", "progress": {"phase": "fit", "done": 9, "total": 6, "left": "1:05 min"}},
-         "fit, 100 %, 1:05 min left"),
-    ],
-)  # fmt: skip
-def test_progress_is_read(description: dict[str, Any], shown: str) -> None:
-    assert str(addon.read_progress(description)) == shown
 
 
 @pytest.mark.parametrize(("prompt", "error"), [("it fails", FAILURE), ("it dies", "signal 9"), (" ", "prompt")])
@@ -111,17 +94,14 @@ def test_wrong_token_names_the_preferences(server: Client, token: str) -> None:
     assert addon.Studio(plain_address(server), TOKEN).json("GET", "jobs")["jobs"] == []
 
 
-def test_server_that_does_not_run_is_named() -> None:
+def test_server_that_does_not_run_and_invalid_addresses_are_refused() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     with pytest.raises(addon.StudioError, match=f"127.0.0.1:{port}"):
         addon.Studio(f"127.0.0.1:{port}/{TOKEN}").request("GET", "jobs")
-
-
-@pytest.mark.parametrize("address", ["", "ftp://x", "http://", "http://a:b", "http://[", "studio:99999"])
-def test_invalid_address_is_refused(address: str) -> None:
-    with pytest.raises(addon.StudioError, match="address"):
-        addon.Studio(address)
+    for address in ("", "ftp://x", "http://", "http://a:b", "http://[", "studio:99999"):
+        with pytest.raises(addon.StudioError, match="address"):
+            addon.Studio(address)
 
 
 @pytest.mark.parametrize("status", [200, 404])
@@ -150,9 +130,6 @@ def test_silent_server_does_not_block_the_caller() -> None:
         connection.close()
     job.join(10)
     assert "No studio answers" in job.error
-
-
-# ---------------------------------------------------------------- add-on
 
 
 @pytest.fixture

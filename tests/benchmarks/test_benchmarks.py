@@ -1,12 +1,16 @@
 import json
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from benchmarks import __main__ as command
 from benchmarks import (
     clock,
+    edits,
     export,
     export_asset,
     gaussians,
@@ -22,27 +26,23 @@ from benchmarks import (
 from benchmarks.clock import Case, paired
 from benchmarks.export import METRICS
 from benchmarks.export_asset import Job
+from benchmarks.janus_objects import objects
 from benchmarks.scene import Bench
 from tests.support.ball_run import ball_run, register
-from tests.support.tiny_mvadapter import tiny_model
-from tests.support.tiny_prior import tiny_prior
-from threedgen.config import registry
+from tests.support.task_server import prior_folder
+from tests.support.tiny_mvadapter import adapter_base
+from threedgen.config import load, registry
+from threedgen.data.coloured_mesh import fit_to_ball
 from threedgen.export.options import AssetConfig
+from threedgen.geometry.poses import orbit_array
+from threedgen.guidance.matte import Matte
+from threedgen.systems.generate.outputs import view_azimuths
+from threedgen.toybox.world.toybox import render_orbit
 
 TINY = [
     "threads=1", "march.samples=16", "field.width=8", "field.encoding.n_levels=2",
     "field.encoding.log2_hashmap_size=8", "occupancy.resolution=8", "occupancy.interval=2",
 ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    folder = tmp_path_factory.mktemp("prior") / "tiny"
-    tiny_prior().save(folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scene, "FIT_STEPS", 3)
-        patch.setattr(scene, "FIT_SIZE", 12)
-        return Bench([*TINY, f"prior.weights={folder}"])
 
 
 def test_cases_are_interleaved_and_compared_per_round(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,14 +64,12 @@ def test_cases_are_interleaved_and_compared_per_round(monkeypatch: pytest.Monkey
     assert own == {"case": "own", "min, ms": 2e3, "median, ms": 6e3, "max, ms": 90e3, "ratio": 3}
 
 
-def test_gaussians_table_counts_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tables_of_kernels(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gaussians count pairs; the command prints the hash grid's table and writes JSON."""
     monkeypatch.setattr(gaussians, "SIZES", [(30, 2, 16)])
     torch_row, numba_row = gaussians.table(1).rows
     assert (torch_row["case"], numba_row["case"]) == ("torch", "numba") and torch_row["Gaussians"] == 30
     assert numba_row["pairs"] > 30 and numba_row["ns per pair"] == 1e6 * numba_row["median, ms"] / numba_row["pairs"]
-
-
-def test_command_prints_hashgrid_table_and_writes_json(tmp_path: Path, capsys, monkeypatch) -> None:
     monkeypatch.setattr(hashgrid, "SIZES", [("tiny", {"n_levels": 2, "log2_hashmap_size": 6}, 50)])
     out = tmp_path / "new" / "record.json"
     assert command.main(["hashgrid", "--rounds", "1", "--out", str(out), "threads=1"]) == 0
@@ -82,7 +80,10 @@ def test_command_prints_hashgrid_table_and_writes_json(tmp_path: Path, capsys, m
     assert record["options"] == ["threads=1"] and record["machine"]["threads"]["torch"] == torch.get_num_threads()
 
 
-def test_step_variants_compute_the_same_field_and_have_rows(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_step_variants_compute_the_same_field_and_have_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scene, "FIT_STEPS", 3)
+    monkeypatch.setattr(scene, "FIT_SIZE", 12)
+    bench = Bench([*TINY, f"prior.weights={prior_folder()}"])
     slow, fast = bench.system(*step.TWINS, *step.NO_SKIPPING), bench.system()
     x = torch.rand(20, 3, generator=torch.Generator().manual_seed(0)) - 0.5
     assert slow.occupancy is None and fast.occupancy is not None
@@ -134,9 +135,8 @@ def test_janus_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     assert row["overhead, %"] == pytest.approx(row["pause, ms"] / 0.1 / 10) and 0 < row["speed-up"] < 1
 
 
-def test_mvadapter_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tiny_model().save(tmp_path / "base")
-    monkeypatch.setattr(mvadapter, "BASE", str(tmp_path / "base"))
+def test_mvadapter_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mvadapter, "BASE", str(adapter_base()))
     original = mvadapter.measure
 
     def measure(case: str, steps: int, device: str) -> mvadapter.Measured:
@@ -162,3 +162,47 @@ def test_every_metric_of_the_export_is_measured(tmp_path: Path, monkeypatch: pyt
     assert list(rows) == [metric.key for metric in METRICS]
     assert (rows["made"]["held"], rows["made"]["verdict"]) == ("2 of 3", "FAIL") and table.notes[1].startswith("two: ")
     assert float(rows["silhouette"]["worst"]) > 0.8 and float(rows["outline"]["worst"]) > 0.5
+
+
+@pytest.mark.parametrize("pair", [0, 1], ids=["accessory", "colour"])
+@pytest.mark.parametrize("same", [True, False])
+def test_only_the_kept_part_of_an_edit_counts(tmp_path: Path, monkeypatch, pair: int, same: bool) -> None:
+    before, edit = edits.PAIRS[pair]
+    table = load("quick-toybox", ["prompt=a dog"]).result.turntable
+    elevation, fov = np.deg2rad([table.elevation, table.fov])
+    objects = iter(
+        [edits.toybox_pairs(before, replace(before, **edit), seed)[0][k] for k, seed in ((0, 0), (1, 3 * (not same)))]
+    )
+
+    def launch(config: str, out: Path, *overrides: str) -> None:
+        distance = table.distance * np.tan(fov / 2)
+        views = render_orbit(
+            next(objects), view_azimuths(table), elevation, 96, fov=float(fov), relative_distance=distance
+        )
+        out.mkdir(parents=True)
+        np.savez(out / "views.npz", views=np.round(255 * views.rgb).astype(np.uint8))
+
+    monkeypatch.setattr(edits, "launch", launch)
+    monkeypatch.setattr(edits, "FOLDER", tmp_path)
+    row = edits.measure(before, edit, ["steps=1"], Matte.load(edits.MATTE))
+    assert float(row["changed, Lab"]) > 15 and 3 < float(row["kept, % of pixels"]) < 95
+    if same:
+        assert float(row["kept, Lab"]) < 1 and float(row["outline IoU"]) > 0.95
+    else:
+        assert float(row["kept, Lab"]) > 3 and float(row["outline IoU"]) < 0.9
+
+
+def test_janus_objects_have_their_number_of_fronts() -> None:
+    angles = np.array([0, np.pi])
+    c2w = orbit_array(np.full(2, 0.26), angles, np.full(2, 2.6))
+    counts: Counter[tuple[str, int]] = Counter()
+    for kind, name, fronts, mesh in objects():
+        counts[kind, fronts] += 1
+        assert np.linalg.norm(mesh.corners, axis=-1).max() < 1, name
+        front, back = fit_to_ball(mesh).render(c2w, np.deg2rad(40), 32)
+        changed = float((np.abs(front - back).max(-1) > 0.05).mean())  # share of pixels
+        if fronts == 1:
+            assert changed > 0.04, (kind, name)
+        if fronts == 2:
+            assert changed < 0.005, (kind, name)
+    assert counts == {(kind, fronts): 10 for kind in ("other", "toybox") for fronts in (0, 1, 2)}

@@ -46,10 +46,7 @@ def test_values_of_files_and_overrides_win(family: Path) -> None:
     words = ["field.width=12", "field.name=sdf", "field.sphere=0.2", "field.encoding.n_levels=7"]
     made = load(child(family, "loss: {eikonal: 1}\n"), words)
     assert (made.field.width, made.field.sphere, made.field.encoding.n_levels, made.loss.eikonal) == (12, 0.2, 7, 1)
-
-
-def test_choices_of_a_later_file_win(family: Path) -> None:
-    made = load(child(family, "choices: {field: {sdf: {field: {width: 9}}}}\n"), ["field.name=sdf"])
+    made = load(child(family, "choices: {field: {sdf: {field: {width: 9}}}}\n"), ["field.name=sdf"])  # a later file
     assert (made.field.width, made.field.sphere) == (9, 0.3)
 
 

@@ -62,10 +62,9 @@ SCALARS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("text", "value"), SCALARS.items())
-def test_parse_scalars(text: str, value: Any) -> None:
-    found = yaml_text.parse(text, "test")
-    assert found == value and type(found) is type(value)
+def test_parse_scalars() -> None:
+    found = {text: yaml_text.parse(text, "test") for text in SCALARS}
+    assert found == SCALARS and list(map(type, found.values())) == list(map(type, SCALARS.values()))
 
 
 @pytest.mark.parametrize(
@@ -88,13 +87,6 @@ def test_refused_yaml_names_the_line(toy: Path, text: str, words: list[str]) -> 
     toy.write_text(text, encoding="utf-8")
     message = mistakes(toy)
     assert all(word in message for word in [str(toy), *words]), message
-
-
-def test_encodings_of_files(toy: Path) -> None:  # noqa: F811
-    toy.write_bytes(b"\xff\xfe\x00")
-    assert "UTF-8" in mistakes(toy)
-    toy.write_text("\ufeff" + YAML, encoding="utf-8")  # a byte order mark of an editor is no mistake
-    assert config.load(toy).prompt == "a cat"
 
 
 @in_place
@@ -128,9 +120,10 @@ def test_overrides_are_typed_by_their_field(toy: Path) -> None:  # noqa: F811
     assert loaded.trainer.deterministic is True and loaded.checkpoint.seconds == 5
     assert config.load(toy, ["note=nullx"]).note == "nullx"
     assert config.load(toy, ["seed=1", "seed=2"]).seed == 2
-
-
-def test_values_from_python_are_not_parsed(toy: Path) -> None:  # noqa: F811
+    words = ["prompt=a dog", "occupancy.resolution=8", "occupancy=null"]
+    assert layers.load("mvdream-toybox", words).occupancy is None
+    assert layers.load("mvdream-toybox", [words[0], *words[:0:-1]]).occupancy.resolution == 8
+    # values from Python are not parsed
     loaded = config.load(toy, values={"prompt": "1: 2", "trainer": {"max_steps": 3}, "trainer.devices": 2})
     assert (loaded.prompt, loaded.trainer.max_steps, loaded.trainer.devices) == ("1: 2", 3, 2)
     with refused(None, "arguments: sed: ", "'seed'"):
@@ -147,14 +140,12 @@ def test_values_from_python_are_not_parsed(toy: Path) -> None:  # noqa: F811
         ("prior=3", ["prior.name: ", "(there are: big, small; one of your own: --plugin FILE.py)"]),
         ("shape.radius=-1", ["shape.radius: ", "number > 0", "(got -1)"]),
         ("mode=exakt", ["mode: ", "fast | exact", "'exact'?", "'exakt'"]),
-        ("trainer.max_steps=1.5", ["trainer.max_steps: ", "whole number", "(got 1.5)"]),
         ("trainer.devices=x", ["trainer.devices: ", "auto | whole number >= 1", "'x'"]),
         ("trainer.gradient_clip_val=.inf", ["trainer.gradient_clip_val: ", "number | null > 0"]),
         ("seed=true", ["seed: ", "whole number", "(got True)"]),
         ("elevation=[1]", ["elevation: ", "list of 2: number", "(got [1])"]),
         ("elevation=[2, 1]", ["elevation should rise"]),
         ("kinds=[raund]", ["kinds: ", "list: round | flat", "'round'?", "['raund']"]),
-        ("lambdas.orient=x", ["lambdas.orient: ", "number", "'x'"]),
         ("prior.guidance_scale={0: 1, 50%: 2}", ["mixed"]),
         ("prior.guidance_scale={0: 1, 5: -2}", ["number or schedule >= 0", "-2"]),
         ("seed=[1", ["seed: ", "line 1"]),
@@ -180,13 +171,17 @@ def test_component_is_checked_by_the_model_of_its_name(toy: Path) -> None:  # no
     assert config.load(toy).prior.name == "big"  # the default name
 
 
-def test_section_given_in_part_keeps_the_default_of_its_field(toy: Path) -> None:  # noqa: F811
+def test_section_in_part_keeps_its_default_and_the_hash_ignores_the_folder(toy: Path) -> None:  # noqa: F811
     loaded, changed = config.load(toy), config.load(toy, ["trainer.max_steps=5"])
     assert (changed.trainer.max_steps, changed.trainer.log_every_n_steps) == (5, 7)
     assert (loaded.trainer.max_steps, loaded.trainer.log_every_n_steps) == (1000, 7)
     assert config.load(toy, ["shape.name=square"]).shape.side == 1.0
     with pytest.raises(ValidationError):
         loaded.seed = 3
+    first = config.config_hash(config.load(toy))
+    assert first == config.config_hash(config.load(toy, ["out=elsewhere", "about=x"]))
+    assert first != config.config_hash(config.load(toy, ["seed=1"]))
+    assert len(first) == 64
 
 
 def test_all_mistakes_are_reported_with_their_source(toy: Path) -> None:  # noqa: F811
@@ -200,12 +195,10 @@ def test_all_mistakes_are_reported_with_their_source(toy: Path) -> None:  # noqa
         assert f"{key}: is missing" in mistakes(toy)
 
 
-@pytest.mark.parametrize(
-    "typo", ["trainer.max_step", "trainer.maxsteps", "tariner.max_steps", "trainer.max_stepa", "max_steps"]
-)
-def test_nearest_keys_corrects_typos(typo: str) -> None:
+def test_nearest_keys_corrects_typos() -> None:
     keys = [path for path in fields.paths(GenerateConfig, config.load("mvdream-sd21")) if path.count(".") < 3]
-    assert nearest_keys(typo, keys)[:1] == ["trainer.max_steps"]
+    for typo in ("trainer.max_step", "trainer.maxsteps", "tariner.max_steps", "trainer.max_stepa", "max_steps"):
+        assert nearest_keys(typo, keys)[:1] == ["trainer.max_steps"]
 
 
 class _OneSchedule(config.Config):
@@ -252,15 +245,11 @@ def test_base_is_merged(toy: Path) -> None:  # noqa: F811
     assert loaded.lambdas == {"a": 1, "b": 2} and loaded.prior.weights == "here"
     assert loaded.prior.guidance_scale == {7: 1.0}  # a schedule replaces
     assert loaded.shape.radius == 1.0  # a section of another name replaces: `side` is gone
+    digits = {"1": {"size": 8, "scale": {0: 3}}, "2": {"size": 16}}  # sections named by digits
+    assert fields.merge(digits, {"1": {"scale": {"7": 1}}}) == {"1": {"size": 8, "scale": {"7": 1}}, "2": {"size": 16}}
 
 
-def test_sections_named_by_digits_are_merged() -> None:
-    below = {"1": {"size": 8, "scale": {0: 3}}, "2": {"size": 16}}
-    above = {"1": {"scale": {"7": 1}}}
-    assert fields.merge(below, above) == {"1": {"size": 8, "scale": {"7": 1}}, "2": {"size": 16}}
-
-
-def test_base_circle_and_missing_base_are_refused(toy: Path) -> None:  # noqa: F811
+def test_base_circle_missing_base_and_other_encodings_are_refused(toy: Path) -> None:  # noqa: F811
     for name, base in (("a", "b"), ("b", "c"), ("c", "b")):
         toy.with_name(f"{name}.yaml").write_text(f"base: {base}.yaml\n")
     assert "b.yaml -> c.yaml -> b.yaml" in mistakes("a")
@@ -268,6 +257,10 @@ def test_base_circle_and_missing_base_are_refused(toy: Path) -> None:  # noqa: F
     assert "base" in mistakes(toy) and "nowhere" in mistakes(toy)
     toy.write_text("base: [a, b]\n")
     assert "should be one file" in mistakes(toy)
+    toy.write_bytes(b"\xff\xfe\x00")
+    assert "UTF-8" in mistakes(toy)
+    toy.write_text("\ufeff" + YAML, encoding="utf-8")  # a byte order mark of an editor is no mistake
+    assert config.load(toy).prompt == "a cat"
 
 
 def test_find_by_path_or_name(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
@@ -291,7 +284,11 @@ def test_shipped_configs_are_valid() -> None:
         assert tree.get("about") and tree.get("needs"), name
         needs_prompt = "prompt" in registry.config_model("task", tree["task"]).model_fields
         loaded = config.load(name, ["prompt=a dog"] if needs_prompt else [])
-        assert config.dump(loaded)
+        assert loaded.task in registry.names("task") and config.dump(loaded)
+        try:  # whatever is missing on this machine, the answer is none or a sentence
+            config.load(name).check()
+        except ConfigError as error:
+            assert "\n" not in str(error)
 
 
 def test_run_folders_named_in_configs_and_docs_exist() -> None:
@@ -305,22 +302,9 @@ def test_run_folders_named_in_configs_and_docs_exist() -> None:
         assert not hasattr(options, "prompt") and options.out is None and folder == "run", (name, folder)
 
 
-def test_config_hash_ignores_folder_and_description(toy: Path) -> None:  # noqa: F811
-    first = config.config_hash(config.load(toy))
-    assert first == config.config_hash(config.load(toy, ["out=elsewhere", "about=x"]))
-    assert first != config.config_hash(config.load(toy, ["seed=1"]))
-    assert len(first) == 64
-
-
 def test_number_of_reported_mistakes_is_limited(toy: Path) -> None:  # noqa: F811
     toy.write_text("task: toy\n" + "".join(f"key{n}: 1\n" for n in range(2000)))
     lines = mistakes(toy).splitlines()
     assert len(lines) == 31 and lines[-1] == "and 1971 more mistakes"
     toy.write_text("task: toy\n" + "".join(f"key{n}: 1\n" for n in range(60_000)))
     assert "more than 20000 keys and values" in mistakes(toy)
-
-
-def test_overrides_of_a_section_count_in_the_order_typed() -> None:
-    words = ["prompt=a dog", "occupancy.resolution=8", "occupancy=null"]
-    assert layers.load("mvdream-toybox", words).occupancy is None
-    assert layers.load("mvdream-toybox", [words[0], *words[:0:-1]]).occupancy.resolution == 8

@@ -17,14 +17,9 @@ def test_json_has_limits(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
             parse_json(form)
 
 
-@pytest.mark.parametrize(
-    "number", ["1e400", "-1E+400", "123e999", "[1, 1e9999]", "12345678901234567890", "NaN", "-Infinity"]
-)
-def test_numbers_out_of_range_are_refused(number: str) -> None:
-    with pytest.raises(ValueError, match="finite|64 bits"):
-        parse_json(number)
-
-
-@pytest.mark.parametrize("number", ["1e300", "-1E+30", "1234567890123456789", "0.12345678901234567890", "1e-400"])
-def test_numbers_in_range_are_read(number: str) -> None:
-    assert parse_json(number) == json.loads(number)
+def test_numbers_out_of_range_are_refused() -> None:
+    for number in ("1e400", "-1E+400", "123e999", "[1, 1e9999]", "12345678901234567890", "NaN", "-Infinity"):
+        with pytest.raises(ValueError, match="finite|64 bits"):
+            parse_json(number)
+    for number in ("1e300", "-1E+30", "1234567890123456789", "0.12345678901234567890", "1e-400"):
+        assert parse_json(number) == json.loads(number)

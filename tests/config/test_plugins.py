@@ -26,20 +26,16 @@ MARKER = "open(__file__ + '.imported', 'w').close()\n"
 
 
 @pytest.fixture(autouse=True)
-def no_components_of_other_tests(monkeypatch: pytest.MonkeyPatch) -> None:
-    for named in registry.TABLE.values():
-        for name in [name for name, entry in named.items() if not entry.implementation.startswith("threedgen.")]:
-            monkeypatch.delitem(named, name)
-
-
-@pytest.fixture(autouse=True)
 def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No components of other tests."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(registry, "TABLE", {kind: dict(names) for kind, names in registry.TABLE.items()})
+    own = {
+        kind: {name: entry for name, entry in named.items() if entry.implementation.startswith("threedgen.")}
+        for kind, named in registry.TABLE.items()
+    }
+    monkeypatch.setattr(registry, "TABLE", own)
     yield
-    for name in plugins.LOADED:
-        sys.modules.pop(name)
-    plugins.LOADED.clear()
+    forget()
 
 
 @pytest.fixture
@@ -61,16 +57,14 @@ def test_documented_kinds_exist() -> None:
     assert len(kinds) > 15 and set(kinds) <= registry.TABLE.keys()
 
 
-def test_help_shows_options_of_plugin(plugin: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["--plugin", "antithetic.py", "--help", "distillation", "distillation.name=antithetic"]) == 0
-    assert "distillation.pairs = 1" in capsys.readouterr().out
-
-
 def test_run_uses_and_resumes_with_plugin(plugin: Path, tmp_path: Path, capsys, caplog) -> None:
     tiny = tiny_generate(tmp_path / "tiny")
     Path("mine.yaml").write_text(
         f"base: {tiny}\nplugins: [antithetic.py]\ndistillation: {{name: antithetic, guidance_scale: 9}}\n"
     )
+    assert cli.main(["--plugin", "antithetic.py", "--help", "distillation", "distillation.name=antithetic"]) == 0
+    assert "distillation.pairs = 1" in capsys.readouterr().out
+    forget()
     words = ["-q", "export.enabled=false", "distillation.pairs=2", "out=run", "trainer.max_steps=3"]
     assert cli.main(["--config", "mine.yaml", *words]) == 0
     run = tmp_path / "run"
@@ -122,6 +116,8 @@ def test_files_of_one_name_do_not_clash(tmp_path: Path) -> None:
     plugins.load("a/mine.py, b/mine.py")
     assert [registry.implementation("prior", name) for name in ("a", "b")] == ["a", "b"]
     loaded = dict(plugins.LOADED)
+    words = ["--plugin", "a.py", "--plugin", "b.py,c.py", "--list"]
+    assert cli.parse(words).flags == {"--plugin": "a.py,b.py,c.py", "--list": ""}, "repeated flags add up"
     flag, names = plugins.command_words()
     forget()
     assert plugins.command_words() == []
@@ -159,11 +155,6 @@ def test_unused_loss_terms_leave_the_config_unchanged(tmp_path: Path) -> None:
     assert pickle.loads(pickle.dumps(changed.loss)).model_dump() == changed.loss.model_dump()
 
 
-def test_repeated_flags_add_up() -> None:
-    words = ["--plugin", "a.py", "--plugin", "b.py,c.py", "--list"]
-    assert cli.parse(words).flags == {"--plugin": "a.py,b.py,c.py", "--list": ""}
-
-
 def test_registered_module_without_the_flag_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "own_metric.py"
     file.write_text("from threedgen.config.registry import register\nregister('metric', 'own', __name__ + ':own')\n")
@@ -187,12 +178,7 @@ def test_changed_compares_the_record_with_the_files(tmp_path: Path) -> None:
     assert plugins.changed({path: {}}) == [path]
 
 
-@pytest.mark.parametrize(
-    ("text", "values"), [("plugins: [none.py]", ("plugins", "none.py")), ("plugins: none.py", ("plugins", "'none.py'"))]
-)
-def test_missing_file_is_refused(
-    text: str, values: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The folder `space` is a namespace package: it can be imported, but has no code."""
     (tmp_path / "space").mkdir()
     monkeypatch.syspath_prepend(tmp_path)
@@ -200,9 +186,10 @@ def test_missing_file_is_refused(
         with refused("--plugin", name):
             plugins.load(name)
     assert cli.main(["--plugin", "mine.py", "--list"]) == 2
-    Path("mine.yaml").write_text(f"base: mvdream-toybox\n{text}\n")
-    with refused(None, *values):
-        cli.load_plugins(cli.parse(["--config", "mine.yaml"]))
+    for text, value in (("[none.py]", "none.py"), ("none.py", "'none.py'")):
+        Path("mine.yaml").write_text(f"base: mvdream-toybox\nplugins: {text}\n")
+        with refused(None, "plugins", value):
+            cli.load_plugins(cli.parse(["--config", "mine.yaml"]))
 
 
 def test_errors_of_the_file_show_their_traceback(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from tests.support.errors import refused
+from tests.support.errors import full_disk, refused
 from tests.support.toy_task import toy  # noqa: F401
 from threedgen import config
 from threedgen.config.errors import DiskFull, FileError
@@ -24,6 +24,7 @@ from threedgen.run import folder as runs
 from threedgen.run import metrics as ledger
 from threedgen.run.disk import prepare, temporary_path, write_atomic, writing
 from threedgen.run.lock import release
+from threedgen.run.torch_file import read_safetensors, read_torch
 
 
 def loaded(*overrides: str) -> Any:
@@ -81,15 +82,15 @@ def test_open_run_gives_each_config_its_own_folder(toy: Path) -> None:  # noqa: 
         assert Path(other.out).parent == Path("outputs") / folder
 
 
-@pytest.mark.parametrize(("prompt", "words"), [("", "my-chair"), (" ", "my-chair"), ("Trés chic!", "tres-chic")])
-def test_runs_without_a_prompt_are_named_after_their_mesh(toy: Path, prompt: str, words: str) -> None:  # noqa: F811
+def test_runs_without_a_prompt_are_named_after_their_mesh(toy: Path) -> None:  # noqa: F811
     class Textured(BaseModel):
         mesh: str = "~/models/My chair.glb"
         prompt: str = ""
         out: str | None = None
 
-    folder, _ = runs.choose_folder(Textured(prompt=prompt), "texture")
-    assert folder.parent == Path("outputs") / "texture" and folder.name.rsplit("-", 1)[0] == words
+    for prompt, words in (("", "my-chair"), (" ", "my-chair"), ("Trés chic!", "tres-chic")):
+        folder, _ = runs.choose_folder(Textured(prompt=prompt), "texture")
+        assert folder.parent == Path("outputs") / "texture" and folder.name.rsplit("-", 1)[0] == words
 
 
 FOREIGN: dict[str, Callable[[Path], object]] = {
@@ -128,11 +129,14 @@ def test_open_run_leaves_a_default_folder_of_something_else(toy: Path, name: str
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes")
-def test_readers_of_run_files_do_not_wait_for_pipes(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "metrics.jsonl")
-    os.mkfifo(tmp_path / "summary.json")
+def test_readers_of_run_files_and_weights_do_not_wait_for_pipes(tmp_path: Path) -> None:
+    for name in ("metrics.jsonl", "summary.json", "w.pt"):
+        os.mkfifo(tmp_path / name)
     with refused(None, tmp_path / "metrics.jsonl"):
         ledger.Metrics(tmp_path, 3)
+    for read in (read_torch, read_safetensors):
+        with refused():
+            read(tmp_path / "w.pt")
     assert ledger.read_summary(tmp_path) == {}
 
 
@@ -143,9 +147,6 @@ def test_open_run_refuses_another_config_except_for_neutral_keys(toy: Path) -> N
         assert runs.open_run(loaded("out=dog", neutral), "toy")[1] == Path("dog")
     with refused(None, "dog", "seed: 0 -> 1", "prior.guidance_scale: 7.5 -> {0: 2.0}"):
         runs.open_run(loaded("out=dog", "seed=1", "prior.guidance_scale={0: 2}"), "toy")
-
-
-def test_differences_start_with_names_and_are_limited() -> None:
     new = {f"key{n}": n for n in range(30)} | {"distillation": {"name": "sds"}}
     found = runs.differences({"key0": 0}, new)
     assert found[0] == "distillation.name: None -> 'sds'" and len(found) == runs.MAX_LISTED + 1 and "24" in found[-1]
@@ -178,7 +179,7 @@ def test_open_run_refuses_folders_that_cannot_be_written(toy: Path) -> None:  # 
             runs.open_run(loaded(f"out={out}"), "toy")
 
 
-def test_reopen_finds_a_moved_run(toy: Path) -> None:  # noqa: F811
+def test_reopen_finds_a_moved_run_and_leaves_its_config_if_refused(toy: Path, monkeypatch) -> None:  # noqa: F811
     runs.open_run(loaded("out=dog", "seed=5"), "toy\nconfig")
     assert "dog" not in Path("dog/config.yaml").read_text()
     shutil.move("dog", "moved")
@@ -194,18 +195,14 @@ def test_reopen_finds_a_moved_run(toy: Path) -> None:  # noqa: F811
     for wrong in ("nowhere", "", "a\0"):
         with refused("--resume"):
             runs.reopen(wrong, [])
-
-
-def test_refused_reopen_leaves_the_config(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
-    runs.open_run(loaded("out=dog"), "toy")
-    before = Path("dog/config.yaml").read_bytes()
+    before = Path("moved/config.yaml").read_bytes()
     with refused("trainer.accelerator"):
-        runs.reopen("dog", ["trainer.accelerator=mps", "trainer.max_steps=9"])
-    assert Path("dog/config.yaml").read_bytes() == before
+        runs.reopen("moved", ["trainer.accelerator=mps", "trainer.max_steps=19"])
+    assert Path("moved/config.yaml").read_bytes() == before
 
 
-def test_open_run_keeps_the_config_of_a_longer_run(toy: Path, caplog: pytest.LogCaptureFixture) -> None:  # noqa: F811
+def test_open_run_keeps_the_config_of_a_longer_or_finished_run(toy: Path, caplog: pytest.LogCaptureFixture) -> None:  # noqa: F811
     runs.open_run(loaded("out=dog", "trainer.max_steps=10"), "toy")
     assert runs.open_run(loaded("out=dog", "trainer.max_steps=12"), "toy")[1] and not caplog.text, "no steps done"
     Path("dog/summary.json").write_text('{"steps": 10}')
@@ -216,25 +213,18 @@ def test_open_run_keeps_the_config_of_a_longer_run(toy: Path, caplog: pytest.Log
         assert len(caplog.records) == bool(change) and change in caplog.text
     assert runs.reopen("dog", ["trainer.max_steps=20"])[0].trainer.max_steps == 20
     assert "14 -> 20" in caplog.text
-
-
-def test_open_run_keeps_the_config_of_a_finished_run(toy: Path) -> None:  # noqa: F811
-    runs.open_run(loaded("out=dog", "trainer.max_steps=10"), "toy")
+    runs.open_run(loaded("out=cat", "trainer.max_steps=10"), "toy")
     for asked, status, stored in ((2, "interrupted", 2), (3, "finished", 2)):
-        Path("dog/summary.json").write_text(json.dumps({"steps": 10, "status": status}))
-        runs.open_run(loaded("out=dog", "trainer.max_steps=10", f"threads={asked}"), "toy")
-        assert config.load("dog/config.yaml").threads == stored
+        Path("cat/summary.json").write_text(json.dumps({"steps": 10, "status": status}))
+        runs.open_run(loaded("out=cat", "trainer.max_steps=10", f"threads={asked}"), "toy")
+        assert config.load("cat/config.yaml").threads == stored
 
 
 @pytest.mark.parametrize("call", ["os.fsync", "builtins.open"])
 def test_write_atomic_leaves_the_old_file_after_an_error(tmp_path: Path, monkeypatch, call: str) -> None:
     path = tmp_path / "file.json"
     write_atomic(path, "old é")
-
-    def full(*args: Any) -> None:
-        raise OSError(errno.ENOSPC, "")
-
-    monkeypatch.setattr(call, full)
+    monkeypatch.setattr(call, full_disk)
     with pytest.raises(OSError) as caught:  # noqa: PT011
         write_atomic(path, b"new")
     monkeypatch.undo()
@@ -267,7 +257,7 @@ class _Tensor:
         return 2.5
 
 
-def test_metrics_drop_invalid_lines_and_later_steps(tmp_path: Path) -> None:
+def test_metrics_drop_invalid_lines_and_later_steps(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     metrics = ledger.Metrics(tmp_path)
     for step in range(1, 6):
         metrics.log(step, {"loss": _Tensor(), "part": step / 2} | ({"late": math.nan} if step > 2 else {}))
@@ -281,12 +271,9 @@ def test_metrics_drop_invalid_lines_and_later_steps(tmp_path: Path) -> None:
     assert list(rows[0]) == ["step", "loss", "part", "late"]
     assert rows[0]["loss"] == "2.5" and rows[3] == {"step": "4", "loss": "1.0", "part": "", "late": ""}
     assert ledger.read_metrics(tmp_path / "none") == []
-
-
-def test_metrics_warn_once_if_they_cannot_be_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    metrics = ledger.Metrics(tmp_path / "missing")
-    metrics.log(1, {"loss": 1})
-    metrics.log(2, {"loss": 1})
+    metrics = ledger.Metrics(tmp_path / "missing")  # cannot be written: one warning
+    for step in (1, 2):
+        metrics.log(step, {"loss": 1})
     assert [record.levelname for record in caplog.records] == ["WARNING"] and str(metrics.path) in caplog.text
 
 

@@ -84,7 +84,7 @@ def test_lock_ends_with_its_process_even_if_a_child_lives(tmp_path: Path) -> Non
         assert (tmp_path / lock.NAME).read_bytes() == b""
 
 
-def test_ranks_of_one_run_share_the_lock(tmp_path: Path) -> None:
+def test_ranks_of_one_run_share_the_lock_and_a_file_system_may_have_none(tmp_path, monkeypatch, caplog) -> None:
     lock.acquire(tmp_path)
     with holder(tmp_path, LOCAL_RANK="1") as rank:
         assert rank.communicate()[1] == ""
@@ -92,8 +92,6 @@ def test_ranks_of_one_run_share_the_lock(tmp_path: Path) -> None:
         assert f"process {os.getpid()} on " in other.communicate()[1]
     lock.release(tmp_path)
 
-
-def test_acquire_warns_if_the_file_system_has_no_locks(tmp_path: Path, monkeypatch, caplog) -> None:
     def none(*_: object) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 

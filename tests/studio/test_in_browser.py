@@ -54,55 +54,34 @@ def test_prompt_becomes_a_download(chromium: Any, client: Client) -> None:
     assert all(url.startswith((client.url, "data:", "blob:")) for url in tab.requests) and tab.errors == []
 
 
-def test_suggestion_replaces_a_word_with_an_accent(chromium: Any, client: Client) -> None:
+def test_suggestion_replaces_a_word_with_an_accent_and_an_error_is_shown(chromium: Any, client: Client) -> None:
     tab = Tab(chromium, client.url)
     tab.page.fill("#prompt", "an e\u0301lephant that waits")
     tab.until("document.querySelectorAll('.unknown').length > 0")
     tab.click("#words .chip")
     assert tab.page.input_value("#prompt") == "an elephant that waits"
-
-
-def test_job_can_be_stopped_and_its_error_is_shown(chromium: Any, client: Client) -> None:
-    tab = Tab(chromium, client.url)
-    tab.page.fill("#prompt", "a dog that waits")
-    press(tab, "Generate")
-    tab.until("document.querySelector('.status')?.textContent.includes('left')")
-    press(tab, "Stop")
-    tab.until(f"{STATE} === 'cancelled' && {CARDS} === 0")
-    press(tab, "Finish now")
-    tab.until(f"{STATE} === 'finished' && {CARDS} === 1")
     tab.page.fill("#prompt", "it fails")
     press(tab, "Generate")
     tab.until(f"{STATE} === 'failed'")
     assert tab.page.text_content(".job:last-child .problem") == FAILURE
 
 
-def test_variations_words_and_comparison(chromium: Any, client: Client) -> None:
+def test_prompt_of_chosen_words_and_an_edit(chromium: Any, client: Client) -> None:
     finished_run(client.root / "one", prompt="a dog")
-    finished_run(client.root / "two", prompt="a cat")
     tab = Tab(chromium, client.url, reduced_motion="reduce")  # scrolling moves what is clicked
     tab.click("#browse summary")
     tab.until("document.querySelectorAll('#vocabulary .chip').length > 90")
     for word in ("owl", "orange", "hat", "dog"):
         tab.click(f"#vocabulary .chip >> text='{word}'")
     assert tab.page.input_value("#prompt") == "an orange dog wearing a hat"
-    press(tab, "Four variations")
-    tab.until("document.querySelectorAll('.job').length === 4")
-    tab.until(f"{CARDS} === 6")
-    tab.until(FINISHED)  # a job that ends shows its object, in place of those that are shown
-    tab.click(".card a")
-    tab.page.locator(".card").nth(1).get_by_role("button", name="Compare").dispatch_event("click")
-    tab.until("document.querySelectorAll('#viewers article').length === 2")
+    tab.until(f"{CARDS} === 1")
     tab.click(tab.page.locator(".card").first.get_by_role("button", name="Change"))
     assert tab.page.input_value("#prompt") == tab.page.text_content(".card .prompt")
     tab.page.fill("#prompt", "a purple owl")
     press(tab, "Generate")
-    tab.until(f"{CARDS} === 7 && {FINISHED}")
+    tab.until(f"{CARDS} === 2 && {FINISHED}")
     tab.page.dispatch_event("#files .chip", "click")
     assert tab.page.text_content("#files") == ""
-    tab.page.on("dialog", lambda dialog: dialog.accept())
-    press(tab, "Delete")
-    tab.until(f"{CARDS} === 6")
 
 
 def test_variations_are_made_while_the_first_one_runs(chromium: Any, client: Client) -> None:

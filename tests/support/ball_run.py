@@ -91,12 +91,8 @@ def whole_state(state: dict[str, torch.Tensor], step: int = 10) -> dict[str, Any
     learning = {"state": {0: {"step": torch.tensor(float(step))}}, "param_groups": []}
     rates = [{"last_epoch": step}]
     return {
-        "state_dict": state,
-        "global_step": step,
-        "loops": {},
-        "optimizer_states": [learning],
-        "lr_schedulers": rates,
-    }
+        "state_dict": state, "global_step": step, "loops": {}, "optimizer_states": [learning], "lr_schedulers": rates,
+    }  # fmt: skip
 
 
 def export(run: Path, *words: str) -> int:

@@ -28,14 +28,10 @@ def train_steps(system: Any, config: Any, steps: list[int]) -> None:
     object.__setattr__(system, "_device", torch.device("card:0"))
     scaler = torch.amp.GradScaler("card", enabled=mixed)
     trainer: Any = SimpleNamespace(
-        world_size=1,
-        accumulate_grad_batches=1,
-        global_rank=0,
-        is_global_zero=True,
-        global_step=len(steps),
+        world_size=1, accumulate_grad_batches=1, global_rank=0, is_global_zero=True, global_step=len(steps),
         precision_plugin=SimpleNamespace(scaler=scaler if mixed else None),
         strategy=SimpleNamespace(_lightning_optimizers=[]),
-    )
+    )  # fmt: skip
     object.__setattr__(system, "_trainer", trainer)
     system.setup("fit")
     optimizer = system.configure_optimizers()["optimizer"]
@@ -104,9 +100,7 @@ def run_command(words: list[str]) -> None:
     with suppress(Counted):
         cli.main(words)
     sampling.ddim_sample = denoise
-    assert sampled
-    simulation = current[-1]
-    simulation.launches, simulation.syncs = sampled[-1]
+    current[-1].launches, current[-1].syncs = sampled[-1]
 
 
 def main(cases: dict[str, dict[str, Any]], folder: str) -> int:

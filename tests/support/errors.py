@@ -1,12 +1,30 @@
 """What tests expect of a refusal: its class, its key and the values that it names, not its wording."""
 
+import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from threedgen.config import ConfigError
+
+
+def full_disk(*_: object) -> None:
+    """Fail as a call of the system does on a full disk."""
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+class Trap:
+    """Unpickling it would create the folder that it names."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.folder),)
 
 
 @contextmanager

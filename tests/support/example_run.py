@@ -18,29 +18,14 @@ from threedgen.geometry.images import grid, write_mp4, write_png
 from threedgen.viewer.report import write_report
 
 CONFIG: dict[str, Any] = {
-    "task": "generate",
-    "seed": 3,
-    "prompt": "a blue dog",
-    "prior": {"name": "mvdream", "weights": "toybox-prior"},
-    "distillation": {"name": "reconstruction"},
-    "field": {"name": "ngp"},
-    "camera": {"n_view": 4},
-    "result": {"turntable": {"n_view": 8, "height": 32, "width": 32}},
-    "trainer": {"max_steps": 20},
-}
+    "task": "generate", "seed": 3, "prompt": "a blue dog", "prior": {"name": "mvdream", "weights": "toybox-prior"},
+    "distillation": {"name": "reconstruction"}, "field": {"name": "ngp"}, "camera": {"n_view": 4},
+    "result": {"turntable": {"n_view": 8, "height": 32, "width": 32}}, "trainer": {"max_steps": 20},
+}  # fmt: skip
 SUMMARY: dict[str, Any] = {
-    "task": "generate",
-    "prompt": "a blue dog",
-    "seed": 3,
-    "ended": "2020-01-02T03:04:05+00:00",
-    "seconds": 95.4,
-    "peak_memory_mib": 1500.0,
-    "status": "finished",
-    "steps": 20,
+    "task": "generate", "prompt": "a blue dog", "seed": 3, "ended": "2020-01-02T03:04:05+00:00", "seconds": 95.4,
+    "peak_memory_mib": 1500.0, "status": "finished", "steps": 20, "triangles": 12, "vertices": 24, "notes": [],
     "seconds_of": {"prepare": 5.2, "optimise": 80.0, "export": 10.2},
-    "notes": [],
-    "triangles": 12,
-    "vertices": 24,
     "environment": {
         "versions": {"threedgen": "0.1.0", "torch": "2.13.0"},
         "platform": "Linux", "cpu": "a processor", "cores": 2,

@@ -79,14 +79,10 @@ class Functions:
 def _segments(rows: list[list[object]]) -> SimpleNamespace:
     ray, t, left, right = zip(*rows, strict=True) if rows else ((), (), (), ())
     return SimpleNamespace(
-        vals=torch.tensor(t, dtype=torch.float32),
-        ray_indices=torch.tensor(ray, dtype=torch.long),
-        chunk_starts=None,
-        chunk_cnts=None,
-        is_left=torch.tensor(left, dtype=torch.bool),
-        is_right=torch.tensor(right, dtype=torch.bool),
+        vals=torch.tensor(t, dtype=torch.float32), ray_indices=torch.tensor(ray, dtype=torch.long), chunk_starts=None,
+        chunk_cnts=None, is_left=torch.tensor(left, dtype=torch.bool), is_right=torch.tensor(right, dtype=torch.bool),
         is_valid=torch.tensor(left, dtype=torch.bool),
-    )
+    )  # fmt: skip
 
 
 @pytest.fixture

@@ -25,15 +25,11 @@ WIDTHS: dict[Kind, dict[str, Any]] = {
 }
 TINY_WIDTHS: dict[Kind, dict[str, Any]] = {
     "sd21": {
-        "block_out_channels": (64, 128, 192, 192),
-        "attention_head_dim": (1, 2, 3, 3),
-        "use_linear_projection": True,
+        "block_out_channels": (64, 128, 192, 192), "attention_head_dim": (1, 2, 3, 3), "use_linear_projection": True,
         "cross_attention_dim": 64,
     },
     "sd15": WIDTHS["sd15"] | {"block_out_channels": (32, 64, 96, 96), "cross_attention_dim": 64},
-}
-
-
+}  # fmt: skip
 BUFFERS = (
     "betas alphas_cumprod alphas_cumprod_prev sqrt_alphas_cumprod sqrt_one_minus_alphas_cumprod "
     "log_one_minus_alphas_cumprod sqrt_recip_alphas_cumprod sqrt_recipm1_alphas_cumprod posterior_variance "
@@ -56,11 +52,15 @@ def official_checkpoint(folder: Path, kind: Kind) -> Path:
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
     )
+    layers = (".q.", ".k.", ".v.", ".proj_out.")
     act = "gelu" if kind == "sd21" else "quick_gelu"
     encoder = tiny_text_encoder(100, hidden_size=64, num_attention_heads=1, hidden_act=act)
     parts = {
         "model.diffusion_model.": ldm_unet(kind, TINY_WIDTHS),
-        "first_stage_model.": as_convolutions(to_ldm(vae.state_dict(), vae_prefixes(vae.config))),
+        "first_stage_model.": {  # attention weights are the 1 x 1 convolutions of ldm
+            name: tensor[:, :, None, None] if tensor.ndim == 2 and any(layer in name for layer in layers) else tensor
+            for name, tensor in to_ldm(vae.state_dict(), vae_prefixes(vae.config)).items()
+        },
     }
     if kind == "sd21":
         parts["cond_stage_model.model."] = open_clip_names(encoder)
@@ -75,12 +75,3 @@ def official_checkpoint(folder: Path, kind: Kind) -> Path:
     torch.save(tensors, folder / NAMES[kind])
     letter_tokenizer().save_pretrained(folder / "clip")
     return folder / NAMES[kind]
-
-
-def as_convolutions(vae: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Reshape the VAE's attention weights to the 1 x 1 convolutions of ldm."""
-    layers = (".q.", ".k.", ".v.", ".proj_out.")
-    return {
-        name: tensor[:, :, None, None] if tensor.ndim == 2 and any(layer in name for layer in layers) else tensor
-        for name, tensor in vae.items()
-    }

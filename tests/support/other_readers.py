@@ -119,14 +119,6 @@ def _degrees(a: Array | None, b: Array | None) -> float:
     return float(np.rad2deg(np.arccos(np.clip(cosine, -1, 1))).max())
 
 
-def has_blender() -> bool:
-    return BLENDER != sys.executable or find_spec("bpy") is not None
-
-
-def has_three() -> bool:
-    return shutil.which("node") is not None and THREE.is_dir()
-
-
 def read_blender(paths: Sequence[Path], folder: Path) -> Meshes:
     """Read GLB, OBJ, USDZ and PLY files in Blender. `folder` gets the intermediate file."""
     return _recorded([BLENDER, str(SUPPORT / "read_in_blender.py")], paths, folder / "blender.json")
@@ -183,10 +175,6 @@ def _pixels(image: Any) -> Array:
     return np.frombuffer(base64.b64decode(data), np.uint8).reshape(height, width, 3)
 
 
-def read_trimesh(paths: Sequence[Path], _: Path) -> Meshes:
-    return {path.name: _scene(path) for path in paths if path.suffix != ".usdz"}
-
-
 def _scene(path: Path) -> dict[str, Mesh]:
     options: Any = {"split_objects": True, "group_material": False} if path.suffix == ".obj" else {}
     scene, found = trimesh.load_scene(path, process=False, **options), dict[str, Mesh]()
@@ -214,8 +202,8 @@ def _scene(path: Path) -> dict[str, Mesh]:
 
 
 READERS: dict[str, tuple[Callable[[], bool], Callable[[Sequence[Path], Path], Meshes]]] = {
-    "trimesh": (lambda: True, read_trimesh),
-    "Blender": (has_blender, read_blender),
-    "three.js": (has_three, read_three),
+    "trimesh": (lambda: True, lambda paths, _: {p.name: _scene(p) for p in paths if p.suffix != ".usdz"}),
+    "Blender": (lambda: BLENDER != sys.executable or find_spec("bpy") is not None, read_blender),
+    "three.js": (lambda: shutil.which("node") is not None and THREE.is_dir(), read_three),
 }
 """Program -> whether it is installed, and its reader."""

@@ -59,9 +59,7 @@ TINY_THREEDIM = {
             "attn_resolutions": [4], "attn_heads": 2, "groups": 4, "dropout": 0.1, "origin_degrees": 4,
         },
     },
-    "training": {
-        "batch": 4, "warmup": 16, "ema_half_life": 8, "learning_rate": 1e-2,
-    },
+    "training": {"batch": 4, "warmup": 16, "ema_half_life": 8, "learning_rate": 1e-2},
     "trainer": {"max_steps": 10, "val_check_interval": 5, "log_every_n_steps": 5, "accelerator": "cpu"},
     "checkpoint": {"seconds": 0},
 }  # fmt: skip
@@ -130,7 +128,8 @@ def child(
         def step(self: Any, batch: int, index: int, real: Any = system.training_step) -> Any:
             now["step"] = batch
             if batch == hold_at and type(self).__name__.startswith(hold_in):
-                _hold()
+                Path("held").touch()
+                when(Path("go").exists, seconds=600)
             return real(self, batch, index)
 
         system.training_step = step
@@ -156,11 +155,6 @@ def _look_in(stop_at: int) -> None:
 
     extras.installed = lambda module: True
     optimise.open_window = lambda system: FakeWindow(stop_at, Path("seen.json").resolve())
-
-
-def _hold() -> None:
-    Path("held").touch()
-    when(Path("go").exists, seconds=600)
 
 
 def _instead(name: str, first: Any) -> None:
@@ -223,9 +217,6 @@ def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
     assert list(one) == list(other) and len(one) > 3
     different = [name for name in one if not torch.equal(one[name], other[name])]
     assert not different, different
-
-
-Kill = tuple[int | str, str, str]
 
 
 def assert_killed_ends_the_same(

@@ -66,9 +66,10 @@ def imagedream_folder(folder: Path) -> Path:
     """Write the same networks in the layout of the diffusers port (ashawkey/imagedream-ipmv-diffusers)."""
     unet, visual, encoder, vae = networks()
     image = ldm.convert_image_encoder(visual)
+    vision = {f"vision_model.{key}": tensor for key, tensor in image.tensors.items()}
     for name, config, tensors in (
         ("unet", {"_class_name": "MultiViewUNetModel"}, unet),
-        ("image_encoder", image.config | {"model_type": "clip_vision_model"}, prefixed(image.tensors, "vision_model.")),
+        ("image_encoder", image.config | {"model_type": "clip_vision_model"}, vision),
     ):
         (folder / name).mkdir(parents=True)
         (folder / name / "config.json").write_text(json.dumps(config))
@@ -80,7 +81,3 @@ def imagedream_folder(folder: Path) -> Path:
     tokenizer.save_pretrained(folder / "tokenizer")
     DDIMScheduler(1000, 0.00085, 0.012, "scaled_linear").save_pretrained(folder / "scheduler")
     return folder
-
-
-def prefixed(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {prefix + name: tensor for name, tensor in tensors.items()}

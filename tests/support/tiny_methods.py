@@ -56,13 +56,8 @@ def if_pipeline(**unet: Any) -> IFPipeline:
     torch.manual_seed(6)
     small = {"vocab_size": 80, "d_model": T5_WIDTH, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 2}
     encoder = T5EncoderModel(T5Config(**small, feed_forward_proj="gated-gelu")).eval()
-    scheduler = DDPMScheduler(
-        beta_schedule="squaredcos_cap_v2",
-        variance_type="learned_range",
-        thresholding=True,
-        beta_start=0.0001,
-        beta_end=0.02,
-    )
+    noise = {"beta_schedule": "squaredcos_cap_v2", "beta_start": 0.0001, "beta_end": 0.02}
+    scheduler = DDPMScheduler(**noise, variance_type="learned_range", thresholding=True)
     parts = {"tokenizer": t5_tokenizer(), "text_encoder": encoder, "unet": if_unet(**unet), "scheduler": scheduler}
     none = {"safety_checker": None, "feature_extractor": None, "watermarker": None}
     return IFPipeline(**parts, **none, requires_safety_checker=False)

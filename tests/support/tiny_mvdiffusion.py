@@ -26,15 +26,11 @@ def tiny_base(**config: Any) -> UNet2DConditionModel:
     """Two levels of 32 channels, attention on the upper one."""
     torch.manual_seed(1)
     default = {
-        "block_out_channels": (32, 32),
-        "layers_per_block": 1,
+        "block_out_channels": (32, 32), "layers_per_block": 1,
         "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-        "attention_head_dim": 1,
-        "norm_num_groups": 8,
-        "cross_attention_dim": TEXT,
-        "use_linear_projection": True,
-    }
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"), "attention_head_dim": 1, "norm_num_groups": 8,
+        "cross_attention_dim": TEXT, "use_linear_projection": True,
+    }  # fmt: skip
     return UNet2DConditionModel(**(default | config)).eval()
 
 

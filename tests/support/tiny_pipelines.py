@@ -28,15 +28,10 @@ LAYERS = ("attn2.to_q", "attn2.to_k", "proj_in", "ff.net.2", "q_proj", "out_proj
 
 def pipeline(unet: Any, text_encoder: Any) -> StableDiffusionPipeline:
     return StableDiffusionPipeline(
-        unet=unet.eval(),
-        vae=tiny_vae(),
-        text_encoder=text_encoder,
-        tokenizer=letter_tokenizer(),
+        unet=unet.eval(), vae=tiny_vae(), text_encoder=text_encoder, tokenizer=letter_tokenizer(),
         scheduler=DDIMScheduler(1000, 0.00085, 0.012, "scaled_linear", clip_sample=False, steps_offset=1),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
 
 
 def pipelines(folder: Path) -> dict[str, Any]:

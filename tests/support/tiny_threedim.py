@@ -3,7 +3,7 @@
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from threedgen.geometry.cameras import Projection
 from threedgen.geometry.poses import orbit_c2w
@@ -29,14 +29,10 @@ def tiny_network(**options: Any) -> XUNet:
     """Return a small network; its initial weights do not depend on the tests that ran before."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return shaken(XUNet(XUNetConfig(**(TINY | options))).eval())
-
-
-def shaken(network: nn.Module) -> Any:
-    """Add noise to every weight, so that every branch has an effect."""
+        network = XUNet(XUNetConfig(**(TINY | options))).eval()
     gen = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for parameter in network.parameters():
+        for parameter in network.parameters():  # every branch has an effect
             parameter += 0.2 * torch.randn(parameter.shape, generator=gen)
     return network
 

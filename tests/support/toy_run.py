@@ -144,18 +144,11 @@ def run(
     os.environ.update(environment or {})
     _sabotage(die_at, die_after, list(full), full_as)
     module = _toy(width, pause, list(nan), spoil, sleep_at, starve_at, config_yaml)
-    config = SimpleNamespace(
-        trainer=TrainerConfig(
-            max_steps=max_steps,
-            accelerator="cpu",
-            accumulate_grad_batches=accumulate,
-            val_check_interval=validate,
-            devices=devices,
-        ),
-        checkpoint=CheckpointConfig(seconds=seconds),
-        seed=3,
-        threads=1,
-    )
+    trainer = TrainerConfig(
+        max_steps=max_steps, accelerator="cpu", accumulate_grad_batches=accumulate, val_check_interval=validate,
+        devices=devices,
+    )  # fmt: skip
+    config = SimpleNamespace(trainer=trainer, checkpoint=CheckpointConfig(seconds=seconds), seed=3, threads=1)
     try:
         status = fit(module, config, folder, resume=resume)
     except KeyboardInterrupt:

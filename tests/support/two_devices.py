@@ -1,6 +1,7 @@
-"""A training on two devices (CPU processes unless named) where some parameters have no gradient in every other step.
+"""Trainings on two devices: of a module where some parameters have no gradient in every other step, and of a tiny run
+of mvdream-sd21-shading, where each process has its own cameras and shading.
 
-python two_devices.py FOLDER [gpu]        Lightning starts the second process by the same command
+python two_devices.py FOLDER toy ACCELERATOR | generate CHUNK        Lightning starts the second process alike
 """
 
 import os
@@ -12,10 +13,11 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
+from threedgen.config import load
 from threedgen.config.sections import CheckpointConfig, TrainerConfig
 from threedgen.train.loop import fit
 
-STEPS = 6
+STEPS = {"toy": 6, "generate": 12}
 
 
 class Toy(pl.LightningModule):
@@ -36,13 +38,41 @@ class Toy(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
+def toy(accelerator: Any) -> tuple[Any, Any, list[str]]:
+    trainer = TrainerConfig(accelerator=accelerator, devices=2, max_steps=STEPS["toy"])
+    return Toy(), SimpleNamespace(trainer=trainer, checkpoint=CheckpointConfig(), seed=0, threads=1), []
+
+
+def generate(chunk: str) -> tuple[Any, Any, list[str]]:
+    """Return the system, its config, and a list for the shading modes that it samples."""
+    from tests.support.small_run import SMALL, small_field
+    from tests.support.tiny_prior import tiny_prior
+    from threedgen.systems.generate.system import GenerateSystem
+
+    words = [
+        "prompt=a red dog", *SMALL, *small_field(), "size=8", "scenes_per_step=1", "occupancy.warmup=4",
+        "occupancy.interval=2", "material.ambient_only_steps=3", "trainer.devices=2", f"march.chunk={chunk}",
+        f"trainer.max_steps={STEPS['generate']}", "trainer.precision=32-true", "trainer.val_check_interval=0",
+    ]  # fmt: skip
+    config, prior = load("mvdream-sd21-shading", words), tiny_prior()
+    system = GenerateSystem(config, prior, prior.encode_prompt(["a red dog", ""]))
+    sample, modes = system.material.sample_shading, list[str]()
+
+    def record(*args: Any) -> Any:
+        shading = sample(*args)
+        modes.append(shading.mode)
+        return shading
+
+    system.material.sample_shading = record  # type: ignore[method-assign]
+    return system, config, modes
+
+
 if __name__ == "__main__":
-    accelerator: Any = sys.argv[2] if len(sys.argv) > 2 else "cpu"
-    trainer = TrainerConfig(accelerator=accelerator, devices=2, max_steps=STEPS)
-    config = SimpleNamespace(trainer=trainer, checkpoint=CheckpointConfig(), seed=0, threads=1)
-    module = Toy()
-    before = module.background.weight.detach().clone()
+    from tests.support.toy_run import digest
+
+    module, config, modes = {"toy": toy, "generate": generate}[sys.argv[2]](sys.argv[3])
+    before = [p.detach().clone() for p in module.parameters()]
     status = fit(module, config, Path(sys.argv[1]), quiet=True)
-    assert not torch.equal(module.background.weight, before)
-    words = status.value, module.trainer.world_size, module.trainer.global_step
-    os.write(1, (" ".join(map(str, words)) + "\n").encode())  # one call: both processes write to one pipe
+    trained = all(not torch.equal(a, b) for a, b in zip(before, module.parameters(), strict=True))
+    words = status.value, module.trainer.world_size, module.trainer.global_step, trained, digest(module.cpu())
+    os.write(1, (" ".join([*map(str, words), ",".join(modes)]) + "\n").encode())  # one call: both write to one pipe

@@ -30,11 +30,6 @@ def pixels(path: Path) -> np.ndarray:
         return np.asarray(image.convert("RGB"))
 
 
-def held_out_pairs(word: str) -> set[tuple[str, str]]:
-    details = NOUNS[word].parts + NOUNS[word].wears
-    return {(c, p) for c in COLOURS for p in details if held_out(Spec(word, c, "", p))}
-
-
 def test_sheet_has_a_row_per_noun_and_depends_on_the_seed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert objects.run_sheet(config(tmp_path / "a")) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "a" / "sheet.png")
@@ -45,30 +40,26 @@ def test_sheet_has_a_row_per_noun_and_depends_on_the_seed(tmp_path: Path, capsys
     assert np.array_equal(first, pixels(tmp_path / "b" / "sheet.png"))
     objects.run_sheet(config(tmp_path / "c", seed=1))
     assert not np.array_equal(first, pixels(tmp_path / "c" / "sheet.png"))
-
-
-def test_more_than_twelve_nouns_need_a_second_page(tmp_path: Path) -> None:
-    objects.run_sheet(config(tmp_path, nouns=tuple(NOUNS)[:13], columns=1, size=16))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["sheet-2.png", "sheet.png"]
-    assert pixels(tmp_path / "sheet.png").shape[0] > 6 * pixels(tmp_path / "sheet-2.png").shape[0]
-    objects.run_sheet(config(tmp_path, columns=1, size=16))
-    assert [path.name for path in tmp_path.iterdir()] == ["sheet.png"], "the second page is outdated"
+    paged = tmp_path / "paged"
+    objects.run_sheet(config(paged, nouns=tuple(NOUNS)[:13], columns=1, size=16))  # a page has at most twelve nouns
+    assert sorted(path.name for path in paged.iterdir()) == ["sheet-2.png", "sheet.png"]
+    assert pixels(paged / "sheet.png").shape[0] > 6 * pixels(paged / "sheet-2.png").shape[0]
+    objects.run_sheet(config(paged, columns=1, size=16))
+    assert [path.name for path in paged.iterdir()] == ["sheet.png"], "the second page is outdated"
+    args = ["--config", "toybox-sheet", "size=16", "columns=1", f"out={tmp_path / 'run'}"]
+    assert cli.main([*args, "nouns=[owl]"]) == 0 and (tmp_path / "run" / "sheet.png").is_file()
+    assert cli.main([*args[:-1], f"out={tmp_path / 'other'}", "nouns=[owll]"]) == 2
 
 
 @pytest.mark.parametrize("word", list(NOUNS))
 def test_sheet_specs_keep_to_their_split_and_cover_every_part(word: str) -> None:
-    train = objects.sheet_specs(word, 120, "train", 0)
+    train, details = objects.sheet_specs(word, 120, "train", 0), NOUNS[word].parts + NOUNS[word].wears
     assert len(train) == 120 and not any(held_out(spec) for spec in train)
-    assert {spec.part for spec in train} == {"", *NOUNS[word].parts, *NOUNS[word].wears}
-    hidden, pairs = objects.sheet_specs(word, 200, "held-out", 0), held_out_pairs(word)
+    assert {spec.part for spec in train} == {"", *details}
+    pairs = {(c, p) for c in COLOURS for p in details if held_out(Spec(word, c, "", p))}
+    hidden = objects.sheet_specs(word, 200, "held-out", 0)
     assert all(held_out(spec) for spec in hidden) and len(hidden) == (200 if pairs else 0)
     assert {(spec.colour, spec.part) for spec in hidden} == pairs
-
-
-def test_sheet_from_the_command_line(tmp_path: Path) -> None:
-    args = ["--config", "toybox-sheet", "size=16", "columns=1", f"out={tmp_path / 'run'}"]
-    assert cli.main([*args, "nouns=[owl]"]) == 0 and (tmp_path / "run" / "sheet.png").is_file()
-    assert cli.main([*args[:-1], f"out={tmp_path / 'other'}", "nouns=[owll]"]) == 2
 
 
 def test_files_render_as_the_toybox_objects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,24 +75,19 @@ def test_files_render_as_the_toybox_objects(tmp_path: Path, monkeypatch: pytest.
         c2w = orbit_array(0.3, np.arange(4) * np.pi / 2, 2.6)
         ours, theirs = (m.render(c2w, 0.7, 32) for m in (mesh, fit_to_ball(toybox_mesh(box.asset(number)), 0.85)))
         assert np.abs(ours - theirs).mean() < 0.01
+    for asset in map(box.asset, range(12)):
+        assert {solid.kind for solid in asset.primitives} == {BOX}
+        assert np.linalg.norm(asset.mesh()[0], axis=1).max() < 0.8501
     first = next(Path("run").glob("000/00005*.glb"))
     before = first.stat().st_mtime_ns
     assert cli.main(words) == 0 and first.stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize(("kind", "param"), [(DOME, 0.0), (TORUS, 0.3), (FRUSTUM, 0.5), (BOX, 0.0)])
-def test_block_is_the_bounding_box_of_a_solid(kind: int, param: float) -> None:
-    solid = Primitive(kind, param, np.diag([1.0, 2, 3]), np.array([4.0, 5, 6]), np.ones(3), "body")
-    outer, inner = (tessellate(s.kind, s.param, 32)[0] @ s.matrix.T + s.centre for s in (block(solid), solid))
-    assert np.allclose(outer.min(0), inner.min(0), atol=0.02) and np.allclose(outer.max(0), inner.max(0), atol=0.02)
-
-
-def test_block_objects_stay_inside_the_ball() -> None:
-    box = Toybox(style="blocks")
-    for number in range(12):
-        asset = box.asset(number)
-        assert {solid.kind for solid in asset.primitives} == {BOX}
-        assert np.linalg.norm(asset.mesh()[0], axis=1).max() < 0.8501
+def test_block_is_the_bounding_box_of_a_solid() -> None:
+    for kind, param in ((DOME, 0.0), (TORUS, 0.3), (FRUSTUM, 0.5), (BOX, 0.0)):
+        solid = Primitive(kind, param, np.diag([1.0, 2, 3]), np.array([4.0, 5, 6]), np.ones(3), "body")
+        outer, inner = (tessellate(s.kind, s.param, 32)[0] @ s.matrix.T + s.centre for s in (block(solid), solid))
+        assert np.allclose(outer.min(0), inner.min(0), atol=0.02) and np.allclose(outer.max(0), inner.max(0), atol=0.02)
 
 
 AZIMUTH = dict(zip(SIDES, np.deg2rad([0.0, 90.0, 180.0, 270.0]), strict=True))
@@ -149,6 +135,9 @@ def test_subjects_depend_on_seed_and_number_and_all_differ() -> None:
     dogs = [make_subject(0, number, "dog") for number in range(6)]
     assert {dog.noun for dog in dogs} == {"dog"} and dogs[0].caption == "a dog"
     assert len({repr(dog) for dog in dogs}) == 6
+    for dog in dogs:
+        left, right = render_orbit(dog, np.array([np.pi / 2, -np.pi / 2]), 0.0, 48).rgb
+        assert np.abs(left - right[:, ::-1]).max(-1).mean() > 0.002
 
 
 def test_subjects_of_every_noun_stay_inside_the_ball() -> None:
@@ -159,13 +148,6 @@ def test_subjects_of_every_noun_stay_inside_the_ball() -> None:
         assert {"mark"} <= set(subject.labels) and subject.colour == ""
         assert all(np.isfinite(s.matrix).all() and abs(np.linalg.det(s.matrix)) > 0 for s in subject.primitives)
     assert all(noun.front for noun in subject_nouns()) and len(subject_nouns()) < len(NOUNS)
-
-
-def test_left_and_right_side_of_a_subject_differ() -> None:
-    for number in range(6):
-        subject = make_subject(0, number, "dog")
-        left, right = render_orbit(subject, np.array([np.pi / 2, -np.pi / 2]), 0.0, 48).rgb
-        assert np.abs(left - right[:, ::-1]).max(-1).mean() > 0.002
 
 
 def test_photos_are_reproducible_and_differ() -> None:

@@ -66,10 +66,9 @@ def test_depth_is_the_distance_to_the_wall(rooms: list[Room]) -> None:
 
 
 def test_clutter_scales_the_number_of_objects(rooms: list[Room]) -> None:
-    def counts(clutter: float) -> list[int]:
-        return [len(standing(Rooms(5, clutter=clutter).room(index))) for index in range(12)]
-
-    full, few, none = counts(1.0), counts(0.4), counts(0.0)
+    full, few, none = (
+        [len(standing(Rooms(5, clutter=clutter).room(index))) for index in range(12)] for clutter in (1.0, 0.4, 0.0)
+    )
     assert full == [len(standing(room)) for room in rooms]
     assert all(2 <= count <= 5 for count in few) and sum(few) < 0.7 * sum(full) and not any(none)
 

@@ -1,3 +1,4 @@
+import runpy
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,14 @@ from threedgen.toybox.world.grammar import NOUNS, WORDINGS, Spec, caption
 from threedgen.toybox.world.open_toybox import OpenToybox
 
 LENGTH = MAX_TOKENS
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def test_catalogue_page_is_up_to_date() -> None:
+    page = (DOCS / "toybox-words.md").read_text(encoding="utf-8")
+    command = "python docs/catalogue.py docs/toybox-words.md"
+    assert runpy.run_path(str(DOCS / "catalogue.py"))["update"](page) == page, f"run {command}"
+    assert command in page
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +37,7 @@ def test_special_tokens_come_first_and_enclose_a_prompt(tokenizer) -> None:
     assert words(tokenizer, ids[1].tolist()) == [START, "a", "dog", END, PAD, PAD, PAD]
 
 
-def test_all_object_captions_are_known_and_fit(tokenizer) -> None:
+def test_all_object_captions_are_known_and_fit_and_unknown_words_are_listed(tokenizer) -> None:
     texts = [OpenToybox(3).asset(index).caption for index in range(400)]
     for word, entry in NOUNS.items():
         for part in ("", *entry.parts, *entry.wears):
@@ -37,30 +46,22 @@ def test_all_object_captions_are_known_and_fit(tokenizer) -> None:
     found = {text: tokenizer(text).input_ids for text in texts}
     assert not [text for text, ids in found.items() if UNKNOWN in words(tokenizer, ids)]
     assert 10 < max(map(len, found.values())) <= LENGTH, "the longest caption is cut off"
-
-
-def test_unknown_words_are_marked_and_listed(tokenizer) -> None:
+    # unknown words are marked and listed
     ids = tokenizer("a blue dgo wearing a piano").input_ids
     assert words(tokenizer, ids) == [START, "a", "blue", UNKNOWN, "wearing", "a", UNKNOWN, END]
     vocabulary = closed_vocabulary(tokenizer.backend_tokenizer)
     assert vocabulary is not None
-    found = dict(vocabulary.unknown("a blue dgo wearing a piano"))
-    assert list(found) == ["dgo", "piano"] and "dog" in found["dgo"]
+    unknown = dict(vocabulary.unknown("a blue dgo wearing a piano"))
+    assert list(unknown) == ["dgo", "piano"] and "dog" in unknown["dgo"]
 
 
-@pytest.mark.parametrize("text", ["", " ", "\n\t "])
-def test_empty_text_is_only_start_and_end(tokenizer, text: str) -> None:
-    assert words(tokenizer, tokenizer(text).input_ids) == [START, END]
-    assert token_ids(tokenizer, [text], 5)[0].tolist() == token_ids(tokenizer, [""], 5)[0].tolist()
-
-
-def test_case_width_and_spaces_are_normalised(tokenizer) -> None:
+def test_case_width_and_spaces_are_normalised_and_long_prompts_cut(tokenizer) -> None:
+    for text in ("", " ", "\n\t "):
+        assert words(tokenizer, tokenizer(text).input_ids) == [START, END]
+        assert token_ids(tokenizer, [text], 5)[0].tolist() == token_ids(tokenizer, [""], 5)[0].tolist()
     plain = tokenizer("a red hat").input_ids
     for text in ("A RED Hat", "  a   red\nhat ", "\uff41 red h\uff41t"):  # fullwidth letters
         assert tokenizer(text).input_ids == plain, text
-
-
-def test_long_prompt_is_cut_and_the_rest_returned(tokenizer) -> None:
     text = "a dog " * 20
     left = 20 - (LENGTH - 2) // 2
     assert tokens_cut(tokenizer, text, LENGTH) == " ".join(["a dog"] * left)

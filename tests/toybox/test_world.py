@@ -26,7 +26,7 @@ from threedgen.toybox.world.grammar import (
     detail_phrase,
     held_out,
 )
-from threedgen.toybox.world.open_toybox import OpenToybox
+from threedgen.toybox.world.open_toybox import EXCLUSIVE_GROUPS, SCATTERED_ELEVATION, OpenToybox, conflicts
 from threedgen.toybox.world.primitives import Asset
 from threedgen.toybox.world.raycast import render
 from threedgen.toybox.world.rooms import Rooms
@@ -39,11 +39,6 @@ NOUNS_WITH_FRONT = [pytest.param(word, id=word) for word, entry in NOUNS.items()
 
 def example(noun: str, part: str = "", size: str = "large", seed: int = 5) -> Asset:
     return build(Spec(noun, "blue", size, part, "red" if part else ""), np.random.default_rng(seed))
-
-
-def extent(asset: Asset) -> np.ndarray:
-    vertices = asset.mesh()[0]
-    return vertices.max(0) - vertices.min(0)
 
 
 def farthest(asset: Asset) -> float:
@@ -107,19 +102,14 @@ def test_faces_look_towards_plus_x() -> None:
         assert np.mean([p.centre[0] for p in asset.primitives if p.label == "eyes"]) > 0, word
 
 
-def test_shape_of_a_noun_varies_with_the_seed() -> None:
-    for word in NOUNS:
-        matrices = [example(word, seed=seed).primitives[0].matrix.ravel() for seed in range(4)]
-        assert len({tuple(np.round(matrix, 6)) for matrix in matrices}) == 4, word
-
-
 def test_size_words_scale_or_stretch_the_same_object() -> None:
     for word in ("dog", "house", "ball", "car"):
         plain, small, large, tall, wide = (example(word, size=s) for s in ("", "small", "large", "tall", "wide"))
         assert farthest(small) < 0.8 * farthest(plain) <= 0.8 * farthest(large)
-        shape = extent(plain) / extent(plain)[0]
-        assert np.allclose(extent(tall) / extent(tall)[0], shape * (1, 1, 1.4), rtol=0.02)
-        assert np.allclose(extent(wide) / extent(wide)[0], shape * (1, 1.4, 1), rtol=0.02)
+        extents = [np.ptp(asset.mesh()[0], axis=0) for asset in (plain, tall, wide)]
+        shape, taller, wider = (extent / extent[0] for extent in extents)
+        assert np.allclose(taller, shape * (1, 1, 1.4), rtol=0.02)
+        assert np.allclose(wider, shape * (1, 1.4, 1), rtol=0.02)
 
 
 def digest() -> str:
@@ -186,11 +176,15 @@ def test_random_solids_have_no_noun_and_fit_into_the_ball() -> None:
     assert 15 < sum(asset.noun == "" for asset in assets) < 45
 
 
-@pytest.mark.parametrize("wording", range(WORDINGS))
-def test_captions_state_the_spec_in_correct_english(wording: int) -> None:
-    for index in range(300):
-        spec, _ = Toybox(0).spec(index)
-        text = caption(spec, wording)
+def test_captions_state_the_spec_in_correct_english() -> None:
+    full = Spec("dog", "blue", "small", "hat", "red")
+    assert caption(full) == "a small blue dog wearing a red hat"
+    assert len({caption(full, wording) for wording in range(WORDINGS)}) == 5
+    assert caption(Spec("car", "red", "", "wheels", "")) == "a red car with wheels"
+    assert caption(Spec("clown", "blue", "", "hair", "orange")) == "a blue clown with orange hair"
+    for index in range(300 * WORDINGS):
+        spec, _ = Toybox(0).spec(index % 300)
+        text = caption(spec, index // 300)
         for word in (spec.noun, spec.colour, spec.size, spec.part, spec.part_colour):
             assert re.search(rf"\b{re.escape(word)}\b", text), (text, spec)
         assert not re.search(r"\ba [aeiou]|\ban [^aeiou]|  |^ | $", text), text
@@ -199,14 +193,6 @@ def test_captions_state_the_spec_in_correct_english(wording: int) -> None:
             assert text.endswith(f"{verb} {detail_phrase(spec.part, spec.part_colour)}"), text
         else:
             assert not re.search("wearing|with ", text), text
-
-
-def test_caption_wordings() -> None:
-    full = Spec("dog", "blue", "small", "hat", "red")
-    assert caption(full) == "a small blue dog wearing a red hat"
-    assert len({caption(full, wording) for wording in range(WORDINGS)}) == 5
-    assert caption(Spec("car", "red", "", "wheels", "")) == "a red car with wheels"
-    assert caption(Spec("clown", "blue", "", "hair", "orange")) == "a blue clown with orange hair"
 
 
 def test_specs_cover_the_whole_vocabulary() -> None:
@@ -247,6 +233,8 @@ def test_no_variation_gives_typical_objects_and_cameras() -> None:
     for word in NOUNS:
         one, other = (build(Spec(word, "blue"), np.random.default_rng(k), variation=0).primitives for k in (1, 2))
         assert all(np.array_equal(a.matrix, b.matrix) for a, b in zip(one, other, strict=True)), word
+        matrices = [example(word, seed=seed).primitives[0].matrix.ravel() for seed in range(4)]
+        assert len({tuple(np.round(matrix, 6)) for matrix in matrices}) == 4, "with variation all differ"
     typical, world = Toybox(3, variation=0), Toybox(3)
     for index in range(5):
         assert typical.asset(index).caption == world.asset(index).caption
@@ -254,3 +242,62 @@ def test_no_variation_gives_typical_objects_and_cameras() -> None:
         np.testing.assert_allclose(a[:, :3, :3], b[:, :3, :3], atol=1e-6)
     distances = {round(float(np.linalg.norm(typical.cameras(i)[0][0, :3, 3])), 4) for i in range(5)}
     assert len(distances) == 1 and typical.cameras(0)[3] == 0.5
+
+
+COUNT = 400
+
+
+@pytest.fixture(scope="module")
+def assets() -> list[Asset]:
+    box = OpenToybox(3)
+    return [box.asset(index) for index in range(COUNT)]
+
+
+def test_captions_name_the_object_and_only_its_colours(assets: list[Asset]) -> None:
+    stated = 0
+    for asset in assets:
+        named = [word for word in re.findall(r"[a-z0-9]+", asset.caption) if word in COLOURS]
+        own = [asset.colour, asset.part_colour, asset.second_colour]
+        assert asset.noun in asset.caption and asset.colour in COLOURS
+        assert all(own.count(colour) >= named.count(colour) for colour in named)
+        stated += bool(named)
+    assert 0.4 < stated / COUNT < 0.75
+
+
+def test_captions_name_up_to_two_parts_or_accessories(assets: list[Asset]) -> None:
+    counts = np.zeros(3, int)
+    for asset in assets:
+        spec = Spec(**{name: getattr(asset, name) for name in Spec.__dataclass_fields__})
+        details = [word for word, _ in spec.details]
+        counts[len(details)] += 1
+        assert all(word in asset.caption for word in details)
+        assert all(word in NOUNS[asset.noun].parts + NOUNS[asset.noun].wears for word in details)
+        assert len(details) < 2 or not conflicts(*details)
+    assert (counts > 0.08 * COUNT).all()
+    worn = [asset for asset in assets if asset.second in NOUNS[asset.noun].wears]
+    assert worn and all(asset.second in asset.labels for asset in worn)
+    assert all(conflicts(*group[:2]) for group in EXCLUSIVE_GROUPS)  # accessories at the same place
+    assert conflicts("ears", "ears") and not conflicts("hat", "scarf")
+
+
+def test_share_of_objects_has_independent_cameras() -> None:
+    box, scattered = OpenToybox(8, scattered=0.5), 0
+    for index in range(60):
+        c2w, _, azimuth, _ = box.cameras(index)
+        position = c2w[:, :3, 3] / np.linalg.norm(c2w[:, :3, 3], axis=1, keepdims=True)
+        elevation = np.rad2deg(np.arcsin(position[:, 2]))
+        assert np.allclose(np.cos(azimuth - np.arctan2(position[:, 1], position[:, 0])), 1, atol=1e-4)
+        if np.ptp(elevation) > 1e-2:
+            scattered += 1
+            low, high = SCATTERED_ELEVATION
+            assert ((low - 0.1 <= elevation) & (elevation <= high + 0.1)).all()
+    assert 15 < scattered < 45
+
+
+def test_share_of_objects_with_accessories() -> None:
+    def wearing(share: float) -> int:
+        box = OpenToybox(3, accessories=share)
+        return sum(bool({a.part, a.second} & ACCESSORIES.keys()) for a in map(box.asset, range(80)))
+
+    assert wearing(0.0) < 25 and 30 < wearing(0.5) < 60 and wearing(1.0) == 80
+    assert OpenToybox(3, accessories=0.5).describe() != OpenToybox(3).describe()

@@ -105,6 +105,18 @@ def test_texture_is_mapped_correctly(chromium: Any, tmp_path: Path) -> None:
     assert max(near(image, (0, 255, 0)), near(image, (255, 255, 0))) < 0.001 and tab.errors == []
 
 
+def asset_in_mode(chromium: Any, folder: Path, asset: bytes, mode: str) -> Tab:
+    """Return the report of a run with an asset, shown in a mode."""
+    run = example(folder / "run")
+    (run / "asset").mkdir()
+    (run / "asset" / "square.glb").write_bytes(asset)
+    (run / "asset" / "asset.json").write_text('{"files": {"square.glb": 1}}')
+    tab = Tab(chromium, write_report(run))
+    tab.drawn()
+    tab.page.get_by_role("button", name=mode).click()
+    return tab
+
+
 @pytest.mark.parametrize(
     ("bump", "colour"),
     [((0, 0, 1), (128, 128, 255)), ((0.6, 0, 0.8), (204, 128, 230)), ((0, 0.6, 0.8), (128, 204, 230))],
@@ -112,13 +124,7 @@ def test_texture_is_mapped_correctly(chromium: Any, tmp_path: Path) -> None:
 )
 def test_normal_map_is_applied(chromium: Any, tmp_path: Path, bump: tuple, colour: tuple) -> None:
     """On a square that faces the camera, red of the normal map points right and green points up."""
-    run = example(tmp_path / "run")
-    (run / "asset").mkdir()
-    (run / "asset" / "square.glb").write_bytes(asset_glb(bump))
-    (run / "asset" / "asset.json").write_text('{"files": {"square.glb": 1}}')
-    tab = Tab(chromium, write_report(run))
-    tab.drawn()
-    tab.page.get_by_role("button", name="Normals").click()
+    tab = asset_in_mode(chromium, tmp_path, asset_glb(bump), "Normals")
     for _ in range(20):  # the textures are loaded after the first frame
         if (fraction := near(tab.picture(), colour, 6)) > 0.1:
             break
@@ -126,13 +132,7 @@ def test_normal_map_is_applied(chromium: Any, tmp_path: Path, bump: tuple, colou
 
 
 def test_wires_are_visible_on_a_dark_model(chromium: Any, tmp_path: Path) -> None:
-    run = example(tmp_path / "run")
-    (run / "asset").mkdir()
-    (run / "asset" / "square.glb").write_bytes(asset_glb(grey=10))
-    (run / "asset" / "asset.json").write_text('{"files": {"square.glb": 1}}')
-    tab = Tab(chromium, write_report(run))
-    tab.drawn()
-    tab.page.get_by_role("button", name="Wireframe").click()
+    tab = asset_in_mode(chromium, tmp_path, asset_glb(grey=10), "Wireframe")
     for _ in range(5):  # the textures are loaded after the first frame
         tab.page.wait_for_timeout(500)
         height, width, _ = (image := tab.picture()).shape
@@ -143,10 +143,13 @@ def test_wires_are_visible_on_a_dark_model(chromium: Any, tmp_path: Path) -> Non
     assert 0.0005 < lines < 0.1 and np.median(inside) < 60
 
 
-def test_views_replace_a_broken_video(chromium: Any, tmp_path: Path) -> None:
+def test_views_replace_a_broken_video_and_an_unreadable_mesh_is_reported(chromium: Any, tmp_path: Path) -> None:
     run = example(tmp_path / "run")
     (run / "turntable.mp4").write_bytes(b"no video")
+    (run / "mesh.glb").write_bytes(b"no mesh")
     tab = Tab(chromium, write_report(run))
+    tab.page.wait_for_selector("#message:not([hidden])")
+    assert "GLB" in tab.page.text_content("#message") and not tab.page.is_visible("#view") and tab.errors == []
     tab.until("!document.querySelector('#frames').hidden")
     size, colours = tab.page.evaluate(
         "(() => { const c = document.querySelector('#frames'); const p = c.getContext('2d');"
@@ -154,14 +157,6 @@ def test_views_replace_a_broken_video(chromium: Any, tmp_path: Path) -> None:
     )
     assert size == [32, 32] and colours > 2
     assert not tab.page.is_visible("#film")
-
-
-def test_unreadable_mesh_is_reported(chromium: Any, tmp_path: Path) -> None:
-    run = example(tmp_path / "run")
-    (run / "mesh.glb").write_bytes(b"no mesh")
-    tab = Tab(chromium, write_report(run))
-    tab.page.wait_for_selector("#message:not([hidden])")
-    assert "GLB" in tab.page.text_content("#message") and not tab.page.is_visible("#view") and tab.errors == []
 
 
 def test_missing_webgl_or_javascript_is_reported(chromium: Any, tmp_path: Path) -> None:

@@ -6,16 +6,22 @@ import os
 import re
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from rich.filesize import decimal
 
-from tests.support.errors import refused
-from tests.support.example_run import SHOWN, Page, asset_glb, decoded, example, make_page
+from tests.support.errors import full_disk, refused
+from tests.support.example_run import CONFIG, SHOWN, SUMMARY, Page, asset_glb, decoded, example, make_page
 from threedgen import cli
+from threedgen.run.text import visible
 from threedgen.viewer import page as pages
+from threedgen.viewer import report as reports
 from threedgen.viewer.page import SCRIPTS
-from threedgen.viewer.report import PAGE, write_report
+from threedgen.viewer.record import Record, Summary
+from threedgen.viewer.report import PAGE, plot, report, write_report
 
 TOP_NAME = re.compile(r"^(?:(?:async )?function|const|let|class) (\w+)", re.MULTILINE)
 
@@ -97,12 +103,6 @@ def test_invalid_asset_manifest_falls_back_to_the_mesh(tmp_path: Path, changes: 
     page = make_page(run)
     assert page.decoded("mesh") == (run / "mesh.glb").read_bytes() and page.by_id("mesh")["download"] == "mesh.glb"
     assert "Textures <b>" not in body(page)
-
-
-def test_page_is_deterministic(tmp_path: Path) -> None:
-    run = example(tmp_path / "run")
-    assert write_report(run).read_bytes() == write_report(run).read_bytes()
-    assert not list(run.rglob("*.tmp"))
 
 
 def test_page_sends_no_requests_and_policy_allows_only_our_scripts(tmp_path: Path) -> None:
@@ -200,8 +200,11 @@ def test_metrics_without_a_number_are_skipped(tmp_path: Path) -> None:
     assert labels == ["Loss: 5 at step 3, 4 at step 6"]
 
 
-def test_scripts_of_a_page_share_no_top_level_name() -> None:
+def test_scripts_of_a_page_share_no_top_level_name_and_contain_no_closing_tag() -> None:
     """The page concatenates them into one script, where a second definition would replace the first."""
+    for name in (*SCRIPTS, "gallery.js", "page.css"):
+        text = (pages.ASSETS / name).read_text(encoding="utf-8")
+        assert "</" not in text and text.isascii(), name
     names = [name for script in SCRIPTS for name in TOP_NAME.findall((pages.ASSETS / script).read_text("utf-8"))]
     assert len(names) > 20 and not {name for name in names if names.count(name) > 1}
 
@@ -212,7 +215,8 @@ def test_report_rewrites_only_the_page(tmp_path: Path, capsys: pytest.CaptureFix
     assert cli.main(["--config", "report.yaml", f"run={run}"]) == 0
     assert capsys.readouterr().out == f"{run / PAGE}\n"
     after = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    assert after.pop(run / PAGE).startswith(b"<!doctype html>") and after == before
+    page = after.pop(run / PAGE)
+    assert page.startswith(b"<!doctype html>") and after == before and write_report(run).read_bytes() == page
 
 
 @pytest.mark.parametrize(
@@ -237,18 +241,84 @@ def test_full_disk_keeps_the_old_page(tmp_path: Path, monkeypatch, capsys) -> No
     run = example(tmp_path / "run")
     before = write_report(run).read_bytes()
     (run / "mesh.glb").unlink()
-
-    def full(descriptor: int) -> None:
-        raise OSError(28, os.strerror(28))
-
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full_disk)
     assert cli.main(["--config", "report", f"run={run}"]) == 3
     error = capsys.readouterr().err
     assert PAGE in error and os.strerror(28) in error
     assert (run / PAGE).read_bytes() == before and not list(run.glob("*.tmp"))
 
 
-def test_scripts_and_styles_contain_no_closing_tag() -> None:
-    for name in (*SCRIPTS, "gallery.js", "page.css"):
-        text = (pages.ASSETS / name).read_text(encoding="utf-8")
-        assert "</" not in text and text.isascii(), name
+HOSTILE = [
+    "</script><script>alert(1)</script>",
+    "</style></title></textarea><img src=x onerror=alert(1)>",
+    "\"' onmouseover='alert(1)",
+    "{{ 7 * 7 }} {% raw %} ${7*7} `x`",
+    "<!-- --> <![CDATA[ ]]> &lt;b&gt; &amp; &#60;",
+    "🐶🎩 👩‍🚀 ひつじ שלום \u202eevil",
+    "two\nlines\r\nand\rmore\ttabs \x00\x07\x1b[31mred\x7f\x85\u2028",
+    "a red dog and " * 800,
+]
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers(-(10**400), 10**400) | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_text_from_any_source_is_escaped(tmp_path: Path, text: str) -> None:
+    """The page of a hostile run has the same tags as that of a harmless one."""
+
+    def page_with(name: str, text: str) -> Page:
+        environment = {"versions": {text: text}, "cpu": text, "platform": text}
+        summary = {"notes": [text], "reason": text, "status": "failed", "seconds_of": {text: 1.0}}
+        weights = {"prior": {"name": text, "weights": text}}
+        return make_page(example(tmp_path / name, summary | {"environment": environment}, prompt=text, **weights))
+
+    harmless, page = page_with("harmless", "a blue dog"), page_with("hostile", text)
+    assert page.tags == harmless.tags
+    names = [(tag, sorted(given)) for tag, given in page.attributes if tag != "h1"]
+    assert names == [(tag, sorted(given)) for tag, given in harmless.attributes if tag != "h1"]
+    assert page.texts["h1"] == [visible(text)]
+    assert visible(text) in page.texts["li"] and visible(text) in page.texts["dd"]
+    assert page.texts["script"] == harmless.texts["script"]
+
+
+@settings(max_examples=200)
+@given(st.text(alphabet="<>/&'\"{}%#!-=;` \n\r\t\x00\x1b\x85\u2028\u202e🐶abscript", max_size=40))
+def test_any_prompt_is_shown_unchanged(text: str) -> None:
+    page = Page(report(Record(Path("nowhere"), CONFIG | {"prompt": text}, Summary.model_validate(SUMMARY))))
+    assert page.texts["h1"] == [visible(text or "(no prompt)")]
+    assert page.tags == Page(report(Record(Path("nowhere"), CONFIG, Summary.model_validate(SUMMARY)))).tags
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names that Windows forbids")
+def test_file_names_are_escaped(tmp_path: Path) -> None:
+    run = example(tmp_path / "run")
+    names = ['<img src=x onerror="x">', "a?b#c d%20.txt", "http:x", "ひつじ.png", os.fsdecode(b"stray\xff.txt")]
+    for name in names:
+        (run / name).write_text("x")
+    page = make_page(run)
+    links = [given["href"] for tag, given in page.attributes if tag == "a"]
+    for name in names:
+        text = visible(name)
+        assert text in page.texts["a"]
+        address = links[page.texts["a"].index(text)]
+        assert address.startswith("./") and re.fullmatch(r"[\w./%~-]+", address)
+        assert unquote_to_bytes(address[2:]) == os.fsencode(name)
+
+
+@settings(max_examples=100)
+@given(st.sampled_from(sorted(CONFIG)), ANYTHING)
+def test_config_values_of_any_type_are_tolerated(option: str, value: Any) -> None:
+    record = Record(Path("nowhere"), CONFIG | {option: value}, Summary.model_validate(SUMMARY))
+    assert Page(report(record)).texts["h1"]
+
+
+def test_plot_shows_the_logged_values() -> None:
+    svg = str(plot("x", [(0, 1.0), (50, 3.0), (100, 2.0)], (-100, 100), False))
+    (line,) = re.findall(r'class="line" d="M([^"]*)', svg)
+    (x0, y0), (x1, y1), (x2, y2) = (map(float, pair.split(",")) for pair in line.split())
+    assert x1 - x0 == pytest.approx(x2 - x1, abs=0.2) and y1 < y2 < y0
+    assert x0 == pytest.approx((reports.LEFT + x2) / 2, abs=0.2)  # the axis starts before the first value
+    assert (y0 - y2) == pytest.approx((y0 - y1) / 2, abs=0.2)

@@ -105,6 +105,12 @@ def test_textures_and_node_transforms_are_read() -> None:
     assert part["uvs"][:2] == [0.25, 0.25] and part["colours"] is None
     assert (min(part["positions"][0::3]), max(part["positions"][0::3])) == (0, 2)
     assert part["normals"][:3] == pytest.approx([1, 0, 0])  # normal of the +x face, despite the mirror
+    (part,) = read_glb(asset_glb())["parts"]  # of an exported asset: tangents and three textures
+    assert [part[key] for key in ("baseColour", "normalMap", "occlusion")] == [
+        {"index": k, "amount": 1} for k in range(3)
+    ]
+    assert len(part["tangents"]) // 4 == len(part["normals"]) // 3 == len(part["uvs"]) // 2
+    assert {abs(sign) for sign in part["tangents"][3::4]} == {1}
 
 
 @node
@@ -112,16 +118,6 @@ def test_mesh_far_from_the_origin_is_uploaded_without_rounding() -> None:
     code = (ASSETS / "scene.js").read_text(encoding="utf-8") + UPLOAD
     near, far = (run("glb.js", code, box_glb(translation=place)) for place in ([0, 0, 0], [5e5, 80, -5e6]))
     np.testing.assert_allclose(far, near, atol=1e-6)
-
-
-@node
-def test_exported_asset_has_tangents_and_three_textures() -> None:
-    (part,) = read_glb(asset_glb())["parts"]
-    assert [part[key] for key in ("baseColour", "normalMap", "occlusion")] == [
-        {"index": k, "amount": 1} for k in range(3)
-    ]
-    assert len(part["tangents"]) // 4 == len(part["normals"]) // 3 == len(part["uvs"]) // 2
-    assert {abs(sign) for sign in part["tangents"][3::4]} == {1}
 
 
 @node
@@ -167,13 +163,9 @@ def test_corner_rays_match_our_cameras(yaw: float, pitch: float) -> None:
 
 
 @node
-def test_rays_map_to_image_coordinates() -> None:
+def test_views_are_clamped_to_the_image() -> None:
     found = evaluate("[[0, 0, 1], [1, 0, 0], [0, Math.tan(0.8), 1]].map((ray) => rayToUv(ray, 0.8))")
     np.testing.assert_allclose(found, [[0.5, 0.5], [0.75, 0.5], [0.5, 0]], atol=1e-9)
-
-
-@node
-def test_views_are_clamped_to_the_image() -> None:
     max_elevation = 0.74
     for yaw, pitch, fov in [(0, 0, 1.1), (1, 9, 1.1), (2, -9, 0.4), (0, 0.3, 9), (0, 0, 0)]:
         view = evaluate(f"clampView({{ yaw: {yaw}, pitch: {pitch}, fov: {fov} }}, {max_elevation})")

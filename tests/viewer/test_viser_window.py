@@ -147,7 +147,7 @@ def test_foreign_requests_are_forbidden(window: ViserWindow, headers: dict[str, 
 
 
 @pytest.mark.parametrize("port", [0, 65_535])
-def test_port_in_use_is_avoided(port: int) -> None:
+def test_port_in_use_is_avoided_and_an_unprotected_server_refused(port: int, monkeypatch) -> None:
     with socket.socket() as other:
         other.bind((HOST, port))
         other.listen()
@@ -155,9 +155,6 @@ def test_port_in_use_is_avoided(port: int) -> None:
         window = ViserWindow(PROMPT, port, orbit(1, 0.25, 2.6, 0.7, 8, 8))
         window.close()
     assert urlsplit(window.url).port != port
-
-
-def test_unprotected_viser_server_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(viser_window, "_LocalServer", lambda *args, **options: None)
     with pytest.raises(RuntimeError, match=viser.__version__):
         ViserWindow("a dog", 0, orbit(1, 0.25, 2.6, 0.7, 8, 8))

@@ -14,17 +14,11 @@ VARIANTS = ("field.name=ngp distillation.name=sds", "field.name=gaussians distil
 
 def config(tmp_path: Path, probe_file: str, **changes: Any) -> Compare3DConfig:
     values = {
-        "task": "compare-3d",
-        "out": str(tmp_path / "run"),
-        "probe": {"weights": probe_file},
+        "task": "compare-3d", "out": str(tmp_path / "run"), "probe": {"weights": probe_file},
         "config": str(tiny_generate(tmp_path / "config")),
-        "overrides": ("warm_start.share=0", "refine.strengths=[]", "prompt_check=off"),
-        "variants": VARIANTS,
-        "prompts": 2,
-        "steps": 3,
-        "seconds": 1e-6,
-        "threads": 1,
-    }
+        "overrides": ("warm_start.share=0", "refine.strengths=[]", "prompt_check=off"), "variants": VARIANTS,
+        "prompts": 2, "steps": 3, "seconds": 1e-6, "threads": 1,
+    }  # fmt: skip
     return Compare3DConfig.model_validate(values | changes)
 
 

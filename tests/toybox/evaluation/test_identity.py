@@ -27,23 +27,17 @@ from threedgen.toybox.evaluation.options import (
 SMALL = IdentityNetworkConfig(image_size=32, channels=(8, 8, 16, 16), width=8)
 
 
-def test_roc_of_a_few_pairs() -> None:
+def test_roc_similarity_and_contrastive_loss_of_a_few_pairs() -> None:
     found = roc(np.array([0.9, 0.8, 0.4]), np.array([0.5, 0.1]))
     assert found["area"] == pytest.approx(5 / 6)
     assert (found["threshold"], found["hits"], found["alarms"]) == (0.8, pytest.approx(2 / 3), 0.0)
     assert roc(np.array([0.5, 0.5]), np.array([0.5]))["area"] == 0.5, "ties count half"
     assert roc(np.array([1.0]), np.array([0.0]))["area"] == 1 and roc(np.array([0.0]), np.array([1.0]))["area"] == 0
-
-
-def test_pairs_and_similarity() -> None:
     vectors = torch.eye(4)[[0, 0, 1, 2, 3]]
     same, different = pairs(vectors, np.array([0, 0, 1, 2, 3]), np.array([5, 5, 5, 6, 6]))
     assert same.tolist() == [1.0] and len(different) == 3 and not different.any()
     a, b = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0], [1.0, 0.0]])
     assert similarity(a, b) == 0.5 and similarity(a, a) == 1
-
-
-def test_contrastive_loss_of_right_and_wrong_partners() -> None:
     loss, share = contrastive(torch.eye(3).repeat_interleave(2, 0), 0.1)
     assert share == 1 and loss < 1e-3
     loss, share = contrastive(torch.eye(3)[[0, 1, 1, 2, 2, 0]], 0.1)
@@ -61,17 +55,13 @@ def system() -> IdentitySystem:
     return IdentitySystem(TrainIdentityConfig.model_validate({"task": "train-identity", "network": SMALL}))
 
 
-def test_batch_depends_on_the_step_only() -> None:
-    one, other = system(), system()
-    one.batch(0)
-    batch = one.batch(3)
-    assert torch.equal(batch, other.batch(3)) and not torch.equal(batch, one.batch(4))
-    assert batch.shape == (8, 3, 32, 32)
-
-
 def test_training_lowers_the_loss() -> None:
+    """A batch depends on the step only."""
     learner = system()
     batch = learner.batch(0)
+    later = learner.batch(3)
+    assert torch.equal(later, system().batch(3)) and not torch.equal(later, learner.batch(4))
+    assert batch.shape == (8, 3, 32, 32)
     learner.batch = lambda step: batch  # type: ignore[method-assign]
     optimizer = learner.configure_optimizers()["optimizer"]
     optimizer.param_groups[0]["lr"] = 3e-3

@@ -96,18 +96,13 @@ def test_cases_are_held_out_different_and_repeatable() -> None:
     assert asset.noun == cases[0].spec.noun and asset.caption == cases[0].caption
     other = cases[0].build_truth(3, 1).primitives[0]
     assert not np.array_equal(asset.primitives[0].matrix, other.matrix)
-
-
-def test_spread_cases_use_every_noun_in_turn() -> None:
+    # spread cases use every noun in turn
     assert len({case.spec.noun for case in held_out_cases(30, 0, spread=True)}) == 30
     known = held_out_pairs()
     counts = Counter(case.spec.noun for case in held_out_cases(len(known) + 4, 0, spread=True))
     assert set(counts) == set(known) <= set(NOUNS) and max(counts.values()) <= 2
     with refused(None, 10**5):
         held_out_cases(10**5, 0)
-
-
-AROUND = np.deg2rad([0.0, 90.0, 180.0, 270.0])
 
 
 def sphere(size: int, bumps: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
@@ -127,28 +122,21 @@ def test_roughness_of_planes_and_spheres() -> None:
     rough = roughness(*sphere(64, 0.2))
     assert rough is not None and rough > 4 * smooth
     assert roughness(flat, np.zeros((2, 8, 8), bool)) is None
-
-
-def test_roughness_uses_foreground_pairs_only() -> None:
     normal = np.zeros((1, 4, 4, 3))
     normal[..., :2, 2] = normal[..., 2:, 0] = 1  # a right angle between columns 1 and 2
     left = np.zeros((1, 4, 4), bool)
     left[..., :2] = True
-    assert roughness(normal, left) == 0
+    assert roughness(normal, left) == 0, "pairs of the foreground only"
     assert roughness(normal, np.ones((1, 4, 4), bool)) == pytest.approx(90 * 4 / 24)
 
 
-@pytest.fixture(scope="module")
-def probe() -> Probe:
-    return Probe.load("embedded")
-
-
-def test_blur_increases_the_distances(probe: Probe, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blur_increases_the_distances(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fidelity, "GROUPS", 2)
+    probe = Probe.load("embedded")
 
     def draw(seed: int) -> list[np.ndarray]:
         box = Toybox(seed)
-        return [render_orbit(box.asset(k), AROUND, 0.26, 64).rgb for k in range(24)]
+        return [render_orbit(box.asset(k), TURN, 0.26, 64).rgb for k in range(24)]
 
     truth, other = draw(1), draw(2)
     blurred = [ndimage.gaussian_filter(views, (0, 3, 3, 0)) for views in other]
@@ -165,7 +153,7 @@ def test_surface_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     towards the outline; its field is dense."""
     register(monkeypatch)
     view = load_run_field(ball_run(tmp_path / "run")).view
-    found = surface(view, orbit_array(0.2, AROUND, 2.6).astype(np.float32), np.deg2rad(40), 64, 64)
+    found = surface(view, orbit_array(0.2, TURN, 2.6).astype(np.float32), np.deg2rad(40), 64, 64)
     assert found is not None and not found[1]
     middle = np.deg2rad(40) / 64 * 2.6
     assert found[0] is not None and np.rad2deg(middle) < found[0] < 20

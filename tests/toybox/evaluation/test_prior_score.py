@@ -77,22 +77,15 @@ def test_view_use_and_open_prompts_are_reported(tmp_path: Path, probe_file: str,
     assert (out / "open.png").is_file()
 
 
-@pytest.mark.parametrize(
-    ("name", "key"),
-    [
-        ("evaluate-toybox-prior", "probe.weights"),
-        ("janus-meter", "meter.classifier.weights"),
+def test_missing_probe_and_too_few_objects_are_found_before_any_work() -> None:
+    for name, key in (
+        ("evaluate-toybox-prior", "probe.weights"), ("janus-meter", "meter.classifier.weights"),
         ("consistency", "features.weights"),
-    ],
-)
-def test_missing_probe_is_found_before_any_work(name: str, key: str) -> None:
-    with refused(key, "'none'", "train-toybox-probe"):
-        load(name, [f"{key}=none"]).check()
-    with refused(key):
-        load(name, [f"{key}={'x' * 300}"]).check()
-
-
-def test_view_use_needs_two_objects() -> None:
+    ):  # fmt: skip
+        with refused(key, "'none'", "train-toybox-probe"):
+            load(name, [f"{key}=none"]).check()
+        with refused(key):
+            load(name, [f"{key}={'x' * 300}"]).check()
     with refused(None, "view_use 1"):
         load("evaluate-toybox-prior", ["view_use=1"])
     assert load("evaluate-toybox-prior", ["view_use=0"]).view_use == 0

@@ -41,15 +41,17 @@ def truth_of(spec: Spec, degrees: list[float]) -> Truth:
     return image_truth([asset], render.label, np.deg2rad(degrees), LABELS)
 
 
-# --- labels ------------------------------------------------------------------------------------------------------
-
-
-def test_labels_have_every_part_in_its_colour() -> None:
+def test_labels_have_every_part_in_its_colour_and_specs_every_accessory() -> None:
     for word, noun in NOUNS.items():
         for k, part in enumerate(noun.parts + noun.wears):
             asset = asset_of(Spec(word, "red", "", part, "blue"), k)
             assert word_colours(asset, LABELS)[part] == LABELS.colours.index("blue"), (word, part)
             assert part in asset.labels, (word, part)
+    specs = [ProbeToybox(1).spec(k)[0] for k in range(1500)]
+    worn = [spec for spec in specs if spec.part in ACCESSORIES]
+    assert {spec.part for spec in worn} == set(ACCESSORIES) and 0.2 < len(worn) / len(specs) < 0.5
+    assert {spec.noun for spec in specs} == set(NOUNS)
+    assert any(held_out(spec) for spec in specs) and not all(held_out(spec) for spec in specs if spec.part)
 
 
 def test_labels_depend_on_the_view() -> None:
@@ -63,7 +65,7 @@ def test_labels_depend_on_the_view() -> None:
     assert truth.front.all() and truth.azimuth.tolist() == pytest.approx([0, math.pi])
 
 
-def test_loss_ignores_unspecified_labels() -> None:
+def test_loss_ignores_unspecified_labels_and_colours() -> None:
     truth = truth_of(Spec("ball"), [30])
     assert truth.colour.tolist() == [UNKNOWN_LABEL] and not truth.front.any()
     flat = Logits(*(torch.zeros(1, *shape) for shape in ((76,), (12,), (1,), (1, 12), (4,), (2,))))
@@ -73,23 +75,9 @@ def test_loss_ignores_unspecified_labels() -> None:
     )
     assert metrics["loss_colour"] == metrics["loss_side"] == metrics["loss_heading"] == 0
     assert metrics["loss_noun"] == pytest.approx(math.log(76), rel=1e-5)
-
-
-def test_nearest_colour_is_open_between_two_names() -> None:
     assert LABELS.colours[nearest_colour(np.array([0.9, 0.1, 0.05]))] == "red"
     red, orange = np.array([0.85, 0.10, 0.10]), np.array([0.98, 0.50, 0.05])
-    assert nearest_colour((red + orange) / 2) == UNKNOWN_LABEL
-
-
-def test_training_specs_have_every_accessory_and_held_out_combinations() -> None:
-    specs = [ProbeToybox(1).spec(k)[0] for k in range(1500)]
-    worn = [spec for spec in specs if spec.part in ACCESSORIES]
-    assert {spec.part for spec in worn} == set(ACCESSORIES) and 0.2 < len(worn) / len(specs) < 0.5
-    assert {spec.noun for spec in specs} == set(NOUNS)
-    assert any(held_out(spec) for spec in specs) and not all(held_out(spec) for spec in specs if spec.part)
-
-
-# --- network -----------------------------------------------------------------------------------------------------
+    assert nearest_colour((red + orange) / 2) == UNKNOWN_LABEL  # between two names
 
 
 def test_classify_takes_images_of_any_size_and_changes_no_weights() -> None:
@@ -162,9 +150,6 @@ def test_augmentation_is_repeatable_and_never_mirrors() -> None:
     assert (y[..., :16].mean((1, 2, 3)) > y[..., 16:].mean((1, 2, 3)) + 0.2).all()
 
 
-# --- files -------------------------------------------------------------------------------------------------------
-
-
 def test_saved_probe_gives_the_same_answers(tmp_path: Path) -> None:
     probe, images = tiny_probe(), torch.rand(2, 32, 32, 3)
     probe.threshold = 0.25
@@ -202,9 +187,6 @@ def test_missing_and_damaged_probes_are_refused(tmp_path: Path, monkeypatch: pyt
     load(str(path), path.with_suffix(".json"))
 
 
-# --- the task ----------------------------------------------------------------------------------------------------
-
-
 def config(out: Path, steps: int) -> TrainProbeConfig:
     small = {"learning_rate": 1e-3}
     trainer = {"max_steps": steps, "accelerator": "cpu", "val_check_interval": 0, "log_every_n_steps": 1}
@@ -240,6 +222,15 @@ def test_run_without_checkpoint_resumes_from_the_initial_weights(tmp_path: Path)
     options = options.model_copy(update={"start": str(tmp_path), "training": still})
     assert training.run_probe(options, resume=tmp_path / "run", quiet=True) == 0
     assert torch.allclose(Probe.load(str(tmp_path / "run" / "probe")).there, tiny_probe(5).there, atol=1e-3)
+    Probe(LABELS, ProbeNetworkConfig(image_size=32, channels=(8, 16, 16, 24))).save(
+        tmp_path / "toybox-probe.safetensors"
+    )
+    system = training.ProbeSystem(options)
+    with refused("start"):
+        system.start()
+    (tmp_path / "toybox-probe.safetensors").unlink()
+    with refused("start", tmp_path):
+        system.start()
 
 
 @pytest.mark.usefixtures("small_blocks")
@@ -252,17 +243,3 @@ def test_batches_reuse_blocks_with_their_labels() -> None:
     _, images, expected = labelled(ProbeToybox(0), [10, 11], 32, 2, LABELS)
     assert torch.equal(newest.noun[:4], expected.noun) and torch.equal(newest.azimuth[:4], expected.azimuth)
     assert torch.allclose(fresh[:4].permute(0, 2, 3, 1), torch.from_numpy(images), atol=0.5 / 255 + 1e-6)
-
-
-def test_training_starts_from_another_probe(tmp_path: Path) -> None:
-    tiny_probe(5).save(tmp_path / "toybox-probe.safetensors")
-    system = training.ProbeSystem(config(tmp_path / "run", 1).model_copy(update={"start": str(tmp_path)}))
-    system.start()
-    assert torch.allclose(system.net.there, tiny_probe(5).there, atol=1e-3)
-    other = ProbeNetworkConfig(image_size=32, channels=(8, 16, 16, 24))
-    Probe(LABELS, other).save(tmp_path / "toybox-probe.safetensors")
-    with refused("start"):
-        system.start()
-    (tmp_path / "toybox-probe.safetensors").unlink()
-    with refused("start", tmp_path):
-        system.start()

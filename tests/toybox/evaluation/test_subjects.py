@@ -15,19 +15,17 @@ from threedgen.toybox.evaluation.options import IdentityNetworkConfig
 from threedgen.toybox.evaluation.subject_report import compare, mean_difference, table
 
 
-def test_mean_difference_has_an_interval() -> None:
+def test_compare_rows_of_known_values() -> None:
+    """A mean difference has an interval."""
     mean, low, high = mean_difference([0.1, 0.3, 0.2, 0.4])
     assert mean == pytest.approx(0.25) and 0.1 <= low < mean < high <= 0.4
     assert mean_difference([0.1, 0.3, 0.2, 0.4]) == (mean, low, high)
     assert mean_difference([0.5]) == (0.5, 0.5, 0.5)
 
+    def found(identity: list[float], scores: list[float], order: list[bool | None]) -> dict:
+        answers = [{"noun": True, "colour": None, "bound": None, "order": o} for o in order]
+        return {"identity": identity, "scores": scores, "answers": answers, "held_out": scores, "seconds": 5.0}
 
-def found(identity: list[float], scores: list[float], order: list[bool | None]) -> dict:
-    answers = [{"noun": True, "colour": None, "bound": None, "order": o} for o in order]
-    return {"identity": identity, "scores": scores, "answers": answers, "held_out": scores, "seconds": 5.0}
-
-
-def test_compare_rows_of_known_values() -> None:
     rows = []
     for k in (0.0, 0.2):
         base, tuned = found([0.1, 0.3], [0.5, 0.7], [True, None]), found([0.6 + k, 0.6 + k], [1.0, 1.0], [True, False])
@@ -97,12 +95,7 @@ def test_subjects_are_tuned_measured_and_not_repeated(place: Path, monkeypatch: 
         cli.main(words)
 
 
-@pytest.mark.parametrize(
-    ("words", "values"),
-    [
-        (["config=sample-toybox"], ("config: ", "mvdreambooth")),
-        (["identity.weights=none"], ("identity.weights: ", "'none'")),
-    ],
-)
-def test_mistakes_are_named_by_key(place: Path, refuses, words: list[str], values: tuple[str, ...]) -> None:
-    refuses(["--config", "evaluate.yaml", "out=run", *words], *values)
+def test_mistakes_are_named_by_key(place: Path, refuses) -> None:
+    words = ["--config", "evaluate.yaml", "out=run"]
+    refuses([*words, "config=sample-toybox"], "config: ", "mvdreambooth")
+    refuses([*words, "identity.weights=none"], "identity.weights: ", "'none'")

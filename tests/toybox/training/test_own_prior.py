@@ -61,11 +61,6 @@ def test_rendered_assets_are_reused(tmp_path: Path) -> None:
     assert_same(weights(tmp_path / "other"), weights(done()))
 
 
-def logged(run: Path) -> list[float]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [line["loss_2d" if "loss_2d" in line else "loss_3d"] for line in lines]
-
-
 # bf16 rounds differently in batches of another size
 FP32_LAUNCHER = """
 from threedgen.__main__ import main
@@ -83,7 +78,8 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     (tmp_path / "launch_fp32.py").write_text(FP32_LAUNCHER)
     words = [sys.executable, "launch_fp32.py", *own_command(tmp_path, *several)]
     subprocess.run(words, cwd=tmp_path, check=True, stdout=subprocess.DEVNULL)
-    one, two = (logged(run) for run in (done(), tmp_path / "run"))
+    logs = ((run / "metrics.jsonl").read_text().splitlines() for run in (done(), tmp_path / "run"))
+    one, two = ([line.get("loss_2d", line.get("loss_3d")) for line in map(json.loads, lines)] for lines in logs)
     assert len(one) == 6 and two == pytest.approx(one, rel=1e-3)
 
 
@@ -93,11 +89,8 @@ def test_2d_model_gets_a_camera_branch_without_effect(tmp_path: Path) -> None:
     words = [f"prior.weights={tmp_path / 'flat'}", "training.gradient_checkpointing=true", "prior.dtype=fp32"]
     found = task.load_own_start(load("train-own-prior", words))
     assert found.unet.class_embedding is not None and found.unet.is_gradient_checkpointing
-    x, t, text = (
-        torch.randn(2, *found.latent_shape, generator=cpu()),
-        torch.full((2,), 500),
-        found.encode_prompt(["a"] * 2),
-    )
+    x, t = torch.randn(2, *found.latent_shape, generator=cpu()), torch.full((2,), 500)
+    text = found.encode_prompt(["a"] * 2)
     before = LatentDiffusion.load(str(tmp_path / "flat"), dtype="fp32")
     with torch.no_grad():
         seen = found.predict(x, t, text, torch.randn(2, 16, generator=cpu()))

@@ -176,6 +176,7 @@ def test_two_processes_train_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_processes_that_cannot_share_the_objects_equally_are_refused(tmp_path: Path, monkeypatch: Any) -> None:
     prior = tiny_prior()
     system = PriorSystem(load_prior_config(tmp_path, "training.batch=8"), prior, *caches(tmp_path, prior.vae))
+    assert [objects_of(*counts) for counts in ((1, 6), (6, 6), (7, 6), (8, 1))] == [1, 1, 2, 8], "rounded up"
     monkeypatch.setattr(PriorSystem, "process", (0, 4))
     system.setup("fit")
     for count in (3, 8):  # of 4 objects with two views each
@@ -205,37 +206,22 @@ def test_small_parts_of_views_have_larger_loss_weights(tmp_path: Path) -> None:
         assert batch.weights.max() > 1.5 * batch.weights.min()
 
 
-@pytest.mark.parametrize(("images", "n_view", "objects"), [(1, 6, 1), (6, 6, 1), (7, 6, 2), (8, 1, 8)])
-def test_images_are_rounded_up_to_whole_objects(images: int, n_view: int, objects: int) -> None:
-    assert objects_of(images, n_view) == objects
-
-
-@pytest.mark.parametrize("companions", [0.0, 0.5])
-def test_training_with_companions_makes_a_prior_that_completes_views(tmp_path: Path, companions: float) -> None:
+def test_training_with_companions_makes_a_prior_that_completes_views(tmp_path: Path) -> None:
     prior = tiny_prior()
-    PriorSystem(load_prior_config(tmp_path, f"training.view_noise.companions={companions}"), prior)
-    assert prior.completes_views == (companions > 0)
+    for companions in (0.0, 0.5):
+        PriorSystem(load_prior_config(tmp_path, f"training.view_noise.companions={companions}"), prior)
+        assert prior.completes_views == (companions > 0)
 
 
 def network(widths: tuple[int, int] = (8, 16)) -> Any:
     """Build a UNet with the parts of the toybox's: attention in one level, a pooled caption, scale and shift."""
     torch.manual_seed(0)
     return UNet2DConditionModel(
-        sample_size=8,
-        in_channels=4,
-        out_channels=4,
-        layers_per_block=1,
-        block_out_channels=widths,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        attention_head_dim=(1, 2),
-        cross_attention_dim=12,
-        norm_num_groups=4,
-        addition_embed_type="text",
-        addition_embed_type_num_heads=2,
-        resnet_time_scale_shift="scale_shift",
-        use_linear_projection=True,
-    )
+        sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=widths,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=(1, 2), cross_attention_dim=12, norm_num_groups=4, addition_embed_type="text",
+        addition_embed_type_num_heads=2, resnet_time_scale_shift="scale_shift", use_linear_projection=True,
+    )  # fmt: skip
 
 
 def output(unet: Any) -> torch.Tensor:
