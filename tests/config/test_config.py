@@ -142,6 +142,8 @@ def test_overrides_are_typed_by_their_field(toy: Path) -> None:  # noqa: F811
         ("mode=exakt", ["mode: ", "fast | exact", "'exact'?", "'exakt'"]),
         ("trainer.devices=x", ["trainer.devices: ", "auto | whole number >= 1", "'x'"]),
         ("trainer.gradient_clip_val=.inf", ["trainer.gradient_clip_val: ", "number | null > 0"]),
+        ("trainer.max_steps=1.5", ["trainer.max_steps: ", "whole number", "(got 1.5)"]),
+        ("lambdas.orient=x", ["lambdas.orient: ", "number", "'x'"]),
         ("seed=true", ["seed: ", "whole number", "(got True)"]),
         ("elevation=[1]", ["elevation: ", "list of 2: number", "(got [1])"]),
         ("elevation=[2, 1]", ["elevation should rise"]),

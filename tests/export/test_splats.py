@@ -146,9 +146,14 @@ def test_ply_has_the_properties_of_3d_gaussian_splatting(field: Gaussians, tmp_p
     np.testing.assert_allclose(np.stack([table[k] for k in "xyz"]), np.stack([-y, -z, x]), rtol=1e-6)
     np.testing.assert_allclose(table["opacity"], field.opacity_logits.detach().numpy(), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(table["scale_1"], field.log_scales.detach().numpy()[:, 1], rtol=1e-5)
+    turned = Rotation.from_quat(np.stack([table[f"rot_{k}"] for k in (1, 2, 3, 0)], 1)).as_matrix()
+    rotations = Rotation.from_quat(splats.quaternions[:, [1, 2, 3, 0]]).as_matrix()
+    np.testing.assert_allclose(turned, PLY_AXES @ rotations, atol=1e-5)
     np.testing.assert_allclose(table["f_dc_2"], splats.harmonics[:, 0, 2], rtol=1e-6)
     if rest:  # coefficients of red first: -y, z, -x in the axes of the file
-        np.testing.assert_allclose(table["f_rest_1"], splats.harmonics[:, 3, 0] * -1, rtol=1e-5, atol=1e-6)
+        harmonics = np.stack([table[f"f_rest_{k}"] for k in range(9)], 1).reshape(30, 3, 3)
+        expected = splats.harmonics[:, [2, 3, 1]].transpose(0, 2, 1) * [1, -1, -1]
+        np.testing.assert_allclose(harmonics, expected, rtol=1e-5, atol=1e-6)
     assert len(trimesh.load(tmp_path / "gaussians.ply").vertices) == 30  # type: ignore[union-attr]
 
 

@@ -32,7 +32,10 @@ def is_refused(call: Any, *args: Any) -> bool:
 
 
 @MANY
-@given(st.sampled_from(KEYS), TREES.map(lambda tree: json.dumps(tree, default=str)) | st.text(max_size=50))
+@given(
+    st.sampled_from(KEYS) | st.text(max_size=30),
+    TREES.map(lambda tree: json.dumps(tree, default=str)) | st.text(max_size=50),
+)
 @example("background", json.dumps({"\U00010000": "\U00010000"}))  # JSON escapes it as a surrogate pair
 @example("background", json.dumps({"\ud800": "\ud800"}))
 def test_override_with_any_text(key: str, text: str) -> None:

@@ -114,6 +114,11 @@ def test_file_above_a_limit_is_refused(tmp_path: Path, name: str, monkeypatch: p
             read_mesh_file(tmp_path / name, "mesh", colours)
 
 
+def test_polygon_of_many_corners_is_accepted(tmp_path: Path) -> None:
+    (tmp_path / "a.obj").write_text(_polygon(5000))
+    assert len(read_mesh_file(tmp_path / "a.obj").submeshes[0].faces) == 4998
+
+
 @pytest.mark.parametrize(
     ("use", "count", "triangles"),
     [("indices", 3 * 1235, "1,235"), ("positions", 3 * 10**8, "100,000,000"), ("copies", 10**9, "1,000,000,000")],

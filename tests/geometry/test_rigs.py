@@ -120,6 +120,15 @@ def test_elevation_fills_the_range_unless_elevation_reference():
         assert degrees(rig_from_random_inputs(options, inputs, 4, 4).elevation[0]) == pytest.approx(top, abs=1e-3)
 
 
+def test_magic3d_light_is_within_60_degrees_of_the_camera():
+    options = MultiviewCameraConfig(n_view=1, light_sample_strategy="magic3d")
+    rig = sample_multiview(options, seeding.generator(5, 0, "cameras"), 0, n_groups=100)
+    cosine = torch.nn.functional.cosine_similarity(rig.light, rig.cameras.position)
+    assert 0.5 - 1e-4 < float(cosine.min()) < 0.6
+    above = (rig.light * rig.cameras.c2w[:, :3, 1]).sum(dim=-1) > 0
+    assert 0.3 < float(above.float().mean()) < 0.7
+
+
 def test_sample_multiview_widens_ranges_with_progressive_until():
     inputs = sample_random_inputs(MultiviewCameraConfig(), 2, seeding.generator(0, 0, "cameras"))
     assert float(rig_from_random_inputs(MultiviewCameraConfig(), inputs, 4, 4).azimuth.abs().max()) > 1

@@ -121,6 +121,10 @@ def test_a_step_with_a_nan_loss_is_skipped(tmp_path, run, undisturbed):
     assert lines(tmp_path, "step 7", "'reconstruction'")
     weights = latest(tmp_path / "checkpoints")[1]["state_dict"]
     assert all(torch.isfinite(value).all() for value in weights.values())
+    (stopped := tmp_path / "stopped").mkdir()
+    assert run.run(stopped, pause=0, seconds=0, nan=list(range(20, STEPS))) == 2
+    assert len(lines(stopped, "step 30", "'reconstruction'", "10")) == 1
+    assert latest(stopped / "checkpoints")[1]["global_step"] == 20
 
 
 def test_nan_weights_in_the_last_steps_fail_the_run(tmp_path, run, undisturbed):

@@ -193,7 +193,7 @@ def test_distances_of_equal_and_shifted_features_and_inception_score() -> None:
     state = torch.get_rng_state()
     assert kid(x, y, 2, 100) == kid(x, y, 2, 100)
     assert torch.equal(state, torch.get_rng_state())
-    """The score of a part is its number of images, as each image has its own class."""
+    # The score of a part is its number of images, as each image has its own class.
     assert inception_score(100 * np.eye(5), 4) == pytest.approx((1 + 1 + 1 + 2) / 4)
 
 

@@ -86,6 +86,7 @@ def test_obj_zip_has_mesh_material_and_textures() -> None:
         for name in meshes:
             lines = archive.read(name).decode().splitlines()
             assert [line for line in lines if line[:2] == "o "] == [f"o {name.removesuffix('.obj')}"]
+            assert {"mtllib ball.mtl", "usemtl ball"} <= {*lines}
 
 
 def test_usdz_is_read_by_pxr(tmp_path: object, capfd: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks.mesh_render import render
 from tests.support.ball_run import Ball
@@ -20,7 +21,8 @@ from threedgen.geometry.images import psnr
 from threedgen.geometry.raster import rasterise_uv
 from threedgen.geometry.rigs import orbit
 from threedgen.geometry.texture import fill
-from threedgen.representations.volume.options import MarchConfig
+from threedgen.representations.volume.options import MarchConfig, OccupancyConfig
+from threedgen.representations.volume.render import OccupancyGrid
 
 SIZE = 48
 GLOBE = globe(48, 24)
@@ -179,6 +181,12 @@ def test_field_renderer_returns_unlit_colours_and_opacity() -> None:
     assert 0.02 < (opacity > 0.95).mean() < 0.5 and opacity[:, 0, 0].max() < 0.01
     assert (np.abs(solid - [0.9975, 0.0025, 0.0025]).max(1) < 0.1).any(), "the red half"
     assert np.minimum(solid[:, 0], solid[:, 2]).max() < 0.6, "red and blue, not mixed with a background"
+    grid = OccupancyGrid(OccupancyConfig(resolution=16), 1.0, 0.03)
+    centres = (torch.stack(torch.meshgrid(*[torch.arange(16.0)] * 3, indexing="ij"), -1) + 0.5) / 8 - 1
+    near = Ball().density(centres).detach()[None]
+    grid.binary.copy_(torch.nn.functional.max_pool3d(near, 3, 1, 1)[0] > 1e-3)
+    assert grid.binary.float().mean() < 0.6
+    assert np.abs(field_renderer(Ball(), grid, MARCH)(spiral_cameras(3, 40))[1] - opacity).max() < 0.01
 
 
 def test_refinement_improves_the_psnr_and_is_skipped_for_empty_renders() -> None:

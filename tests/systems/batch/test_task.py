@@ -120,6 +120,13 @@ def test_wrong_prompts_are_skipped_and_reported(caplog, monkeypatch) -> None:
     assert command("configs=[good]", "seeds=[0]", "out=other") == 2 and not Path("other").exists()
 
 
+def test_prompt_files_of_text_editors_are_read() -> None:
+    for encoding in ("utf-8", "utf-8-sig", "utf-16", "cp1252"):
+        for end in ("\n", "\r\n", "\r"):
+            Path("prompts.txt").write_bytes(end.join(["a red café", "# a remark", "a blue dog"]).encode(encoding))
+            assert load("batch", ["prompts=prompts.txt"]).lines() == ["a red café", "a blue dog"]
+
+
 def test_job_can_be_pickled_and_its_key_depends_on_the_config_alone() -> None:
     Path("prompts.txt").write_text("a blue dog\n")
     one = plan(load("batch", ["prompts=prompts.txt", "configs=[sds-toybox]", "overrides=[trainer.max_steps=7]"]))

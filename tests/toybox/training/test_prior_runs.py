@@ -160,6 +160,10 @@ def test_run_stopped_in_every_stage_ends_the_same(tmp_path: Path) -> None:
     def killed_at(step: int, system: str) -> None:
         server().killed(tmp_path, words=words, hold_at=step, hold_in=system)
 
+    def signalled_at(step: int, system: str, number: int) -> int:  # saves at the signal only
+        seldom = [*words, "checkpoint.seconds=1000"]
+        return server().signalled(tmp_path, number, words=seldom, hold_at=step, hold_in=system)
+
     def killed_in(*functions: str) -> None:
         for function in functions:
             assert server().run(tmp_path, words=words, die_in=function) == -signal.SIGKILL, log(tmp_path)
@@ -167,8 +171,7 @@ def test_run_stopped_in_every_stage_ends_the_same(tmp_path: Path) -> None:
     killed_at(3, "Autoencoder")
     assert saved_at(run / "autoencoder")
     killed_in("threedgen.toybox.training.autoencoder.standardise")  # trained, but not yet written
-    code = server().signalled(tmp_path, signal.SIGINT, words=words, hold_at=2, hold_in="Decoder")
-    assert code == 130 and saved_at(run / "decoder")
+    assert signalled_at(2, "Decoder", signal.SIGINT) == 130 and saved_at(run / "decoder"), log(tmp_path)
     killed_in(
         "threedgen.toybox.training.text_encoder.build",  # written, but the next stage has not started
         "threedgen.data.latent_cache.encode",  # in the middle of its first step
@@ -178,8 +181,7 @@ def test_run_stopped_in_every_stage_ends_the_same(tmp_path: Path) -> None:
     assert saved_at(run / "words")
     killed_in("threedgen.run.cache.save_network", "threedgen.toybox.training.system.vocabulary_digest")
     assert not saved_at(run) and (run / "words" / "words.safetensors").exists()
-    killed_at(6, "Prior")
-    assert saved_at(run)
+    assert signalled_at(6, "Prior", signal.SIGTERM) == 143 and saved_at(run), log(tmp_path)
     shutil.rmtree(run / "latents")  # only a cache
     vae = run / "autoencoder" / "autoencoder.safetensors"
     vae.write_bytes(vae.read_bytes()[:-9])

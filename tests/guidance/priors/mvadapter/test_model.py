@@ -340,13 +340,14 @@ def test_fine_guider_acts_on_first_layer(config: Any) -> None:
     network = AdaptedUNet(tiny_base(**config), branches=("mv",))
     x, t, text = inputs(3, size=(4, 10))
     maps = control(3, 32, 80)
-    before = network(x, t, text, maps, 3)
+    before, plain = network(x, t, text, maps, 3), network(x, t, text, None, 3)
     network.add_fine_guider()
     assert network.fine is not None
     assert torch.equal(network(x, t, text, maps, 3), before)
     assert len(network.new_parts) == len(AdaptedUNet(tiny_base(**config), branches=("mv",), fine=True).new_parts)
     network.fine[-1].weight.data.fill_(0.01)
     assert (network(x, t, text, maps, 3) - before).abs().max() > 1e-4
+    assert torch.equal(network(x, t, text, None, 3), plain)
     assert not network.unet.conv_in._forward_hooks
     back = convert_adapter(network.adapter_state(), tiny_base(**config))
     torch.testing.assert_close(back(x, t, text, maps, 3), network(x, t, text, maps, 3))
