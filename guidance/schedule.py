@@ -83,7 +83,7 @@ class Schedule:
         """
         kind = str(config.get("_class_name"))
         if kind.startswith(("EDM", "FlowMatch")) or "sigma_data" in config:
-            raise ValueError(f"the model is no epsilon or v model: _class_name={short(kind)}. Use other weights")
+            raise ValueError(f"the model predicts neither epsilon nor v: _class_name={short(kind)}. Use other weights")
         prediction = config.get("prediction_type", "epsilon")
         name, T = config.get("beta_schedule", "linear"), int(config.get("num_train_timesteps", 1000))
         if prediction not in ("epsilon", "v_prediction"):

@@ -163,7 +163,7 @@ class Identity(NamedTuple):
         else:
             parts = network_folders(path, required_parts)
             place, files = path, [f for part in parts for f in tensor_files(path / part)]
-            names = ["scheduler/scheduler_config.json", "tokenizer*/*", *(f"{part}/{CONFIG}" for part in parts)]
+            names = ["scheduler/scheduler_config.json", "tokenizer*/[!.]*", *(f"{part}/{CONFIG}" for part in parts)]
         configs = sorted(file for name in names for file in place.glob(name) if file.is_file())
         size = sum(file.stat().st_size for file in files)
         return cls(path, size, digest(path, files), digest(place, configs) if configs else "")

@@ -96,8 +96,8 @@ class TrainerConfig(Config):
 
     Three options differ from Lightning's:
 
-    - `precision` has only values with float32 weights, as averages and small updates need them, and without loss
-      scaling: on a device with bfloat16 instructions, networks compute in bfloat16 whatever the value.
+    - `precision` is 32-true or bf16-mixed: weights stay in float32. The task "generate" also has 16-mixed. Trainings
+      compute in bfloat16 on every device that has it.
     - `val_check_interval` is not passed on, because the callback `Validation` writes the validation images.
     - `deterministic` "warn" becomes False on a CUDA device. Some sums in the hash grid's Triton kernels have no fixed
       order there, so the run is not reproducible anyway, and other deterministic algorithms would only cost time. On a

@@ -164,7 +164,7 @@ class OwnPrior(PriorEvaluation[EvaluateOwnPriorConfig, AssetFeatures]):
         self.truth, self.other = map(self.rendered, (self.views, self.other_views))
 
     def rendered(self, views: AssetViews) -> Array:
-        # one asset after another, because the views of all assets may not fit into memory as floats
+        # one asset after another, because large views of all assets may not fit into memory as floats
         numbers, size = range(len(self.entries)), self.samples.shape[2]
         return np.stack([to_uint8(views.render_examples(range(k, k + 1), size).rgb) for k in numbers])
 

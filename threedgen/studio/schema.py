@@ -169,7 +169,8 @@ def check_prompt(prompt: str, config: Any) -> Words:
     typed, nouns = prompt_reader(vocabulary).suggest(prompt)
     complete = prompt[: len(prompt) - len(typed)]
     unknown, reading, used = dict(vocabulary.unknown(prompt)), vocabulary.read(complete), config.used_word(prompt)
-    received = vocabulary.split(reading.text)
+    received = set(vocabulary.split(reading.text))
+    received |= {"a", "an"} if received else set()  # an article changes with its noun
     words = [
         Word(
             word=word,

@@ -30,9 +30,9 @@ class AssetViews:
     Example i has `n_view` views, with caption and cameras, of the asset `entries[i % len(entries)]`. The stored views
     of an asset lie on rings of cameras. The views of an example are evenly spaced over the full turn of one random
     ring, counter-clockwise (seen from above) from a random first one. All have the same random grey as background.
-    `seed` determines the random choices. With `other` True, an example has other views than with False, halfway between
-    them or on the next ring, and another grey; on a single ring of fewer than 2 `n_view` views, some are the same. The
-    constructor raises ConfigError if `entries` is empty.
+    `seed` determines the random choices. With `other` True, an example has other views than with False, on the next
+    ring if there are several and halfway between them in azimuth, and another grey. On a single ring of fewer than 2
+    `n_view` views, some are the same. The constructor raises ConfigError if `entries` is empty.
     """
 
     def __init__(self, shards: Shards, entries: list[Entry], seed: int, n_view: int, other: bool = False) -> None:

@@ -75,7 +75,8 @@ class PosedFiles:
         """Remarks for the user: missing photos, and masks that are not read."""
         notes = [self.missing_note] if self.missing else []
         if self.masks:
-            notes.append(f"{self.source}: masks are not read: frames with mask_path={self.masks}. Save them as alpha.")
+            text = f"the masks of {self.masks} frames (mask_path) are not read. Save them as alpha"
+            notes.append(f"{self.source}: {text}.")
         return notes
 
     @property

@@ -301,10 +301,10 @@ class FolderSampler:
     def indices(self, request: Request) -> list[int]:
         """Return, for each target view of ``request``, its index among the views of the requested scene in the folder.
 
-        A view is found by its number in an SRN scene, and by its pose among photos. Raises ConfigError if the scene or
-        a view is missing, or if a view has another pose than requested: an entry of its pose matrix, in the world of
-        the files, differs by more than 0.001 max(1, d) (`SAME_POSE`), where d is the distance of the requested camera
-        from the origin.
+        A view is found by its number, and among photos by its pose if the number has another one. Raises ConfigError if
+        the scene or a view is missing, or if a view has another pose than requested: an entry of its pose matrix, in
+        the world of the files, differs by more than 0.001 max(1, d) (`SAME_POSE`), where d is the distance of the
+        requested camera from the origin.
         """
         if request.scene not in self.scenes:
             raise ConfigError(f"{self.folder / request.scene} is missing. The scenes to score include it.")
@@ -314,8 +314,9 @@ class FolderSampler:
         index, found = {number: k for k, number in enumerate(instance.numbers)}, list[int]()
         for number, requested in zip(request.numbers, request.target.c2w, strict=True):
             error = (own - requested).abs().amax((1, 2)) / max(1.0, float(requested[:3, 3].norm()))
-            # names of photos are often no numbers, so their numbers change if one is left out
-            k = int(error.argmin()) if isinstance(instance, PosedPhotos) else index.get(number)
+            k = index.get(number)
+            if isinstance(instance, PosedPhotos) and (k is None or error[k] > SAME_POSE):
+                k = int(error.argmin())  # numbers change with a left-out photo if the names are no numbers
             if k is None:
                 raise ConfigError(f"{instance.folder / 'rgb' / f'{number:06d}.png'} is missing. It is a target view.")
             if error[k] > SAME_POSE:

@@ -72,12 +72,12 @@ class JanusRates(Evaluation[M, Asset, Result]):
         key["weights"] = self.reader.meter.weights
         if config.truth.assets:
             folder = Path(config.truth.assets).expanduser()
-            files = [*folder.rglob("[!.]*"), *folder.parent.glob("[Tt]extures/*")]  # meshes, and what they name
+            files = {*folder.rglob("[!.]*"), *asset_files(folder), *folder.parent.glob("[Tt]extures/*")}
             stats = ((str(path), path.stat()) for path in sorted(files) if path.is_file())
             key["files"] = [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats]
 
         def measure() -> Json:
-            errors = MeterErrors(self.task)
+            errors = MeterErrors(self.task, self.reader.meter)
             return errors.rates(measure_all(errors)).plain()
 
         kept = cached_json(self.folder / "meter.json", measure, **key, seed=config.seed, version=VERSION)

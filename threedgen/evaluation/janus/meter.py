@@ -226,9 +226,9 @@ class MeterErrors(Evaluation[MeteredConfig, tuple[str, ColouredMesh, int], Known
 
     stage = "ground truth"
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Task, meter: Meter | None = None) -> None:
         super().__init__(task)
-        self.truth, self.meter = self.config.truth, Meter(self.config.meter)
+        self.truth, self.meter = self.config.truth, meter or Meter(self.config.meter)
         self.files, count = list[Path](), self.truth.objects
         if self.truth.assets is not None:
             self.files = asset_files(folder_of_assets(self.truth.assets, "truth.assets"))[:count]

@@ -12,7 +12,7 @@ import json
 import pickle
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -164,7 +164,8 @@ class Reader:
             return {"state": "empty" if isinstance(error, EmptyMesh) else "unreadable", "reason": str(error)}
         options = self.config.model_dump(mode="json", exclude={"threshold"})
         described = json.dumps([VERSION, options, self.meter.weights, self.prompts, prompt, fit])
-        key = hashlib.sha256(described.encode() + pickle.dumps(mesh)).hexdigest()  # with the textures of other files
+        content = pickle.dumps(replace(mesh, side_files=(), notes=()))  # with the textures, without paths
+        key = hashlib.sha256(described.encode() + content).hexdigest()
         found = read_json(kept)
         if found.get("key") != key or not kept.with_suffix(".png").is_file():
             reading = self.meter.classify(fit_to_ball(mesh) if fit else mesh, prompt)

@@ -185,8 +185,8 @@ class PreviewConfig(Config):
     steps: int = Field(30, ge=1, le=1000, description="DDIM steps from noise; fewer from a coarse prediction")
     guidance_scale: float = Field(5.0, ge=0, description="classifier-free guidance scale")
     elevation: float = Field(15.0, ge=-90, le=90, description="camera elevation, degrees")
-    distance: float = Field(2.6, gt=0, description="camera distance, also of views that refinement samples")
-    fov: float = Field(40.0, gt=0, lt=180, description="vertical field of view of these cameras, degrees")
+    distance: float = Field(2.6, gt=0, description="distance of preview and refinement cameras, world units")
+    fov: float = Field(40.0, gt=0, lt=180, description="field of view of preview and refinement cameras, degrees")
     azimuth: Azimuth | Annotated[tuple[Azimuth, ...], Field(min_length=2, max_length=64)] = Field(
         0.0, description="azimuth of the first view, or a list of that of each; degrees, 0 is the front"
     )

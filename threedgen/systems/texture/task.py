@@ -136,9 +136,8 @@ def texture_mesh(task: Task, source: meshes.SourceMesh, mesh: TexturedMesh, view
         made = texture_from_views(mesh, config.texture, at, images, views.blend, masks=masks, on_view=on_view)
     welded, faces, _ = weld(mesh.vertices, mesh.faces)
     volumes = np.bincount(pieces(faces, len(welded)), (area_vectors(welded, faces) * welded[faces[:, 0]]).sum(1))
-    double_sided = (
-        not topology(welded, faces).manifold or volumes.min() < 0
-    )  # a part with reversed faces has a volume < 0
+    # a part with reversed faces has a volume below 0
+    double_sided = not topology(welded, faces).manifold or volumes.min() < 0
     name, seen = Path(str(config.mesh)).stem, round(made.share, 4)
     extras = {"sides": list(views.names), "triangles": triangles, "texels_seen": seen}
     in_file = source.frame.for_file(mesh)
