@@ -54,13 +54,14 @@ def test_photos_are_scored_around_their_common_point(tmp_path: Path, colmap: boo
     assert radius == (pytest.approx(np.linalg.norm([2.9, 2.2, 0.7]), rel=1e-3) if colmap else None)
 
 
-def test_positions_in_map_coordinates_keep_their_precision(tmp_path: Path) -> None:
-    def move(tree: dict[str, Any]) -> None:
-        for frame in tree["frames"]:
-            for row, offset in zip(frame["transform_matrix"], (500_000.0, 5_300_000.0, 100.0), strict=False):
-                row[3] += offset
+def to_map_coordinates(tree: dict[str, Any]) -> None:
+    for frame in tree["frames"]:
+        for row, offset in zip(frame["transform_matrix"], (500_000.0, 5_300_000.0, 100.0), strict=False):
+            row[3] += offset
 
-    edit_transforms(write_transforms(tmp_path, photographs(12)), move)
+
+def test_positions_in_map_coordinates_keep_their_precision(tmp_path: Path) -> None:
+    edit_transforms(write_transforms(tmp_path, photographs(12)), to_map_coordinates)
     found = open_scene(tmp_path, options(tmp_path)).views.cameras.c2w
     assert torch.allclose(found, photographs(12).cameras.c2w, atol=1e-4)
 
@@ -75,13 +76,16 @@ def test_photos_are_targets_of_a_sampler_that_gets_one_of_them(tmp_path: Path) -
     assert rows["folder"]["psnr"] == rows["original"]["psnr"] and rows["folder"]["true_psnr"]["mean"] == 100
 
 
-def test_samples_of_photos_are_found_by_pose(tmp_path: Path) -> None:
+@pytest.mark.parametrize("in_map", [False, True])
+def test_samples_of_photos_are_found_by_pose(tmp_path: Path, in_map: bool) -> None:
     """The sampler's file lacks the given photo, so its order and the common point of its cameras differ."""
     views = shifted()
     turn = Rotation.from_rotvec(np.random.default_rng(0).normal(0, 0.05, (12, 3))).as_matrix()
     views.cameras.c2w[:, :3, :3] @= torch.from_numpy(turn).float()
-    write_transforms(tmp_path / "data" / "duck", views)
+    photos = write_transforms(tmp_path / "data" / "duck", views)
     ours = write_transforms(tmp_path / "ours" / "duck", views.select([11, *range(2), *range(3, 11)]))
+    for folder in (photos, ours) if in_map else ():
+        edit_transforms(folder, to_map_coordinates)
     config = PosedScenesConfig(path=str(tmp_path / "data"), condition=2)
     (scene,) = posed(config, None, 0)
     (images,) = FolderSampler(options(ours))([scene.request(0)])

@@ -310,7 +310,7 @@ class FolderSampler:
             raise ConfigError(f"{self.folder / request.scene} is missing. The scenes to score include it.")
         instance, origin = self.scenes[request.scene].views, self.scenes[request.scene].origin
         own = instance.cameras.c2w.clone()
-        own[:, :3, 3] += torch.tensor(origin) - torch.tensor(request.origin)
+        own[:, :3, 3] += torch.from_numpy(np.subtract(origin, request.origin)).float()  # float64 for map coordinates
         index, found = {number: k for k, number in enumerate(instance.numbers)}, list[int]()
         for number, requested in zip(request.numbers, request.target.c2w, strict=True):
             error = (own - requested).abs().amax((1, 2)) / max(1.0, float(requested[:3, 3].norm()))
