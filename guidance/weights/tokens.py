@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterable
+from collections.abc import Collection, Container, Iterable
 from itertools import count, takewhile
 from pathlib import Path
 from string import punctuation
 from typing import TYPE_CHECKING, Protocol
 
 from threedgen.config import ConfigError, registry
+from threedgen.config.errors import short
 from threedgen.config.plain_file import require_regular_file
-from threedgen.run.prompts import Reading, remove_words
+from threedgen.run.prompts import Reading, received_note, remove_words
 
 from .hub import CLIP_FILES, CLIP_REPOSITORY, clip_files
 from .loading import tokenizer_folder
@@ -202,6 +203,30 @@ def prompt_reader(vocabulary: Vocabulary | None) -> PromptReader:
     prompts are neither changed nor checked.
     """
     return registry.implementation("prompt-reader", "toybox")(vocabulary)
+
+
+def caption_notes(captions: Collection[str], vocabulary: Vocabulary | None) -> list[str]:
+    """Return warnings about captions of assets that a prior (diffusion model) does not read as they are written.
+
+    `vocabulary` is the closed vocabulary of the prior; None: the prior takes any text, and there are no warnings.
+    """
+    reader, unknown, changed = prompt_reader(vocabulary), list[str](), list[str]()
+    for caption in captions if vocabulary else ():
+        reading = reader.read(caption)
+        example = f"{short(caption)} as {short(reading.text)}"
+        try:
+            reader.check(caption)
+        except ConfigError:
+            unknown.append(example)
+        else:
+            changed += [example] if received_note(caption, reading) else []
+    problems = {"name no object that this prior knows": unknown, "have words that this prior does not know": changed}
+    return [
+        f"{len(found)} of {len(captions)} captions {problem}: it reads {', '.join(found[:3])}. "
+        "Use words that it knows, or a prior that takes any text"
+        for problem, found in problems.items()
+        if found
+    ]
 
 
 def closed_vocabulary(backend: Tokenizer | None, added: Iterable[str] = ()) -> Vocabulary | None:

@@ -141,6 +141,7 @@ class OwnPrior(PriorEvaluation[EvaluateOwnPriorConfig, AssetFeatures]):
     def __init__(self, task: Task) -> None:
         super().__init__(task)
         config = self.config
+        task.log_notes()
         shards = Shards(config.rendered) if config.rendered else render(config, self.folder, task.quiet)
         self.entries = shards.entries[: config.count]
         self.features: FeatureNetwork = registry.build("features", config.features)

@@ -111,6 +111,11 @@ class Task:
             if files.configs:  # a key of its own: checkpoints of earlier versions lack it
                 self.weights[f"{section}{key} (configs)"] = files.configs
 
+    def log_notes(self) -> None:
+        """Log the notes of the config, which --dry-run prints too, as warnings."""
+        for note in self.config.without_unused_sections().notes() if is_rank_zero() else ():
+            logger.warning("%s", note)
+
     def fit(
         self,
         system: System,

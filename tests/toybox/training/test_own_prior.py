@@ -4,18 +4,20 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 
+from tests.support.asset_folder import captions, make_assets
 from tests.support.errors import refused
 from tests.support.task_server import assert_same, finished_run, server, weights, write_config
 from tests.support.tiny_prior import coarse_prior, cpu, tiny_prior
 from tests.support.tiny_sdxl import tiny_sdxl
 from tests.support.tiny_trainings import TINY_MATTE, TINY_OWN, matte_command, own_command
 from tests.support.toy_run import log
-from threedgen import config
+from threedgen import cli, config
 from threedgen.config import load
 from threedgen.geometry.poses import orbit_c2w
 from threedgen.guidance.matte import Matte
@@ -59,6 +61,25 @@ def test_rendered_assets_are_reused(tmp_path: Path) -> None:
     assert server().run(tmp_path, words=own_command(tmp_path, f"data={done()}", "out=other")) == 0, log(tmp_path)
     assert not (tmp_path / "other" / "views").exists()
     assert_same(weights(tmp_path / "other"), weights(done()))
+
+
+def test_captions_that_the_prior_reads_as_another_text_are_noted_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    captions(make_assets(Path("assets")), {"ball.obj": "a ball", "box.glb": "a bar stool", "sub/plate.ply": "kids bed"})
+    assert cli.main(["--config", "make-asset-views", "data=assets", "views.size=16", "out=views", "engine=here"]) == 0
+    for name, data in (("train-own-prior", "assets"), ("evaluate-own-prior", "views")):
+        unknown, changed = load(name, [f"data={data}"]).notes()
+        assert unknown.startswith("1 of 3") and "'a bar stool' as ''" in unknown
+        assert changed.startswith("1 of 3") and "'kids bed' as 'person bed'" in changed
+    adapter = load("train-mvadapter-toybox", ["objects=assets", "objects.held_out=1"])
+    assert [note[:6] for note in adapter.notes()] == ["2 of 3"]  # ball, box, plate
+    assert not load("train-own-prior", ["data=assets", "prior.weights=sd2-community/x"]).notes()
+    monkeypatch.setattr(task, "load_own_start", Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        task.train_own(Task(load("train-own-prior", ["data=views", "out=run"]), quiet=True))
+    assert [record.getMessage() for record in caplog.records][-2:] == [unknown, changed]
 
 
 # bf16 rounds differently in batches of another size

@@ -10,10 +10,11 @@ from typing import Any, Literal, NamedTuple
 from pydantic import Field
 
 from threedgen.config import Config
-from threedgen.config.errors import ConfigError, did_you_mean, nearest, short
+from threedgen.config.errors import ConfigError, did_you_mean, key_prefix, nearest, short
 from threedgen.config.plain_file import read_text
 from threedgen.config.sections import Elevations, Fovs, Positives
 from threedgen.data.options import MESHES, mesh_files
+from threedgen.guidance.weights.tokens import caption_notes
 from threedgen.run.disk import file_key
 from threedgen.run.folder import slug, user_path
 from threedgen.run.options import Engine, WorkersConfig, cores
@@ -197,6 +198,20 @@ class AssetsConfig(WorkersConfig):
 
     def listing(self) -> Listing:
         return list_assets(user_path(self.data, "data"), self.captions, self.up)
+
+    def asset_captions(self) -> list[str]:
+        """Return the captions of all assets, of their shards if they are rendered."""
+        if self.rendered is None:
+            return [asset.caption for asset in self.listing().assets]
+        from .shards import Shards  # imports numpy
+
+        return [entry.caption for entry in Shards(self.rendered).entries]
+
+    def notes(self) -> list[str]:
+        prior: Any = getattr(self, "prior", None)
+        with key_prefix("prior"):
+            vocabulary = None if prior is None else prior.vocabulary()
+        return [*super().notes(), *(caption_notes(self.asset_captions(), vocabulary) if vocabulary else [])]
 
     def check(self) -> None:
         super().check()

@@ -152,6 +152,7 @@ def train(task: Task) -> Status:
     Raises ConfigError if the 2D diffusion model, the adapter to start from or the image sizes do not fit together.
     """
     config: TrainMVAdapterConfig = task.config
+    task.log_notes()
     with errors_name_key("start"):
         model = MVAdapter.load(config.start, dtype="auto", image_size=config.image_size)
     if model.unet.class_embedding is not None:

@@ -8,11 +8,13 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from threedgen.config import Config, Scheduled
-from threedgen.config.errors import errors_name_key
+from threedgen.config.errors import errors_name_key, key_prefix
 from threedgen.config.registry import Component
 from threedgen.config.sections import BETAS, CheckpointConfig, RunConfig, TrainerConfig
+from threedgen.data.options import MeshFolderConfig
 from threedgen.guidance.options import Arrangement, Control, Timestep
 from threedgen.guidance.weights import loading, plugins
+from threedgen.guidance.weights.tokens import caption_notes, read_vocabulary
 from threedgen.systems.sample.options import check_ring
 
 Count = Annotated[int, Field(ge=1)]
@@ -172,6 +174,15 @@ class TrainMVAdapterConfig(TrainConfig):
     def check(self) -> None:
         plugins.check("adapter", self.adapter)
         super().check()
+
+    def notes(self) -> list[str]:
+        path, found = loading.local_path(self.start), super().notes()
+        if path is None or not isinstance(self.objects, MeshFolderConfig):
+            return found
+        with errors_name_key("start"):
+            vocabulary = read_vocabulary(path)
+        with key_prefix("objects"):
+            return [*found, *caption_notes(self.objects.texts().values(), vocabulary)]
 
 
 Variant = Literal["panorama", "outpaint", "depth"]

@@ -254,6 +254,7 @@ MAX_SHOWN = 8
 def train_own(task: Task) -> Status:
     config: TrainOwnPriorConfig = task.config
     o, seed = config.training, config.seed
+    task.log_notes()
     shards = render(config, task.folder, task.quiet) if config.rendered is None else Shards(config.rendered)
     if config.rendered is None and not task.quiet and is_rank_zero():
         say(f"contact sheet of the assets: {task.folder / 'sheet.png'}")
