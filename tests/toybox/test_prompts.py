@@ -10,7 +10,7 @@ from threedgen.guidance.weights.tokens import Vocabulary, closed_vocabulary
 from threedgen.run.prompts import Reading
 from threedgen.toybox.prompts import ToyboxPrompts, read_prompt
 from threedgen.toybox.synonyms import FAMILIES, LOOKALIKES, SYNONYM_OF, SYNONYMS, also_called, similar
-from threedgen.toybox.world.grammar import NOUNS
+from threedgen.toybox.world.grammar import NOUNS, find_nouns, noun
 from threedgen.toybox.world.open_toybox import OpenToybox
 
 KNOWN = frozenset("a blue bus car cat chair dog grey hat house of red small tree truck turtle".split())
@@ -81,6 +81,15 @@ def test_check_ignores_other_vocabularies(embedded: Vocabulary) -> None:
 def test_notes_warn_of_several_objects_or_details(prompt: str, names: list[str], embedded: Vocabulary) -> None:
     found = ToyboxPrompts(embedded).notes(prompt)
     assert len(found) == len(names) and all(name in note for name, note in zip(names, found, strict=True))
+
+
+def test_nouns_of_two_words_are_one_object_and_longer_ones_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(NOUNS, "coffee table", NOUNS["table"])
+    assert find_nouns("a red coffee table") == ["coffee table"]
+    assert find_nouns("a table, a Coffee-Table and a table") == ["table", "coffee table"]
+    for word in ("chest of drawers", "Sofa", "t-shirt"):
+        with refused(None, word, kind=ValueError):
+            noun(word, "furniture", 1.0)
 
 
 def test_scenes_need_one_known_noun(embedded: Vocabulary) -> None:

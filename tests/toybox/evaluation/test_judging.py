@@ -132,7 +132,7 @@ def test_roughness_of_planes_and_spheres() -> None:
 
 def test_blur_increases_the_distances(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fidelity, "GROUPS", 2)
-    probe = Probe.load("embedded")
+    probe = Probe.load("embedded", all_words=False)
 
     def draw(seed: int) -> list[np.ndarray]:
         box = Toybox(seed)

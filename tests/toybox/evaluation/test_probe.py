@@ -22,8 +22,8 @@ from threedgen.toybox.evaluation.labels import (
     word_colours,
 )
 from threedgen.toybox.evaluation.networks import prepare
-from threedgen.toybox.evaluation.options import ProbeNetworkConfig, TrainProbeConfig
-from threedgen.toybox.evaluation.probe import Answers, Logits, Probe, combine_views
+from threedgen.toybox.evaluation.options import ProbeFeaturesConfig, ProbeNetworkConfig, TrainProbeConfig
+from threedgen.toybox.evaluation.probe import Answers, Logits, Probe, ProbeFeatures, combine_views
 from threedgen.toybox.world.grammar import ACCESSORIES, NOUNS, Spec, held_out
 from threedgen.toybox.world.primitives import Asset
 from threedgen.toybox.world.toybox import build, render_azimuths
@@ -68,13 +68,13 @@ def test_labels_depend_on_the_view() -> None:
 def test_loss_ignores_unspecified_labels_and_colours() -> None:
     truth = truth_of(Spec("ball"), [30])
     assert truth.colour.tolist() == [UNKNOWN_LABEL] and not truth.front.any()
-    flat = Logits(*(torch.zeros(1, *shape) for shape in ((76,), (12,), (1,), (1, 12), (4,), (2,))))
+    flat = Logits(*(torch.zeros(1, *shape) for shape in ((len(NOUNS),), (12,), (1,), (1, 12), (4,), (2,))))
     open_part = torch.full((1, 1), UNKNOWN_LABEL)
     _, metrics = training.probe_loss(
         flat, Truth(truth.noun, truth.colour, open_part, open_part, truth.azimuth, truth.front)
     )
     assert metrics["loss_colour"] == metrics["loss_side"] == metrics["loss_heading"] == 0
-    assert metrics["loss_noun"] == pytest.approx(math.log(76), rel=1e-5)
+    assert metrics["loss_noun"] == pytest.approx(math.log(len(NOUNS)), rel=1e-5)
     assert LABELS.colours[nearest_colour(np.array([0.9, 0.1, 0.05]))] == "red"
     red, orange = np.array([0.85, 0.10, 0.10]), np.array([0.98, 0.50, 0.05])
     assert nearest_colour((red + orange) / 2) == UNKNOWN_LABEL  # between two names
@@ -85,7 +85,7 @@ def test_classify_takes_images_of_any_size_and_changes_no_weights() -> None:
     before = {name: value.clone() for name, value in probe.state_dict().items()}
     for size in (16, 32, 50, 128):
         answers = probe.classify(torch.rand(3, size, size, 3), chunk=2)
-        assert answers.noun.shape == (3, 76) and answers.part_colour.shape == (3, len(LABELS.words), 12)
+        assert answers.noun.shape == (3, len(NOUNS)) and answers.part_colour.shape == (3, len(LABELS.words), 12)
         assert torch.allclose(answers.side.exp().sum(1), torch.ones(3), atol=1e-5)
     assert probe.training and all(torch.equal(value, before[name]) for name, value in probe.state_dict().items())
     x = torch.rand(1, 64, 64, 3)
@@ -183,6 +183,8 @@ def test_missing_and_damaged_probes_are_refused(tmp_path: Path, monkeypatch: pyt
     load(str(path), path)
     Probe(Labels(LABELS.nouns[1:], LABELS.colours, LABELS.words), TINY).save(path)
     load(str(path), LABELS.nouns[0])
+    features = ProbeFeatures(ProbeFeaturesConfig(weights=str(path)))  # do not need all nouns
+    assert features(torch.zeros(1, 32, 32, 3, dtype=torch.uint8)).logits.shape == (1, len(NOUNS) - 1)
     path.with_suffix(".json").unlink()
     load(str(path), path.with_suffix(".json"))
 

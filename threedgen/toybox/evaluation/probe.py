@@ -181,7 +181,9 @@ class Probe(nn.Module):
         write_network(path, self, card | {"threshold": self.threshold, **(about or {})})
 
     @classmethod
-    def load(cls, weights: str = "embedded", key: str = "probe.weights", embedded: str = PROBE) -> "Probe":
+    def load(
+        cls, weights: str = "embedded", key: str = "probe.weights", embedded: str = PROBE, all_words: bool = True
+    ) -> "Probe":
         """Load a probe in eval mode on the CPU.
 
         Args:
@@ -189,9 +191,10 @@ class Probe(nn.Module):
                 with threedgen. The .json file of the same name is read too.
             key: config key of ``weights``, for error messages.
             embedded: name of the installed file that "embedded" stands for, without suffix.
+            all_words: whether the probe must know all words of the toybox. Its features do not need them.
 
         Raises:
-            ConfigError: the file is missing, damaged, or from an older toybox with fewer words.
+            ConfigError: the file is missing or damaged, or the probe lacks words, for example of a newer toybox.
         """
 
         def make(card: Json) -> Probe:
@@ -203,7 +206,8 @@ class Probe(nn.Module):
         probe, card = read_network(path, make, key, TRAIN_PROBE)
         probe.accuracy = card.get("accuracy")
         known, needed = probe.labels.plain(), Labels.of_toybox().plain()
-        if unknown := [word for kind in needed for word in needed[kind] if word not in known[kind]]:
+        unknown = [word for kind in needed for word in needed[kind] if word not in known[kind]]
+        if unknown and all_words:
             words = ", ".join(unknown[:5])
             raise ConfigError(f"{path} was trained on an older toybox without {words}. {TRAIN_PROBE}", key)
         return probe
@@ -264,7 +268,7 @@ class ProbeFeatures(FeatureNetwork):
     )
 
     def __init__(self, config: ProbeFeaturesConfig) -> None:
-        self.probe = Probe.load(config.weights, "features.weights")
+        self.probe = Probe.load(config.weights, "features.weights", all_words=False)
 
     def __call__(self, images: Tensor) -> NetworkOutput:
         square = resize(images.float() / 255, *[self.probe.options.image_size] * 2)

@@ -113,7 +113,12 @@ def noun(
         front: True if the object has a front, False if it looks the same from every side.
         parts: parts that a caption can name and colour, such as "wheels".
         wears: accessories that the object can have, such as "hat".
+
+    Raises:
+        ValueError: the noun is not one or two words of the letters a to z, so that prompts could not name it.
     """
+    if not re.fullmatch("[a-z]+( [a-z]+)?", word):
+        raise ValueError(f"noun should be one or two words of the letters a to z: word={word!r}. Use another one.")
 
     def register(recipe: Recipe) -> Recipe:
         NOUNS[word] = Noun(word, family, height, recipe, front, parts, wears)
@@ -191,9 +196,9 @@ WORDINGS = 6
 
 def find_nouns(text: str) -> list[str]:
     """Return the nouns of the table `NOUNS` ("dog", "ice cream", ...) that occur in a text, in order, each once."""
-    words = re.findall(r"[a-z]+", text.lower())
-    pairs = [" ".join(words[k : k + length]) for k in range(len(words)) for length in (2, 1)]
-    return [word for word in dict.fromkeys(pairs) if word in NOUNS]
+    words = " ".join(re.findall(r"[a-z]+", text.lower()))
+    longest_first = "|".join(sorted(NOUNS, key=len, reverse=True))  # no "table" in "coffee table" if both are nouns
+    return list(dict.fromkeys(re.findall(rf"\b(?:{longest_first})\b", words)))
 
 
 def parse_prompt(text: str) -> Spec | None:
