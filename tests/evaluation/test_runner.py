@@ -15,9 +15,13 @@ from tests.support.asset_folder import captions, make_assets
 from tests.support.task_server import prior_folder
 from tests.support.tiny_prior import tiny_prior
 from threedgen import cli
+from threedgen.config import load
 from threedgen.config.sections import RunConfig
+from threedgen.data.assets.shards import Shards
+from threedgen.data.assets.source import split
 from threedgen.data.latent_cache import Captioned
 from threedgen.evaluation.existing import read_existing
+from threedgen.evaluation.prior import OwnPrior
 from threedgen.evaluation.report import format_estimate, write_report
 from threedgen.evaluation.runner import Evaluation, cached_json, evaluation_task
 from threedgen.evaluation.view_use import Objects, measure_view_use, view_use_table
@@ -166,6 +170,14 @@ def test_renders_are_nearer_than_samples_and_nothing_is_sampled_twice(tmp_path: 
     captions(Path("assets"), {"box.glb": "a red box"})
     assert cli.main([*command, "out=one"]) == 0
     assert not json.loads(Path("one/report.json").read_text())["view_use"]
+
+
+def test_held_out_assets_are_those_that_a_training_leaves_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_assets(Path("assets"), more=3)
+    measured = OwnPrior(Task(load("evaluate-own-prior", [*OWN[2:-1], "held_out=2", "existing=assets"]), quiet=True))
+    shards = Shards(Path("run/views"))
+    assert measured.entries == split(shards, 2, "held-out") and len(measured.entries) == 2 < len(shards)
 
 
 def test_existing_views_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

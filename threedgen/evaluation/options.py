@@ -63,11 +63,18 @@ class EvaluateOwnPriorConfig(AssetsConfig, SamplingConfig):
     """Comparison of a prior's samples for the captions of user assets with renders of the assets.
 
     Options of the task "evaluate-own-prior": the prior, the assets (meshes with captions), number of assets and views,
-    sampling, and the network whose features are compared.
+    sampling, and the network whose features are compared. With the same `data` and `held_out` as a training of the task
+    "train-own-prior", the assets are those that it was not trained on.
     """
 
     prior: MultiviewPrior = Field({}, description="multi-view prior to evaluate")
     count: int = Field(200, ge=2, le=100_000, description="maximum number of assets, in their order")
+    held_out: int | None = Field(
+        None,
+        ge=1,
+        le=100_000,
+        description="only the assets that train-own-prior keeps with the same held_out; null: all",
+    )
     n_view: int = Field(4, ge=2, le=16, description="views per asset, sampled together")
     steps: int = Field(30, ge=1, le=1000, description="DDIM steps")
     guidance_scale: float = Field(4.0, ge=0, description="scale of classifier-free guidance")

@@ -18,7 +18,7 @@ from torch import Tensor
 from threedgen.config import registry
 from threedgen.data.assets.make import render
 from threedgen.data.assets.shards import Shards
-from threedgen.data.assets.source import AssetViews
+from threedgen.data.assets.source import AssetViews, split
 from threedgen.data.latent_cache import Captioned
 from threedgen.geometry.images import to_uint8
 from threedgen.guidance.prior import Prior
@@ -143,7 +143,8 @@ class OwnPrior(PriorEvaluation[EvaluateOwnPriorConfig, AssetFeatures]):
         config = self.config
         task.log_notes()
         shards = Shards(config.rendered) if config.rendered else render(config, self.folder, task.quiet)
-        self.entries = shards.entries[: config.count]
+        entries = shards.entries if config.held_out is None else split(shards, config.held_out, "held-out")
+        self.entries = entries[: config.count]
         self.features: FeatureNetwork = registry.build("features", config.features)
         self.views, self.other_views = (
             AssetViews(shards, self.entries, config.seed, config.n_view, other) for other in (False, True)
