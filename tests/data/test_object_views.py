@@ -8,6 +8,7 @@ import torch
 import trimesh
 
 from tests.support.errors import refused
+from threedgen.config import load
 from threedgen.data.coloured_mesh import fit_to_cube
 from threedgen.data.object_views import AZIMUTH, ELEVATION, MeshObjects, ObjectViews, frame_on_grey
 from threedgen.data.options import MeshFolderConfig
@@ -136,6 +137,20 @@ def test_mesh_folder_has_captions_and_a_held_out_split(folder: Path) -> None:
     assert len(train) == 6 and train.caption(0) == train.caption(3) == "a brick"
     assert [held_out.caption(index) for index in range(2)] == ["an object", "a grey ball"]
     assert train.reference_angles(0) != train.reference_angles(3)
+
+
+def test_csv_of_captions_selects_and_turns_meshes(folder: Path) -> None:
+    (folder / "captions.csv").write_text("a_red-box.glb,a brick,y,90\nballs/3.obj,a ball\nlost.obj,a cup\n")
+    source = meshes(folder, control="geometry", reference=False, captions="captions.csv", held_out=1)
+    assert len(source) == 1 and source.caption(0) == "a brick"
+    front = source.maps(0, SIZE)[0, :, SIZE // 2, SIZE // 2]  # the long side is the depth now
+    assert torch.allclose(front, torch.tensor([0.5, 0.0, 0.5, 0.5, 0.0, 0.5]), atol=0.02)
+    words = [f"objects={folder}", "objects.captions=captions.csv"]
+    with refused("objects.path", "held_out=8"):
+        load("train-mvadapter-toybox", words).check()
+    notes = load("train-mvadapter-toybox", [*words, "objects.held_out=1"]).notes()
+    files = ("balls/1.obj", "lost.obj", "balls/3.obj", "a_red-box.glb")
+    assert [sum(file in note for note in notes) for file in files] == [1, 1, 0, 0]
 
 
 def test_unreadable_meshes_are_replaced_by_the_next_of_the_split(folder: Path, caplog) -> None:

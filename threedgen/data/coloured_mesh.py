@@ -213,12 +213,13 @@ def fit_to_cube(mesh: ColouredMesh, half: float) -> ColouredMesh:
 # --- sources -----------------------------------------------------------------------------------------------------
 
 
-def read_mesh(path: Path, up: Literal["y", "z"] = "y", warn: bool = False) -> ColouredMesh:
+def read_mesh(path: Path, up: Literal["y", "z"] = "y", warn: bool = False, turn: float = 0.0) -> ColouredMesh:
     """Read a GLB, glTF, OBJ, PLY or OFF file and convert it to a z-up world in which the front faces +x.
 
-    `up` is the up axis of the file: the front of a y-up file faces +z, and the front of a z-up file faces +x. If `warn`
-    is True, the `notes` of the mesh are logged as warnings. Raises ConfigError if the file is unreadable or a
-    coordinate exceeds 1e9 (MAX_COORDINATE), and EmptyMesh if all triangles have area 0.
+    `up` is the up axis of the file: the front of a y-up file faces +z, and the front of a z-up file faces +x. The mesh
+    is then turned by `turn` degrees about z, counter-clockwise seen from above. If `warn` is True, the `notes` of the
+    mesh are logged as warnings. Raises ConfigError if the file is unreadable or a coordinate exceeds 1e9
+    (MAX_COORDINATE), and EmptyMesh if all triangles have area 0.
     """
     file = read_mesh_file(path)
     parts = tuple(part for part in map(_part, file.submeshes) if len(part.corners))
@@ -231,7 +232,10 @@ def read_mesh(path: Path, up: Literal["y", "z"] = "y", warn: bool = False) -> Co
         raise ConfigError(f"{path} has coordinates of {largest:.3g}; the maximum is {MAX_COORDINATE:.3g}")
     for note in mesh.notes if warn else ():
         logger.warning("%s: %s", path, note)
-    return mesh.map_corners(lambda corners: corners[..., [2, 0, 1]]) if up == "y" else mesh
+    mesh = mesh.map_corners(lambda corners: corners[..., [2, 0, 1]]) if up == "y" else mesh
+    c, s = np.cos(np.deg2rad(turn)), np.sin(np.deg2rad(turn))
+    rotation = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
+    return mesh.map_corners(lambda corners: corners @ rotation.T)
 
 
 def drop_degenerate(part: Part) -> Part:

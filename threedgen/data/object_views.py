@@ -195,7 +195,7 @@ class MeshObjects(ObjectViews):
     options: MeshFolderConfig
 
     def prepare(self) -> None:
-        every, held_out = list(self.options.texts().items()), self.options.held_out  # (file, caption)
+        every, held_out = list(self.options.listing().assets), self.options.held_out
         self.files = every[:-held_out] if self.split == "train" else every[-held_out:]
         self.used, self.folder = list(self.files), Path(self.options.path).expanduser()
         self.mesh = lru_cache(MAX_CACHED_MESHES)(self.read)
@@ -205,12 +205,12 @@ class MeshObjects(ObjectViews):
 
     def describe(self) -> str:
         o = self.options
-        stats = ((file, caption, (self.folder / file).stat()) for file, caption in self.files)
-        files = [(file, caption, stat.st_size, stat.st_mtime_ns) for file, caption, stat in stats]
-        return f"{super().describe()}, {self.folder.resolve()}, {o.up} up, light {o.light}: {files}"
+        stats = ((asset, (self.folder / asset.file).stat()) for asset in self.files)
+        files = [(*vars(asset).values(), stat.st_size, stat.st_mtime_ns) for asset, stat in stats]
+        return f"{super().describe()}, {self.folder.resolve()}, light {o.light}: {files}"
 
     def caption(self, index: int) -> str:
-        return self.used[index % len(self.used)][1]
+        return self.used[index % len(self.used)].caption
 
     def read(self, number: int) -> ColouredMesh:
         """Read mesh `number` of the split, and scale it into the cube [-0.5, 0.5]^3 (`inputs.HALF`).
@@ -219,14 +219,16 @@ class MeshObjects(ObjectViews):
         takes its place, with its caption. Raises ConfigError if there is none.
         """
         for last in range(len(self.used)):
-            file, _ = entry = self.used[(number + last) % len(self.used)]
+            asset = self.used[(number + last) % len(self.used)]
             try:
-                mesh = fit_to_cube(read_mesh(self.folder / file, self.options.up, warn=True), inputs.HALF)
+                mesh = fit_to_cube(
+                    read_mesh(self.folder / asset.file, asset.up, warn=True, turn=asset.turn), inputs.HALF
+                )
             except ConfigError as error:
                 logger.warning("left out: %s", error)
                 continue
             for k in range(last):
-                self.used[(number + k) % len(self.used)] = entry
+                self.used[(number + k) % len(self.used)] = asset
             return mesh
         raise ConfigError(f"no mesh of the split {self.split} can be read", "path", self.options.path)
 

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -10,6 +10,9 @@ from threedgen.config import Config
 from threedgen.config.errors import ConfigError, did_you_mean, nearest, short
 from threedgen.config.plain_file import parse_json, read_text
 from threedgen.run.folder import existing_folder
+
+if TYPE_CHECKING:
+    from .assets.options import Listing
 
 SceneSplit = Literal["train", "test"]
 ObjectSplit = Literal["train", "held-out"]
@@ -102,42 +105,41 @@ class MeshFolderConfig(_Folder):
     name: Literal["meshes"] = "meshes"
     path: str = Field(min_length=1, description="folder of GLB, glTF, OBJ, PLY or OFF files, searched recursively")
     captions: str | None = Field(
-        None, description='JSON file such as {"chairs/1.glb": "a wooden chair"}; null: captions from file names'
+        None, description='CSV file of make-asset-views, or JSON file {"1.glb": "a wooden chair"}; null: file names'
     )
     up: Literal["y", "z"] = Field("y", description="up axis of the files; glTF uses y")
     light: bool = Field(True, description="toybox shading; false: unlit colours")
     pictures: int = Field(5, ge=1, le=1000, description="reference images per mesh for the adapter")
     held_out: int = Field(8, ge=1, description="last meshes of the list, used for the sample sheet only")
 
-    def files(self) -> list[str]:
-        """Return the paths of the mesh files relative to the folder, sorted.
+    def listing(self) -> "Listing":
+        """List the meshes with their captions, sorted by file.
 
-        Raises ConfigError unless there are more than `held_out` meshes.
+        The lines of a CSV file select the meshes. Otherwise all meshes are listed, and one without a caption gets the
+        words of its file name. Raises ConfigError if the captions file is unreadable, if a JSON file has a caption of a
+        missing mesh, or unless there are more than `held_out` meshes.
         """
-        found = mesh_files(existing_folder(self.path, "path"))
-        if len(found) <= self.held_out:
-            raise ConfigError(
-                f"has {len(found)} meshes, of which held_out={self.held_out}. Add some", "path", self.path
-            )
-        return found
+        from .assets.options import Asset, Listing, list_assets  # imports this module
 
-    def texts(self) -> dict[str, str]:
-        """Return a dict from mesh file to caption.
-
-        A mesh without a caption gets the words of its file name. Raises ConfigError if the captions file is unreadable
-        or has a caption of a missing mesh.
-        """
-        files = self.files()
-        captions = {} if self.captions is None else _read_captions(Path(self.captions).expanduser())
+        folder = existing_folder(self.path, "path")
+        files, captions = mesh_files(folder), dict[str, str]()
+        if files and self.captions is not None and self.captions.lower().endswith(".csv"):
+            found = list_assets(folder, self.captions, self.up)
+        else:
+            captions = {} if self.captions is None else _read_captions(Path(self.captions).expanduser())
+            texts = {file: captions.get(file) or _words(Path(file).stem) for file in files}
+            found = Listing(tuple(Asset(*pair, self.up) for pair in texts.items()), {})
+        if (count := len(found.assets)) <= self.held_out:
+            raise ConfigError(f"has {count} meshes, of which held_out={self.held_out}. Add some", "path", self.path)
         for name in captions.keys() - set(files):
             hint = did_you_mean(nearest(name, files))
             problem = f"caption for {short(name)}, which is not a mesh in {short(self.path, 300)}{hint}"
             raise ConfigError(problem, "captions")
-        return {name: captions.get(name) or _words(Path(name).stem) for name in files}
+        return found
 
     def check(self) -> None:
         super().check()
-        self.texts()
+        self.listing()
 
 
 def _read_captions(path: Path) -> dict[str, str]:

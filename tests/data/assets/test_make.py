@@ -130,6 +130,12 @@ def test_list_assets_reads_the_csv_of_spreadsheets(folder: Path, delimiter: str,
     assert found == {"sub/plate.ply": "a plate, très; jolie", "box.glb": "a box"}
 
 
+def test_csv_with_other_columns_names_the_wanted_header(folder: Path) -> None:
+    (folder / "captions.csv").write_text("sku,file,title\nAX-100,box.glb,a box\n")
+    with refused("captions", "file,caption"):
+        list_assets(folder, "captions.csv")
+
+
 def test_list_assets_searches_few_similar_names(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "captions.csv").write_text("ball.obj,a ball\n" + "".join(f"boll{k}.obj,a ball\n" for k in range(9)))
     monkeypatch.setattr("threedgen.data.assets.options.MAX_HINTS", 3)
@@ -148,7 +154,9 @@ def test_meshes_in_linked_folders_are_listed_once(folder: Path) -> None:
     captions(folder, GOOD | {"cups/red/cup.OBJ": "a cup"})
     found = list_assets(folder, "captions.csv")
     assert {asset.file for asset in found.assets} == {*GOOD, "cups/red/cup.OBJ"} and not found.left_out
-    assert MeshFolderConfig(path=str(folder), held_out=1).files() == [asset.file for asset in found.assets]
+    assert [asset.file for asset in MeshFolderConfig(path=str(folder), held_out=1).listing().assets] == [
+        asset.file for asset in found.assets
+    ]
     assert {path.relative_to(folder).as_posix() for path in asset_files(folder)} == {*GOOD, "cups/red/cup.OBJ"}
 
 

@@ -49,12 +49,9 @@ def read_asset(folder: Path, asset: Asset) -> ColouredMesh:
     """
     path = folder / asset.file
     try:
-        mesh = read_mesh(path, asset.up)
+        return fit_to_ball(read_mesh(path, asset.up, turn=asset.turn), OBJECT_RADIUS)
     except ConfigError as error:
         raise ConfigError(str(error).replace(str(path), "it", 1)) from None
-    c, s = np.cos(np.deg2rad(asset.turn)), np.sin(np.deg2rad(asset.turn))
-    turn = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
-    return fit_to_ball(mesh.map_corners(lambda corners: corners @ turn.T), OBJECT_RADIUS)
 
 
 def cameras(options: ViewsConfig, seed: int, name: str) -> Cameras:

@@ -84,7 +84,9 @@ def list_assets(folder: Path, captions: str, up: Up = "y") -> Listing:
     left_out |= {file: f"no caption in {path.name}" for file in files if file not in by_file}
     if not by_file:
         first = f" ({next(iter(left_out))}: {next(iter(left_out.values()))})"
-        raise ConfigError(f"{path} has no caption of a mesh in {folder}{first}", "captions")
+        raise ConfigError(
+            f"{path} has no caption of a mesh in {folder}{first}. Its first line should be file,caption", "captions"
+        )
     return Listing(tuple(by_file[file] for file in files if file in by_file), left_out)
 
 

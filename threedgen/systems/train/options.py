@@ -100,6 +100,7 @@ def check_multiple(name: str, value: int, unit: int, meaning: str) -> None:
         raise ValueError(f"{name} {value} should be a multiple of {unit}, {meaning}; try {near}")
 
 
+MAX_LEFT_OUT = 20  # largest number of notes about meshes that are not used
 SIDES = 6  # number of views of a training object
 DROPPED = 0.1
 
@@ -176,13 +177,16 @@ class TrainMVAdapterConfig(TrainConfig):
         super().check()
 
     def notes(self) -> list[str]:
-        path, found = loading.local_path(self.start), super().notes()
-        if path is None or not isinstance(self.objects, MeshFolderConfig):
-            return found
+        if not isinstance(self.objects, MeshFolderConfig):
+            return super().notes()
         with errors_name_key("start"):
-            vocabulary = read_vocabulary(path)
+            path = loading.local_path(self.start)
+            vocabulary = None if path is None else read_vocabulary(path)
         with key_prefix("objects"):
-            return [*found, *caption_notes(self.objects.texts().values(), vocabulary)]
+            assets, left_out = self.objects.listing()
+        reasons = [f"left out: {file} ({reason})" for file, reason in left_out.items()]
+        captions = [asset.caption for asset in assets]
+        return [*super().notes(), *reasons[:MAX_LEFT_OUT], *caption_notes(captions, vocabulary)]
 
 
 Variant = Literal["panorama", "outpaint", "depth"]
