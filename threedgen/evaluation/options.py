@@ -73,7 +73,7 @@ class EvaluateOwnPriorConfig(AssetsConfig, SamplingConfig):
         None,
         ge=1,
         le=100_000,
-        description="only the assets that train-own-prior keeps with the same held_out; null: all",
+        description="only the assets that train-own-prior leaves out with this held_out; null: all",
     )
     n_view: int = Field(4, ge=2, le=16, description="views per asset, sampled together")
     steps: int = Field(30, ge=1, le=1000, description="DDIM steps")
