@@ -233,6 +233,8 @@ def read_mesh(path: Path, up: Literal["y", "z"] = "y", warn: bool = False, turn:
     for note in mesh.notes if warn else ():
         logger.warning("%s: %s", path, note)
     mesh = mesh.map_corners(lambda corners: corners[..., [2, 0, 1]]) if up == "y" else mesh
+    if not turn:
+        return mesh
     c, s = np.cos(np.deg2rad(turn)), np.sin(np.deg2rad(turn))
     rotation = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
     return mesh.map_corners(lambda corners: corners @ rotation.T)
