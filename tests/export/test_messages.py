@@ -43,7 +43,7 @@ def test_export_updates_the_run_summary(tmp_path: Path) -> None:
     assert after["asset"]["file"] == "asset/ball.glb" and after["asset"]["levels"] == asset_manifest(run)["levels"]
     assert after["status"] == "finished" and after["steps"] == 10
     (run / "summary.json").write_text('{"files": 3, "notes": null}')
-    assert export(run, "lods=[]") == 0 and read_summary(run)["files"] == ["asset/a_ball_with_a_knob.glb"]
+    assert export(run, "name=null") == 0 and read_summary(run)["files"] == ["asset/a_ball_with_a_knob.glb"]
 
 
 def ball_view(peak: float, radius: float = 0.5) -> FieldView:

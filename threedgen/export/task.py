@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from threedgen import __version__
-from threedgen.config import config_hash
+from threedgen.config import config_hash, plain
 from threedgen.run import folder as runs
 from threedgen.run.disk import Tree, prepare, write_json, writing
 from threedgen.run.metrics import read_summary
@@ -44,7 +44,7 @@ def run(config: ExportConfig, resume: Path | None = None, quiet: bool = False) -
     if not quiet:
         say(asset.figures.get("height") or f"{number(asset.figures['size_m']['high'])} m high")
         if "height" in asset.figures:
-            say(f"another height: {resize_command(folder, options.preset)}")
+            say(f"another height: {resize_command(folder, config.out)}")
         say("\n".join(f"{name}  {len(data) / 1024:.0f} KB" for name, data in asset.files.items()))
         if "khronos" in asset.figures:
             say(f"Khronos validator: {asset.figures['khronos']}")
@@ -92,10 +92,10 @@ def export(
         run_name: name of the run for asset.json. The asset of a run with another name in `folder` is then an error, not
             replaced. None: no name.
     """
-    run, height, usual = source.config, config.height, source.config.usual_height()
+    run, options, usual = source.config, config, source.config.usual_height()
     extras = {"prompt": run.prompt, "negative_prompt": run.negative_prompt, "seed": run.seed, "steps": source.steps}
     extras |= {"config_hash": config_hash(run), "version": __version__}
-    if height is None and usual is not None:
+    if config.height is None and usual is not None:
         config = config.model_copy(update={"height": usual[1]})
     if config.material is None:
         config = config.model_copy(update={"material": material_of(run.prompt)})
@@ -110,10 +110,10 @@ def export(
         asset = make_asset(dense, config, name, source.view, extras, nearest_budget, on_step)
         asset.seconds = {"surface": round(duration, 3)} | asset.seconds
         asset.notes = notes + asset.notes
-        if height is None:
+        if options.height is None:
             reason = f"as {usual[0]} usually is" if usual else "as one field unit is one metre"
             asset.figures["height"] = f"{number(asset.figures['size_m']['high'])} m high, {reason}"
-        save(asset, folder, config, run_name)
+        save(asset, folder, options, run_name)
     return asset
 
 
@@ -167,13 +167,14 @@ def update_summary(run: Path, asset: ExportedAsset) -> None:
 def summary(asset: ExportedAsset, config: AssetConfig) -> Tree:
     """Return the content of asset.json.
 
-    It has the name, the version of threedgen, the preset (the named set of asset sizes, such as "prop"), the texture
-    size, statistics of the mesh, sizes and SHA-256 of the files, findings of the Khronos glTF validator, notes for the
-    user, and durations in seconds.
+    It has the name, the version of threedgen, the options of the export (defaults of the next one), the preset (the
+    named set of asset sizes, such as "prop"), the texture size, statistics of the mesh, sizes and SHA-256 of the files,
+    findings of the Khronos glTF validator, notes for the user, and durations in seconds.
     """
     return {
         "name": asset.name,
         "version": __version__,
+        "options": plain(config),
         "preset": config.preset,
         "texture": config.sizes.texture,
         **asset.figures,
