@@ -208,8 +208,8 @@ class ExportSection(AssetConfig):
 class ExportConfig(TaskConfig, AssetConfig):
     """Export of a game-ready asset from a finished run. Unset options stay as in the asset that the export replaces.
 
-    At the first export to a folder, they come from the section `export` of the run. If `preset` is set, unset sizes come
-    from the preset.
+    At the first export to a folder, they come from the section `export` of the run. If `preset` is set, unset sizes
+    come from the preset.
 
     Options of the task "export": those of a game asset (triangles, textures, formats, ...), run folder, output folder.
     """

@@ -1,16 +1,17 @@
 """Task "export": write a game-ready asset from a run's checkpoint."""
 
 import hashlib
+import io
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 import torch
 
 from threedgen import __version__
-from threedgen.config import config_hash, plain
+from threedgen.config import ConfigError, config_hash, load, plain, registry
 from threedgen.run import folder as runs
 from threedgen.run.disk import Tree, prepare, write_json, writing
 from threedgen.run.metrics import read_summary
@@ -41,6 +42,7 @@ def run(config: ExportConfig, resume: Path | None = None, quiet: bool = False) -
         logger.warning("%s", note)
     if out.resolve() == (folder / FOLDER).resolve():
         update_summary(folder, asset)
+        update_report(folder)
     if not quiet:
         say(asset.figures.get("height") or f"{number(asset.figures['size_m']['high'])} m high")
         if "height" in asset.figures:
@@ -162,6 +164,18 @@ def update_summary(run: Path, asset: ExportedAsset) -> None:
         notes = [*others("notes"), *(f"asset: {text}" for text in asset.notes)]
         files = [*others("files"), entry["file"]]
         write_json(run / runs.SUMMARY, old | {"files": files, "notes": notes, "asset": entry})
+
+
+def update_report(run: Path) -> None:
+    """Write the report page in the run folder `run` again; without a page, do nothing. Problems are logged."""
+    page = run / "report.html"
+    if not page.exists():
+        return
+    try:
+        with redirect_stdout(io.StringIO()):  # the task prints the path of the page
+            registry.implementation("task", "report")(load("report", values={"run": str(run)}))
+    except ConfigError as error:
+        logger.warning("%s still shows the earlier asset: %s", page, error)
 
 
 def summary(asset: ExportedAsset, config: AssetConfig) -> Tree:
