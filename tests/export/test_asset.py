@@ -211,14 +211,16 @@ def test_unset_options_come_from_the_earlier_export_or_a_new_preset(tmp_path: Pa
     assert asset(f"out={other}").palette == "#ff0000" and asset().palette == "#008080"
 
 
-def test_export_is_deterministic_and_replaces_earlier_files(exported: Path, tmp_path: Path) -> None:
+def test_export_is_deterministic_and_replaces_earlier_files(exported: Path, tmp_path: Path, caplog) -> None:
     out = tmp_path / "other"
     assert export(exported, f"out={out}", "height=1.5") == 0
     for name in ("a_ball_with_a_knob.glb", "a_ball_with_a_knob_LOD1.glb"):
         assert (out / name).read_bytes() == (exported / "asset" / name).read_bytes()
     (out / "user.txt").write_text("user")
+    assert "'a_ball_with_a_knob'" not in caplog.text
     assert export(exported, f"out={out}", "lods=[]", "collision=none", "name=../x/../Hat é") == 0
     assert {path.name for path in out.iterdir()} == {"x_Hat.glb", "asset.json", "user.txt"}
+    assert "'a_ball_with_a_knob'" in caplog.text, "the name of the asset that was replaced"
     assert not list(tmp_path.rglob("*.tmp"))
 
 

@@ -12,6 +12,7 @@ import torch
 
 from threedgen import __version__
 from threedgen.config import ConfigError, config_hash, load, plain, registry
+from threedgen.config.errors import short
 from threedgen.run import folder as runs
 from threedgen.run.disk import Tree, prepare, write_json, writing
 from threedgen.run.metrics import read_summary
@@ -20,7 +21,7 @@ from threedgen.run.text import number, say
 from threedgen.run.threads import set_threads
 
 from .asset import STEPS, ExportedAsset, make_asset
-from .asset_folder import FOLDER, asset_name, check_overwrite, write_files
+from .asset_folder import FOLDER, asset_name, check_overwrite, read_manifest, write_files
 from .options import AssetConfig, ExportConfig, material_of, resize_command
 from .run_field import RunField, load_run_field
 from .shape.from_field import dense_surface
@@ -36,9 +37,13 @@ def run(config: ExportConfig, resume: Path | None = None, quiet: bool = False) -
     set_threads(None)
     folder, out, options = runs.run_folder(config.run, "run"), config.destination(), config.asset()
     prepare(out, megabytes=64)
+    earlier = read_manifest(out).get("name")
     source = load_run_field(folder, "cuda" if torch.cuda.is_available() else "cpu")
     asset = export(source, options, out, quiet=quiet, run_name=config.run_name())
-    for note in asset.notes:
+    notes = list(asset.notes)
+    if earlier not in (None, asset.name):
+        notes.append(f"this asset has replaced that of the name {short(earlier)}. Set another out to keep both")
+    for note in notes:
         logger.warning("%s", note)
     if out.resolve() == (folder / FOLDER).resolve():
         update_summary(folder, asset)
