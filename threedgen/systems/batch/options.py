@@ -1,5 +1,7 @@
 """Config model of the task "batch". The module does not import torch."""
 
+from typing import ClassVar
+
 from pydantic import Field
 
 from threedgen.config.errors import ConfigError
@@ -15,6 +17,8 @@ class BatchConfig(WorkersConfig):
 
     Options of the task "batch".
     """
+
+    changeable_on_resume: ClassVar[tuple[str, ...]] = ("seeds", "configs", "atlas", "strict")  # runs are found by key
 
     prompts: str = Field("", description="text file with one prompt per line; # starts a comment")
     configs: Names = Field(("mvdream-toybox",), min_length=1, description="configs, with key=value changes")
