@@ -129,9 +129,17 @@ def test_wrong_prompts_are_skipped_and_reported(caplog, monkeypatch) -> None:
     assert command("configs=[good]", "seeds=[0]") == 0
     states = {row["prompt"]: (row["state"], row["reason"]) for row in table()}
     assert states == {"a red dog": ("finished", ""), "a nebula": ("skipped", "no known noun in 'a nebula'")}
-    assert "skipped: 'a nebula'" in caplog.text
+    lines = [line for line in caplog.text.splitlines() if "skipped: 'a nebula'" in line]
+    assert len(lines) == 2, "before and after the work"
     Path("prompts.txt").write_text("a nebula\njustice\n")
     assert command("configs=[good]", "seeds=[0]", "out=other") == 2 and not Path("other").exists()
+
+
+def test_notes_name_skipped_lines_and_ignored_words() -> None:
+    Path("prompts.txt").write_text("a nebula\na potion\na dog on a potion\n")
+    count, *notes = load("batch", ["prompts=prompts.txt", "configs=[quick-toybox]", "seeds=[0, 1]"]).notes()
+    assert "2 of 6" in count and "'a nebula'" in notes[0] and "'a potion'" in notes[1]
+    assert all("'a dog on a potion'" in note for note in notes[2:]) and "'potion'" in notes[2]
 
 
 def test_prompt_files_of_text_editors_are_read() -> None:

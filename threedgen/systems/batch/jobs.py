@@ -294,6 +294,8 @@ def run(config: BatchConfig, resume: object = None, quiet: bool = False) -> int:
     def make_missing(task: Task) -> None:
         jobs, root = plan(config), task.folder / RUNS
         unknown = unknown_objects({job.method: job.config for job in jobs}, config.lines())
+        for (_, prompt), reason in unknown.items():
+            logger.warning("skipped: %r (%s)", prompt, reason)
         if code := make_all(config, [job for job in jobs if (job.method, job.prompt) not in unknown], root, quiet):
             raise Stopped(code)
         rows = []
