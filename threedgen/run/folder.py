@@ -195,7 +195,8 @@ def choose_folder(config: BaseModel, config_name: str) -> tuple[Path, Tree | Non
       another number of steps gets another folder.
 
     In the folder, given or not, a run is resumed if its config.yaml equals `config` apart from these keys, here
-    including trainer.max_steps. Otherwise the run is new. An old config.yaml will then be replaced, but results never are.
+    including trainer.max_steps. Otherwise the run is new. An old config.yaml will then be replaced, but results never
+    are.
 
     Returns:
         The folder, and the content of its config.yaml as nested dicts if the run in it is resumed, None if the run is

@@ -105,6 +105,8 @@ def test_style_and_atlas_of_real_runs() -> None:
         (["configs=[toybox-sheet]"], ("configs: ", "toybox-sheet")),
         (["configs=[good, good]"], ("configs", "'good'")),
         (["overrides=[seed=3]"], ("overrides: ", "seed")),
+        (["overrides=[export.palette=teal,white]"], ("overrides: ", "'white'")),
+        (["overrides=[export.lods=[1000, [300]]]"], ("overrides: ", "value")),
         (["style=brwon"], ("style: ", "'brown'")),
         (["style=brown"], ("style: ", "good")),  # without an asset
         (["atlas=true"], ("atlas: ", "good")),
@@ -133,6 +135,14 @@ def test_wrong_prompts_are_skipped_and_reported(caplog, monkeypatch) -> None:
     assert len(lines) == 2, "before and after the work"
     Path("prompts.txt").write_text("a nebula\njustice\n")
     assert command("configs=[good]", "seeds=[0]", "out=other") == 2 and not Path("other").exists()
+
+
+def test_overrides_can_have_lists() -> None:
+    Path("prompts.txt").write_text("a blue dog\n")
+    words = ["configs=[quick-toybox export.lods=[900, 300]]", "overrides=[export.formats=[glb, obj], export.refine=0]"]
+    (made,) = plan(load("batch", ["prompts=prompts.txt", *words]))
+    assert made.config.export.lods == (900, 300) and made.config.export.refine == 0
+    assert made.config.export.formats == ("glb", "obj")
 
 
 def test_notes_name_skipped_lines_and_ignored_words() -> None:
