@@ -240,7 +240,7 @@ class ExportConfig(TaskConfig, AssetConfig):
         """
         folder, manifest = runs.run_folder(self.run, "run"), read_manifest(self.destination())
         earlier = manifest.get("options") if manifest.get("run") == self.run_name() else None
-        defaults = earlier if isinstance(earlier, dict) else plain(load(folder / runs.CONFIG).export)
+        defaults = earlier or plain(load(folder / runs.CONFIG).export)
         tree = {key: value for key, value in (defaults | self.set_options()).items() if key in AssetConfig.model_fields}
         return validate(AssetConfig, [Layer("export", tree)])
 
