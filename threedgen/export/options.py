@@ -145,7 +145,7 @@ class AssetConfig(Config):
             lods = tuple(count for count in preset.lods if count <= budget / 2)
         return Preset(budget, self.texture or preset.texture, lods, self.resolution or preset.resolution)
 
-    def set_options(self) -> Tree:
+    def own_options(self) -> Tree:
         """Return the options that are set, by name. If `preset` is one of them, the unset sizes are added as None."""
         options = {key: value for key, value in plain(self).items() if key in self.model_fields_set}
         return (dict.fromkeys(Preset._fields) if "preset" in options else {}) | options
@@ -241,7 +241,7 @@ class ExportConfig(TaskConfig, AssetConfig):
         folder, manifest = runs.run_folder(self.run, "run"), read_manifest(self.destination())
         earlier = manifest.get("options") if manifest.get("run") == self.run_name() else None
         defaults = earlier or plain(load(folder / runs.CONFIG).export)
-        tree = {key: value for key, value in (defaults | self.set_options()).items() if key in AssetConfig.model_fields}
+        tree = {key: value for key, value in (defaults | self.own_options()).items() if key in AssetConfig.model_fields}
         return validate(AssetConfig, [Layer("export", tree)])
 
     def check(self) -> None:
