@@ -192,14 +192,35 @@ def test_unset_options_come_from_the_run(tmp_path: Path, capsys: pytest.CaptureF
     assert "lods" in capsys.readouterr().err
 
 
-def test_export_is_deterministic_and_replaces_earlier_files(exported: Path, tmp_path: Path) -> None:
+def test_unset_options_come_from_the_earlier_export_or_a_new_preset(tmp_path: Path, capsys) -> None:
+    run, other = ball_run(tmp_path / "run", "export.budget=2000", "export.height=3"), tmp_path / "other"
+
+    def asset(*words: str) -> AssetConfig:
+        return load("export", [f"run={run}", *words]).asset()
+
+    assert export(run, "palette=teal", "formats=[glb, obj]", "name=Hero") == 0
+    found = asset("collision=none", "budget=400")
+    assert (found.palette, found.formats, found.name, found.height) == ("#008080", ("glb", "obj"), "Hero", 3)
+    assert found.sizes == (400, 256, (100,), 40) and asset("height=null").height is None
+    assert asset("preset=hero", "texture=64").sizes == PRESETS["hero"]._replace(texture=64)
+    found = asset(f"out={other}")
+    assert (found.palette, found.budget) == (None, 2000), "another folder has no earlier export"
+    capsys.readouterr()
+    assert export(run, f"out={other}", "palette=red", "height=null") == 0
+    assert f"--config export run={run} out={other} height=METRES" in capsys.readouterr().out
+    assert asset(f"out={other}").palette == "#ff0000" and asset().palette == "#008080"
+
+
+def test_export_is_deterministic_and_replaces_earlier_files(exported: Path, tmp_path: Path, caplog) -> None:
     out = tmp_path / "other"
     assert export(exported, f"out={out}", "height=1.5") == 0
     for name in ("a_ball_with_a_knob.glb", "a_ball_with_a_knob_LOD1.glb"):
         assert (out / name).read_bytes() == (exported / "asset" / name).read_bytes()
     (out / "user.txt").write_text("user")
+    assert "'a_ball_with_a_knob'" not in caplog.text
     assert export(exported, f"out={out}", "lods=[]", "collision=none", "name=../x/../Hat é") == 0
     assert {path.name for path in out.iterdir()} == {"x_Hat.glb", "asset.json", "user.txt"}
+    assert "'a_ball_with_a_knob'" in caplog.text, "the name of the asset that was replaced"
     assert not list(tmp_path.rglob("*.tmp"))
 
 

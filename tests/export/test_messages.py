@@ -38,12 +38,20 @@ def test_export_updates_the_run_summary(tmp_path: Path) -> None:
     assert export(run, f"out={tmp_path / 'other'}", "name=other") == 0
     assert read_summary(run) == before
     assert export(run, "lods=[]", "name=ball", "height=1.5") == 0
+    assert not (run / "report.html").exists(), "only the run itself creates its page"
     after = read_summary(run)
     assert after["files"] == ["mesh.glb", "asset/ball.glb"] and after["notes"] == notes[:1]
     assert after["asset"]["file"] == "asset/ball.glb" and after["asset"]["levels"] == asset_manifest(run)["levels"]
     assert after["status"] == "finished" and after["steps"] == 10
     (run / "summary.json").write_text('{"files": 3, "notes": null}')
-    assert export(run, "lods=[]") == 0 and read_summary(run)["files"] == ["asset/a_ball_with_a_knob.glb"]
+    (run / "report.html").write_text("earlier page")
+    assert export(run, "name=null") == 0
+    page = (run / "report.html").read_text()
+    assert "a_ball_with_a_knob.glb" in page and "1.5 x" in page
+    assert read_summary(run)["files"] == ["asset/a_ball_with_a_knob.glb"]
+    (run / "summary.json").write_text("{")  # damaged
+    export_run.update_report(run)
+    assert (run / "report.html").read_text() == page
 
 
 def ball_view(peak: float, radius: float = 0.5) -> FieldView:

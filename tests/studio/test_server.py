@@ -27,7 +27,7 @@ from tests.support.task_server import tiny_generate
 from tests.support.waiting import when
 from threedgen import cli
 from threedgen.config import load, plugins
-from threedgen.export.options import AssetConfig
+from threedgen.export.options import PRESETS, AssetConfig
 from threedgen.run.folder import write_config
 from threedgen.run.interrupts import Interrupts
 from threedgen.studio import job_queue, server, state
@@ -534,6 +534,8 @@ def test_job_has_the_options_of_its_request_and_invalid_ones_are_refused(tmp_pat
     own = [[word for word in job.command if word.startswith("export.")] for job in jobs]
     assert own[0] == ["export.height=1", "export.budget=2000"] and own[1] == ["export.budget=2000", "export.height=2.0"]
     assert len({job.name for job in jobs}) == 4 and own[3] == ["export.height=1", "export.budget=3000"]
+    hero = cli.parse(make_job(config, tmp_path, "a dog", 3, AssetConfig(preset="hero")).command[3:])
+    assert load(hero.config, hero.overrides).export.sizes == PRESETS["hero"]
 
 
 def test_export_jobs_cannot_be_finished_early_and_all_import_the_plugins(tmp_path: Path, monkeypatch) -> None:

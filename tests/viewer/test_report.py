@@ -81,7 +81,7 @@ def test_asset_is_shown_in_3d_and_described(tmp_path: Path) -> None:
     text = body(page)
     for part in (
         "Triangles 12,345, 600", "64 x 64", "0.25 x 1.5 x 0.5 m", "1.5 m high, as a dog usually is",
-        f"python launch.py --config export run={run} preset=mobile height=METRES",
+        f"python launch.py --config export run={run} height=METRES",
         "Khronos validator not here", "Dense mesh Triangles 12",
     ):  # fmt: skip
         assert part in text, part

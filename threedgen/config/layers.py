@@ -23,6 +23,8 @@ from threedgen.places import folder
 
 COMMAND_LINE, PYTHON = "command line", "arguments"
 CHOICES = "choices"
+NESTED_LISTS = r"\[([^]['\x22{}]|\[[^]['\x22{}]*\])*\]"
+"""Regular expression for a list of texts with lists in them, such as "[a=[1, 2], b=3]", which YAML refuses."""
 PRESETS = "presets"  # folder in configs/ with values for any config of the task generate, see `preset_layers`
 
 
@@ -292,4 +294,9 @@ def _value(model: type[BaseModel], tree: Tree, key: Key, text: str) -> Any:
         return None if is_null else text
     if field is None and not any(key[:n] in found and fields.is_dict(found[key[:n]]) for n in range(1, len(key))):
         return text  # the key is unknown: `validate` reports it
-    return yaml_text.parse(text, "value")
+    try:
+        return yaml_text.parse(text, "value")
+    except ConfigError:
+        if field is None or field.annotation != tuple[str, ...] or not re.fullmatch(NESTED_LISTS, text):
+            raise
+        return [item.strip() for item in re.findall(r"(?:\[[^]]*\]|[^,[])+", text[1:-1]) if item.strip()]

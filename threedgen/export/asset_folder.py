@@ -35,7 +35,7 @@ def asset_name(text: str) -> str:
 def read_manifest(folder: Path) -> Tree:
     """Return the content of asset.json in the folder; an empty dict if the file is missing or invalid."""
     found = read_json(folder / MANIFEST)
-    return found if isinstance(found.get("files", {}), dict) else {}
+    return found if all(isinstance(found.get(key, {}), dict) for key in ("files", "options")) else {}
 
 
 def exported_files(folder: Path) -> set[Path]:

@@ -13,8 +13,9 @@ from threedgen.config.errors import ConfigError, short
 from threedgen.config.optional import require
 from threedgen.config.sections import TaskConfig
 from threedgen.run import folder as runs
+from threedgen.run.disk import Tree
 
-from .asset_folder import FOLDER, asset_name, check_overwrite
+from .asset_folder import FOLDER, asset_name, check_overwrite, read_manifest
 from .palette import Palette
 
 ENGINES = {"unreal": "UCX_{name}_{number:02d}", "godot": "{name}_{number:02d}-convcolonly"}
@@ -144,6 +145,11 @@ class AssetConfig(Config):
             lods = tuple(count for count in preset.lods if count <= budget / 2)
         return Preset(budget, self.texture or preset.texture, lods, self.resolution or preset.resolution)
 
+    def own_options(self) -> Tree:
+        """Return the options that are set, by name. If `preset` is one of them, the unset sizes are added as None."""
+        options = {key: value for key, value in plain(self).items() if key in self.model_fields_set}
+        return (dict.fromkeys(Preset._fields) if "preset" in options else {}) | options
+
     def titles(self, name: str) -> list[str]:
         """Return the names of the asset's levels of detail, finest first. `name` is the name of the asset.
 
@@ -166,13 +172,13 @@ class AssetConfig(Config):
         super().check()
 
 
-def resize_command(run: Path, preset: object) -> str:
+def resize_command(run: Path, out: str | None = None) -> str:
     """Return the shell command that exports the run in the folder `run` again with another height.
 
-    The command contains the word METRES, which the user replaces by the height in metres. It sets the option `preset`
-    only if the argument `preset` is the name of a preset, such as "prop".
+    The command contains the word METRES, which the user replaces by the height in metres. `out` is the output folder of
+    the export; None: the default.
     """
-    options = [f"preset={preset}"] if isinstance(preset, str) and preset in PRESETS else []
+    options = [] if out is None else [f"out={out}"]
     return command("--config", "export", f"run={run}", *options, "height=METRES")
 
 
@@ -200,7 +206,10 @@ class ExportSection(AssetConfig):
 
 
 class ExportConfig(TaskConfig, AssetConfig):
-    """Export of a game-ready asset from a finished run. Unset options come from the section `export` of the run.
+    """Export of a game-ready asset from a finished run. Unset options stay as in the asset that the export replaces.
+
+    At the first export to a folder, they come from the section `export` of the run. If `preset` is set, unset sizes
+    come from the preset.
 
     Options of the task "export": those of a game asset (triangles, textures, formats, ...), run folder, output folder.
     """
@@ -222,13 +231,17 @@ class ExportConfig(TaskConfig, AssetConfig):
         return None if self.out is None else "/".join(runs.run_folder(self.run, "run").resolve().parts[-2:])
 
     def asset(self) -> AssetConfig:
-        """Return the asset options. Options that are not set here come from the section `export` of the run's config.
+        """Return the asset options. Options that are not set here come from the earlier export to the same folder.
+
+        asset.json has these options. Without an earlier export of this run, they come from the section `export` of the
+        run's config. If `preset` is set, it replaces the earlier sizes.
 
         Raises ConfigError if the option `run` is not the folder of a run, or if an option is invalid.
         """
-        defaults = plain(load(runs.run_folder(self.run, "run") / runs.CONFIG).export)
-        overrides = {key: value for key, value in plain(self).items() if key in self.model_fields_set}
-        tree = {key: value for key, value in (defaults | overrides).items() if key in AssetConfig.model_fields}
+        folder, manifest = runs.run_folder(self.run, "run"), read_manifest(self.destination())
+        earlier = manifest.get("options") if manifest.get("run") == self.run_name() else None
+        defaults = earlier or plain(load(folder / runs.CONFIG).export)
+        tree = {key: value for key, value in (defaults | self.own_options()).items() if key in AssetConfig.model_fields}
         return validate(AssetConfig, [Layer("export", tree)])
 
     def check(self) -> None:

@@ -1,16 +1,18 @@
 """Task "export": write a game-ready asset from a run's checkpoint."""
 
 import hashlib
+import io
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 import torch
 
 from threedgen import __version__
-from threedgen.config import config_hash
+from threedgen.config import ConfigError, config_hash, load, plain, registry
+from threedgen.config.errors import short
 from threedgen.run import folder as runs
 from threedgen.run.disk import Tree, prepare, write_json, writing
 from threedgen.run.metrics import read_summary
@@ -19,7 +21,7 @@ from threedgen.run.text import number, say
 from threedgen.run.threads import set_threads
 
 from .asset import STEPS, ExportedAsset, make_asset
-from .asset_folder import FOLDER, asset_name, check_overwrite, write_files
+from .asset_folder import FOLDER, asset_name, check_overwrite, read_manifest, write_files
 from .options import AssetConfig, ExportConfig, material_of, resize_command
 from .run_field import RunField, load_run_field
 from .shape.from_field import dense_surface
@@ -35,16 +37,21 @@ def run(config: ExportConfig, resume: Path | None = None, quiet: bool = False) -
     set_threads(None)
     folder, out, options = runs.run_folder(config.run, "run"), config.destination(), config.asset()
     prepare(out, megabytes=64)
+    earlier = read_manifest(out).get("name")
     source = load_run_field(folder, "cuda" if torch.cuda.is_available() else "cpu")
     asset = export(source, options, out, quiet=quiet, run_name=config.run_name())
-    for note in asset.notes:
+    notes = list(asset.notes)
+    if earlier not in (None, asset.name):
+        notes.append(f"this asset has replaced that of the name {short(earlier)}. Set another out to keep both")
+    for note in notes:
         logger.warning("%s", note)
     if out.resolve() == (folder / FOLDER).resolve():
         update_summary(folder, asset)
+        update_report(folder)
     if not quiet:
         say(asset.figures.get("height") or f"{number(asset.figures['size_m']['high'])} m high")
         if "height" in asset.figures:
-            say(f"another height: {resize_command(folder, options.preset)}")
+            say(f"another height: {resize_command(folder, config.out)}")
         say("\n".join(f"{name}  {len(data) / 1024:.0f} KB" for name, data in asset.files.items()))
         if "khronos" in asset.figures:
             say(f"Khronos validator: {asset.figures['khronos']}")
@@ -92,10 +99,10 @@ def export(
         run_name: name of the run for asset.json. The asset of a run with another name in `folder` is then an error, not
             replaced. None: no name.
     """
-    run, height, usual = source.config, config.height, source.config.usual_height()
+    run, options, usual = source.config, config, source.config.usual_height()
     extras = {"prompt": run.prompt, "negative_prompt": run.negative_prompt, "seed": run.seed, "steps": source.steps}
     extras |= {"config_hash": config_hash(run), "version": __version__}
-    if height is None and usual is not None:
+    if config.height is None and usual is not None:
         config = config.model_copy(update={"height": usual[1]})
     if config.material is None:
         config = config.model_copy(update={"material": material_of(run.prompt)})
@@ -110,10 +117,10 @@ def export(
         asset = make_asset(dense, config, name, source.view, extras, nearest_budget, on_step)
         asset.seconds = {"surface": round(duration, 3)} | asset.seconds
         asset.notes = notes + asset.notes
-        if height is None:
+        if options.height is None:
             reason = f"as {usual[0]} usually is" if usual else "as one field unit is one metre"
             asset.figures["height"] = f"{number(asset.figures['size_m']['high'])} m high, {reason}"
-        save(asset, folder, config, run_name)
+        save(asset, folder, options, run_name)
     return asset
 
 
@@ -164,16 +171,29 @@ def update_summary(run: Path, asset: ExportedAsset) -> None:
         write_json(run / runs.SUMMARY, old | {"files": files, "notes": notes, "asset": entry})
 
 
+def update_report(run: Path) -> None:
+    """Write the report page in the run folder `run` again; without a page, do nothing. Problems are logged."""
+    page = run / "report.html"
+    if not page.exists():
+        return
+    try:
+        with redirect_stdout(io.StringIO()):  # the task prints the path of the page
+            registry.implementation("task", "report")(load("report", values={"run": str(run)}))
+    except ConfigError as error:
+        logger.warning("%s still shows the earlier asset: %s", page, error)
+
+
 def summary(asset: ExportedAsset, config: AssetConfig) -> Tree:
     """Return the content of asset.json.
 
-    It has the name, the version of threedgen, the preset (the named set of asset sizes, such as "prop"), the texture
-    size, statistics of the mesh, sizes and SHA-256 of the files, findings of the Khronos glTF validator, notes for the
-    user, and durations in seconds.
+    It has the name, the version of threedgen, the options of the export (defaults of the next one), the preset (the
+    named set of asset sizes, such as "prop"), the texture size, statistics of the mesh, sizes and SHA-256 of the files,
+    findings of the Khronos glTF validator, notes for the user, and durations in seconds.
     """
     return {
         "name": asset.name,
         "version": __version__,
+        "options": plain(config),
         "preset": config.preset,
         "texture": config.sizes.texture,
         **asset.figures,

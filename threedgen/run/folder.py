@@ -159,8 +159,8 @@ def config_name(path: Path) -> str:
 
 def _own_folder(config: BaseModel, config_name: str) -> Path:
     # outputs/CONFIG/SLUG, where SLUG is made from the prompt or the name of the mesh file, with -2, -3, ... if
-    # this folder belongs to another run. Runs with equal configs and numbers of steps share a folder. The folder of a
-    # run that failed without results is reused.
+    # this folder belongs to another run. Runs with equal numbers of steps whose configs differ at most in keys that may
+    # change on resume share a folder. The folder of a run that failed without results is reused.
     prompt, mesh = getattr(config, "prompt", None), getattr(config, "mesh", None)
     if isinstance(mesh, str) and not str(prompt or "").strip():
         prompt = Path(mesh).stem
@@ -177,7 +177,7 @@ def _own_folder(config: BaseModel, config_name: str) -> Path:
             if stored is None:
                 continue
             same_steps = flat(stored).get(MAX_STEPS_KEY) == flat(expected).get(MAX_STEPS_KEY)
-            if same_steps and not differences(stored, expected):
+            if same_steps and not differences(stored, expected, getattr(config, "changeable_on_resume", ())):
                 break
     return folder
 
@@ -190,12 +190,13 @@ def choose_folder(config: BaseModel, config_name: str) -> tuple[Path, Tree | Non
     name is usable if its folder
 
     - has no results (files that `has_results` counts), and no run that is still running or was killed, or
-    - has a run whose config.yaml equals `config` apart from `NEUTRAL_KEYS`, such as out and threads. trainer.max_steps
-      is one of these keys, but must be equal here: another number of steps gets another folder.
+    - has a run whose config.yaml equals `config` apart from keys that may change on resume: `NEUTRAL_KEYS`, such as out
+      and threads, and `config.changeable_on_resume`. trainer.max_steps is one of these keys, but must be equal here:
+      another number of steps gets another folder.
 
-    In the folder, given or not, a run is resumed if its config.yaml equals `config` apart from keys that may change on
-    resume: `NEUTRAL_KEYS`, here including trainer.max_steps, and `config.changeable_on_resume`. Otherwise the run is
-    new. An old config.yaml will then be replaced, but results never are.
+    In the folder, given or not, a run is resumed if its config.yaml equals `config` apart from these keys, here
+    including trainer.max_steps. Otherwise the run is new. An old config.yaml will then be replaced, but results never
+    are.
 
     Returns:
         The folder, and the content of its config.yaml as nested dicts if the run in it is resumed, None if the run is

@@ -72,9 +72,7 @@ def make_job(
     given: Tree = {key: str(path) for key, path in files.items()}
     method = next((name for key, name in CONFIG_OF.items() if key in files), config.config)
     name, *own = words_of(method)
-    options = {
-        f"export.{option}": plain(export)[option] for option in sorted(export.model_fields_set if export else ())
-    }
+    options = {f"export.{option}": value for option, value in sorted((export.own_options() if export else {}).items())}
     if "mesh" in files and options:
         problem = "has no effect on a mesh that gets a texture: its shape, size and format stay. Leave it out"
         raise ConfigError(problem, next(iter(options)))

@@ -49,7 +49,6 @@ class Asset(BaseModel):
     """Entries of asset.json (about an exported asset) for report page and gallery: files, triangles, size, ..."""
 
     files: dict[str, int] = {}
-    preset: str | None = None
     texture: int | None = None
     levels: dict[str, int] = {}
     size_m: dict[str, FiniteFloat] = {}

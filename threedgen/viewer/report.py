@@ -134,7 +134,7 @@ def asset_facts(record: Record) -> dict[str, str]:
         "Textures": f"{asset.texture} x {asset.texture}" if asset.texture else "",
         "Width, height, depth": f"{' x '.join(sizes)} m" if sizes else "",
         "Height": asset.height,
-        "Export with another height": resize_command(record.folder, asset.preset) if asset.height else "",
+        "Export with another height": resize_command(record.folder) if asset.height else "",
         "Khronos validator": asset.khronos,
     }
 

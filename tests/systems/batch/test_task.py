@@ -11,6 +11,7 @@ from tests.support.janus_bench import log, method, stub  # noqa: F401
 from tests.support.task_server import tiny_generate
 from threedgen import cli
 from threedgen.config import load
+from threedgen.run.folder import open_run
 from threedgen.systems.batch import jobs
 from threedgen.systems.batch.jobs import plan
 
@@ -38,6 +39,19 @@ def test_batch_runs_each_job_in_its_own_folder_and_only_missing_ones(capsys: pyt
     with Path("prompts.txt").open("a") as file:
         file.write("a green frog\n")
     assert command() == 0 and set(log().values()) == {1} and len(table()) == 12
+    more = ["seeds=[0, 1, 2]", "configs=[good, bad fronts=1, bad]", "strict=true"]
+    assert command(*more) == 0 and len(table()) == 27
+    assert command(*more, "overrides=[fronts=1]") == 2
+
+
+def test_added_jobs_share_the_default_folder() -> None:
+    def folder(*more: str) -> Path:
+        return Path(open_run(load("batch", ["prompts=prompts.txt", *more]), "batch")[0].out)
+
+    first = folder("configs=[good]")
+    (first / "batch.csv").touch()
+    assert folder("configs=[good, bad]", "seeds=[0, 1]", "atlas=true", "strict=true") == first
+    assert folder("configs=[good]", "style=teal") != first
 
 
 def test_failed_jobs_are_listed(caplog: pytest.LogCaptureFixture) -> None:
@@ -91,6 +105,8 @@ def test_style_and_atlas_of_real_runs() -> None:
         (["configs=[toybox-sheet]"], ("configs: ", "toybox-sheet")),
         (["configs=[good, good]"], ("configs", "'good'")),
         (["overrides=[seed=3]"], ("overrides: ", "seed")),
+        (["overrides=[export.palette=teal,white]"], ("overrides: ", "'white'")),
+        (["overrides=[export.lods=[1000, [300]]]"], ("overrides: ", "value")),
         (["style=brwon"], ("style: ", "'brown'")),
         (["style=brown"], ("style: ", "good")),  # without an asset
         (["atlas=true"], ("atlas: ", "good")),
@@ -115,9 +131,25 @@ def test_wrong_prompts_are_skipped_and_reported(caplog, monkeypatch) -> None:
     assert command("configs=[good]", "seeds=[0]") == 0
     states = {row["prompt"]: (row["state"], row["reason"]) for row in table()}
     assert states == {"a red dog": ("finished", ""), "a nebula": ("skipped", "no known noun in 'a nebula'")}
-    assert "skipped: 'a nebula'" in caplog.text
+    lines = [line for line in caplog.text.splitlines() if "skipped: 'a nebula'" in line]
+    assert len(lines) == 2, "before and after the work"
     Path("prompts.txt").write_text("a nebula\njustice\n")
     assert command("configs=[good]", "seeds=[0]", "out=other") == 2 and not Path("other").exists()
+
+
+def test_overrides_can_have_lists() -> None:
+    Path("prompts.txt").write_text("a blue dog\n")
+    words = ["configs=[quick-toybox export.lods=[900, 300]]", "overrides=[export.formats=[glb, obj], export.refine=0]"]
+    (made,) = plan(load("batch", ["prompts=prompts.txt", *words]))
+    assert made.config.export.lods == (900, 300) and made.config.export.refine == 0
+    assert made.config.export.formats == ("glb", "obj")
+
+
+def test_notes_name_skipped_lines_and_ignored_words() -> None:
+    Path("prompts.txt").write_text("a nebula\na potion\na dog on a potion\n")
+    count, *notes = load("batch", ["prompts=prompts.txt", "configs=[quick-toybox]", "seeds=[0, 1]"]).notes()
+    assert "2 of 6" in count and "'a nebula'" in notes[0] and "'a potion'" in notes[1]
+    assert all("'a dog on a potion'" in note for note in notes[2:]) and "'potion'" in notes[2]
 
 
 def test_prompt_files_of_text_editors_are_read() -> None:

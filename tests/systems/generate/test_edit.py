@@ -12,6 +12,7 @@ from threedgen.guidance.completion import KnownViews, known_views
 from threedgen.guidance.guidance import Condition
 from threedgen.guidance.priors import latent_diffusion
 from threedgen.guidance.priors.mvdream import MVDream
+from threedgen.run.folder import write_config
 from threedgen.systems.generate import phases
 from threedgen.systems.generate.phases import resample_views
 from threedgen.systems.generate.task import embeddings
@@ -76,6 +77,18 @@ def test_noise_of_the_code_follows_from_seed_and_prompt(run: Path, tmp_path: Pat
     assert twice == dog[:1], "so does an edit of an edit"
     (again / "config.yaml").write_text("task: generate\nimage: dog.png\n")
     assert len(noise(0, "a red old dog", "", config_name="edit-toybox", words=(f"edit={again}",))) == 1, "no prompt"
+
+
+def test_note_names_asset_options_that_differ_from_the_run(tmp_path: Path) -> None:
+    write_config(tmp_path, config.load("mvdream-toybox", ["prompt=a red robot", "export.height=1.2"]))
+    words = ["prompt=a blue robot", f"edit={tmp_path}"]
+    (note,) = config.load("edit-toybox", words).prompt_notes()
+    assert "preset: 'prop' -> 'mobile'" in note and "height: 1.2 -> None" in note
+    assert config.load("edit-toybox", [*words, "export.preset=prop", "export.height=1.2"]).prompt_notes() == []
+    (tmp_path / "asset").mkdir()
+    (tmp_path / "asset/asset.json").write_text('{"options": {"preset": "hero"}}')  # of another export
+    (note,) = config.load("edit-toybox", words).prompt_notes()
+    assert "preset: 'hero' -> 'mobile'" in note and "height" not in note
 
 
 @torch.no_grad()

@@ -92,7 +92,7 @@ def test_run_writes_its_asset(tmp_path: Path) -> None:
         assert f"\n{phase}: " in log(tmp_path), phase
     assert log(tmp_path).splitlines()[-4:] == [
         "asset: run/asset/a_shiny_red_dog.glb (0.5 m high, as a dog usually is)",
-        "another height: python launch.py --config export run=run preset=prop height=METRES",
+        "another height: python launch.py --config export run=run height=METRES",
         f"page: run/{PAGE}",
         "run",
     ]

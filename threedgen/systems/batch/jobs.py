@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from threedgen.config import ConfigError, find, load, plain, registry, split_override, task_of, tree_hash
-from threedgen.config.errors import OutOfMemory, short, storage_error
+from threedgen.config.errors import OutOfMemory, errors_default_to_key, short, storage_error
 from threedgen.config.plain_file import read_json
 from threedgen.config.registry import config_model
 from threedgen.config.sections import RunConfig
@@ -106,9 +106,10 @@ def object_config(
     """
     name, *own = words_of(method)
     overrides = [*overrides, *own]
-    for place in (".".join(split_override(text)[0]) for text in overrides):
-        if place in OWN_KEYS:
-            raise ConfigError(f"{place} is set by {caller} itself. Give it as its own key", "overrides")
+    with errors_default_to_key("overrides"):
+        for place in (".".join(split_override(text)[0]) for text in overrides):
+            if place in OWN_KEYS:
+                raise ConfigError(f"{place} is set by {caller} itself. Give it as its own key")
     try:
         task = task_of(find(name))
         model = config_model("task", task)
@@ -294,6 +295,8 @@ def run(config: BatchConfig, resume: object = None, quiet: bool = False) -> int:
     def make_missing(task: Task) -> None:
         jobs, root = plan(config), task.folder / RUNS
         unknown = unknown_objects({job.method: job.config for job in jobs}, config.lines())
+        for (_, prompt), reason in unknown.items():
+            logger.warning("skipped: %r (%s)", prompt, reason)
         if code := make_all(config, [job for job in jobs if (job.method, job.prompt) not in unknown], root, quiet):
             raise Stopped(code)
         rows = []

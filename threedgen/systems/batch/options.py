@@ -1,8 +1,10 @@
 """Config model of the task "batch". The module does not import torch."""
 
+from typing import ClassVar
+
 from pydantic import Field
 
-from threedgen.config.errors import ConfigError
+from threedgen.config.errors import ConfigError, short
 from threedgen.config.plain_file import read_text
 from threedgen.export.options import AssetConfig
 from threedgen.export.palette import Palette
@@ -15,6 +17,8 @@ class BatchConfig(WorkersConfig):
 
     Options of the task "batch".
     """
+
+    changeable_on_resume: ClassVar[tuple[str, ...]] = ("seeds", "configs", "atlas", "strict")  # runs are found by key
 
     prompts: str = Field("", description="text file with one prompt per line; # starts a comment")
     configs: Names = Field(("mvdream-toybox",), min_length=1, description="configs, with key=value changes")
@@ -38,6 +42,18 @@ class BatchConfig(WorkersConfig):
         if not found:
             raise ConfigError("should have a prompt in each line, and is empty", "prompts", self.prompts)
         return list(found)
+
+    def notes(self) -> list[str]:
+        from .jobs import plan, unknown_objects
+
+        jobs = plan(self)
+        unknown = unknown_objects({job.method: job.config for job in jobs}, self.lines())
+        known = [job for job in jobs if (job.method, job.prompt) not in unknown]
+        found = [f"makes {len(known)} of {len(jobs)} objects"]
+        found += [f"skipped: {short(prompt)}: {reason}" for (_, prompt), reason in unknown.items()]
+        for job in known[: len(known) // len(self.seeds)]:  # jobs are ordered by seed
+            found += [f"{short(job.prompt)}: {note}" for note in job.config.notes()]
+        return [*super().notes(), *dict.fromkeys(found)]
 
     def check(self) -> None:
         from .jobs import check_prompts, plan, unknown_objects

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from threedgen.config import Config, ConfigError, Layer, Scheduled, merge, plain, sections, validate
 from threedgen.config.errors import key_prefix, short
 from threedgen.config.registry import SECTION, Component
+from threedgen.export.asset_folder import FOLDER, read_manifest
 from threedgen.export.options import ExportSection
 from threedgen.guidance.losses.options import DistillationConfig, ViewPromptsConfig
 from threedgen.guidance.options import MatteName, PriorConfig
@@ -16,7 +17,7 @@ from threedgen.guidance.weights import other_models
 from threedgen.representations.options import FieldConfig, MaterialConfig
 from threedgen.representations.volume.options import MarchConfig, OccupancyConfig
 from threedgen.run.disk import Tree
-from threedgen.run.folder import run_folder, stored_config, user_path
+from threedgen.run.folder import differences, run_folder, stored_config, user_path
 from threedgen.run.prompts import normalise_prompt
 from threedgen.systems.prompted import PromptedConfig
 from threedgen.viewer.options import ViewConfig
@@ -245,6 +246,14 @@ class GenerateConfig(PromptedConfig):
         if self.warm_start.share and self.views_per_scene < 2:
             single = f"prior.name={self.prior.name} samples single views, which are not consistent"
             notes.append(f"warm_start.share={self.warm_start.share:g} has no effect: {single}")
+        if self.edit is not None and self.export.enabled:
+            folder = run_folder(self.edit, "edit")
+            before = read_manifest(folder / FOLDER).get("options") or (stored_config(folder) or {}).get("export") or {}
+            now = {key: value for key, value in plain(self.export).items() if key in before}
+            if changed := differences(before, now):
+                notes.append(
+                    f"edit: the asset has other options: {'; '.join(changed)}. Set them in export to keep them"
+                )
         return notes
 
     @model_validator(mode="after")

@@ -4,7 +4,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from threedgen.export.asset_folder import FOLDER, read_manifest
 from threedgen.export.options import resize_command
 from threedgen.run.metrics import read_summary
 from threedgen.run.text import say
@@ -42,7 +41,7 @@ def print_result(run: Run, quiet: bool = False) -> None:
     """Print the paths of a run's asset, report and folder; with `quiet`, print only the folder."""
     if run.asset is not None and not quiet:
         height = (read_summary(run.folder).get("asset") or {}).get("height", "")
-        again = resize_command(run.folder, read_manifest(run.folder / FOLDER).get("preset"))
+        again = resize_command(run.folder)
         say(f"asset: {run.asset} ({height})\nanother height: {again}" if height else f"asset: {run.asset}")
     page = None if quiet else run.file("report.html")
     if page is not None:

@@ -110,7 +110,8 @@
     for (const name of ["preset", "collision"]) if (data.get(name)) options[name] = data.get(name);
     if (data.get("lods")) options.lods = (data.get("lods").match(/\d+/g) || []).map(Number).filter(Boolean);
     if (data.get("height")) options.height = Number(data.get("height"));
-    if (formats.length && formats.join() !== "glb") options.formats = formats;
+    const preselected = form.id === "order" && formats.join() === "glb";
+    if (formats.length && !preselected) options.formats = formats;
     return options;
   }
 
