@@ -326,6 +326,9 @@ def reopen(run: str | Path, overrides: list[str]) -> tuple[Any, Path]:
     changed = differences(stored or {}, plain(config), getattr(config, "changeable_on_resume", ()))
     if changed:
         again = f"Start a new run with {command('--config', str(folder / CONFIG))}"
+        if getattr(config, "training", None) is not None:
+            finish = command("--resume", str(run), "--finish")
+            again += f". To start it from the weights so far, write them with {finish}"
         raise ConfigError(f"{COMMAND_LINE}: a resumed run cannot change {'; '.join(changed)}. {again}")
     config.check()
     name = stored_config_name((folder / CONFIG).read_text(encoding="utf-8"))

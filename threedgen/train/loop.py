@@ -146,7 +146,7 @@ def _resume_path(
     if found is None:
         return None
     path, checkpoint = found
-    check_config(checkpoint, module.config_yaml)
+    check_config(checkpoint, module.config_yaml, getattr(config, "changeable_on_resume", ()))
     check_weights(checkpoint, module.weights)
     if (done := checkpoint["global_step"]) > (max_steps := config.trainer.max_steps):
         if is_rank_zero():

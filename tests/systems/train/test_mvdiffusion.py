@@ -131,6 +131,14 @@ def test_no_stage_resumes_from_another_base(tmp_path: Path, lost: str, refused) 
     refused(["--resume", "run", "trainer.max_steps=2"], "start", "SHA-256")
 
 
+def test_resumed_run_takes_its_base_from_another_folder(tmp_path: Path, refused) -> None:
+    load_base().save("mine")
+    train(scene_config(tmp_path, "panorama", start="mine"), "run", "trainer.max_steps=1")
+    Path("mine").rename("moved")
+    assert cli.main(["--resume", "run", "start=moved", "trainer.max_steps=2"]) == 0
+    refused(["--resume", "run", "training.batch=1"], "command line", "training.batch", "--resume run --finish")
+
+
 def test_holes_are_a_part_all_or_nothing() -> None:
     rng = np.random.default_rng(3)
     shares = np.array([masks.painted(rng, 32).mean() for _ in range(200)])

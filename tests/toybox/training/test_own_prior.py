@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -59,6 +60,21 @@ def test_rendered_assets_are_reused(tmp_path: Path) -> None:
     assert server().run(tmp_path, words=own_command(tmp_path, f"data={done()}", "out=other")) == 0, log(tmp_path)
     assert not (tmp_path / "other" / "views").exists()
     assert_same(weights(tmp_path / "other"), weights(done()))
+
+
+def test_resumed_run_takes_the_same_assets_from_another_folder(tmp_path: Path) -> None:
+    shutil.copytree(done(), tmp_path / "run")
+    steps = read_summary(done())["steps"]
+    words = ["--resume", "run", f"trainer.max_steps={steps + 1}"]
+    shutil.copytree(done() / "views", tmp_path / "other" / "views")
+    index = tmp_path / "other" / "views" / "index.json"
+    tree = json.loads(index.read_text())
+    name = tree["shards"][0]["assets"][0]["name"]
+    index.write_text(index.read_text().replace(f'"{name}"', '"another"'))
+    assert server().run(tmp_path, words=[*words, "data=other"]) == 2, log(tmp_path)
+    assert "data: " in log(tmp_path) and "SHA-256" in log(tmp_path)
+    assert server().run(tmp_path, words=[*words, f"data={done()}"]) == 0, log(tmp_path)
+    assert read_summary(tmp_path / "run")["steps"] == steps + 1
 
 
 # bf16 rounds differently in batches of another size

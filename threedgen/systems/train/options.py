@@ -3,7 +3,7 @@
 The config model of the task train-threedim also derives from one of these base classes, `TrainConfig`.
 """
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -78,6 +78,8 @@ def default_trainer(max_steps: int, gradient_clip_val: float = 1.0, val_check_in
 
 class TrainConfig(RunConfig):
     """Base class of the config models of training tasks. Subclasses may add the option `start`, the initial weights."""
+
+    changeable_on_resume: ClassVar[tuple[str, ...]] = ("start",)  # a path: the checkpoint has the hash of its files
 
     checkpoint: CheckpointConfig = CheckpointConfig(seconds=60)
 

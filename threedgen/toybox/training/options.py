@@ -1,6 +1,6 @@
 """Config models of train-base, train-prior, train-own-prior and train-matte. The module does not import torch."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, PositiveFloat, model_validator
 
@@ -135,6 +135,8 @@ class TrainBaseConfig(base.TrainConfig):
     noisy latents, text encoder, UNet. If `start` names a 2D model, only its UNet is trained.
     """
 
+    changeable_on_resume: ClassVar[tuple[str, ...]] = ()  # without `start`, other networks are trained
+
     image_size: int = Field(128, ge=32, le=1024, description="side of an image, pixels")
     start: str | None = Field(None, min_length=1, description="2D model whose UNet is trained further")
     widen: tuple[int, ...] | None = Field(None, description="channels of each level, multiples of those of start")
@@ -194,6 +196,9 @@ class TrainOwnPriorConfig(AssetsConfig):
     Options of the task "train-own-prior". A 2D model generates single images. It becomes a multi-view prior, which
     generates views of an object.
     """
+
+    # paths: the checkpoint has hashes of the weights and of the names of the assets
+    changeable_on_resume: ClassVar[tuple[str, ...]] = ("data", "prior.weights")
 
     prior: Annotated[Any, Component("prior", default="mvdream", only=("mvdream",))] = {}
     pictures: str | None = Field(
