@@ -43,7 +43,7 @@ ROOT = Path("outputs")
 NAME_WITHOUT_PROMPT = "run"  # name of the run folder if the config has no prompt
 NEUTRAL_KEYS = (
     "about needs out threads prompt_check trainer.max_steps trainer.log_every_n_steps trainer.val_check_interval "
-    "checkpoint export march.chunk prior.cuda_graph validation logging "
+    "checkpoint export march.chunk prior.cuda_graph validation logging logger "
     "trainer.accelerator trainer.devices "
     "engine workers address cpus gpus attempts"
 ).split()

@@ -9,8 +9,8 @@ from pydantic import Field, model_validator
 
 from threedgen.config import Config, Scheduled
 from threedgen.config.errors import errors_name_key
-from threedgen.config.registry import Component
-from threedgen.config.sections import BETAS, CheckpointConfig, RunConfig, TrainerConfig
+from threedgen.config.registry import SECTION, Component
+from threedgen.config.sections import BETAS, CheckpointConfig, LoggerConfig, RunConfig, TrainerConfig
 from threedgen.guidance.options import Arrangement, Control, Timestep
 from threedgen.guidance.weights import loading, plugins
 from threedgen.systems.sample.options import check_ring
@@ -22,6 +22,11 @@ Fresh = Annotated[int, Field(ge=0, description="new entries per step; the rest a
 First = Annotated[int, Field(ge=1, description="entries available at the first step")]
 NoText = Annotated[float, Field(ge=0, le=1, description="share of captions dropped, for classifier-free guidance")]
 Average = Annotated[float, Field(ge=0, lt=1, description="EMA decay of the saved weights; 0: no averaging")]
+Logger = Annotated[
+    LoggerConfig,
+    Component("logger", default="csv"),
+    Field(description="further log beside metrics.jsonl and metrics.csv"),
+]
 Guidance = Annotated[float, Field(ge=0, description="guidance scale of the sample sheet")]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -82,6 +87,7 @@ class TrainConfig(RunConfig):
     changeable_on_resume: ClassVar[tuple[str, ...]] = ("start",)  # a path: the checkpoint has the hash of its files
 
     checkpoint: CheckpointConfig = CheckpointConfig(seconds=60)
+    logger: Logger = SECTION
 
     def check(self) -> None:
         if (start := getattr(self, "start", None)) is not None:

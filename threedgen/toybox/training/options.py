@@ -6,7 +6,7 @@ from pydantic import Field, PositiveFloat, model_validator
 
 from threedgen.config import Config, Scheduled
 from threedgen.config.errors import ConfigError
-from threedgen.config.registry import Component
+from threedgen.config.registry import SECTION, Component
 from threedgen.config.sections import CheckpointConfig, Fovs, Positives, TrainerConfig
 from threedgen.data.assets.options import AssetsConfig
 from threedgen.run.folder import user_path
@@ -211,6 +211,7 @@ class TrainOwnPriorConfig(AssetsConfig):
     training: OwnTrainingConfig = OwnTrainingConfig()
     trainer: TrainerConfig = base.default_trainer(4000)
     checkpoint: CheckpointConfig = CheckpointConfig(seconds=60)
+    logger: base.Logger = SECTION
 
     @model_validator(mode="after")
     def _check_prior(self) -> Self:
