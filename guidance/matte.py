@@ -75,7 +75,7 @@ class Matte(nn.Module):
     def save(self, path: Path) -> None:
         """Write config.json and a safetensors file (float16) to the folder `path`, atomically; replace a saved model.
 
-        Raises ConfigError if the folder contains other files than a saved model, or a weight overflows in float16.
+        Raises ConfigError if the folder has files, but no saved model, or a weight overflows in float16.
         """
         with files.replaced_folder(path, CONFIG) as part:
             write_json(part / CONFIG, {"_class_name": type(self).__name__, **self.sizes})

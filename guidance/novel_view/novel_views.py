@@ -108,9 +108,9 @@ def intrinsics(request: Request, height: int, width: int) -> Tensor:
 def save(model: XUNet | LatentPairs, folder: Path, cameras: CamerasConfig | None = None) -> None:
     """Write a model, with weights in float16, and its training cameras (None: unknown) to a folder, atomically.
 
-    The new content of the folder is config.json, SHA256SUMS, and the weights: model.safetensors (X-UNet) or the
-    diffusers folder prior/ (LatentPairs). Raises ConfigError if the folder has files, but no config.json, or if a
-    weight overflows in float16.
+    The folder gets config.json, SHA256SUMS, and the weights: model.safetensors (X-UNet) or the diffusers folder prior/
+    (LatentPairs). They replace those of an earlier model; other files stay. Raises ConfigError if the folder has files,
+    but no config.json, or if a weight overflows in float16.
     """
     metadata: dict[str, object] = {"_class_name": type(model).__name__, "cameras": cameras and cameras.model_dump()}
     with files.replaced_folder(folder, CONFIG) as part:

@@ -231,8 +231,8 @@ class LatentDiffusion(Prior):
     def save(self, folder: Path | str) -> None:
         """Write a diffusers folder with float16 tensors and SHA256SUMS, atomically.
 
-        Raises ConfigError if the folder contains files that no saved prior has, a weight overflows in float16, or the
-        prior is SDXL or ImageDream.
+        An earlier saved prior is replaced; other files in it, such as README.md, stay. Raises ConfigError if the folder
+        has files, but no saved prior, a weight overflows in float16, or the prior is SDXL or ImageDream.
         """
         saving.save(self, Path(folder))
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from threedgen.config import ConfigError
 from threedgen.config.errors import printable, short
 from threedgen.config.plain_file import MAX_PICKLE_BYTES, parse_json, read_text, require_regular_file
-from threedgen.run.disk import atomic_folder
+from threedgen.run.disk import atomic_folder, publish, temporary_path
 
 if TYPE_CHECKING:
     import torch
@@ -234,19 +234,39 @@ def build_from_tensors(make: Callable[[], Module], tensors: Mapping[str, Tensor]
 
 @contextmanager
 def replaced_folder(folder: Path, label: str) -> Iterator[Path]:
-    """Replace the folder `folder` as a whole: yield a temporary folder to write into, which on exit becomes `folder`.
+    """Replace the model in `folder`: yield a temporary folder to write into, whose files replace the old ones on exit.
 
-    On exit, SHA256SUMS is also written. `label` is the name of a file that every saved model of this kind has, such as
-    "model_index.json". Raises ConfigError, and changes nothing, if `folder` has files but none with this name: it is
-    then a folder of another kind.
+    On exit, SHA256SUMS is also written. Entries of `folder` that its old SHA256SUMS does not list and the new model
+    does not have, such as README.md or .git, stay. `label` is the name of a file that every saved model of this kind
+    has, such as "model_index.json". Raises ConfigError, and changes nothing, if `folder` has files but none with this
+    name: it is then a folder of another kind.
     """
-    if folder.exists() and not (folder / label).is_file() and (folder.is_file() or any(folder.iterdir())):
+    exists = folder.exists() and (folder.is_file() or any(folder.iterdir()))
+    if exists and not (folder / label).is_file():
         raise ConfigError(f"{folder} holds something else than a saved model: choose another folder")
-    with atomic_folder(folder) as part:
+    new = temporary_path(folder) if exists else folder
+    with atomic_folder(new) as part:
         yield part
         write_sums(part)
-        if folder.exists():
-            shutil.rmtree(folder)
+    if exists:
+        try:
+            _replace_entries(folder, new)
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+
+
+def _replace_entries(folder: Path, new: Path) -> None:
+    # in place, so that an error or a killed process cannot lose the files that stay
+    old_sums = (folder / SUMS).read_text("utf-8", "replace") if (folder / SUMS).is_file() else ""
+    old = {line.partition("  ")[2].partition("/")[0] for line in old_sums.splitlines()}
+    names = sorted(path.name for path in new.iterdir())  # SHA256SUMS first: a mixture of old and new does not fit it
+    for path in [path for path in folder.iterdir() if path.name in {*old, *names}]:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.is_symlink() or path.name not in names:
+            path.unlink()
+    for name in names:
+        publish(new / name, folder / name)
 
 
 def save_tensors(network: torch.nn.Module, path: Path, prefix: str = "") -> None:

@@ -38,10 +38,30 @@ CLIP_FILES = ("vocab.json", "merges.txt")
 
 
 def is_hub_id(name: str) -> bool:
-    """Return whether `name` has the form "owner/name" of a hub repository and no suffix of a weight file."""
-    form = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name, re.ASCII)
+    """Return whether `name` has the form "owner/name" or "owner/name@revision" and no suffix of a weight file."""
+    form = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@\w[\w.-]*)?", name, re.ASCII)
     wrong = re.search(r"--|\.\.|[.-]$|[.-]/", name) or name.endswith(WEIGHT_SUFFIXES)
     return bool(form) and len(name) <= 96 and not wrong
+
+
+def split_revision(repo: str) -> tuple[str, str]:
+    """Return ("owner/name", revision) of a hub id; the revision is "main" if the id names none.
+
+    A text that is no hub id, such as a path, is returned whole.
+    """
+    name, _, revision = repo.partition("@") if is_hub_id(repo) else (repo, "", "")
+    return name, revision or "main"
+
+
+def download_command(repo: str, more: str = "") -> str:
+    """Return the command that downloads the hub repository `repo`, in backticks; `more` are further arguments."""
+    name, revision = split_revision(repo)
+    return f"`hf download {name}{more}{'' if revision == 'main' else f' --revision {revision}'}`"
+
+
+def folder_hint(name: str) -> str:
+    """Return the advice, for models that are read from a folder only, to download one; "" if `name` is no hub id."""
+    return f"; if it is on the hub, {download_command(name, ' --local-dir DIR')} fetches it" if is_hub_id(name) else ""
 
 
 def hub_name(weights: str) -> tuple[str, str]:
@@ -54,11 +74,15 @@ def hub_name(weights: str) -> tuple[str, str]:
 
 
 def cached(repo: str, name: str) -> Path | None:
-    """Return the path of file `name` of the hub repository `repo` in the local cache; None if it is not cached."""
+    """Return the path of file `name` of the hub id `repo` in the local cache; None if it is not cached.
+
+    Without a revision in `repo`, it is the newest file that was downloaded, which may be older than that on the hub.
+    """
     from huggingface_hub import try_to_load_from_cache
 
     try:
-        found = try_to_load_from_cache(repo, name)
+        repo, revision = split_revision(repo)
+        found = try_to_load_from_cache(repo, name, revision=revision)
     except ValueError:  # the hub's own rules for ids
         return None
     return Path(found) if isinstance(found, str) else None
@@ -100,7 +124,7 @@ def absent(weights: str, why: str = "the hub cannot be reached") -> ConfigError:
     kind = WeightsNotDownloaded if original else ConfigError
     return kind(
         f"{short(weights, 300)} is neither a file or folder here nor in the hub's cache, and {why}; where "
-        f"there is a network, `hf download {repo}{file}` puts {what} into the cache; or give a path; {RUNS_NOW}",
+        f"there is a network, {download_command(repo, file)} puts {what} into the cache; or give a path; {RUNS_NOW}",
         "weights",
     )
 
@@ -118,7 +142,8 @@ def hub_file(repo: str, name: str) -> Path:
     from huggingface_hub import hf_hub_download
 
     try:
-        return Path(hf_hub_download(repo, name))
+        repo, revision = split_revision(repo)
+        return Path(hf_hub_download(repo, name, revision=revision))
     except Exception as error:  # a dozen kinds: no such repository or file, gated, connection, disk
         raise absent(weights, f"the download failed ({type(error).__name__})") from None
 

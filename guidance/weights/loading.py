@@ -41,7 +41,7 @@ def check(weights: str, tokenizer: str | None = None, required_parts: Parts = PA
 
     Args:
         weights: name of weights that come with threedgen ("toybox-base" or "toybox-prior"), path, file name of an
-            original MVDream or ImageDream checkpoint, or hub id.
+            original MVDream or ImageDream checkpoint, or hub id "owner/name" or "owner/name@revision".
         tokenizer: folder or hub id; None: the tokenizer of the weights, or CLIP's for a single file.
         required_parts: names of the sub-folders, such as "unet", that a diffusers folder must have.
     """
@@ -69,7 +69,7 @@ def locate(weights: str, required_parts: Parts = PARTS) -> Path:
     Args:
         weights: name of weights that come with threedgen ("toybox-base" or "toybox-prior"), a folder in diffusers
             format, a single-file checkpoint, the file name of an original MVDream or ImageDream checkpoint, or a hub id
-            "owner/name".
+            "owner/name" or "owner/name@revision".
         required_parts: names of the sub-folders, such as "unet", that a diffusers folder must have.
     """
     if (path := local_path(weights)) is not None:
@@ -265,13 +265,16 @@ def hub_folder(repo: str, required_parts: Parts = PARTS) -> Path:
         raise hub.absent(repo)
     from huggingface_hub import snapshot_download
 
+    name, revision = hub.split_revision(repo)
     networks = (*required_parts, SECOND)
     small = ["model_index.json", "scheduler/*", "tokenizer/*", "tokenizer_2/*", f"{COARSE}/*"]
     small += [f"{part}/{CONFIG}" for part in networks]
     for kind, others in (("*.safetensors*", "*fp16*"), ("*.bin*", "*fp16*"), ("*fp16*", "*.bin*")):
         patterns = small + [f"{part}/*model{kind}" for part in networks]
         try:
-            path = Path(snapshot_download(repo, allow_patterns=patterns, ignore_patterns=[others, "*ema*"]))
+            path = Path(
+                snapshot_download(name, revision=revision, allow_patterns=patterns, ignore_patterns=[others, "*ema*"])
+            )
         except Exception as error:
             raise hub.absent(repo, f"the download failed ({type(error).__name__})") from None
         with suppress(ConfigError):

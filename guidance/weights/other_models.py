@@ -7,6 +7,7 @@ from threedgen.config.errors import short
 from threedgen.config.optional import require
 
 from .files import read_json, weight_format
+from .hub import folder_hint
 from .loading import CONFIG, TENSORS, check_folder, embedded, existing_path
 
 MATTE, REMBG, GRABCUT = "toybox-matte", "rembg", "grabcut"
@@ -24,7 +25,7 @@ def matte_folder(weights: str) -> Path:
     path = embedded(MATTE) if weights == MATTE else existing_path(weights)
     if path is None or not (path / CONFIG).is_file():
         sources = f"take {REMBG}, {GRABCUT}, {MATTE}, or the folder RUN/matte of a train-toybox-matte run"
-        raise ConfigError(f"there is no matte {short(weights, 300)}; {sources}", "matte")
+        raise ConfigError(f"there is no matte {short(weights, 300)}; {sources}{folder_hint(weights)}", "matte")
     class_name(path, ("Matte",), "a matte", "matte")
     weight_format(path / TENSORS)
     return path
@@ -78,7 +79,8 @@ def novel_view_model(weights: str) -> Path:
     """
     path = embedded(NOVEL_VIEW[weights]) if weights in NOVEL_VIEW else existing_path(weights)
     if path is None or not (path / CONFIG).is_file():
-        raise ConfigError(f"there is no novel-view model {short(weights, 300)}: a folder with {CONFIG}", "weights")
+        problem = f"there is no novel-view model {short(weights, 300)}: a folder with {CONFIG}"
+        raise ConfigError(f"{problem}{folder_hint(weights)}", "weights")
     if class_name(path, NOVEL_VIEW_CLASSES, "a novel-view model") == "LatentPairs":
         check_folder(path / NOVEL_VIEW_PRIOR)
     else:

@@ -1,6 +1,7 @@
 """Readers of ScanNet and Matterport3D: toy rooms in their layouts, against direct renders; unusable files."""
 
 import io
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -194,6 +195,26 @@ def test_unusable_files_of_panoramas_are_named(
     damage(tmp_path / file, content)
     with refused(None, tmp_path / file, named):
         panoramas(tmp_path, size=8).scene(0)
+
+
+def test_changed_files_are_noticed_and_incomplete_panoramas_are_not_trained(toy_rooms: Path, tmp_path: Path) -> None:
+    shutil.copytree(toy_rooms, tmp_path, dirs_exist_ok=True)
+    for make, file in ((panoramas, f"{PANORAMA}/blip3/skybox_90.txt"), (reader, f"scannet/{SCENE}/color/0.jpg")):
+        before = make(tmp_path).describe()
+        assert (tmp_path / file).is_file() and make(tmp_path).describe() == before
+        os.utime(tmp_path / file, ns=(0, 0))
+        assert make(tmp_path).describe() != before
+    lines = np.load(tmp_path / "mp3d_skybox/train.npy")
+    other = np.char.replace(lines, "panorama-train-00000", "other")
+    shutil.copytree(tmp_path / "mp3d_skybox/panorama-train-00000", tmp_path / "mp3d_skybox/other")
+    np.save(tmp_path / "mp3d_skybox/train.npy", np.concatenate([other, lines]))
+    file = tmp_path / "mp3d_skybox/other/blip3/skybox_90.txt"
+    assert len(panoramas(tmp_path, "train")) == 2
+    file.unlink()
+    assert panoramas(tmp_path, "train").panoramas == lines.tolist()
+    np.save(tmp_path / "mp3d_skybox/train.npy", other)
+    with refused(None, file):
+        panoramas(tmp_path, "train")
 
 
 def test_folder_without_a_usable_scene_is_refused(toy_rooms: Path, tmp_path: Path, monkeypatch) -> None:

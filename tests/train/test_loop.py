@@ -17,8 +17,10 @@ from tests.support.errors import refused
 from tests.support.toy_run import CONFIG_YAML, STEPS, log, result
 from tests.support.two_devices import Toy
 from tests.support.waiting import when
+from threedgen import config
 from threedgen.config.errors import ConfigError, OutOfMemory, WorkerLost
 from threedgen.config.sections import CheckpointConfig, LoggerConfig, TrainerConfig
+from threedgen.run.folder import NEUTRAL_KEYS
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.threads import threads_of
 from threedgen.train import loop
@@ -169,6 +171,12 @@ def test_wandb_id_belongs_to_the_run_folder(monkeypatch, tmp_path):
         folder.mkdir(parents=True, exist_ok=True)
     first, other, resumed = (loop.wandb_logger(LoggerConfig(name="wandb"), folder)["id"] for folder in folders)
     assert first == resumed != other and len(finished) == 3
+
+
+@pytest.mark.parametrize("name", ["train-mvadapter-toybox", "train-own-prior"])
+def test_trainings_take_a_logger(name: str) -> None:
+    assert config.load(name, ["logger=wandb"]).logger == LoggerConfig(name="wandb")
+    assert "logger" in NEUTRAL_KEYS
 
 
 def test_check_weights_compares_hashes():
@@ -359,6 +367,25 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     folder = tmp_path_factory.mktemp("whole")
     assert [toy_run.server().wait(pid) for pid in start_ranks(folder)] == [0, 0], log(folder)
     return result(folder)
+
+
+SLURM = {"SLURM_JOB_NAME": "toy", "SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "2"}
+SLURM |= {"SLURM_NNODES": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "1", "RANK": "0", "LOCAL_RANK": "0", "GROUP_RANK": "0"}
+TORCHRUN |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+
+
+@pytest.mark.parametrize(
+    ("devices", "launched"),
+    [
+        (1, TORCHRUN | {"WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "2"}),
+        (2, TORCHRUN | {"WORLD_SIZE": "3", "GROUP_WORLD_SIZE": "1"}),
+        (2, SLURM),
+    ],
+)
+def test_several_machines_are_refused(tmp_path, run, devices: int, launched: dict[str, str]) -> None:
+    assert run.run(tmp_path, devices=devices, environment=launched) == ConfigError.exit_code, log(tmp_path)
+    assert lines(tmp_path, "ConfigError", "trainer.devices: ")
 
 
 @pytest.mark.parametrize(("victim", "number"), [(1, signal.SIGKILL), (1, signal.SIGSTOP), (0, signal.SIGSTOP)])

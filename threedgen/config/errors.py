@@ -163,6 +163,7 @@ ALIASES = {
     "iterations": ("trainer.max_steps",),
     "lr": ("learning_rate", "optimizer.encoding", "optimizer.networks"),
     "learning_rate": ("optimizer.encoding", "optimizer.networks"),
+    "num_nodes": ("trainer.devices",),
     "batch_size": ("camera.n_view", "scenes_per_step"),
     "exp_root_dir": ("out",),
     "tag": ("out",),

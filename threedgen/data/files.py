@@ -1,6 +1,10 @@
 """Readers for small data set files: text lines, frame numbers and arrays. Error messages name the file."""
 
+import hashlib
 import io
+import logging
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +14,8 @@ from threedgen.config.errors import ConfigError, short
 from threedgen.config.plain_file import MAX_BYTES, read_bytes, read_text
 from threedgen.run.arrays import Array
 
+logger = logging.getLogger(__name__)
+
 MIN_FOCAL = 1e-3
 """Minimum focal length in camera files, as a fraction of the longer image side: a field of view of 179.9 degrees."""
 
@@ -18,6 +24,30 @@ def is_finite(numbers: ArrayLike) -> bool:
     """Return whether all numbers are finite after conversion to float32, the dtype of cameras."""
     with np.errstate(over="ignore"):
         return bool(np.isfinite(np.asarray(numbers, np.float64).astype(np.float32)).all())
+
+
+def files_hash(paths: Iterable[Path]) -> str:
+    """Return a hash of the names, sizes and times of files, for cache keys: it differs if a file was changed.
+
+    Names include two parent folders. The contents are not read. Missing files are skipped.
+    """
+    lines = []
+    for path in paths:
+        with suppress(OSError):
+            stat = path.stat()
+            lines.append(f"{'/'.join(path.parts[-3:])} {stat.st_size} {stat.st_mtime_ns}\n")
+    return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+
+def warn_left_out(problems: Sequence[str], kept: int, what: str) -> None:
+    """Log one warning about the unusable `what`, such as "scenes", of a data set, with the first of the problems.
+
+    `kept` is the number of usable ones. Raises ConfigError if it is 0.
+    """
+    if problems and not kept:
+        raise ConfigError(problems[0])
+    if problems:
+        logger.warning("%d of %d %s are left out: %s", len(problems), len(problems) + kept, what, problems[0])
 
 
 def read_lines(path: Path) -> list[str]:

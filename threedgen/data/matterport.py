@@ -21,7 +21,7 @@ from threedgen.geometry.panorama import cameras, intrinsics, ring, skybox_views
 from threedgen.geometry.views import Views, resize
 from threedgen.run.seeding import numpy_generator
 
-from .files import first_line, read_npy
+from .files import files_hash, first_line, read_npy, warn_left_out
 from .options import MatterportConfig, SceneSplit
 from .scene_views import SceneViews
 
@@ -38,8 +38,8 @@ class MatterportPanoramas:
 
     `scene` returns the images, cameras and captions of one example. The views are horizontal, and their yaw increases
     to the right. The yaw of the first view is 0 in the test split. For training, it is a random whole number of degrees
-    that depends on the seed and the index of the example. The constructor and `scene` raise ConfigError if a file is
-    missing or invalid.
+    that depends on the seed and the index of the example. Panoramas without all their files are left out of the
+    training with a warning. The constructor and `scene` raise ConfigError if a file is missing or invalid.
     """
 
     def __init__(self, config: MatterportConfig, seed: int = 0, split: SceneSplit = "train") -> None:
@@ -47,6 +47,11 @@ class MatterportPanoramas:
         root = Path(config.path).expanduser()
         self.root = root / FOLDER if (root / FOLDER).is_dir() else root
         self.panoramas = read_paths(self.root / f"{split}.npy")
+        if split == "train":
+            missing = [next((str(f) for f in self.files(paths) if not f.is_file()), "") for paths in self.panoramas]
+            self.panoramas = [paths for paths, file in zip(self.panoramas, missing, strict=True) if not file]
+            problems = [f"{file} is missing" for file in missing if file]
+            warn_left_out(problems, len(self.panoramas), "panoramas")
 
     def __len__(self) -> int:
         return self.options.count or len(self.panoramas)
@@ -54,7 +59,13 @@ class MatterportPanoramas:
     def describe(self) -> str:
         o = self.options
         views = f"{o.views} of {o.size} px, {o.fov:g} deg, prefix {PREFIX!r}"
-        return f"panoramas of {self.root.resolve()}, {self.split}, seed {self.seed}, {views}"
+        files = files_hash(file for paths in self.panoramas for file in self.files(paths))
+        return f"panoramas of {self.root.resolve()}, {self.split}, seed {self.seed}, {views}, {files}"
+
+    def files(self, paths: list[str]) -> list[Path]:
+        """Return the paths of all files of a panorama: six cube sides, given as `paths`, and eight captions."""
+        captions = [self.caption_file(paths[0], yaw) for yaw in range(0, 360, YAW_STEP)]
+        return [*(self.root / path for path in paths), *captions]
 
     def first_yaw(self, index: int) -> int:
         """Return the yaw of the first view of example `index`, a whole number of degrees from 0 to 359.
@@ -80,10 +91,12 @@ class MatterportPanoramas:
         path of any cube side of the panorama, relative to the data folder. Raises ConfigError if the caption file is
         missing or empty.
         """
+        return PREFIX + first_line(self.caption_file(face, yaw))
+
+    def caption_file(self, face: str, yaw: float) -> Path:
         nearest = round(yaw / YAW_STEP) * YAW_STEP % 360
         path = PurePosixPath(face)
-        file = self.root / path.parent.parent / CAPTIONS / f"{path.name.split('_')[0]}_{nearest}.txt"
-        return PREFIX + first_line(file)
+        return self.root / path.parent.parent / CAPTIONS / f"{path.name.split('_')[0]}_{nearest}.txt"
 
     def _face(self, path: str) -> Tensor:
         file = self.root / path

@@ -55,7 +55,7 @@ class MatterportConfig(_Folder):
         None, ge=1, le=10_000_000, description="number of entries, repeats start at another yaw; null: one per panorama"
     )
     views: int = Field(8, ge=1, le=64, description="views per panorama, evenly spaced in azimuth")
-    size: int = Field(512, ge=8, le=2048, description="side of a view, pixels")
+    size: int = Field(512, ge=8, le=2048, description="side of a view, pixels; best that of the 2D model")
     fov: float = Field(90.0, gt=0, lt=170, description="field of view, degrees")
 
 

@@ -26,7 +26,7 @@ from threedgen.geometry.views import Views, resize
 from threedgen.geometry.warp import check_pose_convention, spread_pairs
 from threedgen.run.arrays import Array
 
-from .files import first_line, read_frame_numbers, read_npy, read_numbers
+from .files import files_hash, first_line, read_frame_numbers, read_npy, read_numbers
 from .options import ScanNetConfig, SceneSplit
 from .scene_views import SceneViews, WalkScenes, windows
 from .srn.scene_files import intrinsic_matrix, read_pose
@@ -134,8 +134,22 @@ class ScanNetWalk:
     def caption(self, number: int) -> str:
         return first_line(self.path("prompt", number, "txt"))
 
+    def key_files(self) -> list[Path]:
+        """Return the paths of the files of the key frames and of the files for all frames. Some may not exist."""
+        parts = ("depth", "png"), ("pose", "txt"), ("prompt", "txt")
+        files = [self.path(folder, number, suffix) for number in self.keys for folder, suffix in parts]
+        files += [path for number in self.keys for path in self._image_files(number)]
+        return [*files, self._intrinsics_file, self.folder / self.key_file, self.folder / "valid_frames.npy"]
+
+    def _image_files(self, number: int) -> list[Path]:
+        return [self.path("color", number, suffix) for suffix in ("jpg", "jpeg", "png")]
+
+    @property
+    def _intrinsics_file(self) -> Path:
+        return self.folder / "intrinsic" / "intrinsic_depth.txt"
+
     def _image(self, number: int) -> torch.Tensor:
-        candidates = [self.path("color", number, suffix) for suffix in ("jpg", "jpeg", "png")]
+        candidates = self._image_files(number)
         path = next((path for path in candidates if path.is_file()), None)
         if path is None:
             raise ConfigError(f"{candidates[0]} is missing")
@@ -150,7 +164,7 @@ class ScanNetWalk:
         return full[rows][:, columns], (height, width)
 
     def _intrinsics(self, height: int, width: int) -> Array:
-        path = self.folder / "intrinsic" / "intrinsic_depth.txt"
+        path = self._intrinsics_file
         K = intrinsic_matrix(path, read_numbers(path), height, width)
         K[:2, 2] += 0.5  # the centre of the first pixel is (0, 0) in the file, and (0.5, 0.5) here
         return K.astype(np.float32)
@@ -197,7 +211,9 @@ def build(config: ScanNetConfig, seed: int = 0, split: SceneSplit = "train") -> 
     """
     o, found = config, walks(config, split)
     description = f"{Path(o.path).expanduser().resolve()}, {split}, {o.height} x {o.width} px, {KEY_FRAMES}"
-    description += f", {len(found)} scenes of {MIN_KEYS} keys"
+    # key frames only: a scan has thousands of frames
+    files = files_hash(file for walk in found for file in walk.key_files())
+    description += f", {len(found)} scenes of {MIN_KEYS} keys, {files}"
     if split == "test":
         entries = windows(found, o.views)
         if not entries:

@@ -43,7 +43,7 @@ ROOT = Path("outputs")
 NAME_WITHOUT_PROMPT = "run"  # name of the run folder if the config has no prompt
 NEUTRAL_KEYS = (
     "about needs out threads prompt_check trainer.max_steps trainer.log_every_n_steps trainer.val_check_interval "
-    "checkpoint export march.chunk prior.cuda_graph validation logging "
+    "checkpoint export march.chunk prior.cuda_graph validation logging logger "
     "trainer.accelerator trainer.devices "
     "engine workers address cpus gpus attempts"
 ).split()
@@ -327,6 +327,9 @@ def reopen(run: str | Path, overrides: list[str]) -> tuple[Any, Path]:
     changed = differences(stored or {}, plain(config), getattr(config, "changeable_on_resume", ()))
     if changed:
         again = f"Start a new run with {command('--config', str(folder / CONFIG))}"
+        if getattr(config, "training", None) is not None:
+            finish = command("--resume", str(run), "--finish")
+            again += f". To start it from the weights so far, write them with {finish}"
         raise ConfigError(f"{COMMAND_LINE}: a resumed run cannot change {'; '.join(changed)}. {again}")
     config.check()
     name = stored_config_name((folder / CONFIG).read_text(encoding="utf-8"))

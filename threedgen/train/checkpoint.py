@@ -5,7 +5,7 @@ import logging
 import platform
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -137,22 +137,23 @@ class Checkpoint(StepCallback, pl.callbacks.Checkpoint):
             return "the folder is gone"
 
 
-def check_config(checkpoint: CheckpointData, config_yaml: str) -> None:
+def check_config(checkpoint: CheckpointData, config_yaml: str, changeable: Iterable[str] = ()) -> None:
     """Raise ConfigError if a config key that changes the result differs between a checkpoint and the run.
 
-    Keys that may change on resume, such as trainer.max_steps (`NEUTRAL_KEYS`), are not compared. `config_yaml` is the
-    config of the run as YAML. If `config_yaml` is "", or the checkpoint has no config, nothing is compared.
+    Keys that may change on resume, such as trainer.max_steps (`NEUTRAL_KEYS`) and those in `changeable`, are not
+    compared. `config_yaml` is the config of the run as YAML. If `config_yaml` is "", or the checkpoint has no config,
+    nothing is compared.
     """
     old = checkpoint.get(CONFIG_KEY, "")
     if not old or not config_yaml:
         return
     before, after = (yaml_text.parse(text, "the config in the checkpoint") for text in (old, config_yaml))
-    if changed := runs.differences(before, after):
+    if changed := runs.differences(before, after, changeable):
         raise ConfigError(f"the checkpoint has another config: {'; '.join(changed)}. Use another output folder")
 
 
 def check_weights(checkpoint: CheckpointData, weights: Mapping[str, str]) -> None:
-    """Raise ConfigError if the weight files or images of the run differ from those with which a checkpoint was trained.
+    """Raise ConfigError if files of the run, such as weights, differ from those with which a checkpoint was trained.
 
     `weights` maps config keys to SHA-256 hashes of the files. Keys that the checkpoint lacks are not compared.
     """

@@ -44,6 +44,8 @@ from threedgen.train.system import System
 
 logger = logging.getLogger(__name__)
 
+ONE_MACHINE = "a training runs on one machine, with one process per device. Start it without a launcher"
+
 
 class TrainingConfig(Protocol):
     """Keys that a config must have for the training loop.
@@ -89,11 +91,14 @@ def fit(
         Final status of the training. After TERMINATED (SIGTERM) the process should exit soon.
 
     Raises:
-        ConfigError: the checkpoint has another config, other weights or more steps than the run, or `folder` already
-            has checkpoints and `resume` is False.
+        ConfigError: the checkpoint has another config, other weights or more steps than the run, `folder` already has
+            checkpoints and `resume` is False, or torchrun or SLURM started the run on several machines or with another
+            number of processes than `trainer.devices`.
         DiskFull: the disk has no room for the checkpoints.
         KeyboardInterrupt: Ctrl-C was pressed a second time.
     """
+    if int(os.environ.get("GROUP_WORLD_SIZE") or 1) > 1:  # torchrun's number of machines
+        raise ConfigError(ONE_MACHINE, "trainer.devices")
     silence_lightning()
     set_threads(threads_of(config))
     keep_freed_memory()
@@ -146,7 +151,7 @@ def _resume_path(
     if found is None:
         return None
     path, checkpoint = found
-    check_config(checkpoint, module.config_yaml)
+    check_config(checkpoint, module.config_yaml, getattr(config, "changeable_on_resume", ()))
     check_weights(checkpoint, module.weights)
     if (done := checkpoint["global_step"]) > (max_steps := config.trainer.max_steps):
         if is_rank_zero():
@@ -237,6 +242,10 @@ def _run(trainer: pl.Trainer, module: pl.LightningModule, path: Path | None) -> 
         trainer.fit(module, steps(), ckpt_path=str(path) if path else None, weights_only=True)
     except SIGTERMException:
         return True
+    except ValueError as error:
+        if "in Lightning, but" in str(error):  # other processes than torchrun or SLURM has started
+            raise ConfigError(f"{ONE_MACHINE}, or with as many processes ({error})", "trainer.devices") from None
+        raise
     except SystemExit as error:
         if isinstance(error.__context__, KeyboardInterrupt):  # Lightning exits with 1 by itself
             raise KeyboardInterrupt from None

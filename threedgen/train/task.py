@@ -54,7 +54,7 @@ class Task:
         folder: run folder, `config.out`.
         files: result files, relative to the folder.
         resume: whether an earlier run is continued.
-        weights: SHA-256 of the weight files and images that the run starts from, by config key.
+        weights: SHA-256 of the files that the run starts from, such as weights and images, by config key.
         finish: whether the results are written now, before the last step (flag --finish).
         summarised: whether this process has written summary.json.
     """

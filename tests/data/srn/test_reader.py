@@ -1,5 +1,6 @@
 import json
 import logging
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -85,6 +86,25 @@ def test_all_forms_of_intrinsics_are_equivalent(scene: Path) -> None:
     assert torch.allclose(open_instance(scene).cameras.K[:, 0, 0], expected[:, 0, 0] + torch.arange(4.0), atol=1e-4)
     with refused(None, scene, "intrinsics"):
         ArchiveScenes(SRNPairsConfig(path=str(scene.parent.parent), held_out=2, split="cars_test"), 16).scene(0)
+
+
+def test_pairs_leave_out_incomplete_scenes_and_notice_changed_files(scene: Path) -> None:
+    options = SRNPairsConfig(path=str(scene.parent.parent), held_out=2, split="cars_test")
+    for name, count in (("two", 4), ("few", 3), ("wide", 5), ("broken", 4)):
+        write_instance(scene.parent / name, random_views(count))
+    (scene.parent / "broken" / "pose" / "000002.txt").unlink()
+    source = ArchiveScenes(options, 16)
+    assert source.views == 4 and [folder.name for folder in source.folders] == ["one", "two", "wide"]
+    before = source.describe()
+    assert ArchiveScenes(options, 16).describe() == before
+    for file in ("rgb/000001.png", "pose/000001.txt", "intrinsics.txt"):
+        os.utime(scene / file, ns=(0, len(file)))
+        assert before != (before := ArchiveScenes(options, 16).describe())
+    for folder in source.folders:
+        shutil.rmtree(folder / "pose")
+    with refused(None, "pose"):
+        shutil.rmtree(scene.parent / "few")
+        ArchiveScenes(options, 16)
 
 
 def test_world_to_camera_poses_and_a_y_up_world_are_converted(scene: Path) -> None:

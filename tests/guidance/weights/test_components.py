@@ -29,7 +29,7 @@ from threedgen.guidance.priors.latent_diffusion import LatentDiffusion
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.guidance.priors.options import MVDreamConfig
 from threedgen.guidance.schedule import Schedule
-from threedgen.guidance.weights import components, loading, saving, tokens
+from threedgen.guidance.weights import components, files, loading, saving, tokens
 from threedgen.run.memory import PeakMemory
 
 UNET, VAE = "unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors"
@@ -101,7 +101,15 @@ def test_save_replaces_only_saved_priors_and_refuses_float16_overflow(tmp_path: 
     with refused(None, tmp_path / "notes"):
         prior.save(tmp_path / "notes")
     prior.save(tmp_path / "x")
+    for name in ("README.md", ".git/config", "coarse/config.json"):
+        (tmp_path / "x" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "x" / name).write_text(name)
+    with open(tmp_path / "x" / files.SUMS, "a", encoding="utf-8") as sums:
+        sums.write(f"{'0' * 64}  coarse/config.json\n")  # a network of the old model
     prior.save(tmp_path / "x")
+    assert all((tmp_path / "x" / name).read_text() == name for name in ("README.md", ".git/config"))
+    assert not (tmp_path / "x" / "coarse").exists()
+    files.check_sums(tmp_path / "x")
     with torch.no_grad():
         prior.unet.conv_out.bias.fill_(1e6)
     with refused(None, "unet", "conv_out.bias", "float16"):

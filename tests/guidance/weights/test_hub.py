@@ -13,7 +13,7 @@ from tests.support.tiny_prior import letter_tokenizer, word_tokenizer
 from threedgen import config
 from threedgen.guidance.options import LoraFile
 from threedgen.guidance.priors.options import MVAdapterConfig, StableDiffusionConfig
-from threedgen.guidance.weights import files, hub, loading, plugins, tokens
+from threedgen.guidance.weights import files, hub, loading, other_models, plugins, tokens
 
 
 @pytest.fixture
@@ -53,7 +53,8 @@ def test_float16_files_are_downloaded_only_if_there_are_no_others(cache, monkeyp
     index = ["text_encoder/model.safetensors.index.fp16.json"] if "-of-" in remote[-1] else []
     source = snapshot(tmp_path / "hub", "a/b", [*COMMON, *index, *(f"{name}.safetensors" for name in remote)])
 
-    def download(repo: str, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
+    def download(repo: str, allow_patterns: list[str], ignore_patterns: list[str], revision: str) -> str:
+        assert (repo, revision) == ("a/b", "v2")
         for file in filter(Path.is_file, source.rglob("*")):
             name = str(file.relative_to(source))
             if any(fnmatch(name, p) for p in allow_patterns) and not any(fnmatch(name, p) for p in ignore_patterns):
@@ -63,7 +64,7 @@ def test_float16_files_are_downloaded_only_if_there_are_no_others(cache, monkeyp
 
     monkeypatch.setattr(hub, "reachable", lambda: True)
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    folder = loading.locate("a/b")
+    folder = loading.locate("a/b@v2")
     files = [file for part in loading.PARTS for file in loading.tensor_files(folder / part)]
     assert len(files) == 3 == len(list(folder.rglob("*.safetensors"))) and all(file.is_file() for file in files)
 
@@ -121,13 +122,27 @@ def test_lora_of_the_hub_and_its_config(cache: Path, monkeypatch: pytest.MonkeyP
     folder = snapshot(cache, "me/peft", ["adapter_model.safetensors"])
     with refused("loras.0.file"):  # without its config
         peft.check()
-    download = Mock(side_effect=lambda repo, name: str(folder / name))
+    download = Mock(side_effect=lambda repo, name, revision: str(folder / name))
     monkeypatch.setattr(hub, "reachable", lambda: True)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     peft.check()
     assert not download.called
     assert peft.added_files()["loras.0.file"].path.samefile(folder / "adapter_model.safetensors")
-    download.assert_called_once_with("me/peft", "adapter_config.json")
+    download.assert_called_once_with("me/peft", "adapter_config.json", revision="main")
+
+
+def test_ids_may_name_a_revision(cache: Path) -> None:
+    folder = snapshot(cache, "me/loras", ["style.safetensors"])
+    (cache / "models--me--loras" / "refs" / "v1").write_text("old")
+    old = cache / "models--me--loras" / "snapshots" / "old" / "style.safetensors"
+    old.parent.mkdir()
+    save_file({"a": torch.zeros(1)}, old)
+    assert hub.hub_file("me/loras", "style.safetensors").samefile(folder / "style.safetensors")
+    assert plugins.locate("adapter", "me/loras@v1/style.safetensors").samefile(old)
+    with refused("weights", "hf download me/loras", "--revision v2"):
+        StableDiffusionConfig(weights="me/loras@v2").check()
+    with refused("weights", "hf download me/model --local-dir", "--revision v2"):
+        other_models.novel_view_model("me/model@v2")
 
 
 def test_tokens_cut_returns_words_beyond_limit_and_padding_is_needed() -> None:

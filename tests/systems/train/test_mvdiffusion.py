@@ -11,13 +11,14 @@ from tests.support.command import refusal
 from tests.support.task_server import assert_same
 from tests.support.tiny_prior import cpu, tiny_unet
 from tests.support.tiny_trainings import TRAINER, scene_base, scene_config
-from threedgen import cli
+from threedgen import cli, config
 from threedgen.guidance.losses.lora import LoRA
 from threedgen.guidance.priors.mvdiffusion.model import MVDiffusion
 from threedgen.guidance.priors.mvdiffusion.weights import FORMAT, widened
 from threedgen.guidance.weights.files import read_card
-from threedgen.systems.train import masks, mvdiffusion_systems
+from threedgen.systems.train import masks, mvdiffusion, mvdiffusion_systems
 from threedgen.systems.train.mvdiffusion_systems import ViewsSystem
+from threedgen.train.task import Task
 
 STEPS = int(str(TRAINER["max_steps"]))
 STILL = ("trainer.max_steps=1", "training.learning_rate=0", "single_view.learning_rate=0")
@@ -129,6 +130,23 @@ def test_no_stage_resumes_from_another_base(tmp_path: Path, lost: str, refused) 
     torch.nn.init.zeros_(model.unet.conv_out.bias)
     model.save("mine")
     refused(["--resume", "run", "trainer.max_steps=2"], "start", "SHA-256")
+
+
+def test_resumed_run_takes_its_base_from_another_folder(tmp_path: Path, refused) -> None:
+    load_base().save("mine")
+    train(scene_config(tmp_path, "panorama", start="mine"), "run", "trainer.max_steps=1")
+    Path("mine").rename("moved")
+    assert cli.main(["--resume", "run", "start=moved", "trainer.max_steps=2"]) == 0
+    refused(["--resume", "run", "training.batch=1"], "command line", "training.batch", "--resume run --finish")
+
+
+def test_views_larger_than_the_images_of_the_base_are_warned_about(tmp_path: Path, monkeypatch, caplog) -> None:
+    monkeypatch.setattr(Task, "train", lambda task, system, **rest: system)
+    for factor, count in ((1, 0), (2, 1)):
+        scenes = {"name": "toy-panoramas", "size": factor * load_base().image_size}
+        path = scene_config(tmp_path, "panorama", single_view=None, scenes=scenes)
+        mvdiffusion.train(Task(config.load(path, ["out=run"]), quiet=True))
+        assert [record.name for record in caplog.records].count(mvdiffusion.__name__) == count
 
 
 def test_holes_are_a_part_all_or_nothing() -> None:

@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -80,6 +81,21 @@ def test_captions_that_the_prior_reads_as_another_text_are_noted_before_the_work
     with pytest.raises(KeyboardInterrupt):
         task.train_own(Task(load("train-own-prior", ["data=views", "out=run"]), quiet=True))
     assert [record.getMessage() for record in caplog.records][-2:] == [unknown, changed]
+
+
+def test_resumed_run_takes_the_same_assets_from_another_folder(tmp_path: Path) -> None:
+    shutil.copytree(done(), tmp_path / "run")
+    steps = read_summary(done())["steps"]
+    words = ["--resume", "run", f"trainer.max_steps={steps + 1}"]
+    shutil.copytree(done() / "views", tmp_path / "other" / "views")
+    index = tmp_path / "other" / "views" / "index.json"
+    tree = json.loads(index.read_text())
+    name = tree["shards"][0]["assets"][0]["name"]
+    index.write_text(index.read_text().replace(f'"{name}"', '"another"'))
+    assert server().run(tmp_path, words=[*words, "data=other"]) == 2, log(tmp_path)
+    assert "data: " in log(tmp_path) and "SHA-256" in log(tmp_path)
+    assert server().run(tmp_path, words=[*words, f"data={done()}"]) == 0, log(tmp_path)
+    assert read_summary(tmp_path / "run")["steps"] == steps + 1
 
 
 # bf16 rounds differently in batches of another size

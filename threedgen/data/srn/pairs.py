@@ -3,6 +3,7 @@
 Decoding the 50 images of a scene takes longer than a training step, so views are cached on disk as images or latents.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from threedgen.config.errors import ConfigError
+from threedgen.data.files import files_hash, warn_left_out
 from threedgen.geometry.images import to_uint8
 from threedgen.geometry.views import Views
 from threedgen.run.arrays import Array
@@ -19,7 +21,7 @@ from threedgen.run.cache import BlockCache
 
 from .options import SRNPairsConfig
 from .reader import open_instance
-from .scene_files import scenes, split_folder
+from .scene_files import image_files, scenes, split_folder
 
 Indices = Sequence[int] | Array
 
@@ -54,24 +56,32 @@ class ArchiveScenes:
     """Source of the scenes of a split of the SRN archives, sorted by name, with images of `size` x `size` pixels.
 
     It is a `PairSource` for training novel-view models. SRN: Scene Representation Networks. Each scene has as many
-    views as the first scene; further views of a scene are not used.
+    views as most scenes; further views of a scene are not used. Scenes with fewer views, or with an image or a pose
+    missing, are left out with a warning. The constructor raises ConfigError if no scene is left.
     """
 
     n_families = 1
 
     def __init__(self, config: SRNPairsConfig, size: int, seed: int = 0) -> None:
         self.config, self.size = config, size
-        self.folders = scenes(split_folder(config.path, config.split))
-        self.views = len(open_instance(self.folders[0], config.up))
+        files, problems = dict[Path, list[Path]](), list[str]()
+        for folder in scenes(split_folder(config.path, config.split)):
+            try:
+                files[folder] = image_files(folder, min_views=2)
+            except ConfigError as error:
+                problems.append(error.problem)
+        self.views = Counter(map(len, files.values())).most_common(1)[0][0] if files else 0
+        few = {folder: len(images) for folder, images in files.items() if len(images) < self.views}
+        problems += [f"{folder} has {count} views instead of {self.views}" for folder, count in few.items()]
+        self.files = {folder: images for folder, images in files.items() if folder not in few}
+        self.folders = list(self.files)
+        warn_left_out(problems, len(self), "scenes")
 
     def __len__(self) -> int:
         return len(self.folders)
 
     def scene(self, index: int) -> Views:
         instance = open_instance(self.folders[index], self.config.up)
-        if len(instance) < self.views:
-            wrong = f"{instance.folder} has {len(instance)} views, but {self.folders[0].name} has {self.views}"
-            raise ConfigError(f"{wrong}. All scenes of a split need the same number.")
         if not np.allclose(instance.K, instance.K[0], rtol=0, atol=1e-3 * instance.height):
             raise ConfigError(
                 f"{instance.folder} has views with different intrinsics. 3DiM needs the same for all views."
@@ -79,7 +89,11 @@ class ArchiveScenes:
         return instance.views(range(self.views), self.size)
 
     def describe(self) -> str:
-        return f"{self.folders[0].parent.resolve()}, {len(self)} scenes, up {self.config.up}"
+        files = list[Path]()
+        for folder, images in self.files.items():
+            poses = [folder / "pose" / f"{image.stem}.txt" for image in images]
+            files += [*images, *poses, folder / "intrinsics.txt", *sorted(folder.glob("intrinsics/*.txt"))]
+        return f"{self.folders[0].parent.resolve()}, {len(self)} scenes, up {self.config.up}, {files_hash(files)}"
 
 
 class PairCache:

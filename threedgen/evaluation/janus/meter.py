@@ -30,7 +30,7 @@ from threedgen.evaluation.metrics.fronts import ErrorRates, RingResult, classify
 from threedgen.evaluation.options import CLIP_WEIGHTS
 from threedgen.evaluation.runner import Evaluation, evaluation_task
 from threedgen.geometry.poses import orbit_c2w
-from threedgen.guidance.weights.hub import reachable
+from threedgen.guidance.weights.hub import reachable, split_revision
 from threedgen.run.arrays import Array
 from threedgen.run.cache import digest
 from threedgen.run.seeding import numpy_generator
@@ -98,10 +98,11 @@ class CLIPSides:
     def __init__(self, config: CLIPSidesConfig) -> None:
         from transformers import AutoProcessor, CLIPModel
 
-        place: dict[str, Any] = {"local_files_only": not reachable(), "trust_remote_code": False}
+        name, revision = split_revision(config.weights)
+        place: dict[str, Any] = {"local_files_only": not reachable(), "trust_remote_code": False, "revision": revision}
         try:
-            net: Any = CLIPModel.from_pretrained(config.weights, **place)
-            self.tokenizer = AutoProcessor.from_pretrained(config.weights, **place).tokenizer
+            net: Any = CLIPModel.from_pretrained(name, **place)
+            self.tokenizer = AutoProcessor.from_pretrained(name, **place).tokenizer
         except Exception as error:  # transformers raises many classes
             advice = f"Give a folder or hub id like {CLIP_WEIGHTS}; {WITHOUT_CLIP}"
             problem = f"cannot be loaded as CLIP ({type(error).__name__}). {advice}"

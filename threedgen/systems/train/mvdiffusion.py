@@ -11,6 +11,7 @@ attention between views and the branch for known views, on which the others are 
 the same time step.
 """
 
+import logging
 from collections.abc import Mapping
 from functools import partial
 
@@ -39,6 +40,9 @@ from .masks import Hole, MaskCache, MaskedViews, around_a_photo, painted
 from .mvdiffusion_systems import RESULT, DataBySize, SceneData, SingleViewSystem, ViewsSystem
 from .options import SingleViewConfig, TrainMVDiffusionConfig, Variant
 
+logger = logging.getLogger(__name__)
+
+MAX_AREA_RATIO = 1.5  # pixels of a view, in those of an image of the 2D model, above which a warning is logged
 EXTRA: dict[Variant, Extra] = {"panorama": "nothing", "outpaint": "mask", "depth": "depth"}
 """Input that the 2D model of each variant takes in addition to the noisy latents."""
 
@@ -89,6 +93,9 @@ def scene_data(task: Task, model: MVDiffusion, source: SceneSource) -> DataBySiz
     cameras = source.scene(0).views.cameras
     size = (cameras.height, cameras.width)
     check_image_size(size, model.size_multiple, None, ("scenes", "scenes"))
+    if (times := size[0] * size[1] / model.image_size**2) > MAX_AREA_RATIO:
+        base = f"start={config.start} takes {model.image_size} x {model.image_size}"
+        logger.warning("scenes: views of %d x %d pixels, but %s: a step takes %.0f times as long", *size, base, times)
     check_half_size(size, half or None, model.size_multiple, "training.half")
     model.draft = REFINE_STRENGTH if half else None
     if config.variant == "depth" and config.training.encoding == "reference":

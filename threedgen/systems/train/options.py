@@ -3,14 +3,14 @@
 The config model of the task train-threedim also derives from one of these base classes, `TrainConfig`.
 """
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from threedgen.config import Config, Scheduled
 from threedgen.config.errors import errors_name_key, key_prefix
-from threedgen.config.registry import Component
-from threedgen.config.sections import BETAS, CheckpointConfig, RunConfig, TrainerConfig
+from threedgen.config.registry import SECTION, Component
+from threedgen.config.sections import BETAS, CheckpointConfig, LoggerConfig, RunConfig, TrainerConfig
 from threedgen.data.options import MeshFolderConfig
 from threedgen.guidance.options import Arrangement, Control, Timestep
 from threedgen.guidance.weights import loading, plugins
@@ -24,6 +24,11 @@ Fresh = Annotated[int, Field(ge=0, description="new entries per step; the rest a
 First = Annotated[int, Field(ge=1, description="entries available at the first step")]
 NoText = Annotated[float, Field(ge=0, le=1, description="share of captions dropped, for classifier-free guidance")]
 Average = Annotated[float, Field(ge=0, lt=1, description="EMA decay of the saved weights; 0: no averaging")]
+Logger = Annotated[
+    LoggerConfig,
+    Component("logger", default="csv"),
+    Field(description="further log beside metrics.jsonl and metrics.csv"),
+]
 Guidance = Annotated[float, Field(ge=0, description="guidance scale of the sample sheet")]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -81,7 +86,10 @@ def default_trainer(max_steps: int, gradient_clip_val: float = 1.0, val_check_in
 class TrainConfig(RunConfig):
     """Base class of the config models of training tasks. Subclasses may add the option `start`, the initial weights."""
 
+    changeable_on_resume: ClassVar[tuple[str, ...]] = ("start",)  # a path: the checkpoint has the hash of its files
+
     checkpoint: CheckpointConfig = CheckpointConfig(seconds=60)
+    logger: Logger = SECTION
 
     def check(self) -> None:
         if (start := getattr(self, "start", None)) is not None:

@@ -1,12 +1,12 @@
 """Config models of train-base, train-prior, train-own-prior and train-matte. The module does not import torch."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, PositiveFloat, model_validator
 
 from threedgen.config import Config, Scheduled
 from threedgen.config.errors import ConfigError
-from threedgen.config.registry import Component
+from threedgen.config.registry import SECTION, Component
 from threedgen.config.sections import CheckpointConfig, Fovs, Positives, TrainerConfig
 from threedgen.data.assets.options import AssetsConfig
 from threedgen.run.folder import user_path
@@ -135,6 +135,8 @@ class TrainBaseConfig(base.TrainConfig):
     noisy latents, text encoder, UNet. If `start` names a 2D model, only its UNet is trained.
     """
 
+    changeable_on_resume: ClassVar[tuple[str, ...]] = ()  # without `start`, other networks are trained
+
     image_size: int = Field(128, ge=32, le=1024, description="side of an image, pixels")
     start: str | None = Field(None, min_length=1, description="2D model whose UNet is trained further")
     widen: tuple[int, ...] | None = Field(None, description="channels of each level, multiples of those of start")
@@ -195,6 +197,9 @@ class TrainOwnPriorConfig(AssetsConfig):
     generates views of an object.
     """
 
+    # paths: the checkpoint has hashes of the weights and of the names of the assets
+    changeable_on_resume: ClassVar[tuple[str, ...]] = ("data", "prior.weights")
+
     prior: Annotated[Any, Component("prior", default="mvdream", only=("mvdream",))] = {}
     pictures: str | None = Field(
         None, description="folder of images with captions.csv for 2D batches; null: views of the assets"
@@ -206,6 +211,7 @@ class TrainOwnPriorConfig(AssetsConfig):
     training: OwnTrainingConfig = OwnTrainingConfig()
     trainer: TrainerConfig = base.default_trainer(4000)
     checkpoint: CheckpointConfig = CheckpointConfig(seconds=60)
+    logger: base.Logger = SECTION
 
     @model_validator(mode="after")
     def _check_prior(self) -> Self:

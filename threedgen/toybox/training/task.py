@@ -19,6 +19,7 @@ all tasks:
     RUN/samples.png                   samples of the result, for train-own-prior beside renders of held-out meshes
 """
 
+import hashlib
 from functools import lru_cache, partial
 
 import torch
@@ -260,6 +261,8 @@ def train_own(task: Task) -> Status:
         say(f"contact sheet of the assets: {task.folder / 'sheet.png'}")
     prior = load_own_start(config)
     task.record_weights(config.prior.identify(), "prior.")
+    names = "\n".join(sorted(entry.name for entry in shards.entries))  # pixels may differ if rendered elsewhere
+    task.weights["data"] = hashlib.sha256(names.encode()).hexdigest()
     trained = split(shards, config.held_out, "train")
     single: ExampleSource = AssetViews(shards, trained, seed, 1)
     if config.pictures is not None:
