@@ -16,7 +16,7 @@ from tests.support.task_server import TINY, prior_folder, write_config
 from threedgen import cli
 from threedgen.config import load
 from threedgen.evaluation.janus import benchmark
-from threedgen.evaluation.janus.options import JanusBenchmarkConfig
+from threedgen.evaluation.janus.options import JanusBenchmarkConfig, prompts_of
 from threedgen.evaluation.janus.report import Result, method_row
 from threedgen.export.files.glb import save_glb
 from threedgen.geometry.images import write_png
@@ -157,6 +157,35 @@ def test_score_of_mesh_files_names_each_that_is_not_evaluated(capsys: pytest.Cap
     assert cli.main(["--config", "score.yaml", *known]) == 0
     car = next(asset for asset in report(Path("known"))["assets"] if asset["prompt"] == "a red car")
     assert not car["right"][0] and sum(car["right"]) < 4
+
+
+def test_folders_are_prompts_where_file_names_are_none() -> None:
+    prompts = {
+        "a/a-red-dog/model.glb": "a red dog", "b/a-big_bear@20230801-101010/save/model.obj": "a big bear",
+        "a/a-cow/0.glb": "a cow", "a/a-cow/1.glb": "a cow", "c/seed0/a-cat.glb": "a cat", "c/seed0/a-pig.glb": "a pig",
+        "c/seed1/a-cat.glb": "a cat", "c/seed1/a-pig.glb": "a pig", "d/x/a-hen.glb": "a hen", "d/a-hen.glb": "a hen",
+        "0.glb": "0", "d/model.glb": "model",
+    }  # fmt: skip
+    assert {path.as_posix(): prompt for path, prompt in prompts_of([*map(Path, prompts)]).items()} == prompts
+
+
+def test_captions_describe_single_files() -> None:
+    """A z-up box in one folder with y-up boxes, whose front faces another way."""
+    for path in ("ours/a-dog.glb", "theirs/x.glb"):
+        Path("assets", path).parent.mkdir(parents=True)
+        save_glb(janus_stub.box(1), Path("assets", path))
+    box = janus_stub.box()  # in a z-up world; a file has its y, z, x
+    save_glb(replace(box, vertices=box.vertices[:, [2, 1, 0]] * np.float32([1, -1, 1])), Path("assets/theirs/x.glb"))
+    Path("assets/captions.csv").write_text("file,caption,up,turn\ntheirs/x.glb,a cat,z,-90\nlost.glb,a,,\n")
+    Path("score.yaml").write_text("task: janus-score\nmeter: {classifier: {name: stub}, size: 24}\n")
+    assert cli.main(["--config", "score.yaml", "assets=assets", "orientation=known", "out=run", "-q"]) == 0
+    assert [(one["prompt"], all(one["right"])) for one in report()["assets"]] == [("a dog", True), ("a cat", True)]
+    assert list(report()["left_out"]) == ["captions.csv, line 3"]
+
+
+def test_precision_needs_several_prompts() -> None:
+    results = [Result("m", "model", None, "", "seen", likeness=(0.3,)) for _ in range(30)]
+    assert method_row("m", results, ["model"], None, None)["match"]["total"] == 0
 
 
 def test_finished_jobs_and_readings_are_kept_until_a_mesh_changes(monkeypatch: pytest.MonkeyPatch) -> None:

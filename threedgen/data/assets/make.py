@@ -52,9 +52,7 @@ def read_asset(folder: Path, asset: Asset) -> ColouredMesh:
         mesh = read_mesh(path, asset.up)
     except ConfigError as error:
         raise ConfigError(str(error).replace(str(path), "it", 1)) from None
-    c, s = np.cos(np.deg2rad(asset.turn)), np.sin(np.deg2rad(asset.turn))
-    turn = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
-    return fit_to_ball(mesh.map_corners(lambda corners: corners @ turn.T), OBJECT_RADIUS)
+    return fit_to_ball(mesh.turned(asset.turn), OBJECT_RADIUS)
 
 
 def cameras(options: ViewsConfig, seed: int, name: str) -> Cameras:

@@ -241,7 +241,7 @@ class MeterErrors(Evaluation[MeteredConfig, tuple[str, ColouredMesh, int], Known
         if self.truth.assets is None:
             pairs, without = (front_objects().meshes(seed, FIRST_OBJECT, count, front) for front in (True, False))
         else:
-            pairs = ((words_of(path), fit_to_ball(read_mesh(path, warn=True))) for path in self.files)
+            pairs = ((words_of(path.stem), fit_to_ball(read_mesh(path, warn=True))) for path in self.files)
         for number, (prompt, mesh) in enumerate(pairs, FIRST_OBJECT):
             mesh = rough(mesh, numpy_generator(seed, number, "rough"), self.truth.rough)
             yield prompt, mesh, 1

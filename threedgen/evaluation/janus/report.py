@@ -134,7 +134,9 @@ class Reader:
     def meter(self) -> Meter:
         return Meter(self.config)
 
-    def read(self, path: Path, name: str, prompt: str, up: Literal["y", "z"] = "y", fit: bool = False) -> Json:
+    def read(
+        self, path: Path, name: str, prompt: str, up: Literal["y", "z"] = "y", turn: float = 0.0, fit: bool = False
+    ) -> Json:
         """Render and classify a mesh file, or read the stored result. Return attributes of `Result` as a dict.
 
         Args:
@@ -142,6 +144,7 @@ class Reader:
             name: name of the stored files, without suffix.
             prompt: text that names the object.
             up: up axis of the mesh file; a y-up file should face +z, a z-up file +x.
+            turn: rotation about this axis in degrees, counter-clockwise seen from above, that is applied to the mesh.
             fit: whether to centre the mesh first, and scale it to fit into a ball of radius 0.8.
 
         Returns:
@@ -159,7 +162,7 @@ class Reader:
             return {"state": "empty", "reason": f"there is no {path.name}"}
         kept = self.folder / f"{name}.json"
         try:
-            mesh = read_mesh(path, up, warn=True)
+            mesh = read_mesh(path, up, warn=True).turned(turn)
         except ConfigError as error:
             return {"state": "empty" if isinstance(error, EmptyMesh) else "unreadable", "reason": str(error)}
         options = self.config.model_dump(mode="json", exclude={"threshold"})
@@ -196,7 +199,8 @@ def method_row(
             are None if ``rates`` is None or does not allow a correction (`ErrorRates.corrected`).
         "no_front": share of assets in which the meter finds no front.
         "right": share of views whose classified side is the side that the camera sees, over assets with a front.
-        "match": R-Precision, the share of assets that are more similar to their own prompt than to all others.
+        "match": R-Precision, the share of assets that are more similar to their own prompt than to all others; without
+            answers if there is only one prompt.
         "states": dict from state, such as "failed", to the number of assets in this state.
         "seconds": median duration of the runs, in seconds.
         "memory_mib": maximum peak memory of the runs, in MiB.
@@ -220,7 +224,9 @@ def method_row(
         "corrected": {"share": rates.corrected(raw) if rates else None, "low": low, "high": high},
         "right": share(lambda one: one.correct if one.fronts else ()).plain(),
         "match": share(
-            lambda one: [] if one.likeness is None else [prompts[int(np.argmax(one.likeness))] == one.prompt]
+            lambda one: (
+                [prompts[int(np.argmax(one.likeness))] == one.prompt] if one.likeness and len(prompts) > 1 else []
+            )
         ).plain(),
         "states": {state: states[state] for state in STATES if states[state]},
         "seconds": median([result.seconds for result in results]),
