@@ -18,7 +18,7 @@ from threedgen import cli
 from threedgen.config.sections import RunConfig
 from threedgen.data.latent_cache import Captioned
 from threedgen.evaluation.existing import read_existing
-from threedgen.evaluation.report import format_estimate, write_report
+from threedgen.evaluation.report import csv_tables, format_estimate, write_report
 from threedgen.evaluation.runner import Evaluation, cached_json, evaluation_task
 from threedgen.evaluation.view_use import Objects, measure_view_use, view_use_table
 from threedgen.geometry.rigs import orbit
@@ -166,6 +166,16 @@ def test_renders_are_nearer_than_samples_and_nothing_is_sampled_twice(tmp_path: 
     captions(Path("assets"), {"box.glb": "a red box"})
     assert cli.main([*command, "out=one"]) == 0
     assert not json.loads(Path("one/report.json").read_text())["view_use"]
+
+
+def test_tables_of_a_report_are_csv_files() -> None:
+    share = {"share": 0.5, "low": 0, "high": None}
+    figures = {"a b": {"x": {"fid": share, "n": 2, "each": [1]}}, "rows": [{"k": 1}, {"m": True}], "one": share, "n": 3}
+    assert csv_tables(figures) == {
+        "": "name,share,low,high\none,0.5,0,\n",
+        "a-b": "name,fid.share,fid.low,fid.high,n\nx,0.5,0,,2\n",
+        "rows": "k,m\n1,\n,True\n",
+    }
 
 
 def test_existing_views_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,3 +1,4 @@
+import csv
 import json
 import os
 import re
@@ -32,7 +33,13 @@ def test_benchmark_counts_and_reports(capsys: pytest.CaptureFixture[str], caplog
     assert good["right"]["share"] == 1 and bad["right"]["hits"] == 4 * 5
     assert good["match"] == bad["match"] and good["match"]["hits"] == 2  # all look like the first prompt
     assert good["seconds"] is not None and good["memory_mib"] > 1 and good["states"] == {"seen": 4}
-    assert list(report()["left_out"]) == ["a red ball"]
+    assert list(report()["left_out"]) == ["a red ball"] and report()["prompts"] == ["a blue dog", "a red car"]
+    less = report()["differences"]["bad"]
+    assert (less["raw"]["mean"], less["match"]["mean"], good["likeness"]["mean"]) == (-1, 0, 1.5)
+    with open("run/report-methods.csv") as file:
+        table = {row["method"]: row for row in csv.DictReader(file)}
+    assert table["bad"]["raw.share"] == "1.0" and float(table["bad"]["raw.low"]) == bad["raw"]["low"]
+    assert len(Path("run/report-assets.csv").read_text().splitlines()) == 9
     assert len(log()) == 16 and set(log().values()) == {1} and len(list(Path("run/runs").iterdir())) == 8
     assets = report()["assets"]
     assert len(assets) == 8 and {one["fronts"] for one in assets if one["method"] == "bad"} == {2}

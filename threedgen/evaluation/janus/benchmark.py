@@ -80,7 +80,7 @@ class JanusRates(Evaluation[M, Item, Result]):
     ) -> None:
         of = {method: [row for row in rows if row.method == method] for method in methods}
         table = [method_row(method, mine, self.prompts, self.rates, refused.get(method)) for method, mine in of.items()]
-        write_janus_report(self.task, table, rows, self.rates, left_out, self.unknown_orientation)
+        write_janus_report(self.task, self.prompts, table, rows, self.rates, left_out, self.unknown_orientation)
 
 
 class Benchmark(JanusRates[JanusBenchmarkConfig, Job]):
