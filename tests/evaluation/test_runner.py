@@ -211,7 +211,7 @@ def test_existing_views_on_white_are_compared_with_renders_on_white(tmp_path: Pa
         write_png(Path(f"mine/{number // 2:05d}/{number % 2}.png"), image)
     assert cli.main(command) == 0 and "mine" in caplog.text
     found = json.loads(Path("run/report.json").read_text())["samples"]
-    assert found["fid"]["mean"] == pytest.approx(0, abs=1e-6) and found["likeness"]["mean"] == pytest.approx(1)
+    assert found["fid"]["mean"] == pytest.approx(0, abs=1e-3) and found["likeness"]["mean"] == pytest.approx(1)
 
 
 def test_existing_views_are_not_kept_as_floats(tmp_path: Path) -> None:
