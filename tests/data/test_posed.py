@@ -235,10 +235,17 @@ def colmap(name: str, edit: Callable[[bytes], bytes] = bytes, **options: Any) ->
     return write
 
 
+def in_degrees(tree: dict[str, Any]) -> None:
+    for frame in tree["frames"]:
+        del frame["fl_x"], frame["fl_y"]
+    tree["camera_angle_x"] = 45
+
+
 FISHEYE: dict[str, Any] = {"model": 5, "distortion": (0.1, 0, 0, 0)}
 HUGE = b"1 PINHOLE 1e200 1e200 90 90 50 50"
 UNUSABLE: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "model": (transforms(lambda tree: tree.update(camera_model="OPENCV_FISHEYE")), ["OPENCV_FISHEYE"]),
+    "parallel rays": (transforms(lambda tree: tree.update(camera_model="ORTHOGRAPHIC")), ["fl_x = width"]),
     "fisheye": (transforms(lambda tree: tree.update(is_fisheye=True)), ["OPENCV_FISHEYE"]),
     "size": (transforms(lambda tree: tree.update(w=30)), ["000.png", "16 x 30"]),
     "zero": (transforms(lambda tree: tree.update(w=0)), ["transforms.json", "000.png"]),
@@ -248,6 +255,7 @@ UNUSABLE: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "none": (transforms(lambda tree: tree.pop("frames")), ["transforms.json", "frames"]),
     "dict": (transforms(lambda tree: tree.update(frames={"0": tree["frames"][0]})), ["list of frames"]),
     "focal": (transforms(lambda tree: [frame.pop("fl_x") and frame.pop("fl_y") for frame in tree["frames"]]), ["fl_x"]),
+    "degrees": (transforms(in_degrees), ["camera_angle_x=45"]),
     "matrix": (transforms(lambda tree: tree["frames"][1].update(transform_matrix=[[1, 2], [3]])), ["frames.1"]),
     "shear": (transforms(lambda tree: tree["frames"][2]["transform_matrix"][0].__setitem__(0, 7.0)), ["2"]),
     "mirrored": (transforms(lambda tree: (m := tree["frames"][2]["transform_matrix"]).insert(0, m.pop(1))), ["2"]),

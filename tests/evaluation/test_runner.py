@@ -18,13 +18,14 @@ from threedgen import cli
 from threedgen.config import load
 from threedgen.config.sections import RunConfig
 from threedgen.data.assets.shards import Shards
-from threedgen.data.assets.source import split
+from threedgen.data.assets.source import AssetViews, split
 from threedgen.data.latent_cache import Captioned
 from threedgen.evaluation.existing import read_existing
 from threedgen.evaluation.prior import OwnPrior
-from threedgen.evaluation.report import format_estimate, write_report
+from threedgen.evaluation.report import csv_tables, format_estimate, write_report
 from threedgen.evaluation.runner import Evaluation, cached_json, evaluation_task
 from threedgen.evaluation.view_use import Objects, measure_view_use, view_use_table
+from threedgen.geometry.images import to_uint8, write_png
 from threedgen.geometry.rigs import orbit
 from threedgen.run.workers import LocalProcess, Worker
 from threedgen.train.task import Task
@@ -180,6 +181,16 @@ def test_held_out_assets_are_those_that_a_training_leaves_out(tmp_path: Path, mo
     assert measured.entries == split(shards, 2, "held-out") and len(measured.entries) == 2 < len(shards)
 
 
+def test_tables_of_a_report_are_csv_files() -> None:
+    share = {"share": 0.5, "low": 0, "high": None}
+    figures = {"a b": {"x": {"fid": share, "n": 2, "each": [1]}}, "rows": [{"k": 1}, {"m": True}], "one": share, "n": 3}
+    assert csv_tables(figures) == {
+        "": "name,share,low,high\none,0.5,0,\n",
+        "a-b": "name,fid.share,fid.low,fid.high,n\nx,0.5,0,,2\n",
+        "rows": "k,m\n1,\n,True\n",
+    }
+
+
 def test_existing_views_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     make_assets(Path("assets"), more=3)
@@ -187,7 +198,8 @@ def test_existing_views_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyP
     command = [*OWN, "existing=mine"]
     assert cli.main(command) == 2  # says what is missing
     wanted = list(csv.DictReader(Path("run/wanted.csv").open()))
-    assert {"file", "prompt", "azimuth", "elevation"} == set(wanted[0]) and len(wanted) % 2 == 0
+    assert {"file", "prompt", "azimuth", "elevation", "fov", "distance"} == set(wanted[0]) and len(wanted) % 2 == 0
+    assert all(0.9 <= float(row["distance"]) * np.tan(np.deg2rad(float(row["fov"])) / 2) <= 1.1 for row in wanted)
     for number, row in enumerate(wanted):
         path = Path("mine", row["file"]).with_suffix(".webp")
         path.parent.mkdir(exist_ok=True)
@@ -197,12 +209,27 @@ def test_existing_views_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert figures["samples"]["fid"]["mean"] > figures["other renders"]["fid"]["mean"] and not figures["view_use"]
 
 
+def test_existing_views_on_white_are_compared_with_renders_on_white(tmp_path: Path, monkeypatch, caplog) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_assets(Path("assets"), more=3)
+    command = [*OWN, "existing=mine"]
+    Path("mine").mkdir()
+    assert cli.main(command) == 2
+    shards = Shards(Path("run/views"))
+    views = AssetViews(shards, shards.entries, 0, 2).render_examples(range(len(shards)), 16, np.ones(3))
+    for number, image in enumerate(to_uint8(views.rgb)):
+        write_png(Path(f"mine/{number // 2:05d}/{number % 2}.png"), image)
+    assert cli.main(command) == 0 and "mine" in caplog.text
+    found = json.loads(Path("run/report.json").read_text())["samples"]
+    assert found["fid"]["mean"] == pytest.approx(0, abs=1e-3) and found["likeness"]["mean"] == pytest.approx(1)
+
+
 def test_existing_views_are_not_kept_as_floats(tmp_path: Path) -> None:
     for number in range(16):
         (tmp_path / f"{number:05d}").mkdir()
         Image.new("RGB", (256, 256)).save(tmp_path / f"{number:05d}" / "0.png")
     c2w = orbit(1, 0.2, 2.6, 0.7, 256, 256).c2w.expand(16, 1, 4, 4)
     tracemalloc.start()
-    views = read_existing(str(tmp_path), tmp_path, ["a"] * 16, c2w)
+    views = read_existing(str(tmp_path), tmp_path, ["a"] * 16, c2w, 0.7)
     assert tracemalloc.get_traced_memory()[1] < 5 * views.nbytes
     tracemalloc.stop()

@@ -89,6 +89,12 @@ class ColouredMesh:
         """Return a copy of the mesh with the corners `transform(corners)` in each part; both arrays are (F, 3, 3)."""
         return replace(self, parts=tuple(replace(part, corners=transform(part.corners)) for part in self.parts))
 
+    def turned(self, degrees: float) -> "ColouredMesh":
+        """Return a copy of the mesh that is turned about z, counter-clockwise seen from above."""
+        c, s = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
+        turn = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
+        return self.map_corners(lambda corners: corners @ turn.T) if degrees else self
+
     def render(self, c2w: Array, fov: float, size: int, background: float = 0.5, light: bool = False) -> Array:
         """Render square images (V, size, size, 3), sRGB in [0, 1], from V perspective cameras.
 
@@ -233,11 +239,7 @@ def read_mesh(path: Path, up: Literal["y", "z"] = "y", warn: bool = False, turn:
     for note in mesh.notes if warn else ():
         logger.warning("%s: %s", path, note)
     mesh = mesh.map_corners(lambda corners: corners[..., [2, 0, 1]]) if up == "y" else mesh
-    if not turn:
-        return mesh
-    c, s = np.cos(np.deg2rad(turn)), np.sin(np.deg2rad(turn))
-    rotation = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
-    return mesh.map_corners(lambda corners: corners @ rotation.T)
+    return mesh.turned(turn)
 
 
 def drop_degenerate(part: Part) -> Part:

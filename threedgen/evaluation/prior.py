@@ -29,13 +29,13 @@ from threedgen.run.progress import ProgressDisplay
 from threedgen.run.seeding import generator
 from threedgen.train.task import Task
 
-from .existing import read_existing
+from .existing import plain_background, read_existing
 from .features import FeatureNetwork
 from .metrics.distributions import fid
 from .metrics.figures import Estimate, Json, jackknife_estimate, mean_estimate
 from .options import EvaluateOwnPriorConfig, SamplingConfig
 from .report import figure_table, rounded, thumbnails, write_report, write_strips
-from .runner import Evaluation, cached_views, evaluation_task, sample_objects
+from .runner import FOV, Evaluation, cached_views, evaluation_task, sample_objects
 from .view_use import Objects, measure_view_use, view_use_table
 
 SHEET_ASSETS = 24
@@ -58,6 +58,7 @@ class PriorEvaluation(Evaluation[P, int, Row]):
     """
 
     prior: Prior | None = None  # None: existing views are measured
+    fov: float | Array = FOV  # vertical field of view in radians, one or (N, V), for the table of wanted views
 
     def load_prior(self) -> None:
         if self.config.existing is not None:
@@ -91,7 +92,8 @@ class PriorEvaluation(Evaluation[P, int, Row]):
         """
         c, count, found, prior = self.config, len(prompts), list[Array](), self.prior
         if prior is None:
-            return read_existing(str(c.existing), self.folder, prompts, c2w, "" if folder == "samples" else folder)
+            part = "" if folder == "samples" else folder
+            return read_existing(str(c.existing), self.folder, prompts, c2w, self.fov, part)
         with Interrupts() as interrupts, ProgressDisplay("sampling", count, self.task.quiet) as progress:
             for start in range(0, count, c.batch):
                 interrupts.raise_if_stopped()
@@ -162,13 +164,18 @@ class OwnPrior(PriorEvaluation[EvaluateOwnPriorConfig, AssetFeatures]):
         options = ("steps", "guidance_scale", "negative_prompt", "seed", "batch")
         metadata |= {key: str(getattr(config, key)) for key in options}
         captions = self.renders.captions
+        self.fov = np.array([self.views.fov(k) for k in range(count)])
         self.samples = self.sample(captions, c2w, range(count), "drawing an asset", lambda indices: metadata)
         self.truth, self.other = map(self.rendered, (self.views, self.other_views))
 
     def rendered(self, views: AssetViews) -> Array:
         # one asset after another, because large views of all assets may not fit into memory as floats
-        numbers, size = range(len(self.entries)), self.samples.shape[2]
-        return np.stack([to_uint8(views.render_examples(range(k, k + 1), size).rgb) for k in numbers])
+        found, size = list[Array](), self.samples.shape[2]
+        for k, samples in enumerate(self.samples):
+            # existing views on white are compared with renders on white
+            background = plain_background(samples[None]) if self.prior is None else None
+            found.append(to_uint8(views.render_examples(range(k, k + 1), size, background).rgb))
+        return np.stack(found)
 
     def measure(self, item: int) -> AssetFeatures:
         truth, samples, other = (

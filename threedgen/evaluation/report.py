@@ -10,6 +10,7 @@ from PIL import Image
 from threedgen.geometry.images import grid, to_uint8, write_png
 from threedgen.run.arrays import Array
 from threedgen.run.disk import write_atomic, write_json
+from threedgen.run.metrics import csv_table
 from threedgen.run.text import say
 from threedgen.train.task import Task
 
@@ -87,6 +88,32 @@ def rounded(value: Any) -> Any:
     return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
+def csv_tables(figures: Json) -> dict[str, str]:
+    """Return CSV text for each entry of a report that is a table: a list of dicts, or a dict of dicts by name.
+
+    The result maps the key of an entry to its text. The key "" has the figures with an interval that are entries
+    themselves. Columns of nested dicts have names like "raw.low"; lists in a row are left out.
+    """
+
+    def cells(row: Json, prefix: str = "") -> Json:
+        found: Json = {}
+        for key, value in row.items():
+            if isinstance(value, dict):
+                found |= cells(value, f"{prefix}{key}.")
+            elif not isinstance(value, list | tuple):
+                found[f"{prefix}{key}"] = value
+        return found
+
+    single = {key: value for key, value in figures.items() if isinstance(value, dict) and "low" in value}
+    texts = dict[str, str]()
+    for key, table in {"": single, **figures}.items():
+        if isinstance(table, dict) and all(isinstance(row, dict) for row in table.values()):
+            table = [{"name": name, **row} for name, row in table.items()]
+        if isinstance(table, list) and table and all(isinstance(row, dict) for row in table):
+            texts[key.replace(" ", "-")] = csv_table(list(map(cells, table)))
+    return texts
+
+
 def write_report(
     task: Task,
     name: str,
@@ -98,20 +125,23 @@ def write_report(
 ) -> None:
     """Write the report NAME.json and NAME.md to the run folder, and summary.json, which marks the run as finished.
 
+    The tables in NAME.json are also written as NAME-KEY.csv, and single figures as NAME.csv (`csv_tables`).
+
     Args:
         task: run of the evaluation.
         name: NAME of the two files.
         figures: content of NAME.json.
         text: content of NAME.md.
         printed: text for stdout; it is not printed if the task is quiet.
-        tables: maps the names of further text files, such as CSV files, to their contents.
+        tables: maps the names of further text files to their contents.
         summary: further entries of summary.json.
     """
-    for file, content in (tables or {}).items():
+    csv_files = {f"{name}{key and '-'}{key}.csv": content for key, content in csv_tables(figures).items()}
+    for file, content in (csv_files | dict(tables or {})).items():
         write_atomic(task.folder / file, content)
     write_json(task.folder / f"{name}.json", figures)
     write_atomic(task.folder / f"{name}.md", text)
-    task.summarise(files=[f"{name}.md", f"{name}.json"], **(summary or {}))
+    task.summarise(files=[f"{name}.md", f"{name}.json", *csv_files], **(summary or {}))
     if printed and not task.quiet:
         say(printed)
 

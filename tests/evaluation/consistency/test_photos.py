@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy.spatial.transform import Rotation
 
 from tests.evaluation.consistency.test_run import settings
@@ -15,11 +16,14 @@ from tests.support.posed_photos import edit_transforms, write_colmap, write_tran
 from threedgen.data.posed import convention
 from threedgen.data.posed.convention import Match, fraction_meeting
 from threedgen.data.posed.files import SWAP, alternatives
+from threedgen.data.posed.photos import open_photos
+from threedgen.data.srn.reader import write_instance
 from threedgen.evaluation.consistency import run
 from threedgen.evaluation.consistency.options import FolderSamplerConfig, PosedScenesConfig
 from threedgen.evaluation.consistency.photos import open_scene
 from threedgen.evaluation.consistency.scenes import FolderSampler, posed
 from threedgen.geometry.cameras import Cameras
+from threedgen.geometry.poses import orbit_array
 from threedgen.geometry.views import Views
 
 
@@ -46,7 +50,7 @@ def test_photos_are_scored_around_their_common_point(tmp_path: Path, colmap: boo
     tree = json.loads((out / "consistency.json").read_text())
     (score,) = tree["scenes"]
     assert score["scene"] == "duck" and 5 < score["mean_psnr"] < 40 and tree["rows"]["folder"]["mean_psnr"]["mean"]
-    assert len(tree["notes"]) == 1 and (out / "sheet.png").is_file()
+    assert len(tree["notes"]) == 2 and tree["rows"]["folder"]["views"] == 12 and (out / "sheet.png").is_file()
     scene = open_scene(folder, options(folder))
     expected = photographs(12).cameras.c2w
     assert torch.allclose(scene.views.cameras.c2w, expected, atol=1e-4)
@@ -152,11 +156,27 @@ def test_ball_follows_the_box_or_the_surroundings(tmp_path: Path) -> None:
     assert torch.allclose(scene.views.cameras.position, photographs(12).cameras.position, atol=1e-4)
 
 
+def test_documented_snippet_writes_cameras_of_a_table_of_angles(tmp_path: Path, monkeypatch) -> None:
+    text = (Path(__file__).parents[3] / "docs" / "your-files.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(np.arange(960 * 640 * 3, dtype=np.uint8).reshape(960, 640, 3)).save("grid.png")
+    exec(text.partition("```python")[2].partition("```")[0])
+    at = open_photos(tmp_path, 320, None).cameras
+    expected = orbit_array(np.deg2rad([20, -10, 20, -10, 20, -10]), np.deg2rad([30, 90, 150, 210, 270, 330]), 4)
+    assert torch.allclose(at.c2w, torch.from_numpy(expected), atol=1e-5)
+    assert at.fov.tolist() == pytest.approx([np.deg2rad(30)] * 6)
+
+
 def test_too_few_photos_and_folders_without_any_are_refused(tmp_path: Path) -> None:
     write_transforms(tmp_path / "a" / "b", photographs(3))
+    write_instance(tmp_path / "a" / "c", photographs(4))  # of the other layout
+    (tmp_path / "a" / "d").mkdir()
+    (write_transforms(tmp_path / "a" / "e", photographs(3)) / "transforms.json").rename(tmp_path / "a/e/cameras.json")
     with refused(None, "3", "4"):
         open_scene(tmp_path / "a" / "b", options(tmp_path))
-    assert options(tmp_path / "a").folders() == [tmp_path / "a" / "b"]
+    assert options(tmp_path / "a").folders() == [tmp_path / "a" / "b", tmp_path / "a" / "c"]
+    (note,) = options(tmp_path / "a").left_out()
+    assert str(tmp_path / "a" / "e") in note and not options(tmp_path / "a" / "b").left_out()
     for name in ("colmap", "dense"):
         write_colmap(tmp_path / "d" / name, photographs(4), binary=True)
         for file in (tmp_path / "d" / name / "sparse" / "0").iterdir():

@@ -1,3 +1,4 @@
+import csv
 import json
 import os
 import re
@@ -16,7 +17,7 @@ from tests.support.task_server import TINY, prior_folder, write_config
 from threedgen import cli
 from threedgen.config import load
 from threedgen.evaluation.janus import benchmark
-from threedgen.evaluation.janus.options import JanusBenchmarkConfig
+from threedgen.evaluation.janus.options import JanusBenchmarkConfig, prompts_of
 from threedgen.evaluation.janus.report import Result, method_row
 from threedgen.export.files.glb import save_glb
 from threedgen.geometry.images import write_png
@@ -32,7 +33,13 @@ def test_benchmark_counts_and_reports(capsys: pytest.CaptureFixture[str], caplog
     assert good["right"]["share"] == 1 and bad["right"]["hits"] == 4 * 5
     assert good["match"] == bad["match"] and good["match"]["hits"] == 2  # all look like the first prompt
     assert good["seconds"] is not None and good["memory_mib"] > 1 and good["states"] == {"seen": 4}
-    assert list(report()["left_out"]) == ["a red ball"]
+    assert list(report()["left_out"]) == ["a red ball"] and report()["prompts"] == ["a blue dog", "a red car"]
+    less = report()["differences"]["bad"]
+    assert (less["raw"]["mean"], less["match"]["mean"], good["likeness"]["mean"]) == (-1, 0, 1.5)
+    with open("run/report-methods.csv") as file:
+        table = {row["method"]: row for row in csv.DictReader(file)}
+    assert table["bad"]["raw.share"] == "1.0" and float(table["bad"]["raw.low"]) == bad["raw"]["low"]
+    assert len(Path("run/report-assets.csv").read_text().splitlines()) == 9
     assert len(log()) == 16 and set(log().values()) == {1} and len(list(Path("run/runs").iterdir())) == 8
     assets = report()["assets"]
     assert len(assets) == 8 and {one["fronts"] for one in assets if one["method"] == "bad"} == {2}
@@ -157,6 +164,35 @@ def test_score_of_mesh_files_names_each_that_is_not_evaluated(capsys: pytest.Cap
     assert cli.main(["--config", "score.yaml", *known]) == 0
     car = next(asset for asset in report(Path("known"))["assets"] if asset["prompt"] == "a red car")
     assert not car["right"][0] and sum(car["right"]) < 4
+
+
+def test_folders_are_prompts_where_file_names_are_none() -> None:
+    prompts = {
+        "a/a-red-dog/model.glb": "a red dog", "b/a-big_bear@20230801-101010/save/model.obj": "a big bear",
+        "a/a-cow/0.glb": "a cow", "a/a-cow/1.glb": "a cow", "c/seed0/a-cat.glb": "a cat", "c/seed0/a-pig.glb": "a pig",
+        "c/seed1/a-cat.glb": "a cat", "c/seed1/a-pig.glb": "a pig", "d/x/a-hen.glb": "a hen", "d/a-hen.glb": "a hen",
+        "0.glb": "0", "d/model.glb": "model",
+    }  # fmt: skip
+    assert {path.as_posix(): prompt for path, prompt in prompts_of([*map(Path, prompts)]).items()} == prompts
+
+
+def test_captions_describe_single_files() -> None:
+    """A z-up box in one folder with y-up boxes, whose front faces another way."""
+    for path in ("ours/a-dog.glb", "theirs/x.glb"):
+        Path("assets", path).parent.mkdir(parents=True)
+        save_glb(janus_stub.box(1), Path("assets", path))
+    box = janus_stub.box()  # in a z-up world; a file has its y, z, x
+    save_glb(replace(box, vertices=box.vertices[:, [2, 1, 0]] * np.float32([1, -1, 1])), Path("assets/theirs/x.glb"))
+    Path("assets/captions.csv").write_text("file,caption,up,turn\ntheirs/x.glb,a cat,z,-90\nlost.glb,a,,\n")
+    Path("score.yaml").write_text("task: janus-score\nmeter: {classifier: {name: stub}, size: 24}\n")
+    assert cli.main(["--config", "score.yaml", "assets=assets", "orientation=known", "out=run", "-q"]) == 0
+    assert [(one["prompt"], all(one["right"])) for one in report()["assets"]] == [("a dog", True), ("a cat", True)]
+    assert list(report()["left_out"]) == ["captions.csv, line 3"]
+
+
+def test_precision_needs_several_prompts() -> None:
+    results = [Result("m", "model", None, "", "seen", likeness=(0.3,)) for _ in range(30)]
+    assert method_row("m", results, ["model"], None, None)["match"]["total"] == 0
 
 
 def test_finished_jobs_and_readings_are_kept_until_a_mesh_changes(monkeypatch: pytest.MonkeyPatch) -> None:

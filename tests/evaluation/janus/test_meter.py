@@ -64,7 +64,10 @@ def test_clip_probabilities_match_its_forward_pass(tmp_path: Path) -> None:
     meter = Meter(MeterConfig(classifier=CLIPSidesConfig(weights=str(clip)), size=32))
     reading = meter.classify(dog(), "a dog")
     assert reading.views.shape == (8, 32, 32, 3) and len(view_labels(reading.sides)) == 8
-    assert len(meter.likeness(reading.views, ["a dog", "a cat"]) or []) == 2
+    calls: list[int] = []
+    meter.classifier.net.text_model.register_forward_pre_hook(lambda *_: calls.append(1))
+    one, other = (meter.likeness(views.numpy(), ["a dog", "a cat"]) for views in (views, views[:2]))
+    assert one and other and len(one) == 2 and one != other and len(calls) == 1  # texts are encoded once
 
 
 def test_probe_recognises_sides_and_noun() -> None:

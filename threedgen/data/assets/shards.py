@@ -209,8 +209,8 @@ def sides(shards: Shards, entry: Entry) -> Array:
     return np.concatenate([on_grey(shards.image(entry, view), SIDE_PIXELS) for view in views], axis=1)
 
 
-def on_grey(image: Image.Image, size: int, grey: float = 0.5) -> Array:
-    """Composite an image on a background of value `grey` in [0, 1], crop it to its middle square and resize it.
+def on_grey(image: Image.Image, size: int, grey: float | Array = 0.5) -> Array:
+    """Composite an image on a background of value or colour `grey` in [0, 1], crop it to its middle square, resize it.
 
     Return (size, size, 3), float32, in [0, 1].
     """

@@ -45,15 +45,22 @@ class AssetViews:
         views = f"{self.n_view} {'other ' * self.other}views of assets {self.shards.digest}"
         return f"{views}, {names}, seed {self.seed}, grey {GREY}"
 
-    def render_examples(self, indices: range, size: int) -> Captioned:
+    def render_examples(self, indices: range, size: int, background: Array | None = None) -> Captioned:
+        """Return examples as `ExampleSource` says. `background` (3,), in [0, 1], replaces the random grey."""
         rgb, c2w, captions = list[Array](), list[Array](), list[str]()
         for index in indices:
             entry = self.entries[index % len(self.entries)]
             poses, numbers, grey = np.asarray(self.shards.metadata(entry)["c2w"], np.float32), *self.sample(index)
-            rgb += [on_grey(self.shards.image(entry, number), size, grey) for number in numbers]
+            colour = grey if background is None else background
+            rgb += [on_grey(self.shards.image(entry, number), size, colour) for number in numbers]
             c2w.append(poses[numbers])
             captions.append(entry.caption)
         return Captioned(np.stack(rgb), captions, np.concatenate(c2w))
+
+    def fov(self, index: int) -> Array:
+        """Return the vertical fields of view (V,) of the views of an example, in radians."""
+        metadata = self.shards.metadata(self.entries[index % len(self.entries)])
+        return np.asarray(metadata["fov"], np.float64)[self.sample(index)[0]]
 
     def sample(self, index: int) -> tuple[list[int], float]:
         """Choose the views of training example `index`: `n_view` evenly spaced views on a random ring of cameras.

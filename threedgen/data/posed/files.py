@@ -137,6 +137,9 @@ def aspect_fits(shape: tuple[int, int], height: int, width: int) -> bool:
 
 def check_model(model: str, source: Path) -> None:
     """Raise ConfigError unless the COLMAP camera model `model` is supported. The error names the file `source`."""
+    if model == "ORTHOGRAPHIC":
+        advice = "Describe it as a distant camera: distance 100, fl_x = width in pixels * 100 / width in world units"
+        raise ConfigError(f"{source} has a camera without perspective: {model}. {advice}.")
     if model not in SUPPORTED:
         advice = "Undistort the photos first, such as with `colmap image_undistorter`, or use"
         raise ConfigError(f"{source} has a camera model that cannot be read: {model}. {advice} {', '.join(SUPPORTED)}")

@@ -2,7 +2,7 @@
 
 from collections import ChainMap
 from collections.abc import Mapping
-from math import tan
+from math import pi, tan
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +70,8 @@ def _lens(values: Mapping[str, str | float | None], path: Path, photo: Path) -> 
     focal = [known.get(name) for name in ("fl_x", "fl_y")]
     for axis, (name, side) in enumerate((("camera_angle_x", w), ("camera_angle_y", h))):
         if focal[axis] is None and name in known:
+            if not 0 < known[name] < pi:
+                raise ConfigError(f"{path}: the angle is not between 0 and pi: {name}={known[name]:g}. Give radians.")
             focal[axis] = side / 2 / tan(known[name] / 2)
     fx, fy = focal[0] or focal[1], focal[1] or focal[0]
     if fx is None or fy is None:

@@ -23,6 +23,7 @@ Sampler = Annotated[Any, SAMPLER]
 Scenes = Annotated[Any, Component("scenes", default="toybox")]
 PHOTO_SIZE = 256  # default longer side of photos with poses in pixels
 ORIGINAL = "original"  # name of the table row for the original views of the scenes
+SCORE_ANGLES = "docs/your-files.md shows how to write a transforms.json for elevations and azimuths"
 MIN_VIEWS = 4  # minimum number of views of a scene: the field is fitted to some, and the others are held out
 
 
@@ -79,21 +80,35 @@ class FolderSamplerConfig(Config):
                 read_scene(scene, MIN_VIEWS, allow_gaps=True)
 
     def folders(self) -> list[Path]:
-        """Return the paths of all scenes at ``path``: scene folders, or one transforms.json.
+        """Return the paths of all scenes at ``path``: scene folders of both layouts, or one transforms.json.
 
         Raises ConfigError if there is no scene.
         """
-        from threedgen.data.posed.reader import posed_scenes
+        from threedgen.data.posed.reader import posed_scenes, posed_source
 
         path = user_path(self.path, "path")
-        if photos := posed_scenes(path):
-            return photos
+        if posed_source(path):
+            return [path]
         if (path / "rgb").is_dir() and (path / "pose").is_dir():
             return [path.absolute()]  # so that "." has a name
-        if not (found := scenes(existing_folder(self.path, "path"))):
+        folder = existing_folder(self.path, "path")
+        if not (found := sorted({*posed_scenes(folder), *scenes(folder)})):
             wanted = "a transforms.json, a COLMAP model (sparse/0), or folders with rgb/, pose/ and intrinsics.txt"
-            raise ConfigError(f"has no scenes: {wanted}", "path", self.path)
+            raise ConfigError(f"has no scenes: {wanted}. {SCORE_ANGLES}", "path", self.path)
         return found
+
+    def left_out(self) -> list[str]:
+        """Return a note for each folder beside the scenes that holds images, but is no scene."""
+        from threedgen.geometry.image_file import SUFFIXES
+
+        folder, found = user_path(self.path, "path"), self.folders()
+        others = sorted(folder.iterdir()) if found[0].parent == folder else []
+        return [
+            f"left out: {path}. It has images, but no transforms.json, COLMAP model, or rgb/ and pose/."
+            for path in others
+            if path not in found and path.is_dir() and not path.name.startswith(".")
+            if any(file.suffix.lower() in SUFFIXES for file in path.rglob("*"))
+        ]
 
 
 class PosedScenesConfig(Config):
@@ -192,6 +207,13 @@ class ConsistencyConfig(RunConfig):
     def named_samplers(self) -> Tree:
         """Dict of the configs of all samplers to compare. The keys are their names in the result table."""
         return self.samplers or {self.sampler.name: self.sampler}
+
+    def left_out(self) -> list[str]:
+        folders = [one for one in self.named_samplers.values() if isinstance(one, FolderSamplerConfig)]
+        return [note for folder in folders for note in folder.left_out()]
+
+    def notes(self) -> list[str]:
+        return [*super().notes(), *self.left_out()]
 
     @model_validator(mode="before")
     @classmethod

@@ -4,6 +4,7 @@ RUN/views/SAMPLER/SCENE.safetensors   samples of one sampler; a killed run resum
 RUN/scores/                           metrics, held-out views and renders of each scene (`fits.py`)
 """
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from threedgen.config import ConfigError, config_hash, registry
 from threedgen.evaluation.features import FeatureNetwork
 from threedgen.evaluation.metrics.distributions import distance_functions
-from threedgen.evaluation.metrics.figures import Json, jackknife_estimate, mean_estimate, paired_differences
+from threedgen.evaluation.metrics.figures import Json, jackknife_estimate, mean_estimate, median, paired_differences
 from threedgen.evaluation.report import figure_table, write_report, write_strips
 from threedgen.evaluation.runner import Evaluation, evaluation_task, read_views, write_views
 from threedgen.geometry.images import enlarge_small, to_uint8
@@ -30,12 +31,16 @@ from .options import ORIGINAL, ConsistencyConfig
 from .scenes import HELD_OUT, Scene, camera_warnings, fit_to, held_out_views
 from .tsed import MAX_ERROR, MIN_MATCHES
 
+logger = logging.getLogger(__name__)
+
 FIGURES = {
     "psnr": "PSNR, dB", "mean_psnr": "PSNR of the mean image", "ssim": "SSIM", "tsed": "TSED",
     "true_psnr": "PSNR to the true views", "true_ssim": "SSIM to the true views",
 }  # fmt: skip
+COUNTS = {"scenes": "scenes", "views": "views per scene", "held_out": "held out"}
 RESAMPLES = 2000
 KID_SUBSET = 1000
+MANY_VIEWS = 16  # number of views per scene, around an object, from which a field can be fitted well
 SHEET_SCENES = 8
 ERROR_GAIN = 3.0  # factor by which absolute differences of pixels are amplified on the contact sheet
 STRIP_VIEWS = 10  # maximum number of views per cell of views.png: condition views, then evenly spaced target views
@@ -68,7 +73,15 @@ class Consistency(Evaluation[ConsistencyConfig, Job, Json]):
         for row, sampler in self.samplers.items():
             self.check(row, sampler)
         self.held_out = {scene.name: held_out_views(scene, config.seed) for scene in self.scenes}
-        self.notes = [note for scene in self.scenes for note in camera_warnings(scene)]
+        self.notes = config.left_out()
+        for note in self.notes:
+            logger.warning("%s", note)
+        self.notes += [note for scene in self.scenes for note in camera_warnings(scene)]
+        if few := [scene.name for scene in self.scenes if len(scene.cameras) < MANY_VIEWS]:
+            self.notes.append(
+                f"{len(few)} scenes have fewer than {MANY_VIEWS} views, such as {few[0]}: the field sees little, so "
+                "any sampler scores low. Compare only with scores of the same cameras, such as of true views."
+            )
         self.strips: dict[str, list[tuple[str, np.ndarray]]] = {}
         self.work: Callable[[Job], Json] = partial(
             stored_or_scored, threads=max(1, set_threads(config.threads) // self.workers)
@@ -149,7 +162,7 @@ class Consistency(Evaluation[ConsistencyConfig, Job, Json]):
         of = {row: [score for score in rows if score["row"] == row] for row in order}
         of = {row: mine for row, mine in of.items() if mine}
         distances = feature_distances(self.features, self.folder / "scores", of) if self.features else {}
-        summaries = {row: self.summary(mine) | distances.get(row, {}) for row, mine in of.items()}
+        summaries = {row: self.summary(mine) | self.counts(mine) | distances.get(row, {}) for row, mine in of.items()}
         first, *others = self.samplers
         differences: dict[str, Json] = {}
         for row in others:
@@ -169,7 +182,7 @@ class Consistency(Evaluation[ConsistencyConfig, Job, Json]):
             "scenes": rows,
         }
         names = {"original data" if row == ORIGINAL else row: summaries.get(row, {}) for row in order}
-        parts = [figure_table("views", names, {"scenes": "scenes", **FIGURES, "fid": "FID", "kid": "KID"})]
+        parts = [figure_table("views", names, COUNTS | FIGURES | {"fid": "FID", "kid": "KID"})]
         if differences:
             won = {row: less | {"won": less["psnr"]["won"]} for row, less in differences.items()}
             parts.append(figure_table(f"{first} minus", won, {**FIGURES, "won": "scenes with more PSNR"}))
@@ -178,10 +191,19 @@ class Consistency(Evaluation[ConsistencyConfig, Job, Json]):
         text = "\n\n".join(parts)
         self.write_sheets(rows)
         about = f"""Protocol "{config.protocol.name}", settings {config_hash(config.protocol)[:16]}: scores compare only
-within one protocol and settings. In brackets 95 % bootstrap intervals over the scenes. TSED: {MIN_MATCHES} matches,
-{MAX_ERROR:g} pixels. Definitions: docs/consistency.md."""
+within one protocol, settings and cameras. In brackets 95 % bootstrap intervals over the scenes. TSED: {MIN_MATCHES}
+matches, {MAX_ERROR:g} pixels. Definitions: docs/consistency.md."""
         whole = f"# 3D consistency\n\n{text}\n\n{about}\n"
         write_report(self.task, "consistency", figures, whole, text, summary={"scenes": len(scenes)})
+
+    def counts(self, scores: Sequence[Json]) -> Json:
+        """Return the median numbers of all views and of held-out views of a scene."""
+        views = {scene.name: len(scene.cameras) for scene in self.scenes}
+        held_out = [len(score["held_out"]) for score in scores]
+        return {
+            "views": round(median([views[score["scene"]] for score in scores]) or 0),
+            "held_out": round(median(held_out) or 0),
+        }
 
     def summary(self, scores: Sequence[Json]) -> Json:
         found: Json = {"scenes": len(scores)}
@@ -205,11 +227,11 @@ within one protocol and settings. In brackets 95 % bootstrap intervals over the 
         strips, labels = [], []
         for score in (score for score in scores if score["scene"] in names):
             each = score["each"]["psnr"]
-            median = int(np.argsort(each)[len(each) // 2])
-            held, render = (stack[median] for stack in held_out_images(self.folder / "scores", score))
+            middle = int(np.argsort(each)[len(each) // 2])
+            held, render = (stack[middle] for stack in held_out_images(self.folder / "scores", score))
             error = np.clip(ERROR_GAIN * np.abs(held.astype(float) - render), 0, 255).astype(np.uint8)
             strips.append(enlarge_small(np.stack([held, render, error])))
-            psnr = f"{each[median]:.1f} dB"
+            psnr = f"{each[middle]:.1f} dB"
             labels.append(f"{score['scene']} {score['row']}: sample; field, {psnr}; error x {ERROR_GAIN:g}")
         columns = min(2, len({score["row"] for score in scores}))
         write_strips(self.folder / "sheet.png", strips, labels, columns)

@@ -322,7 +322,13 @@ class FolderSampler:
             if error[k] > SAME_POSE:
                 pose = instance.folder / "pose" / f"{instance.names[k]}.txt"
                 path = instance.posed.source if isinstance(instance, PosedPhotos) else pose
-                raise ConfigError(f"{path} does not have the pose of the original view: number={number}.")
+                advice = (
+                    "Views are compared at equal cameras: those of the original views, or else of the first sampler. "
+                    "Score other cameras in a run of their own."
+                )
+                raise ConfigError(
+                    f"{path} does not have the pose of the view to compare with: number={number}. {advice}"
+                )
             found.append(k)
         return found
 

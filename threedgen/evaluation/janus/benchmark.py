@@ -13,34 +13,26 @@ from pathlib import Path
 from typing import TypeVar
 
 from threedgen.config.plain_file import read_json
+from threedgen.data.assets.options import Asset
 from threedgen.evaluation.metrics.figures import Json
 from threedgen.evaluation.metrics.fronts import ErrorRates
 from threedgen.evaluation.runner import Evaluation, cached_json, evaluation_task, measure_all
-from threedgen.run.folder import slug
 from threedgen.run.threads import set_threads
 from threedgen.systems.batch.jobs import FAILED, FINISHED, RECORD, REFUSED, Job, make_all
 from threedgen.train.task import Stopped, Task
 
 from .meter import Meter, MeterErrors
-from .options import (
-    UNREADABLE,
-    JanusBenchmarkConfig,
-    JanusScoreConfig,
-    MeteredConfig,
-    asset_files,
-    folder_of_assets,
-    words_of,
-)
+from .options import UNREADABLE, JanusBenchmarkConfig, JanusScoreConfig, MeteredConfig, asset_files, folder_of_assets
 from .report import READINGS, VERSION, Reader, Result, method_row, write_janus_report
 
 logger = logging.getLogger(__name__)
 M = TypeVar("M", bound=MeteredConfig)
-Asset = TypeVar("Asset")
+Item = TypeVar("Item")
 FILES = ("report.html",)
 MESH = "mesh.glb"
 
 
-class JanusRates(Evaluation[M, Asset, Result]):
+class JanusRates(Evaluation[M, Item, Result]):
     """Base class of the tasks "janus-benchmark" and "janus-score", which compute Janus rates of methods.
 
     The Janus rate of a method is the fraction of objects with two or more fronts, among its objects with at least one.
@@ -88,7 +80,7 @@ class JanusRates(Evaluation[M, Asset, Result]):
     ) -> None:
         of = {method: [row for row in rows if row.method == method] for method in methods}
         table = [method_row(method, mine, self.prompts, self.rates, refused.get(method)) for method, mine in of.items()]
-        write_janus_report(self.task, table, rows, self.rates, left_out, self.unknown_orientation)
+        write_janus_report(self.task, self.prompts, table, rows, self.rates, left_out, self.unknown_orientation)
 
 
 class Benchmark(JanusRates[JanusBenchmarkConfig, Job]):
@@ -130,39 +122,35 @@ class Benchmark(JanusRates[JanusBenchmarkConfig, Job]):
         self.write(self.config.methods, rows, self.plan.left_out, self.plan.refused)
 
 
-class Score(JanusRates[JanusScoreConfig, tuple[Path, str, str]]):
+class Score(JanusRates[JanusScoreConfig, Asset]):
     """Task "janus-score": compute Janus rates of mesh files ASSETS/METHOD/a-blue-dog.glb or ASSETS/a-blue-dog.glb.
 
     The Janus rate of a method is the fraction of objects with two or more fronts, among its objects with at least one.
     Files directly in ASSETS (the folder of the option ``assets``) are of one method, named after this folder. The
-    prompt of a file is its name without suffix, with spaces instead of "-" and "_", unless the config sets another one.
-    Each mesh is centred and scaled to fit into a ball. An item, the argument of `measure`, is (path, method, prompt).
+    prompt of a file is its name without suffix, with spaces instead of "-" and "_" (or that of the folder
+    ASSETS/METHOD/a-blue-dog, see `options.prompts_of`), unless the config or ASSETS/captions.csv sets another one. Each
+    mesh is centred and scaled to fit into a ball. An item, the argument of `measure`, is a mesh file with its prompt.
     """
 
     def __init__(self, task: Task) -> None:
         super().__init__(task)
         self.unknown_orientation = self.config.orientation == "free"
         self.assets = folder_of_assets(self.config.assets, "assets")
-        self.items = []
-        for path in asset_files(self.assets):
-            first, *inside = path.relative_to(self.assets).parts
-            self.items.append((path, first if inside else self.assets.resolve().name, prompt_of(path, self.config)))
+        self.items, unused = self.config.listing()
         skipped = [path.relative_to(self.assets).as_posix() for path in asset_files(self.assets, UNREADABLE)]
-        self.left_out = dict.fromkeys(skipped, "only GLB, glTF, OBJ, PLY and OFF files are read")
-        self.prompts = list(dict.fromkeys(prompt for _, _, prompt in self.items))
+        self.left_out = dict.fromkeys(skipped, "only GLB, glTF, OBJ, PLY and OFF files are read") | unused
+        self.prompts = list(dict.fromkeys(asset.caption for asset in self.items))
 
-    def measure(self, item: tuple[Path, str, str]) -> Result:
-        path, method, prompt = item
-        name = slug(path.relative_to(self.assets).as_posix())
-        return Result(method, prompt, None, name, **self.reader.read(path, name, prompt, self.config.up, fit=True))
+    def method(self, asset: Asset) -> str:
+        folder, _, inside = asset.file.partition("/")
+        return folder if inside else self.assets.resolve().name
+
+    def measure(self, item: Asset) -> Result:
+        found = self.reader.read(self.assets / item.file, item.name, item.caption, item.up, item.turn, fit=True)
+        return Result(self.method(item), item.caption, None, item.name, **found)
 
     def report(self, rows: list[Result]) -> None:
-        self.write(list(dict.fromkeys(method for _, method, _ in self.items)), rows, self.left_out, {})
-
-
-def prompt_of(path: Path, config: JanusScoreConfig) -> str:
-    """Return the prompt of a file: from the config, or from the stem, such as "a blue dog" for "a-blue_dog.glb"."""
-    return config.prompts.get(path.stem) or words_of(path)
+        self.write(list(dict.fromkeys(map(self.method, self.items))), rows, self.left_out, {})
 
 
 run = evaluation_task(Benchmark, FILES[0], FILES)

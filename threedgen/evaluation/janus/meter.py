@@ -12,7 +12,7 @@ Objects without a front are toybox objects such as balls.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -34,7 +34,7 @@ from threedgen.guidance.weights.hub import reachable, split_revision
 from threedgen.run.arrays import Array
 from threedgen.run.cache import digest
 from threedgen.run.seeding import numpy_generator
-from threedgen.train.task import Task
+from threedgen.train.task import Task, device
 
 from .options import (
     WITHOUT_CLIP,
@@ -59,6 +59,7 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 """Mean and standard deviation per RGB channel by which images in [0, 1] are normalised for CLIP."""
 CLIP_BATCH = 16  # images that CLIP encodes at a time
+TEXTS_KEPT = 1024  # lists of texts whose embeddings are kept, as all assets are compared with the same prompts
 
 
 class ViewClassifier(Protocol):
@@ -107,20 +108,25 @@ class CLIPSides:
             advice = f"Give a folder or hub id like {CLIP_WEIGHTS}; {WITHOUT_CLIP}"
             problem = f"cannot be loaded as CLIP ({type(error).__name__}). {advice}"
             raise ConfigError(problem, "meter.classifier.weights", config.weights) from None
-        self.net = net.eval().requires_grad_(False)
+        self.net, self.device = net.eval().requires_grad_(False).to(device()), device()
+        self.text_features = lru_cache(TEXTS_KEPT)(self._text_features)
 
     def sides(self, images: Tensor, prompt: str) -> Tensor:
         sentences = [sentence.replace("{prompt}", prompt) for sentence in SENTENCES]
-        return (self.net.logit_scale.exp() * self.likeness(images, sentences)).softmax(1)[:, : len(SIDES)]
+        return (self.net.logit_scale.exp().cpu() * self.likeness(images, sentences)).softmax(1)[:, : len(SIDES)]
 
     @torch.no_grad()
     def likeness(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        longest = int(self.net.config.text_config.max_position_embeddings)
+        net, parts = self.net, clip_input(images, int(self.net.config.vision_config.image_size)).split(CLIP_BATCH)
+        encoded = [net.visual_projection(net.vision_model(part.to(self.device)).pooler_output) for part in parts]
+        return (F.normalize(torch.cat(encoded), dim=1) @ self.text_features(tuple(prompts)).T).cpu()
+
+    @torch.no_grad()
+    def _text_features(self, prompts: tuple[str, ...]) -> Tensor:
+        net, longest = self.net, int(self.net.config.text_config.max_position_embeddings)
         tokens = self.tokenizer(list(prompts), padding=True, truncation=True, max_length=longest, return_tensors="pt")
-        words = {"input_ids": tokens.input_ids, "attention_mask": tokens.attention_mask}
-        parts = clip_input(images, int(self.net.config.vision_config.image_size)).split(CLIP_BATCH)
-        logits = torch.cat([self.net(pixel_values=part, **words).logits_per_image for part in parts])
-        return logits / self.net.logit_scale.exp()
+        found = net.text_model(tokens.input_ids.to(self.device), tokens.attention_mask.to(self.device))
+        return F.normalize(net.text_projection(found.pooler_output), dim=1)
 
 
 def clip_input(images: Tensor, size: int) -> Tensor:
@@ -242,7 +248,7 @@ class MeterErrors(Evaluation[MeteredConfig, tuple[str, ColouredMesh, int], Known
         if self.truth.assets is None:
             pairs, without = (front_objects().meshes(seed, FIRST_OBJECT, count, front) for front in (True, False))
         else:
-            pairs = ((words_of(path), fit_to_ball(read_mesh(path, warn=True))) for path in self.files)
+            pairs = ((words_of(path.stem), fit_to_ball(read_mesh(path, warn=True))) for path in self.files)
         for number, (prompt, mesh) in enumerate(pairs, FIRST_OBJECT):
             mesh = rough(mesh, numpy_generator(seed, number, "rough"), self.truth.rough)
             yield prompt, mesh, 1

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
@@ -17,6 +18,7 @@ from pydantic import Field
 from threedgen.config import Config, ConfigError, registry
 from threedgen.config.errors import did_you_mean, nearest, short
 from threedgen.config.sections import RunConfig
+from threedgen.data.assets.options import Asset, Listing, list_assets
 from threedgen.data.options import MESHES, mesh_files
 from threedgen.evaluation.options import CLIP_WEIGHTS, FRONT_THRESHOLD
 from threedgen.run.folder import user_path
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 METHODS = ("mvdream-toybox", "sds-toybox", "dreamfusion-toybox")
 ViewClassifier = Annotated[Any, registry.Component("view-classifier", default="probe")]
+CAPTIONS = "captions.csv"
 UNREADABLE = tuple(".3ds .abc .blend .dae .fbx .stl .usd .usda .usdc .usdz .wrl .x3d".split())
 """Suffixes of mesh formats that the meter cannot read."""
 WITHOUT_CLIP = "meter.classifier.name=probe needs no CLIP, for assets that look like those of the toybox"
@@ -114,13 +117,14 @@ class JanusScoreConfig(MeteredConfig):
     """Janus rate of existing meshes.
 
     Options of the task "janus-score": folder, axes and prompts of the mesh files. The Janus rate is the fraction of
-    objects with two or more fronts among those with at least one.
+    objects with two or more fronts among those with at least one. The folder may have a captions.csv with the columns
+    file, caption, up and turn, for prompts and axes of single files.
     """
 
     assets: str = Field("", description="folder of GLB, glTF, OBJ, PLY and OFF files; a folder in it is a method")
     up: Literal["y", "z"] = Field("y", description="up axis of the files; y-up files face +z, z-up files +x")
     orientation: Literal["free", "known"] = Field("free", description="free: files may face any way around")
-    prompts: dict[str, str] = Field({}, description="prompt of a file by its stem; default: the stem itself")
+    prompts: dict[str, str] = Field({}, description="prompt of a file by its stem; default: captions.csv, or its name")
 
     def check(self) -> None:
         if not self.assets.strip():
@@ -130,7 +134,21 @@ class JanusScoreConfig(MeteredConfig):
             if name not in names:
                 guess = did_you_mean(nearest(name, names))
                 raise ConfigError(f"no file in {self.assets} is called {short(name)}{guess}", "prompts")
+        self.listing()
         super().check()
+
+    def listing(self) -> Listing:
+        """Return all mesh files with their prompts and axes, and the lines of captions.csv that are not used."""
+        folder = folder_of_assets(self.assets, "assets")
+        found = list_assets(folder, CAPTIONS, self.up) if (folder / CAPTIONS).is_file() else Listing((), {})
+        described = {asset.file: asset for asset in found.assets}
+        prompts = prompts_of([path.relative_to(folder) for path in asset_files(folder)])
+        for path, prompt in prompts.items():
+            asset = described.get(path.as_posix(), Asset(path.as_posix(), prompt, self.up))
+            described[asset.file] = replace(asset, caption=self.prompts.get(path.stem) or asset.caption)
+        files = [path.as_posix() for path in prompts]
+        unused = {line: reason for line, reason in found.left_out.items() if line not in described}
+        return Listing(tuple(described[file] for file in files), unused)
 
 
 def folder_of_assets(text: str, key: str) -> Path:
@@ -145,9 +163,30 @@ def asset_files(folder: Path, suffixes: tuple[str, ...] = MESHES) -> list[Path]:
     return sorted(folder / name for name in mesh_files(folder, suffixes))
 
 
-def words_of(path: Path) -> str:
-    """Return the words of a file name, for a prompt: "a blue dog" for "a-blue_dog.glb"."""
-    return " ".join(re.split(r"[\s_-]+", path.stem)).strip() or path.stem
+def prompts_of(paths: Sequence[Path]) -> dict[Path, str]:
+    """Return the prompts of mesh files METHOD/a-blue-dog.glb or METHOD/a-blue-dog/model.glb.
+
+    The folder in METHOD is the prompt of a file whose name is none: it has no letters, as in METHOD/a-blue-dog/0.glb,
+    or it is the only name in its folder, and also in one for another prompt. ``paths`` are relative to the folder of
+    the methods.
+    """
+    names = defaultdict[tuple[str, ...], set[str]](set)  # by (METHOD, folder in METHOD)
+    inside = [path for path in paths if len(path.parts) > 2]
+    for path in inside:
+        names[path.parts[:2]].add(path.stem)
+    folders = Counter(stem for _, stem in {(place[1], *stems) for place, stems in names.items() if len(stems) == 1})
+    found = {path: words_of(path.stem) for path in paths}
+    for path in inside:
+        is_only_name = len(names[path.parts[:2]]) == 1 and folders[path.stem] > 1
+        if is_only_name or not any(map(str.isalpha, path.stem)):
+            found[path] = words_of(path.parts[1])
+    return found
+
+
+def words_of(name: str) -> str:
+    """Return the words of a name, for a prompt: "a blue dog" for "a-blue_dog" and "a_blue_dog@20230801-101010"."""
+    name = re.sub(r"@\d{8}-\d{6}$", "", name)  # threestudio adds the time to the names of its folders
+    return " ".join(re.split(r"[\s_-]+", name)).strip() or name
 
 
 class JanusBenchmarkConfig(MeteredConfig, WorkersConfig):

@@ -25,7 +25,16 @@ from threedgen.config.errors import ConfigError
 from threedgen.config.plain_file import read_json
 from threedgen.data.coloured_mesh import EmptyMesh, fit_to_ball, read_mesh
 from threedgen.evaluation import report
-from threedgen.evaluation.metrics.figures import Json, Proportion, median, proportion_of_groups
+from threedgen.evaluation.metrics.figures import (
+    Estimate,
+    Json,
+    Proportion,
+    mean,
+    mean_estimate,
+    median,
+    paired_differences,
+    proportion_of_groups,
+)
 from threedgen.evaluation.metrics.fronts import ErrorRates
 from threedgen.geometry.image_file import load_image
 from threedgen.geometry.images import write_png
@@ -38,8 +47,11 @@ from .meter import Meter, view_labels
 from .options import MeterConfig, MeteredConfig
 
 HEADS = (
-    "method", "Janus rate", "95 %", "corrected", "95 %", "no front", "right side", "R-Precision", "seconds", "memory",
+    "method", "Janus rate", "95 %", "corrected", "95 %", "no front", "right side", "R-Precision", "likeness", "seconds",
+    "memory",
 )  # fmt: skip
+PAIRED = {"raw": "Janus rate", "match": "R-Precision", "likeness": "likeness"}
+"""Metrics for which methods are compared prompt by prompt, and their names in the report."""
 READINGS = "looks"
 VERSION = 3
 """Version of the Janus meter. Results that were stored by another version are computed again."""
@@ -100,6 +112,20 @@ class Result:
     def janus(self) -> bool:
         return self.fronts is not None and self.fronts > 1
 
+    @property
+    def several(self) -> bool | None:
+        """Whether the object has two fronts or more; None if it has no front."""
+        return self.janus if self.fronts else None
+
+    def matches(self, prompts: Sequence[str]) -> bool | None:
+        """Return whether the asset's own prompt fits best of all ``prompts``; None if there is nothing to compare."""
+        if self.likeness is None or len(prompts) < 2:
+            return None
+        return prompts[int(np.argmax(self.likeness))] == self.prompt
+
+    def own_likeness(self, prompts: Sequence[str]) -> float | None:
+        return None if self.likeness is None else float(self.likeness[prompts.index(self.prompt)])
+
     def plain(self) -> Json:
         values = {RESULT_KEYS.get(name, name): value for name, value in asdict(self).items()}
         return report.rounded(values) | {"janus": self.janus}
@@ -134,7 +160,9 @@ class Reader:
     def meter(self) -> Meter:
         return Meter(self.config)
 
-    def read(self, path: Path, name: str, prompt: str, up: Literal["y", "z"] = "y", fit: bool = False) -> Json:
+    def read(
+        self, path: Path, name: str, prompt: str, up: Literal["y", "z"] = "y", turn: float = 0.0, fit: bool = False
+    ) -> Json:
         """Render and classify a mesh file, or read the stored result. Return attributes of `Result` as a dict.
 
         Args:
@@ -142,6 +170,7 @@ class Reader:
             name: name of the stored files, without suffix.
             prompt: text that names the object.
             up: up axis of the mesh file; a y-up file should face +z, a z-up file +x.
+            turn: rotation about this axis in degrees, counter-clockwise seen from above, that is applied to the mesh.
             fit: whether to centre the mesh first, and scale it to fit into a ball of radius 0.8.
 
         Returns:
@@ -159,7 +188,7 @@ class Reader:
             return {"state": "empty", "reason": f"there is no {path.name}"}
         kept = self.folder / f"{name}.json"
         try:
-            mesh = read_mesh(path, up, warn=True)
+            mesh = read_mesh(path, up, warn=True, turn=turn)
         except ConfigError as error:
             return {"state": "empty" if isinstance(error, EmptyMesh) else "unreadable", "reason": str(error)}
         options = self.config.model_dump(mode="json", exclude={"threshold"})
@@ -196,21 +225,21 @@ def method_row(
             are None if ``rates`` is None or does not allow a correction (`ErrorRates.corrected`).
         "no_front": share of assets in which the meter finds no front.
         "right": share of views whose classified side is the side that the camera sees, over assets with a front.
-        "match": R-Precision, the share of assets that are more similar to their own prompt than to all others.
+        "match": R-Precision, the share of assets that are more similar to their own prompt than to all others; without
+            answers if there is only one prompt.
+        "likeness": score of how well its own prompt fits an asset, mean over the prompts: a dict with "mean", "low" and
+            "high" (95 % interval).
         "states": dict from state, such as "failed", to the number of assets in this state.
         "seconds": median duration of the runs, in seconds.
         "memory_mib": maximum peak memory of the runs, in MiB.
         "reason": ``refused``, else the first `Result.reason` that is not empty, else "".
     """
-    seen = [result for result in results if result.state == "seen"]
-    by_prompt = defaultdict[str, list[Result]](list)  # results of a prompt are dependent
-    for result in seen:
-        by_prompt[result.prompt].append(result)
+    by_prompt = results_by_prompt(results)
 
     def share(answers: Callable[[Result], Sequence[bool | None]]) -> Proportion:
         return proportion_of_groups([list(chain.from_iterable(map(answers, group))) for group in by_prompt.values()])
 
-    raw = share(lambda one: [one.janus if one.fronts else None])
+    raw = share(lambda one: [one.several])
     low, high = (rates and rates.interval(raw)) or (None, None)
     states = Counter(result.state for result in results)
     return {
@@ -219,9 +248,8 @@ def method_row(
         "no_front": share(lambda one: [one.fronts == 0]).plain(),
         "corrected": {"share": rates.corrected(raw) if rates else None, "low": low, "high": high},
         "right": share(lambda one: one.correct if one.fronts else ()).plain(),
-        "match": share(
-            lambda one: [] if one.likeness is None else [prompts[int(np.argmax(one.likeness))] == one.prompt]
-        ).plain(),
+        "match": share(lambda one: [one.matches(prompts)]).plain(),
+        "likeness": mean_estimate([row["likeness"] for row in prompt_means(results, prompts).values()]),
         "states": {state: states[state] for state in STATES if states[state]},
         "seconds": median([result.seconds for result in results]),
         "memory_mib": max((r.memory_mib for r in results if r.memory_mib is not None), default=None),
@@ -229,8 +257,46 @@ def method_row(
     }
 
 
+def results_by_prompt(results: Sequence[Result]) -> dict[str, list[Result]]:
+    """Group the results of the assets that were evaluated by prompt. Those of one prompt are dependent."""
+    by_prompt = defaultdict[str, list[Result]](list)
+    for result in results:
+        if result.state == "seen":
+            by_prompt[result.prompt].append(result)
+    return by_prompt
+
+
+def prompt_means(results: Sequence[Result], prompts: Sequence[str]) -> dict[str, dict[str, float | None]]:
+    """Return the metrics `PAIRED` of each prompt: means over its assets, None where undefined."""
+    return {
+        prompt: {
+            "raw": mean([one.several for one in group]),
+            "match": mean([one.matches(prompts) for one in group]),
+            "likeness": mean([one.own_likeness(prompts) for one in group]),
+        }
+        for prompt, group in results_by_prompt(results).items()
+    }
+
+
+def differences_of_methods(
+    methods: Sequence[str], results: Sequence[Result], prompts: Sequence[str]
+) -> dict[str, dict[str, Estimate]]:
+    """Compare the first method with each other one on the prompts of both, with 95 % bootstrap intervals over prompts.
+
+    Return, for each other method, a dict from the keys of `PAIRED` to the mean of the first method minus the other.
+    """
+    first, *others = (prompt_means([one for one in results if one.method == method], prompts) for method in methods)
+    found = dict[str, dict[str, Estimate]]()
+    for method, other in zip(methods[1:], others, strict=True):
+        both = [prompt for prompt in first if prompt in other]
+        rows = paired_differences([first[prompt] for prompt in both], [other[prompt] for prompt in both], PAIRED)
+        found[method] = {key: mean_estimate([row[key] for row in rows]) for key in PAIRED}
+    return found
+
+
 def write_janus_report(
     task: Task,
+    prompts: Sequence[str],
     rows: Sequence[Json],
     results: Sequence[Result],
     rates: ErrorRates | None,
@@ -241,6 +307,7 @@ def write_janus_report(
 
     Args:
         task: run of the task "janus-benchmark" or "janus-score".
+        prompts: all prompts of the benchmark.
         rows: metrics of the methods, one dict per method (`method_row`).
         results: results of all assets.
         rates: error rates of the Janus meter, or None if they were not measured.
@@ -248,12 +315,16 @@ def write_janus_report(
         unknown_orientation: whether the orientation of the assets is unknown, which the report mentions.
     """
     config: MeteredConfig = task.config
-    about = explanation(config, rates, unknown_orientation)
+    about = [*explanation(config, rates, unknown_orientation), f"R-Precision is among {len(prompts)} prompts."]
+    methods = [row["method"] for row in rows]
+    differences = differences_of_methods(methods, results, prompts)
     figures = {
+        "prompts": list(prompts),
         "meter": config.meter.model_dump(mode="json"),
         "errors": rates.plain() if rates else None,
         "truth": config.truth.model_dump(mode="json") if rates else None,
         "methods": list(rows),
+        "differences": differences,
         "left_out": left_out,
         "assets": [result.plain() for result in results],
     }
@@ -265,7 +336,8 @@ def write_janus_report(
     table = report.markdown_table(HEADS, [[clean(cell).replace("|", "/") for cell in cells(row)] for row in rows])
     lines = ["- " + clean(f"{section['row']['method']}: {note}") for section in sections for note in section["remarks"]]
     lines += [f"- left out: {clean(name)} ({reason})" for name, reason in left_out.items()]
-    text = "\n".join(["# Janus rates", "", table, "", *lines, "", *about]) + "\n"
+    paired = [report.figure_table(f"{methods[0]} minus", differences, PAIRED), ""] if differences else []
+    text = "\n".join(["# Janus rates", "", table, "", *paired, *lines, "", *about]) + "\n"
     html = page(
         "janus.html",
         (),
@@ -309,6 +381,7 @@ def cells(row: Json) -> list[str]:
         "-" if rate["share"] is None else f"{100 * rate['share']:.1f} %",
         report.format_range(rate["low"], rate["high"]),
         *map(report.format_rate, others),
+        report.format_estimate(row["likeness"]),
         "-" if seconds is None else f"{seconds:.3g}",
         "-" if memory is None else f"{memory:.0f} MiB",
     ]

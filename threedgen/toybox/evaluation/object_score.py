@@ -107,7 +107,11 @@ class Objects3D(Evaluation[Evaluate3DConfig, int, MeasuredObject]):
             table, captions = self.generate[0].result.turntable, [case.caption for case in self.cases]
             c2w = torch.from_numpy(orbit_array(np.deg2rad(table.elevation), view_azimuths(table), table.distance))
             self.existing = read_existing(
-                self.config.existing, self.folder, captions, c2w.expand(len(captions), *c2w.shape)
+                self.config.existing,
+                self.folder,
+                captions,
+                c2w.expand(len(captions), *c2w.shape),
+                np.deg2rad(table.fov),
             )
 
     def measure(self, item: int) -> MeasuredObject:
