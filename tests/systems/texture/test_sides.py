@@ -55,8 +55,10 @@ def test_given_sides_are_projected_and_need_no_weights(tmp_path: Path, capsys) -
     assert images["Before"] != images["After"]
     found = trimesh.load(tmp_path / "run" / "textured.glb", process=False, force="mesh")
     np.testing.assert_allclose(found.bounds, trimesh.load(tmp_path / "a.glb", force="mesh").bounds, atol=1e-5)
-    code, out, _ = run(capsys, "mesh=a.glb", "prior.weights=nowhere", "views=.", "--dry-run")
+    code, out, _ = run(capsys, "mesh=a.glb", "prior.weights=nowhere", "views=sides", "--dry-run")
     assert code == 0 and "would run texture" in out and "weights" not in out
+    code, _, err = run(capsys, "mesh=a.glb", "views=.", "--dry-run")  # neither sides nor poses
+    assert code == 2 and err.startswith("views: ") and "front.png" in err and "transforms.json" in err
 
 
 @pytest.mark.parametrize("first", [12, 24])
