@@ -129,15 +129,34 @@ def object_warning(source: SourceMesh, cameras: Cameras) -> list[str]:
 
     The mesh is then probably an object seen from inside, and no room.
     """
-    at = cameras.select(evenly_spaced(len(cameras), BACK_VIEWS)).with_size(BACK_SIZE, BACK_SIZE)
-    faces = rasterise_views(source.vertices, source.faces, at).face
-    view, face = np.nonzero(faces >= 0)[0], faces[faces >= 0]
-    rays = source.vertices[source.faces[face, 0]] - at.c2w[view, :3, 3].numpy()
-    back = (np.einsum("nc,nc->n", area_vectors(source.vertices, source.faces)[face], rays) > 0).mean()
+    back = back_fraction(source.vertices, source.faces, cameras.select(evenly_spaced(len(cameras), BACK_VIEWS)))
     if back <= MAX_BACK:
         return []
     text = f"the cameras inside the mesh see {back:.0%} of its surface from behind, as in an object"
     return [f"{text}; if it is one and no room, texture it with texture-toybox"]
+
+
+def room_warning(vertices: Array, faces: Array, sides: Cameras) -> list[str]:
+    """Return a list with a warning if cameras around a mesh see more than half of its surface from behind; else [].
+
+    The mesh is then probably a room without outer walls, and no object.
+    """
+    back = back_fraction(vertices, faces, sides)
+    if back <= 0.5:
+        return []
+    text = f"the sides see {back:.0%} of the surface from behind, as of a room from outside"
+    return [f"{text}; if it is a room, texture it with mvdiffusion-depth-toybox or mvdiffusion-depth-sd2"]
+
+
+def back_fraction(vertices: Array, faces: Array, cameras: Cameras) -> float:
+    """Return the fraction of the pixels with a mesh, in all images of the cameras, that show a face from behind."""
+    at = cameras.with_size(BACK_SIZE, BACK_SIZE)
+    seen = rasterise_views(vertices, faces, at).face
+    view, face = np.nonzero(seen >= 0)[0], seen[seen >= 0]
+    rays = -at.c2w[view, :3, 2].numpy()
+    if not at.projection.parallel:
+        rays = vertices[faces[face, 0]] - at.c2w[view, :3, 3].numpy()
+    return float((np.einsum("nc,nc->n", area_vectors(vertices, faces)[face], rays) > 0).mean())
 
 
 def write_frames(
