@@ -39,11 +39,11 @@ from threedgen.viewer.page import write_textured_page
 from . import scene
 from .mesh_views import MeshViews, check_sides, place_photos, read_views
 from .options import PathConfig, SidesConfig, TextureConfig
-from .scene import TEXTURE, render_consistent, room_warning, with_uv, write_glb
+from .scene import PREVIEW, TEXTURE, render_consistent, room_warning, with_uv, write_glb
 
 logger = logging.getLogger(__name__)
 
-GLB, PREVIEW, VIEWS = "textured.glb", "preview.png", "views.png"
+GLB, VIEWS = "textured.glb", "views.png"
 BEFORE, AFTER, PAGE = "before.png", "after.png", "report.html"
 FILES: tuple[str, ...] = (PREVIEW, VIEWS, GLB, TEXTURE, BEFORE, AFTER, PAGE)
 ROWS = (
