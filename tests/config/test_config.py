@@ -203,6 +203,25 @@ def test_nearest_keys_corrects_typos() -> None:
         assert nearest_keys(typo, keys)[:1] == ["trainer.max_steps"]
 
 
+def test_nearest_keys_take_usual_names() -> None:
+    for name, key, expected in (
+        ("mvdiffusion-outpaint-toybox", "fov", "rig.image_fov"),
+        ("mvdreambooth-toybox", "images", "photos"),
+        ("mvdreambooth-toybox", "instance_data_dir", "photos"),
+        ("mvdreambooth-toybox", "instance_prompt", "prompt"),
+        ("mvdreambooth-toybox", "with_prior_preservation", "tuning.preservation"),
+        ("mvdreambooth-toybox", "remove_background", "matte"),
+        ("texture-views", "photos", "views"),
+        ("texture-views", "faces", "budget"),
+        ("texture-views", "resolution", "texture"),
+        ("threedim-toybox", "mask", "matte"),
+        ("threedim-toybox", "photo", "image"),
+    ):
+        tree = config.load(name)
+        found = nearest_keys(key, fields.paths(type(tree), tree))
+        assert expected in found[: 2 if key == "photos" else 1]
+
+
 class _OneSchedule(config.Config):
     value: Scheduled = 1.0
 

@@ -91,6 +91,7 @@ def test_unusable_photos_are_refused(tmp_path: Path) -> None:
         ([tmp_path / "empty"], tmp_path / "empty"),
         ([tmp_path / "none"], tmp_path / "none"),
         (["\0"], "'\\x00'"),
+        (["dog/*.HEIC"], "photos=["),
         ([good], good),
         ([good] * 101, 101),
         ([good, tmp_path / "text.png"], "text.png"),

@@ -48,7 +48,7 @@ from threedgen.run import folder as runs
 from threedgen.run.folder import run_folder
 from threedgen.run.metrics import Metrics, read_metrics
 from threedgen.run.seeding import generator
-from threedgen.systems.novel_view.image_to_3d import load_image
+from threedgen.systems.novel_view.image_to_3d import fit_on_canvas, read_on_white
 from threedgen.systems.sample.mesh import MeshFrame, read_source
 from threedgen.train import checkpoint_file
 
@@ -217,7 +217,7 @@ def _make_photos(folder: Path) -> None:
 
 def _read_image(folder: Path) -> Any:
     load("threedim-toybox", [f"image={folder / '0.png'}"]).check()
-    return load_image(folder / "0.png", 16, 16)
+    return fit_on_canvas(read_on_white(folder / "0.png"), 16, 16)
 
 
 def _make_scenes(folder: Path) -> None:

@@ -168,6 +168,18 @@ ALIASES = {
     "exp_root_dir": ("out",),
     "tag": ("out",),
     "pretrained_model_name_or_path": ("weights",),
+    "fov": ("image_fov",),
+    "image": ("photos",),
+    "images": ("photos", "image", "views"),
+    "photo": ("photos", "image"),
+    "photos": ("image", "views"),
+    "mask": ("matte",),
+    "remove_background": ("matte",),
+    "faces": ("budget",),
+    "resolution": ("resolution", "texture", "image_size"),
+    "instance_prompt": ("prompt",),
+    "instance_data_dir": ("photos",),
+    "with_prior_preservation": ("tuning.preservation",),
 }
 """Dict from the last part of an unknown key, such as "lr", to endings of the known keys that the user may mean."""
 MAX_SUGGESTIONS = 4

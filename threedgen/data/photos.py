@@ -39,7 +39,8 @@ def find(paths: Sequence[str]) -> list[Path]:
                 path.stat()
                 found.append(path)
         except (OSError, ValueError, RuntimeError):
-            raise ConfigError(f"there is no file or folder {short(text)}", "photos") from None
+            problem = f"there is no file or folder {short(text)}. Give a folder or a list, 'photos=[a.jpg, b.jpg]'"
+            raise ConfigError(problem, "photos") from None
     if not found:
         where = f" in {', '.join(map(short, paths))}" if paths else ""
         raise ConfigError(f"no photos found{where}. Give 4 to 6 photos of one subject, photos=FOLDER.", "photos")

@@ -91,13 +91,17 @@ def prompt_warnings(
     notes += cut_note(prior.tokens_cut(reading.text))
     notes += unknown_words_note([(word, near) for word, near in unknown if word != used_word])
     notes += reading_notes(reading, dict(unknown), takes_negative) + received_note(text, reading)
-    missing = [word for word in prior.identifiers if remove_words(text, [word]) == text]
-    if missing:
-        notes.append(f"the prompt does not contain {', '.join(missing)}: the result is not the tuned subject")
-    notes += more
+    notes += [*missing_words_note(text, prior.identifiers), *more]
     for note in notes:
         logger.warning("%s", note)
     return notes
+
+
+def missing_words_note(prompt: str, identifiers: Iterable[str]) -> list[str]:
+    """Return a list with a warning that a prompt lacks words for tuned subjects, such as "[v]"; [] if it has them."""
+    text = " ".join(prompt.split())
+    missing = ", ".join(word for word in identifiers if remove_words(text, [word]) == text)
+    return [f"the prompt does not contain {missing}: the result is not the tuned subject"] if missing else []
 
 
 def cut_note(cut: str) -> list[str]:

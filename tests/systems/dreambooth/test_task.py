@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from tests.support.errors import refused
 from tests.support.official import official_checkpoint
 from tests.support.task_server import assert_same, finished_run, prior_folder, server, weights
 from tests.support.tiny_prior import coarse_prior, tiny_prior
@@ -211,3 +212,15 @@ def test_augmentation_is_light_and_never_mirrors() -> None:
 def test_prompt_without_the_identifier_gives_a_note(tmp_path: Path) -> None:
     prior = system_of(tmp_path, tiny_prior()).model
     assert any("[v]" in note for note in prompt_warnings("a dog", prior)) and not prompt_warnings("a [v] dog", prior)
+
+
+def test_notes_take_the_identifier_as_known(tmp_path: Path) -> None:
+    def load(prompt: str) -> MVDreamBoothConfig:
+        return config.load(dreambooth_config(tmp_path, prompt=prompt))
+
+    assert load("a [v] dog").notes() == []
+    (note,) = load("a dog").notes()
+    assert "[v]" in note
+    load("a [v] dog").check_prompt()
+    with refused("prompt"):
+        load("a [v] unicorn").check_prompt()

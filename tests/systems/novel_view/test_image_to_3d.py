@@ -90,7 +90,7 @@ def test_asset_is_named_after_the_image(tmp_path: Path, car: Path) -> None:
 def test_sample_views_samples_the_rings(tmp_path: Path, car: Path) -> None:
     views = image_to_3d.sample_views(settings(tmp_path, car), tmp_path, [], quiet=True)
     assert views.images.shape == (9, 8, 8, 3)
-    assert torch.equal(views.images[0], image_to_3d.load_image(car, 8, 8))
+    assert torch.equal(views.images[0], image_to_3d.fit_on_canvas(image_to_3d.read_on_white(car), 8, 8))
     place = views.cameras.position / 2.6
     steep = torch.rad2deg(torch.asin(place[:, 2]))
     assert torch.allclose(steep, torch.tensor([20.0] * 5 + [40.0] * 4), atol=1e-3)
@@ -99,21 +99,20 @@ def test_sample_views_samples_the_rings(tmp_path: Path, car: Path) -> None:
     assert torch.allclose(views.cameras.K[0], torch.tensor([[10.992, 0, 4], [0, 10.992, 4], [0, 0, 1]]))
 
 
-def test_load_image_centres_on_white(car: Path, tmp_path: Path) -> None:
-    seen = image_to_3d.load_image(car, 10, 10)
+def test_fit_on_canvas_centres_on_white(car: Path, tmp_path: Path) -> None:
+    seen = image_to_3d.fit_on_canvas(image_to_3d.read_on_white(car), 10, 10)
     assert seen.shape == (10, 10, 3)
     white = (seen == 1).all(-1)
     box = torch.zeros(10, 10, dtype=torch.bool)
     box[3:6, 2:8] = True
     assert torch.equal(white, ~box)
-    Image.new("L", (3, 6), 0).save(tmp_path / "grey.jpg")
-    dark = image_to_3d.load_image(tmp_path / "grey.jpg", 12, 12)
+    dark = image_to_3d.fit_on_canvas(Image.new("RGB", (3, 6)), 12, 12)
     assert dark[:, 4:8].max() < 0.1 and (dark[:, :3] == 1).all() and (dark[:, 9:] == 1).all()
 
 
 def test_dark_backgrounds_are_noted(tmp_path: Path, car: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ThreeDiMSampler, "__call__", boxes)
-    Image.new("RGB", (8, 8), "navy").save(tmp_path / "night.png")
+    Image.new("RGB", (6, 8), "navy").save(tmp_path / "night.png")  # the canvas has white margins beside it
     for path, count in ((car, 0), (tmp_path / "night.png", 1)):
         notes = list[str]()
         (tmp_path / path.stem).mkdir()

@@ -110,6 +110,14 @@ def test_panorama_around_an_image(capsys: pytest.CaptureFixture[str]) -> None:
     assert list(map(len, notes)) == [1, 0]
 
 
+def test_stitched_panoramas_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["prompt=a red house", "image=wide.png", "rig.image_fov=60", "--dry-run"]
+    for width, expected in ((50, 0), (60, 2)):
+        Image.new("RGB", (width, 20)).save("wide.png")
+        code, _, err = ask(capsys, "outpaint", *words)
+        assert code == expected and (not code or err.startswith("image: "))
+
+
 def test_views_of_another_image_are_sampled_again(capsys: pytest.CaptureFixture[str]) -> None:
     words, found = ["prompt=a red house", "image=photo.png", "rig.image_fov=120", "out=run"], []
     for colour in (0, 255):

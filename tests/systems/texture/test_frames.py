@@ -66,6 +66,8 @@ def test_auto_path_stands_in_the_free_interior() -> None:
     assert (np.abs(middle[:2]) < box_room.SIZE[:2] / 2).all() and 0.8 < middle[2] < 1.8 and free > 0.7
     at = auto_path(room, rig(frames=12))
     assert bool((depth_of_mesh(room, at) > 0.1).all())  # walls on all sides, nowhere through one
+    high = room.vertices[room.faces][..., 2].min(1) == room.vertices[:, 2].max()
+    assert 0.8 < interior(SourceMesh(room.vertices, room.faces[~high]))[0][2] < 1.8  # without a ceiling
     floor = SourceMesh(np.array([[0, 0, 0], [5, 0, 0], [0, 5, 0]], np.float32), np.array([[0, 1, 2]]))
     with refused("rig.file", "rig.file=FILE"):
         interior(floor)

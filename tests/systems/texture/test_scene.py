@@ -53,7 +53,7 @@ def test_room_is_sampled_and_textured(capsys: pytest.CaptureFixture[str]) -> Non
     assert out.splitlines()[-1] == str(Path("run", "scene.glb"))
     found = summary()
     assert found["frames"] == 9 and 3 <= found["key_frames"] < 9 and found["texels_seen"] > 0.1
-    assert not found["notes"]
+    assert not found["notes"] and "preview.png" in found["files"]
     for name in found["files"]:
         assert Path("run", name).stat().st_size > 0
     assert len(list(Path("run", "walk").iterdir())) == 8

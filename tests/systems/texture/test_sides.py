@@ -55,8 +55,18 @@ def test_given_sides_are_projected_and_need_no_weights(tmp_path: Path, capsys) -
     assert images["Before"] != images["After"]
     found = trimesh.load(tmp_path / "run" / "textured.glb", process=False, force="mesh")
     np.testing.assert_allclose(found.bounds, trimesh.load(tmp_path / "a.glb", force="mesh").bounds, atol=1e-5)
-    code, out, _ = run(capsys, "mesh=a.glb", "prior.weights=nowhere", "views=.", "--dry-run")
+    code, out, _ = run(capsys, "mesh=a.glb", "prior.weights=nowhere", "views=sides", "--dry-run")
     assert code == 0 and "would run texture" in out and "weights" not in out
+    code, _, err = run(capsys, "mesh=a.glb", "views=.", "--dry-run")  # neither sides nor poses
+    assert code == 2 and err.startswith("views: ") and "front.png" in err and "transforms.json" in err
+
+
+def test_room_seen_from_outside_is_no_object(capsys: pytest.CaptureFixture[str]) -> None:
+    box_room.write_glb(Path("room.glb"))
+    for mesh, count in (("room", 1), ("a", 0)):
+        assert run(capsys, f"mesh={mesh}.glb", f"out={mesh}")[0] == 0
+        notes = json.loads(Path(mesh, "summary.json").read_text())["notes"]
+        assert len(notes) == count and all("mvdiffusion-depth-toybox" in note for note in notes)
 
 
 @pytest.mark.parametrize("first", [12, 24])

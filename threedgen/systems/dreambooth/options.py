@@ -8,7 +8,8 @@ from threedgen.config import Config, ConfigError, Scheduled
 from threedgen.config.registry import Component
 from threedgen.config.sections import CheckpointConfig, TrainerConfig
 from threedgen.guidance.options import MatteName
-from threedgen.run.prompts import normalise_prompt, remove_words
+from threedgen.guidance.weights.tokens import Vocabulary, prompt_reader
+from threedgen.run.prompts import missing_words_note, normalise_prompt, remove_words
 from threedgen.systems.prompted import PromptedConfig
 from threedgen.systems.train.options import Guidance, default_trainer
 
@@ -95,6 +96,19 @@ class MVDreamBoothConfig(PromptedConfig):
         For example, "a dog" for "a [v] dog".
         """
         return remove_words(self.prompt, [self.identifier])
+
+    def vocabulary(self) -> Vocabulary | None:
+        found = super().vocabulary()
+        if found is not None:
+            found.added.append(self.identifier)  # the run adds it to the tokenizer
+        return found
+
+    def check_prompt(self) -> None:
+        if self.prompt_check == "on":
+            prompt_reader(self.vocabulary()).check(self.class_prompt)  # the identifier would count as an object
+
+    def notes(self) -> list[str]:
+        return [*super().notes(), *missing_words_note(self.prompt, [self.identifier])]
 
     def check(self) -> None:
         from threedgen.data.photos import find

@@ -29,11 +29,11 @@ from threedgen.geometry import image_file
 from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.images import enlarge_small, grid, write_png
 from threedgen.geometry.poses import orbit_c2w, square_pixels
-from threedgen.geometry.views import Request, Views
+from threedgen.geometry.views import Request, Views, border_pixels
 from threedgen.guidance.matte import remover
 from threedgen.guidance.novel_view.novel_views import ThreeDiMSampler
 from threedgen.guidance.novel_view.options import CamerasConfig
-from threedgen.representations.fit import Bounds, border_colour, fit
+from threedgen.representations.fit import Bounds, fit
 from threedgen.run.arrays import Array
 from threedgen.run.cache import cached_tensor, digest, input_digest
 from threedgen.run.disk import writing
@@ -112,9 +112,12 @@ def sample_views(config: ImageTo3DConfig, folder: Path, notes: list[str], quiet:
         sampler = ThreeDiMSampler(config.threedim, lambda done, total, x0: progress.add(1))
         height, width = sampler.model.image_size
         at = cameras(config, sampler.cameras, height, width)
-        image = load_image(Path(config.image).expanduser(), height, width, remover(config.matte))
+        photo = read_on_white(Path(config.image).expanduser(), remover(config.matte))
+        image = fit_on_canvas(photo, height, width)
         views = Views(image[None], at.select([0]))
-        if float(border_colour(views).min()) < MIN_WHITE:
+        # of the photo itself: the canvas around a photo of another shape is white
+        border = border_pixels(torch.from_numpy(np.asarray(photo, np.float32) / 255)[None])
+        if float(border.reshape(-1, 3).median(0).values.min()) < MIN_WHITE:
             notes.append("the image's background is not white, as in the training. Cut the object out")
             logger.warning("%s", notes[-1])
         targets = range(1, len(at))
@@ -155,21 +158,25 @@ def cameras(config: ImageTo3DConfig, trained: CamerasConfig | None, height: int,
     return Cameras(c2w, Projection(K), height, width)
 
 
-def load_image(path: Path, height: int, width: int, opacity: Callable[[Array], Array] | None = None) -> Tensor:
-    """Read an image and resize it to fit on a white canvas: (height, width, 3) in [0, 1].
+def read_on_white(path: Path, opacity: Callable[[Array], Array] | None = None) -> Image.Image:
+    """Read an image as RGB. Transparent parts become white.
 
-    Transparent parts become white. For an image without transparency, `opacity` computes the opacity (H, W) of the
-    object from the pixels (H, W, 3), both in [0, 1], and the background becomes white; None: the background stays.
-    Raises ConfigError if the file is not a readable image.
+    For an image without transparency, `opacity` computes the opacity (H, W) of the object from the pixels (H, W, 3),
+    both in [0, 1], and the background becomes white; None: the background stays. Raises ConfigError if the file is not
+    a readable image.
     """
     image = image_file.load_image(path, key="image").convert("RGBA")
     if opacity is not None and image.getchannel("A").getextrema() == (255, 255):
         alpha = opacity(np.asarray(image.convert("RGB"), np.float32) / 255)
         image.putalpha(Image.fromarray(np.round(255 * alpha).astype(np.uint8)))
-    on_white = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+
+
+def fit_on_canvas(image: Image.Image, height: int, width: int) -> Tensor:
+    """Resize an RGB image to fit in the middle of a white canvas: (height, width, 3) in [0, 1]."""
     scale = min(height / image.height, width / image.width)
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
-    fitted = on_white.resize(size, Image.Resampling.BOX if scale < 1 else Image.Resampling.BICUBIC)
+    fitted = image.resize(size, Image.Resampling.BOX if scale < 1 else Image.Resampling.BICUBIC)
     whole = Image.new("RGB", (width, height), "white")
     whole.paste(fitted, ((width - fitted.width) // 2, (height - fitted.height) // 2))
     return torch.from_numpy(np.asarray(whole, np.float32) / 255)

@@ -25,6 +25,11 @@ PRIORS = {
 }
 """Names of the priors that can sample each rig (set of cameras)."""
 SAMPLERS = ("mvdream", "stable-diffusion", "mvadapter", "mvdiffusion")
+MAX_PHOTO_ASPECT = 2.5
+"""Maximum ratio of width to height of an image that counts as one photo; that of a wide cinema frame is 2.4.
+
+Wider images are mostly panoramas of phones, which are cylindrical, and would be distorted as a perspective image.
+"""
 Axis = Literal["auto", "+x", "-x", "+y", "-y", "+z", "-z"]
 Scale = Annotated[float, Field(ge=0)]
 Angles = tuple[Annotated[float, Field(ge=-360, le=360)], Annotated[float, Field(ge=-89.99, le=89.99)]]
@@ -282,7 +287,11 @@ class SampleConfig(SamplingConfig):
             self.view_texts(self.rig.views)
             self.check_prompt()
             if self.image is not None:
-                load_image(user_path(self.image, "image"), key="image")
+                image = load_image(user_path(self.image, "image"), key="image")
+                if image.width > MAX_PHOTO_ASPECT * image.height:
+                    problem = f"{image.width} x {image.height} pixels are a stitched panorama, not one photo"
+                    advice = "Crop its middle, at most twice as wide as high, and set rig.image_fov to that of the crop"
+                    raise ConfigError(f"{problem}. {advice}", "image", self.image)
                 if self.rig.image_fov is None:
                     example = "67 for a phone's main camera held sideways, 53 upright"
                     raise ConfigError(f"is missing. Give degrees, such as {example}", "rig.image_fov")

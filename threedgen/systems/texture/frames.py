@@ -253,8 +253,8 @@ def interior(source: SourceMesh) -> tuple[Array, float]:
     """Find the point inside the mesh, at eye height (35 to 65 % of the room height), that is farthest from any surface.
 
     The search is on a voxel grid. A voxel is inside if it is empty and there is a surface below it and in each of the
-    four horizontal directions. If no inside voxel at eye height is two voxels or more away from all surfaces, all
-    heights are searched.
+    four horizontal directions. The ceiling of a room without one is at the height of the mesh's top. If no inside voxel
+    at eye height is two voxels or more away from all surfaces, all heights are searched.
 
     Returns the world coordinates (3,) of the point, and its distance to the nearest surface in metres. Raises
     ConfigError if no inside voxel is two voxels or more away from all surfaces.
@@ -268,11 +268,12 @@ def interior(source: SourceMesh) -> tuple[Array, float]:
     full[tuple((((points - low) / cell).astype(int) + 1).clip(0, shape - 1).T)] = True
     levels = np.arange(shape[2])
     floor = np.maximum.accumulate(np.where(full, levels, -1), 2)  # highest full cell below each cell; -1: none
-    ceiling = np.flip(np.minimum.accumulate(np.flip(np.where(full, levels, shape[2]), 2), 2), 2)
+    top = levels[full.any((0, 1))].max()  # ceiling of cells with nothing above them
+    ceiling = np.flip(np.minimum.accumulate(np.flip(np.where(full, levels, top), 2), 2), 2)
     sides = [np.maximum.accumulate(full, axis) for axis in (0, 1)]
     sides += [np.flip(np.maximum.accumulate(np.flip(full, axis), axis), axis) for axis in (0, 1)]
     inside = ~full & (floor >= 0) & np.logical_and.reduce(sides)
-    height = np.where(ceiling < shape[2], (levels - floor) / np.maximum(ceiling - floor, 1), 0.5)
+    height = (levels - floor) / np.maximum(ceiling - floor, 1)
     free = ndimage.distance_transform_edt(~full) * inside
     at_eyes = np.where((height >= EYE_HEIGHT[0]) & (height <= EYE_HEIGHT[1]), free, 0)
     chosen = at_eyes if at_eyes.max() >= 2 else free

@@ -106,6 +106,7 @@ class TextureConfig(SamplingConfig):
 
     def _check_sides(self) -> None:
         from threedgen.data.posed.reader import posed_source
+        from threedgen.systems.sample.mesh import SIDES
 
         if self.mesh is None:
             raise ConfigError("is missing. Give the object, mesh=chair.glb", "mesh")
@@ -118,6 +119,12 @@ class TextureConfig(SamplingConfig):
             raise ConfigError("has no effect without image. Remove it", "matte", self.matte)
         if self.poses is not None and (self.views is None or posed_source(user_path(self.views, "views")) is None):
             raise ConfigError("has no effect without photos with poses in views. Remove it", "poses", self.poses)
+        if self.views is not None and posed_source(folder := user_path(self.views, "views")) is None:
+            sides = [f"{side}.png" for side in SIDES]
+            if not any((folder / name).is_file() for name in sides):
+                problem = f"has neither images of sides ({', '.join(sides)}) nor poses of photos"
+                advice = "Give photos with a transforms.json or a COLMAP model; ns-process-data converts raw scans"
+                raise ConfigError(f"{problem}. {advice} of Polycam and RealityCapture", "views", self.views)
         if self.samples:
             self.check_adapter("geometry")
 

@@ -1,5 +1,6 @@
 """Texture of a scene: frames along a camera path are sampled from text and depth, and projected onto the mesh.
 
+RUN/preview.png     the mesh without texture from a few of the cameras, to check its up axis before the sampling
 RUN/frames/         sampled frames NAME.png; a resumed run keeps them
 RUN/depth/          depth of the frames, NAME.png (format: ``geometry.images.write_depth``)
 RUN/cameras.json    cameras of the frames in coordinates of the mesh file; the option rig.file=FILE reads such a file
@@ -36,7 +37,7 @@ from threedgen.run.disk import Tree, write_atomic, writing
 from threedgen.run.progress import ProgressDisplay
 from threedgen.run.prompts import prompt_warnings
 from threedgen.run.text import duration
-from threedgen.systems.sample.mesh import MeshFrame, SourceMesh, read_source
+from threedgen.systems.sample.mesh import MeshFrame, SourceMesh, read_source, render_untextured, without_uv
 from threedgen.train.task import Task
 
 from .frames import Frames, check_overlap, choose_keys, read_frames
@@ -48,11 +49,12 @@ KEY_OVERLAP = 0.65  # minimum overlap of a key frame with the next
 UNWRAP_SECONDS = 1.5e-5  # seconds per triangle to unwrap a mesh on one core
 
 GLB, FILM = "scene.glb", "frames.mp4"
-TEXTURE = "texture.png"
-FILES: tuple[str, ...] = (FILM, "sheet.png", CAMERAS_FILE, GLB, TEXTURE, "walk.png")
+PREVIEW, TEXTURE = "preview.png", "texture.png"
+FILES: tuple[str, ...] = (PREVIEW, FILM, "sheet.png", CAMERAS_FILE, GLB, TEXTURE, "walk.png")
 MAX_DISTANCE = 1000  # of a scene from the origin, in its size: float32 then rounds to 6e-5 of the size
 SCENE_SIZE = (1.0, 100.0)  # plausible range of a scene's longest side in metres; outside it the unit is probably wrong
 WALK_VIEWS, SHEET_COLUMNS, FPS = 12, 6, 8
+PREVIEW_VIEWS = 4  # in one row, the layout of preview.png of which the gallery shows the first view
 BACK_VIEWS, BACK_SIZE = 6, 48  # number and side in pixels of the renders in which back faces are counted
 MAX_BACK = 0.25  # maximum fraction of back faces in a room; toy rooms have 0, objects of the toybox 0.32 to 1
 
@@ -85,6 +87,11 @@ def texture_scene(task: Task, rig: PathConfig) -> None:
     notes += check_overlap(frames, keys, MIN_OVERLAP, key)
     for note in notes:
         logger.warning("%s", note)
+    if source is not None:
+        shown = evenly_spaced(len(frames), PREVIEW_VIEWS)
+        with writing(task.folder):
+            renders = render_untextured(without_uv(source), frames.cameras.select(shown))
+            write_png(task.folder / PREVIEW, grid(renders, PREVIEW_VIEWS, [frames.names[n] for n in shown]))
     model = task.load_prior(compact=True).compact()
     check_model(model, rig)
     for text in dict.fromkeys(frames.prompts):
@@ -129,15 +136,34 @@ def object_warning(source: SourceMesh, cameras: Cameras) -> list[str]:
 
     The mesh is then probably an object seen from inside, and no room.
     """
-    at = cameras.select(evenly_spaced(len(cameras), BACK_VIEWS)).with_size(BACK_SIZE, BACK_SIZE)
-    faces = rasterise_views(source.vertices, source.faces, at).face
-    view, face = np.nonzero(faces >= 0)[0], faces[faces >= 0]
-    rays = source.vertices[source.faces[face, 0]] - at.c2w[view, :3, 3].numpy()
-    back = (np.einsum("nc,nc->n", area_vectors(source.vertices, source.faces)[face], rays) > 0).mean()
+    back = back_fraction(source.vertices, source.faces, cameras.select(evenly_spaced(len(cameras), BACK_VIEWS)))
     if back <= MAX_BACK:
         return []
     text = f"the cameras inside the mesh see {back:.0%} of its surface from behind, as in an object"
     return [f"{text}; if it is one and no room, texture it with texture-toybox"]
+
+
+def room_warning(vertices: Array, faces: Array, sides: Cameras) -> list[str]:
+    """Return a list with a warning if cameras around a mesh see more than half of its surface from behind; else [].
+
+    The mesh is then probably a room without outer walls, and no object.
+    """
+    back = back_fraction(vertices, faces, sides)
+    if back <= 0.5:
+        return []
+    text = f"the sides see {back:.0%} of the surface from behind, as of a room from outside"
+    return [f"{text}; if it is a room, texture it with mvdiffusion-depth-toybox or mvdiffusion-depth-sd2"]
+
+
+def back_fraction(vertices: Array, faces: Array, cameras: Cameras) -> float:
+    """Return the fraction of the pixels with a mesh, in all images of the cameras, that show a face from behind."""
+    at = cameras.with_size(BACK_SIZE, BACK_SIZE)
+    seen = rasterise_views(vertices, faces, at).face
+    view, face = np.nonzero(seen >= 0)[0], seen[seen >= 0]
+    rays = -at.c2w[view, :3, 2].numpy()
+    if not at.projection.parallel:
+        rays = vertices[faces[face, 0]] - at.c2w[view, :3, 3].numpy()
+    return float((np.einsum("nc,nc->n", area_vectors(vertices, faces)[face], rays) > 0).mean())
 
 
 def write_frames(

@@ -39,11 +39,11 @@ from threedgen.viewer.page import write_textured_page
 from . import scene
 from .mesh_views import MeshViews, check_sides, place_photos, read_views
 from .options import PathConfig, SidesConfig, TextureConfig
-from .scene import TEXTURE, render_consistent, with_uv, write_glb
+from .scene import PREVIEW, TEXTURE, render_consistent, room_warning, with_uv, write_glb
 
 logger = logging.getLogger(__name__)
 
-GLB, PREVIEW, VIEWS = "textured.glb", "preview.png", "views.png"
+GLB, VIEWS = "textured.glb", "views.png"
 BEFORE, AFTER, PAGE = "before.png", "after.png", "report.html"
 FILES: tuple[str, ...] = (PREVIEW, VIEWS, GLB, TEXTURE, BEFORE, AFTER, PAGE)
 ROWS = (
@@ -70,8 +70,12 @@ def texture_sides(task: Task, rig: SidesConfig) -> None:
     if isinstance(found, PosedPhotos):
         views, more = place_photos(found, mesh, source.frame)
         notes += more
-    elif views is not None:
-        check_sides(views, mesh, source.frame)
+    else:
+        for note in room_warning(mesh.vertices, mesh.faces, meshes.six_sides(rig.size)):
+            notes.append(note)
+            logger.warning("%s", note)
+        if views is not None:
+            check_sides(views, mesh, source.frame)
     maps, files = meshes.control_maps(mesh, meshes.six_sides(rig.size)), list[str]()
     with writing(task.folder):
         write_png(task.folder / PREVIEW, grid(meshes.preview(mesh, SHEET_SIZE), 3, meshes.SIDES))
