@@ -27,7 +27,7 @@ from PIL import Image
 
 from threedgen.config import yaml_text
 from threedgen.config.errors import ConfigError
-from threedgen.data.assets.options import list_assets
+from threedgen.data.assets.listing import list_assets
 from threedgen.data.assets.shards import Shards
 from threedgen.data.coloured_mesh import read_mesh
 from threedgen.data.files import read_npy

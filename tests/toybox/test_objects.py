@@ -6,8 +6,8 @@ from PIL import Image
 
 from threedgen import cli
 from threedgen.data import photos
+from threedgen.data.assets.listing import list_assets
 from threedgen.data.assets.make import read_asset
-from threedgen.data.assets.options import list_assets
 from threedgen.data.coloured_mesh import fit_to_ball
 from threedgen.geometry.poses import orbit_array
 from threedgen.toybox.data import objects

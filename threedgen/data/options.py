@@ -1,8 +1,7 @@
 """Config models of multi-view data sets: Matterport3D, ScanNet, mesh folders. Imports no torch."""
 
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -11,8 +10,7 @@ from threedgen.config.errors import ConfigError, did_you_mean, nearest, short
 from threedgen.config.plain_file import parse_json, read_text
 from threedgen.run.folder import existing_folder
 
-if TYPE_CHECKING:
-    from .assets.options import Listing
+from .assets.listing import Asset, Listing, list_assets, mesh_files
 
 SceneSplit = Literal["train", "test"]
 ObjectSplit = Literal["train", "held-out"]
@@ -74,28 +72,6 @@ class ScanNetConfig(_Folder, WalksConfig):
     poses: Literal["c2w", "w2c"] = Field("c2w", description="meaning of pose/N.txt: camera-to-world or world-to-camera")
 
 
-MESHES = (".glb", ".gltf", ".obj", ".ply", ".off")
-MESH_FORMATS = (*MESHES, ".stl")
-"""Suffixes, in lower case, of all mesh files that can be read: `MESHES`, which can have colours, and STL."""
-
-
-def mesh_files(folder: Path, suffixes: tuple[str, ...] = MESHES) -> list[str]:
-    """Return the paths of the mesh files in `folder` and all its subfolders, relative to `folder`, sorted.
-
-    Links to folders are followed. A folder with several paths counts once, if possible with a path without links.
-    Files and subfolders whose names start with "." are left out.
-    """
-    found, searched, roots = list[Path](), set[str](), [str(folder)]
-    for root in roots:  # grows by linked folders
-        for parent, folders, names in os.walk(root):
-            new = (real := os.path.realpath(parent)) not in searched
-            searched.add(real)
-            folders[:] = sorted(name for name in folders if new and name[0] != ".")
-            roots += [path for name in folders if os.path.islink(path := os.path.join(parent, name))]
-            found += [Path(parent, name) for name in names if new and name[0] != "."]
-    return sorted(path.relative_to(folder).as_posix() for path in found if path.suffix.lower() in suffixes)
-
-
 class MeshFolderConfig(_Folder):
     """Views of meshes in a folder of the user, rendered on first use, as training data of MV-Adapter.
 
@@ -112,15 +88,13 @@ class MeshFolderConfig(_Folder):
     pictures: int = Field(5, ge=1, le=1000, description="reference images per mesh for the adapter")
     held_out: int = Field(8, ge=1, description="last meshes of the list, used for the sample sheet only")
 
-    def listing(self) -> "Listing":
+    def listing(self) -> Listing:
         """List the meshes with their captions, sorted by file.
 
         The lines of a CSV file select the meshes. Otherwise all meshes are listed, and one without a caption gets the
         words of its file name. Raises ConfigError if the captions file is unreadable, if a JSON file has a caption of a
         missing mesh, or unless there are more than `held_out` meshes.
         """
-        from .assets.options import Asset, Listing, list_assets  # imports this module
-
         folder = existing_folder(self.path, "path")
         files, captions = mesh_files(folder), dict[str, str]()
         if files and self.captions is not None and self.captions.lower().endswith(".csv"):

@@ -11,7 +11,7 @@ from pathlib import Path
 from fastapi import HTTPException
 
 from threedgen.config.errors import ConfigError
-from threedgen.data.options import MESH_FORMATS
+from threedgen.data.assets.listing import MESH_FORMATS
 from threedgen.geometry.image_file import SUFFIXES as IMAGES
 from threedgen.run.disk import make_folder, write_atomic
 from threedgen.run.prompts import normalise_prompt

@@ -22,8 +22,9 @@ from tests.support.errors import refused
 from threedgen import cli
 from threedgen.config import load
 from threedgen.data.assets import make as rendering
+from threedgen.data.assets.listing import Asset, list_assets
 from threedgen.data.assets.make import cameras, read_asset
-from threedgen.data.assets.options import Asset, ViewsConfig, list_assets
+from threedgen.data.assets.options import ViewsConfig
 from threedgen.data.assets.shards import Shards
 from threedgen.data.options import MeshFolderConfig
 from threedgen.evaluation.janus.options import asset_files
@@ -138,7 +139,7 @@ def test_csv_with_other_columns_names_the_wanted_header(folder: Path) -> None:
 
 def test_list_assets_searches_few_similar_names(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "captions.csv").write_text("ball.obj,a ball\n" + "".join(f"boll{k}.obj,a ball\n" for k in range(9)))
-    monkeypatch.setattr("threedgen.data.assets.options.MAX_HINTS", 3)
+    monkeypatch.setattr("threedgen.data.assets.listing.MAX_HINTS", 3)
     reasons = [reason for line, reason in list_assets(folder, "captions.csv").left_out.items() if "line" in line]
     assert ["'ball.obj'" in reason for reason in reasons] == [True] * 3 + [False] * 6
 

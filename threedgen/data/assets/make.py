@@ -34,7 +34,8 @@ from threedgen.run.threads import set_threads, threads_each
 from threedgen.run.worker_pool import run_jobs
 from threedgen.train.task import Task, run_task
 
-from .options import INDEX, SHARDS, Asset, AssetsConfig, ViewsConfig
+from .listing import INDEX, SHARDS, Asset
+from .options import AssetsConfig, ViewsConfig
 from .shards import Shards, add_asset, checksum, is_complete, new_shard, write_sheet
 
 logger = logging.getLogger(__name__)

@@ -30,7 +30,7 @@ from threedgen.geometry.images import grid, write_sheets
 from threedgen.run.arrays import Array
 from threedgen.run.disk import Tree, atomic_file
 
-from .options import INDEX
+from .listing import INDEX
 
 MAX_MEMBERS = 500_000  # maximum number of files in a shard; reading their names takes about 20 s
 MAX_CACHED = 64  # maximum number of shards whose tables of files are kept in memory

@@ -17,7 +17,7 @@ from threedgen.geometry.image_file import load_image
 from threedgen.run.arrays import Array
 from threedgen.run.seeding import numpy_generator
 
-from .options import read_rows
+from .listing import read_rows
 from .shards import Entry, Shards, on_grey
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from threedgen.config.plain_file import read_json
-from threedgen.data.assets.options import Asset
+from threedgen.data.assets.listing import Asset
 from threedgen.evaluation.metrics.figures import Json
 from threedgen.evaluation.metrics.fronts import ErrorRates
 from threedgen.evaluation.runner import Evaluation, cached_json, evaluation_task, measure_all

@@ -18,8 +18,7 @@ from pydantic import Field
 from threedgen.config import Config, ConfigError, registry
 from threedgen.config.errors import did_you_mean, nearest, short
 from threedgen.config.sections import RunConfig
-from threedgen.data.assets.options import Asset, Listing, list_assets
-from threedgen.data.options import MESHES, mesh_files
+from threedgen.data.assets.listing import MESHES, Asset, Listing, list_assets, mesh_files
 from threedgen.evaluation.options import CLIP_WEIGHTS, FRONT_THRESHOLD
 from threedgen.run.folder import user_path
 from threedgen.run.options import Names, Seeds, WorkersConfig

@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from threedgen.config import Config, ConfigError
 from threedgen.config.plain_file import read_text
 from threedgen.config.registry import Component
-from threedgen.data.options import MESH_FORMATS
+from threedgen.data.assets.listing import MESH_FORMATS
 from threedgen.geometry.image_file import load_image
 from threedgen.guidance.options import MatteName
 from threedgen.guidance.priors.options import MVAdapterConfig
