@@ -58,6 +58,16 @@ def test_launch_runs_in_a_bare_checkout_and_from_elsewhere(tmp_path: Path) -> No
         assert done.stdout == f"threedgen {threedgen.__version__}\n", done.stderr
 
 
+def test_checkout_with_windows_line_ends_leaves_weight_files_unchanged(tmp_path: Path) -> None:
+    """`core.autocrlf=true` is the default of Git for Windows; the files are compared with SHA256SUMS when loaded."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("no checkout")
+    file = "weights/toybox-matte/config.json"
+    git = ["git", "-c", "core.autocrlf=true", "-C", str(ROOT)]
+    subprocess.run([*git, "checkout-index", f"--prefix={tmp_path}/", file], check=True)
+    assert (tmp_path / file).read_bytes() == (ROOT / file).read_bytes()
+
+
 def test_kernels_compile_where_no_folder_is_writable() -> None:
     code = "import os; os.access = lambda *_: False; import threedgen; f = os.environ['NUMBA_CACHE_DIR']"
     folder, mode = python(
