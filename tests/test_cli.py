@@ -259,6 +259,15 @@ def test_ctrl_c_during_import_prints_no_traceback(tmp_path: Path) -> None:
         assert (done.returncode, done.stderr) == (130, "stopped by Ctrl-C\n")
 
 
+def test_missing_package_is_a_mistake(tmp_path: Path) -> None:
+    (tmp_path / "pydantic.py").write_text("import no_such_package")
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, str(ROOT / "launch.py"), "--help"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert "no_such_package" in done.stderr and sys.executable in done.stderr
+
+
 @pytest.mark.skipif(os.name == "nt", reason="folders in use stay there")
 def test_missing_working_folder_is_a_mistake(tmp_path: Path) -> None:
     (tmp_path / "here").mkdir()
