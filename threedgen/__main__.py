@@ -12,8 +12,8 @@ def main() -> int:
             if (error.name or "").startswith("threedgen"):
                 raise
             sys.stderr.write(
-                f"{error}: Python {sys.version.split()[0]}, {sys.executable}. Activate the virtual environment .venv, or "
-                "install threedgen again, with Python 3.11 or newer: pip install -e . -c constraints.txt\n"
+                f"{error}: Python {sys.version.split()[0]}, {sys.executable}. Activate the virtual environment .venv, "
+                "or install threedgen again, with Python 3.11 or newer: pip install -e . -c constraints.txt\n"
             )
             return 2
         return command()

@@ -26,7 +26,7 @@ from pydantic import BaseModel
 from threedgen.config import COMMAND_LINE, dump, help, load, plain, shipped, yaml_text
 from threedgen.config.command import command
 from threedgen.config.errors import ConfigError, short
-from threedgen.config.plain_file import read_json
+from threedgen.config.plain_file import read_json, read_text
 from threedgen.config.scheduled import is_schedule
 from threedgen.run.disk import TEMPORARY_NAME, Tree, prepare, write_atomic, writing
 from threedgen.run.lock import NAME as LOCK
@@ -328,7 +328,7 @@ def reopen(run: str | Path, overrides: list[str]) -> tuple[Any, Path]:
         again = f"Start a new run with {command('--config', str(folder / CONFIG))}"
         raise ConfigError(f"{COMMAND_LINE}: a resumed run cannot change {'; '.join(changed)}. {again}")
     config.check()
-    name = stored_config_name((folder / CONFIG).read_text(encoding="utf-8"))
+    name = stored_config_name(read_text(folder / CONFIG))
     return _prepare_folder(folder, config, name, stored), folder
 
 
