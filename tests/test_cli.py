@@ -55,7 +55,7 @@ def test_parse_separates_flags_and_overrides() -> None:
     ("words", "parts"),
     [
         (["--confg", "a"], ["--confg", "unknown flag", "did you mean '--config'"]),
-        (["--prompt", "a"], ["key=value"]),
+        (["--prompt", "a"], ["prompt=..."]),
         (["--config"], ["--config"]),
         (["--config", "--quiet"], ["--config"]),
         (["--quiet=yes"], ["--quiet", "'yes'"]),

@@ -159,14 +159,26 @@ def nearest(word: str, choices: Iterable[str], cutoff: float = 0.6) -> str | Non
 
 
 ALIASES = {
-    "steps": ("trainer.max_steps",),
-    "iterations": ("trainer.max_steps",),
     "lr": ("learning_rate", "optimizer.encoding", "optimizer.networks"),
     "learning_rate": ("optimizer.encoding", "optimizer.networks"),
-    "batch_size": ("camera.n_view", "scenes_per_step"),
-    "exp_root_dir": ("out",),
-    "tag": ("out",),
-    "pretrained_model_name_or_path": ("weights",),
+    "batch_size": ("training.batch", "camera.n_view", "scenes_per_step"),
+} | {
+    word: (ending,)
+    for ending, words in {
+        "trainer.max_steps": "steps iterations epochs max_epochs",
+        "trainer.accumulate_grad_batches": "gradient_accumulation_steps",
+        "trainer.accelerator": "device gpu cpu",
+        "out": "output outdir output_dir folder exp_root_dir tag",
+        "weights": "pretrained_model_name_or_path",
+        "guidance_scale": "cfg",
+        "negative_prompt": "negative",
+        "budget": "triangles tris polygons faces polycount max_triangles max_faces",
+        "texture": "texture_size",
+        "collision": "collider colliders",
+        "palette": "color colour colors",
+        "style": "palette",
+    }.items()
+    for word in words.split()
 }
 """Dict from the last part of an unknown key, such as "lr", to endings of the known keys that the user may mean."""
 MAX_SUGGESTIONS = 4
