@@ -3,7 +3,8 @@
 # make weights                                       prints the commands that train the embedded models
 # make docs                                          the documentation as a site, in site/, its links checked
 # make blender                                       the Blender add-on, as dist/threedgen-blender.zip
-# All but the last and `make weights` make the virtual environment .venv first, once. The plain commands are in README.md.
+# All but the last and `make weights` make the virtual environment .venv first, once, all but demo with the developers'
+# packages. The same commands without make are in README.md.
 #
 # PYTHON    a Python of 3.11 or newer
 # TORCH     what pip installs first
@@ -19,6 +20,7 @@ ARGS ?=
 TEST_ARGS ?= -m "not slow"
 BIN = $(VENV)/bin
 READY = $(VENV)/installed
+TOOLS = $(VENV)/installed-dev
 
 # the prompt as it was typed: make must not read its dollars, nor the shell its quotes
 ifdef PROMPT
@@ -34,24 +36,24 @@ demo: $(READY)
 	$(BIN)/python launch.py --config mvdream-toybox.yaml "prompt=$$PROMPT" $(ARGS)
 
 # a process for each core, one thread each
-test: $(READY)
+test: $(TOOLS)
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile $(TEST_ARGS)
 
-test-slow: $(READY)
+test-slow: $(TOOLS)
 	$(BIN)/python -m pytest -m slow
 
-lint: $(READY)
+lint: $(TOOLS)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 # mypy runs no import hooks, so it is shown the folders where an installation puts them
-types: $(READY)
+types: $(TOOLS)
 	rm -rf $(VENV)/types && mkdir -p $(VENV)/types
 	cp -R threedgen $(VENV)/types/threedgen
 	cp -R guidance representations $(VENV)/types/threedgen/
 	root=$$PWD && bin=$$(cd $(BIN) && pwd) && cd $(VENV)/types && "$$bin/mypy" --config-file "$$root/pyproject.toml" -p threedgen
 
-docs: $(READY)
+docs: $(TOOLS)
 	$(BIN)/python -m pip install -q $(PIP_ARGS) -e ".[docs]" -c constraints.txt
 	$(BIN)/python -m mkdocs build --strict
 
@@ -66,8 +68,12 @@ $(READY): setup.py pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install $(PIP_ARGS) "$(TORCH)" -c constraints.txt
-	$(BIN)/python -m pip install $(PIP_ARGS) -e ".[dev]" -c constraints.txt
+	$(BIN)/python -m pip install $(PIP_ARGS) -e . -c constraints.txt
 	touch $(READY)
+
+$(TOOLS): $(READY)
+	$(BIN)/python -m pip install $(PIP_ARGS) -e ".[dev]" -c constraints.txt
+	touch $(TOOLS)
 
 clean:
 	rm -rf $(VENV) site build dist *.egg-info

@@ -55,7 +55,7 @@ def test_parse_separates_flags_and_overrides() -> None:
     ("words", "parts"),
     [
         (["--confg", "a"], ["--confg", "unknown flag", "did you mean '--config'"]),
-        (["--prompt", "a"], ["key=value"]),
+        (["--prompt", "a"], ["prompt=..."]),
         (["--config"], ["--config"]),
         (["--config", "--quiet"], ["--config"]),
         (["--quiet=yes"], ["--quiet", "'yes'"]),
@@ -257,6 +257,15 @@ def test_ctrl_c_during_import_prints_no_traceback(tmp_path: Path) -> None:
         command: Any = {"env": environment, "preexec_fn": listening, "capture_output": True, "text": True}
         done = subprocess.run([sys.executable, *start, "--help"], **command)
         assert (done.returncode, done.stderr) == (130, "stopped by Ctrl-C\n")
+
+
+def test_missing_package_is_a_mistake(tmp_path: Path) -> None:
+    (tmp_path / "pydantic.py").write_text("import no_such_package")
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, str(ROOT / "launch.py"), "--help"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert "no_such_package" in done.stderr and sys.executable in done.stderr
 
 
 @pytest.mark.skipif(os.name == "nt", reason="folders in use stay there")

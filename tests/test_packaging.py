@@ -58,6 +58,16 @@ def test_launch_runs_in_a_bare_checkout_and_from_elsewhere(tmp_path: Path) -> No
         assert done.stdout == f"threedgen {threedgen.__version__}\n", done.stderr
 
 
+def test_checkout_with_windows_line_ends_leaves_weight_files_unchanged(tmp_path: Path) -> None:
+    """`core.autocrlf=true` is the default of Git for Windows; the files are compared with SHA256SUMS when loaded."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("no checkout")
+    file = "weights/toybox-matte/config.json"
+    git = ["git", "-c", "core.autocrlf=true", "-C", str(ROOT)]
+    subprocess.run([*git, "checkout-index", f"--prefix={tmp_path}/", file], check=True)
+    assert (tmp_path / file).read_bytes() == (ROOT / file).read_bytes()
+
+
 def test_kernels_compile_where_no_folder_is_writable() -> None:
     code = "import os; os.access = lambda *_: False; import threedgen; f = os.environ['NUMBA_CACHE_DIR']"
     folder, mode = python(
@@ -145,13 +155,25 @@ def test_a_checkout_for_development_skips_no_test_for_want_of_a_package() -> Non
     assert optional <= groups["dev"]
 
 
-def test_make_gives_the_prompt_as_it_was_typed(tmp_path: Path) -> None:
-    make = shutil.which("make")
-    if make is None:
+@pytest.fixture
+def make(tmp_path: Path) -> str:
+    """Program make, for a folder with a copy of the Makefile."""
+    found = shutil.which("make")
+    if found is None:
         pytest.skip("no make here")
     shutil.copy(ROOT / "Makefile", tmp_path)
     for name in ("setup.py", "pyproject.toml", "constraints.txt"):
         (tmp_path / name).write_text("")
+    return found
+
+
+def test_only_make_test_installs_the_packages_of_developers(make: str, tmp_path: Path) -> None:
+    for target, extra in (("demo", 0), ("test", 1), ("lint", 1), ("types", 1)):
+        done = subprocess.run([make, "-n", target], cwd=tmp_path, check=True, capture_output=True, text=True)
+        assert (done.stdout.count("-e . "), done.stdout.count('-e ".[dev]"')) == (1, extra), done.stdout
+
+
+def test_make_gives_the_prompt_as_it_was_typed(make: str, tmp_path: Path) -> None:
     fake = tmp_path / ".venv" / "bin" / "python"
     fake.parent.mkdir(parents=True)
     fake.write_text('#!/bin/sh\nfor word; do printf "%s\\0" "$word"; done > seen\n')

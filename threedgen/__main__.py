@@ -4,10 +4,18 @@ import sys
 
 
 def main() -> int:
-    """Run the command line and return its exit code. Ctrl-C during the slow imports prints no traceback."""
+    """Run the command line and return its exit code. Ctrl-C or a missing package at import prints no traceback."""
     try:
-        from threedgen.cli import main as command
-
+        try:
+            from threedgen.cli import main as command
+        except ImportError as error:
+            if (error.name or "").startswith("threedgen"):
+                raise
+            sys.stderr.write(
+                f"{error}: Python {sys.version.split()[0]}, {sys.executable}. Activate the virtual environment .venv, "
+                "or install threedgen again, with Python 3.11 or newer: pip install -e . -c constraints.txt\n"
+            )
+            return 2
         return command()
     except KeyboardInterrupt:
         sys.stderr.write("stopped by Ctrl-C\n")

@@ -8,13 +8,22 @@ import logging
 import os
 import sys
 import traceback
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
 from threedgen import __version__, config
-from threedgen.config import help, plugins, registry
-from threedgen.config.errors import ConfigError, WeightsNotDownloaded, as_expected_error, did_you_mean, nearest, short
+from threedgen.config import fields, help, layers, plugins, registry
+from threedgen.config.errors import (
+    ConfigError,
+    WeightsNotDownloaded,
+    as_expected_error,
+    did_you_mean,
+    nearest,
+    nearest_keys,
+    short,
+)
 from threedgen.config.sections import RunConfig
 from threedgen.run import folder as runs
 from threedgen.run.interrupts import end_with_parent
@@ -88,9 +97,7 @@ def parse(words: list[str]) -> Command:
         flag = word.partition("=")[0]
         if flag in THREESTUDIO:
             raise ConfigError(f"{flag}: no flag of threedgen, remove it: {THREESTUDIO[flag]}")
-        guess = nearest(flag, names)
-        hint = did_you_mean(guess) if guess else "; options of the config have no dashes: key=value"
-        raise ConfigError(f"{short(word)}: unknown flag{hint}")
+        raise ConfigError(f"{short(word)}: unknown flag{_flag_hint(flag, names, command.config)}")
     if "--dry-run" in command.flags and "--resume" in command.flags:
         raise ConfigError("--dry-run: is for a new run; remove --resume")
     if "--config" in command.flags and "--resume" in command.flags:
@@ -98,6 +105,20 @@ def parse(words: list[str]) -> Command:
     if (level := command.flags.get("--log-level", "info")) not in LOG_LEVELS:
         raise ConfigError(f"choose one of {', '.join(LOG_LEVELS)}", "--log-level", level)
     return command
+
+
+def _flag_hint(flag: str, names: list[str], config_name: str) -> str:
+    # a similar flag, the config or the option that the user means by an unknown flag
+    key, known = flag.lstrip("-").replace("-", "_"), list[str]()
+    with suppress(ConfigError):
+        model, found = layers.load_layers(config_name)
+        known = fields.paths(model, layers.merged(found))
+    if key not in known and (guess := nearest(flag, names, cutoff=0.75)):
+        return did_you_mean(guess)
+    if flag.lstrip("-") in config.shipped():
+        return did_you_mean(f"--config {flag.lstrip('-')}")
+    options = " or ".join(f"{key}=..." for key in nearest_keys(key, known)) or "key=value"
+    return f"; options of the config have no dashes: {options}"
 
 
 def _override(word: str) -> str:

@@ -48,6 +48,19 @@ MISTAKES: list[tuple[list[str], tuple[str, ...]]] = [
         ("system.prompt_processor.prompt=a dog", "'prompt'"), ("data.batch_size=4", "'camera.n_view'"),
         ("tag=mine", "'out'"), ("--train", "without a flag"),  # threestudio's words
     )),
+    *((["--config", "tiny.yaml", "prompt=a dog", f"{key}=2"], (f"'{known}'",)) for key, known in (
+        ("output", "out"), ("triangles", "export.budget"), ("device", "trainer.accelerator"),
+        ("epochs", "trainer.max_steps"), ("cfg", "distillation.guidance_scale"),
+    )),
+    (["--config", "tiny.yaml", "prompt=a dog", "dry_run=true"], ("dry_run: ", "--dry-run")),
+    (["--config", "tiny.yaml", "prompt=a dog", "preset=mobile"], ("preset: ", "export.preset=mobile")),
+    (["--config", "batch", "export.budget=2000"], ("export.budget: ", "overrides=[export.budget=")),
+    (["--config", "batch", "palette=teal"], ("'style'",)),
+    (["'seeds=[0,", "1]'"], ('"key=value"',)),
+    *(([flag, "dog"], (hint,)) for flag, hint in (
+        ("--out", " out=..."), ("--device", "trainer.accelerator=..."), ("--studio", "--config studio"),
+        ("--negative-prompt", " negative_prompt=..."), ("--preset", " preset=..."), ("-p", "key=value"),
+    )),
     (["--help", "batch"], ("--config batch --help", "'batch'")),
     (["--help", "nothing"], ("view_prompts, system, prior, distillation, field, ",)),
 ]  # fmt: skip

@@ -280,8 +280,9 @@ def test_base_circle_missing_base_and_other_encodings_are_refused(toy: Path) -> 
     assert "should be one file" in mistakes(toy)
     toy.write_bytes(b"\xff\xfe\x00")
     assert "UTF-8" in mistakes(toy)
-    toy.write_text("\ufeff" + YAML, encoding="utf-8")  # a byte order mark of an editor is no mistake
-    assert config.load(toy).prompt == "a cat"
+    for encoding in ("utf-8", "utf-16-le", "utf-16-be"):  # with a byte order mark, as of an editor or PowerShell
+        toy.write_text("\ufeff" + YAML, encoding=encoding)
+        assert config.load(toy).prompt == "a cat"
 
 
 def test_find_by_path_or_name(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -21,6 +22,7 @@ from tests.support.toy_task import toy  # noqa: F401
 from threedgen import config
 from threedgen.config.errors import DiskFull, FileError
 from threedgen.run import folder as runs
+from threedgen.run import lock
 from threedgen.run import metrics as ledger
 from threedgen.run.disk import prepare, temporary_path, write_atomic, writing
 from threedgen.run.lock import release
@@ -250,6 +252,16 @@ def test_open_run_removes_temporary_files_of_killed_processes(toy: Path) -> None
     assert [name for name in temporary if (Path("run") / name).exists()] == []
     assert not Path("run/model.77.threedgen.tmp").exists() and all((Path("run") / name).exists() for name in others)
     assert temporary_path(Path("run/last.ckpt")).name == f"last.ckpt.{os.getpid()}.threedgen.tmp"
+
+
+def test_temporary_files_of_running_processes_are_kept_without_file_locks(toy: Path, monkeypatch) -> None:  # noqa: F811
+    monkeypatch.setattr(lock, "fcntl", None)  # as on Windows
+    monkeypatch.setattr(psutil, "pid_exists", lambda pid: pid == 78)
+    runs.open_run(loaded("out=run"), "toy")
+    for number in (77, 78):
+        Path(f"run/last.ckpt.{number}.threedgen.tmp").write_text("half")
+    runs.open_run(loaded("out=run"), "toy")
+    assert [path.name for path in Path("run").glob("*.tmp")] == ["last.ckpt.78.threedgen.tmp"]
 
 
 class _Tensor:

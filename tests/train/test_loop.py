@@ -25,7 +25,7 @@ from threedgen.run.interrupts import Interrupts
 from threedgen.run.threads import threads_of
 from threedgen.train import loop
 from threedgen.train.callbacks import first_nonfinite, isolated_eval
-from threedgen.train.checkpoint import check_weights, numerics
+from threedgen.train.checkpoint import AtomicCheckpointIO, check_weights, numerics
 from threedgen.train.checkpoint_file import LAST, latest, read
 from threedgen.train.loop import _strategy, deterministic, fit
 
@@ -253,6 +253,14 @@ def test_shaded_object_has_equal_weights_on_two_devices(tmp_path, chunk):
     modes = list(zip(first[5].split(","), second[5].split(","), strict=True))
     assert {mode for pair in modes for mode in pair} == {"albedo", "diffuse", "textureless"}
     assert ("textureless", "textureless") in modes and any(one != other for one, other in modes)
+
+
+def test_auto_accelerator_is_the_cpu_without_cuda(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(loop.pl, "Trainer", lambda **options: options["accelerator"])  # on a Mac, auto would be MPS
+    config: Any = SimpleNamespace(trainer=TrainerConfig())
+    for cuda in (False, True):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
+        assert loop._trainer(config, tmp_path, AtomicCheckpointIO(), 1, []) == ("auto" if cuda else "cpu")
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ import torch
 
 from tests.support.errors import refused
 from threedgen.config import registry
+from threedgen.config.errors import ConfigError
+from threedgen.config.sections import TrainerConfig
 from threedgen.run.folder import finished
 from threedgen.run.interrupts import Stopped
 from threedgen.train import task
@@ -39,6 +41,11 @@ def test_device_follows_accelerator_and_local_rank(monkeypatch: pytest.MonkeyPat
     assert device("auto") == "cuda:2"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert device("auto") == "cpu"
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert [device(name) for name in ("auto", "gpu", "mps")] == ["cpu", "cpu", "mps"]
+    with pytest.raises(ConfigError):
+        TrainerConfig(accelerator="gpu").check()
+    TrainerConfig(accelerator="mps").check()
 
 
 @pytest.mark.parametrize(

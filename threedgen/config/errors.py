@@ -159,27 +159,37 @@ def nearest(word: str, choices: Iterable[str], cutoff: float = 0.6) -> str | Non
 
 
 ALIASES = {
-    "steps": ("trainer.max_steps",),
-    "iterations": ("trainer.max_steps",),
     "lr": ("learning_rate", "optimizer.encoding", "optimizer.networks"),
     "learning_rate": ("optimizer.encoding", "optimizer.networks"),
-    "num_nodes": ("trainer.devices",),
-    "batch_size": ("camera.n_view", "scenes_per_step"),
-    "exp_root_dir": ("out",),
-    "tag": ("out",),
-    "pretrained_model_name_or_path": ("weights",),
-    "fov": ("image_fov",),
+    "batch_size": ("training.batch", "camera.n_view", "scenes_per_step"),
     "image": ("photos",),
     "images": ("photos", "image", "views"),
     "photo": ("photos", "image"),
     "photos": ("image", "views"),
-    "mask": ("matte",),
-    "remove_background": ("matte",),
-    "faces": ("budget",),
     "resolution": ("resolution", "texture", "image_size"),
-    "instance_prompt": ("prompt",),
-    "instance_data_dir": ("photos",),
-    "with_prior_preservation": ("tuning.preservation",),
+} | {
+    word: (ending,)
+    for ending, words in {
+        "trainer.max_steps": "steps iterations epochs max_epochs",
+        "trainer.accumulate_grad_batches": "gradient_accumulation_steps",
+        "trainer.accelerator": "device gpu cpu",
+        "trainer.devices": "num_nodes",
+        "out": "output outdir output_dir folder exp_root_dir tag",
+        "weights": "pretrained_model_name_or_path",
+        "guidance_scale": "cfg",
+        "prompt": "instance_prompt",
+        "negative_prompt": "negative",
+        "photos": "instance_data_dir",
+        "tuning.preservation": "with_prior_preservation",
+        "image_fov": "fov",
+        "matte": "mask remove_background",
+        "budget": "triangles tris polygons faces polycount max_triangles max_faces",
+        "texture": "texture_size",
+        "collision": "collider colliders",
+        "palette": "color colour colors",
+        "style": "palette",
+    }.items()
+    for word in words.split()
 }
 """Dict from the last part of an unknown key, such as "lr", to endings of the known keys that the user may mean."""
 MAX_SUGGESTIONS = 4

@@ -253,6 +253,9 @@ def _default_names(model: type[BaseModel], tree: Tree) -> Layer:
 
 def split_override(text: str) -> tuple[Key, str]:
     """Split "a.b=text" at the first "=" into (("a", "b"), "text"). Raises ConfigError if there is no key or "="."""
+    if text.startswith("'"):
+        problem = 'this shell, such as cmd.exe, passes single quotes on. Use double quotes: "key=value"'
+        raise ConfigError(f"{COMMAND_LINE}: {problem} (got {short(text)})")
     key, equals, value = text.partition("=")
     parts = tuple(part.strip() for part in key.split("."))
     if not equals or not all(parts):

@@ -15,6 +15,9 @@ from threedgen.config.fields import Tree
 
 Key: TypeAlias = tuple[str, ...]
 UNKNOWN = "unknown key"
+FLAGS = ("config", "dry_run", "finish", "list", "plugin", "print_config", "quiet")
+"""Flags of the command line that users write as options."""
+OVERRIDES = "overrides"  # option of tasks that start runs, such as batch: changes of the configs of the runs
 MAX_LINES = 30
 """Maximum number of mistakes to explain. Each one needs a slow search for similar keys."""
 OWN_TEXTS = ("value_error", "schedule", "component")
@@ -59,6 +62,8 @@ def explain(error: ValidationError, model: type[BaseModel], tree: Tree, layers: 
             if problem == UNKNOWN:  # no suggestion
                 key = _leaf(key, tree)
                 problem = _unknown(key, model, tree)
+                if problem == UNKNOWN and OVERRIDES in model.model_fields:
+                    problem += f"; an option of the runs belongs in {OVERRIDES}=[{printable('.'.join(key))}=...]"
         else:
             # each member of a union type reports an error; the longest one contains the suggestion
             problem = max((_problem(item, place.field if place else None) for item in items), key=len)
@@ -84,6 +89,8 @@ def _leaf(key: Key, tree: Tree) -> Key:
 
 
 def _unknown(key: Key, model: type[BaseModel], tree: Tree) -> str:
+    if len(key) == 1 and key[0] in FLAGS:
+        return f"{UNKNOWN}; it is a flag: --{key[0].replace('_', '-')}"
     for place in fields.walk(model, tree):
         inside = ".".join(key[len(place.path) :])
         if inside and place.section is not None and key[: len(place.path)] == place.path:

@@ -82,7 +82,7 @@ def read_text(path: Path, key: str = "", max_bytes: int = MAX_BYTES) -> str:
         raise ConfigError(f"{path} is missing", key) from None
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}", key) from None
-    encoding = "utf-16" if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+    encoding = unicode_encoding(data)
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError:
@@ -92,6 +92,14 @@ def read_text(path: Path, key: str = "", max_bytes: int = MAX_BYTES) -> str:
     if encoding == LEGACY_ENCODING:
         logger.warning("%s is not UTF-8; read as %s. Save it as UTF-8 if letters are wrong.", path, LEGACY_ENCODING)
     return text
+
+
+def unicode_encoding(data: bytes) -> str:
+    """Return the name of the codec for Unicode text: UTF-16 with a byte order mark, else UTF-8 with or without one.
+
+    Windows PowerShell writes UTF-16 for `command > file`.
+    """
+    return "utf-16" if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
 
 
 def parse_json(text: str | bytes) -> Any:

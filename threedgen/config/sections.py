@@ -106,7 +106,7 @@ class TrainerConfig(Config):
 
     max_steps: int = Field(1000, ge=1, le=1_000_000_000, description="optimisation steps")
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = Field(
-        "auto", description="device type; auto: a GPU if there is one"
+        "auto", description="device type; auto: CUDA if there is a device, else the CPU; gpu: CUDA"
     )
     devices: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
         "auto", description="number of devices; auto: all GPUs (one in a notebook), or one CPU process"
@@ -124,8 +124,8 @@ class TrainerConfig(Config):
         if self.accelerator not in ("auto", "cpu"):
             import torch
 
-            available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-            if not available.get(self.accelerator, any(available.values())):
+            kind = torch.backends.mps if self.accelerator == "mps" else torch.cuda
+            if not kind.is_available():
                 raise ConfigError("is no device for torch; choose auto or cpu", "accelerator", self.accelerator)
         if self.devices not in ("auto", 1) and is_interactive():
             problem = "several devices cannot train in a notebook or another interactive session. Set trainer.devices=1"

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from threedgen.config.errors import ConfigError
-from threedgen.config.plain_file import read_bytes
+from threedgen.config.plain_file import read_bytes, unicode_encoding
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 50
@@ -120,12 +120,14 @@ def _parse(text: str, where: str) -> Any:
 
 
 def read(path: Path) -> Any:
-    """Return the content of a YAML file in UTF-8, parsed to dicts, lists, str, numbers, bool and None.
+    """Return the content of a YAML file, parsed to dicts, lists, str, numbers, bool and None.
 
-    Raises ConfigError if the file cannot be read, is invalid, or is larger than 1 MB (MAX_BYTES).
+    The text is UTF-8, or UTF-16 with a byte order mark. Raises ConfigError if the file cannot be read, is invalid,
+    or is larger than 1 MB (MAX_BYTES).
     """
     try:
-        text = read_bytes(path, MAX_BYTES).decode("utf-8-sig")
+        data = read_bytes(path, MAX_BYTES)
+        text = data.decode(unicode_encoding(data))
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: not a text file in UTF-8") from None
     except OSError as error:

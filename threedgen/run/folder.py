@@ -21,16 +21,17 @@ from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
+import psutil
 from pydantic import BaseModel
 
 from threedgen.config import COMMAND_LINE, dump, help, load, plain, shipped, yaml_text
 from threedgen.config.command import command
 from threedgen.config.errors import ConfigError, short
-from threedgen.config.plain_file import read_json
+from threedgen.config.plain_file import read_json, read_text
 from threedgen.config.scheduled import is_schedule
 from threedgen.run.disk import TEMPORARY_NAME, Tree, prepare, write_atomic, writing
 from threedgen.run.lock import NAME as LOCK
-from threedgen.run.lock import acquire, was_released
+from threedgen.run.lock import acquire, has_locks, was_released
 from threedgen.run.options import is_rank_zero
 
 logger = logging.getLogger(__name__)
@@ -285,7 +286,7 @@ def finished(folder: Path, max_steps: int | None = None) -> bool:
 def _prepare_folder(folder: Path, config: C, config_name: str, stored: Tree | None) -> C:
     # config.yaml is not written if the run already has more steps than `config`, or is finished with these steps
     prepare(folder)
-    if acquire(folder):
+    if acquire(folder) or not has_locks() and is_rank_zero():
         remove_temporary_files(folder, recursive=True)
     if stored is None:
         (folder / PRESET).unlink(missing_ok=True)  # of a run that failed before any work
@@ -332,7 +333,7 @@ def reopen(run: str | Path, overrides: list[str]) -> tuple[Any, Path]:
             again += f". To start it from the weights so far, write them with {finish}"
         raise ConfigError(f"{COMMAND_LINE}: a resumed run cannot change {'; '.join(changed)}. {again}")
     config.check()
-    name = stored_config_name((folder / CONFIG).read_text(encoding="utf-8"))
+    name = stored_config_name(read_text(folder / CONFIG))
     return _prepare_folder(folder, config, name, stored), folder
 
 
@@ -368,10 +369,13 @@ def stored_config_name(text: str) -> str:
 def remove_temporary_files(folder: Path, recursive: bool = False) -> None:
     """Remove temporary files that killed processes left in a folder. Raises OSError if a file cannot be removed.
 
-    If `recursive` is True, all subfolders except the folders of other runs are searched too.
+    Without file locks (Windows), those of running processes are kept: a folder may have several. If `recursive` is
+    True, all subfolders except the folders of other runs are searched too.
     """
     for parent, folders, names in os.walk(folder):
         for name in filter(TEMPORARY_NAME.search, folders + names):
+            if not has_locks() and psutil.pid_exists(int(name.split(".")[-3])):
+                continue
             path = Path(parent, name)
             shutil.rmtree(path) if name in folders else path.unlink(missing_ok=True)
         subfolders = (name for name in folders if recursive and not TEMPORARY_NAME.search(name))

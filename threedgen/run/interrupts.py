@@ -88,9 +88,9 @@ def end_with_parent() -> None:
     without cleanup 20 s later (GRACE_SECONDS).
     """
 
-    def wait() -> None:
+    def wait(pipe: int) -> None:
         with suppress(OSError):
-            while os.read(0, 1):
+            while os.read(pipe, 1):
                 pass
         if os.name == "posix":
             os.kill(os.getpid(), signal.SIGTERM)  # unlike raise_signal, wakes the main thread
@@ -100,4 +100,7 @@ def end_with_parent() -> None:
         os._exit(128 + signal.SIGTERM)
 
     if os.environ.pop(WATCH_STDIN, ""):  # not for processes that this one starts
-        threading.Thread(target=wait, daemon=True).start()
+        pipe = os.dup(0)  # on Windows, libraries that ask for the type of stdin at import would wait for the read
+        with open(os.devnull, "rb") as null:
+            os.dup2(null.fileno(), 0)
+        threading.Thread(target=wait, args=(pipe,), daemon=True).start()

@@ -29,6 +29,11 @@ NAME = ".threedgen.lock"
 _locks: dict[Path, int] = {}  # folder -> descriptor of its lock file
 
 
+def has_locks() -> bool:
+    """Return whether the system has file locks. Windows has none."""
+    return fcntl is not None
+
+
 def acquire(folder: Path) -> bool:
     """Lock an existing folder until `release` is called or the process ends.
 
@@ -36,7 +41,7 @@ def acquire(folder: Path) -> bool:
     rank 0 of a distributed run, or if the system has no file locks. Raises ConfigError if another process has the lock.
     """
     folder = folder.resolve()
-    if fcntl is None or folder in _locks or not is_rank_zero():
+    if not has_locks() or folder in _locks or not is_rank_zero():
         return False
     with writing(folder):
         lock = os.open(folder / NAME, os.O_RDWR | os.O_CREAT, 0o666)

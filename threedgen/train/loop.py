@@ -177,13 +177,16 @@ def _check_space(module: torch.nn.Module, folder: Path) -> None:
 def _trainer(
     config: TrainingConfig, folder: Path, saver: AtomicCheckpointIO, max_steps: int, callbacks: list[pl.Callback]
 ) -> pl.Trainer:
+    options = config.trainer
+    if options.accelerator == "auto" and not torch.cuda.is_available():
+        options = options.model_copy(update={"accelerator": "cpu"})  # as `task.device`; Lightning would take MPS
     plugins: list[Any] = [saver]
     if SLURMEnvironment.detect():
         plugins.append(SLURMEnvironment(auto_requeue=False))
     return pl.Trainer(
-        **config.trainer.model_dump(exclude={"val_check_interval", "deterministic"})
-        | {"max_steps": max_steps, "deterministic": deterministic(config.trainer)},
-        strategy=_strategy(config.trainer),
+        **options.model_dump(exclude={"val_check_interval", "deterministic"})
+        | {"max_steps": max_steps, "deterministic": deterministic(options)},
+        strategy=_strategy(options),
         callbacks=callbacks,
         plugins=plugins,
         default_root_dir=str(folder),

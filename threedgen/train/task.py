@@ -323,10 +323,11 @@ def run_prepared(work: Callable[[Task], Status | None], task: Task, hint: str = 
 def device(accelerator: str = "auto") -> str:
     """Return torch's name ("cuda:0", "mps", "cpu") of the device that Lightning's option `accelerator` selects.
 
-    "auto" selects CUDA, else MPS, else the CPU. The index of a CUDA device is the rank of this process on its machine.
+    "auto" selects CUDA, else the CPU. MPS, which has no float64 and no fast kernels here, is selected only by its name.
+    The index of a CUDA device is the rank of this process on its machine.
     """
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         return f"cuda:{local_rank()}"
-    if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
+    if accelerator == "mps" and torch.backends.mps.is_available():
         return "mps"
     return "cpu"

@@ -4,13 +4,13 @@ import re
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from threedgen.config import Config, ConfigError, Layer, Scheduled, merge, plain, sections, validate
 from threedgen.config.errors import key_prefix, short
 from threedgen.config.registry import SECTION, Component
 from threedgen.export.asset_folder import FOLDER, read_manifest
-from threedgen.export.options import ExportSection
+from threedgen.export.options import PRESETS, ExportSection
 from threedgen.guidance.losses.options import DistillationConfig, ViewPromptsConfig
 from threedgen.guidance.options import MatteName, PriorConfig
 from threedgen.guidance.weights import other_models
@@ -141,6 +141,13 @@ class GenerateConfig(PromptedConfig):
         whole = {k: v for k, v in plain(self).items() if k not in ("stages", "out", "about", "needs")}
         tree = merge(merge(whole, {"export": {"enabled": False}}), stage)
         return validate(type(self), [Layer(f"stages.{name}", tree)])
+
+    @field_validator("preset", mode="before")
+    @classmethod
+    def _preset_saves_memory(cls, value: object) -> object:
+        if isinstance(value, str) and value in PRESETS:
+            raise ValueError(f"{value} is a preset of the asset. Set export.preset={value}")
+        return value
 
     @model_validator(mode="after")
     def _reference_image(self) -> "GenerateConfig":

@@ -117,7 +117,7 @@ class Fit:
             clear = clear + distortion * spread
         loss = ERROR_WEIGHT * error + clear + SMOOTHNESS_WEIGHT * sum(rough)
         opacity = result.opacity.detach().mean()
-        return StepResult(loss, {"loss_views": ERROR_WEIGHT * error.detach().double()}, {"opacity": opacity})
+        return StepResult(loss, {"loss_views": ERROR_WEIGHT * error.detach()}, {"opacity": opacity})
 
     def _render_images(self, step: int, rng: torch.Generator) -> tuple[Render, Tensor]:
         pixels = self.cameras.height * self.cameras.width
