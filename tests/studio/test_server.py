@@ -488,6 +488,7 @@ def test_prompt_words_are_checked(client: Client) -> None:
     found = client.api("words?prompt=a%20puppy%20on%20a%20red%20sofa%20without%20a%20hat")
     assert [word["word"] for word in found["words"] if word["known"]] == ["a", "puppy"]
     assert all(any(part in note for note in found["notes"]) for part in ("'puppy'", "'sofa'", "'hat'", "'a dog'"))
+    assert not any("negative_prompt" in note for note in found["notes"]), "an order has no such field"
 
 
 @pytest.mark.parametrize(
