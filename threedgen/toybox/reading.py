@@ -119,7 +119,8 @@ COMMA, WITH = _Word(",", ","), _Word("with", "with")
 
 
 def _read_words(prompt: str, known: Collection[str], added: list[str]) -> list[_Word]:
-    text = unicodedata.normalize("NFKC", prompt).lower().replace("’", "'").replace(" shaped", "-shaped")
+    text = unicodedata.normalize("NFKC", prompt).lower().replace("’", "'")
+    text = re.sub(r" shaped(?! (?:like|as)\b)", "-shaped", text)
     text = re.sub(r"\b(that|which|who|it)'s\b", r"\1 is", re.sub(r"\s-+\s", ", ", text))
     spaced = " ".join(re.findall(r"[^\W_]+", text))
 
