@@ -157,6 +157,8 @@ def test_refused_prompt_starts_no_run(name: str, tmp_path: Path, capsys: pytest.
         ("a dog with ears that are red", "a dog with red ears"),
         ("a high quality red_car (shiny)", "a red car"),
         ("a child's toy car", "a toy car"),
+        ("a penguin beside a snowman with a red hat", "a penguin"),
+        ("a bear on a sofa with a red hat", "a bear with a red hat"),
         ("a car shaped like a banana", "a car"),
         ("a car shaped cake", "a cake"),
     ],

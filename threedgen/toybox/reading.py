@@ -209,7 +209,9 @@ def _kept(phrases: list[_Phrase]) -> list[_Phrase]:
         if phrase.objects:  # several objects only in rooms, or if no unknown word is between them
             keep = not subject or is_room or not (of_lost or phrase.gap)
         elif phrase.has_noun:
-            keep = _has(subject, phrase) or not (of_lost or (phrase.gap and subject and not phrase.verbs))
+            of_other = phrase.verbs and any(_has(noun, phrase) for noun in lost.objects if noun in NOUNS)
+            keep = _has(subject, phrase) and not of_other
+            keep = keep or not (of_lost or (phrase.gap and subject and not phrase.verbs))
             separate = of_lost or phrase.gap or (phrase.joint and before.ends_unknown)
             if subject and separate and not (phrase.verbs or is_room):
                 phrase.joint, phrase.verbs = "", [WITH]
