@@ -34,7 +34,11 @@ PREPOSITIONS = set(
 NEUTRAL = {"colour", "color", "coloured", "colored"}
 """Unknown words that are no objects: the colour beside them describes another word."""
 LACKING = set("without no minus neither nor lacking w/o nothing".split())
-NEGATIONS = {*LACKING, "not", "never", "non", "dont", "doesnt", "isnt", "hasnt"}
+INABILITY = set("never cannot can't cant couldn't won't wouldn't".split())
+"""Negations of a verb, such as "swim", after which "with a red hat" is not negated."""
+NEGATIONS = {*LACKING, *INABILITY, "not", "non", "dont", "doesnt", "isnt", "hasnt"}
+ASKED = {"you", "we", "i"}
+"""Words after "can't", "don't" and so on in a question or a request, which negates nothing."""
 STOPS = ",.;:()!?|–—•"
 """Punctuation that ends a phrase and is read as a comma. Other punctuation is left out."""
 PARTS_OF_NOUNS = {word: noun for noun in NOUNS for word in noun.split() if word not in NOUNS}
@@ -141,7 +145,7 @@ def _read_words(prompt: str, known: Collection[str], added: list[str]) -> list[_
         if ends or token in STOPS or token == "but":
             negation, negated = "", False
         if token in NEGATIONS or token.endswith("n't"):
-            negation, negated = token, False
+            negation, negated = "" if following in ASKED else token, False
             words.append(_Word("", ""))
         elif token in STOPS:
             words += [COMMA] if words and words[-1] != COMMA else []
@@ -150,7 +154,8 @@ def _read_words(prompt: str, known: Collection[str], added: list[str]) -> list[_
         elif negation:
             content = name not in ARTICLES | CONNECTORS
             words.append(_Word(token if content else "", "", negated=content and name != ""))
-            negated |= content and (name != "" or negation in LACKING)  # "not made of": the negation goes on
+            # "not made of": the negation goes on
+            negated |= content and (name != "" or negation in LACKING | INABILITY)
         else:
             photo = (token, following) == ("picture", "of") and NOT_CONTENT.issuperset(word.name for word in words)
             words.append(_Word(token, "" if photo else name))
