@@ -141,17 +141,17 @@ class ToyboxPrompts:
         """Suggest nouns for an unfinished prompt. Return the start of a noun, or "", and a list of at most 10 nouns.
 
         "Known" nouns are those that the prior (diffusion model) knows. There are three cases:
-        1. If the prior does not know the last word of the prompt, and known nouns start with it, return it and these
-           nouns.
-        2. Else, if the prompt contains a known noun, return "" and an empty list.
+        1. If the prompt contains a known noun or a synonym, return "" and an empty list: it needs no second noun.
+        2. Else, if the prior does not know the last word of the prompt, and known nouns start with it, return it and
+           these nouns.
         3. Else return "" and one known noun of each family (group of nouns, such as "animals").
         """
+        if self._nouns_in(prompt):
+            return "", []
         last = prompt.lower().rpartition(" ")[2]
         if self.vocabulary and last.isalpha() and last not in self.vocabulary.known:
             if found := [noun for noun in self.nouns if noun.startswith(last)]:
                 return last, found[:MAX_SUGGESTIONS]
-        if set(find_nouns(prompt)).intersection(self.nouns):
-            return "", []
         return "", [members[0] for members in self.families().values()][:MAX_SUGGESTIONS]
 
     def usual_height(self, prompt: str) -> tuple[str, float] | None:
