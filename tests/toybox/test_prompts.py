@@ -76,6 +76,10 @@ def test_check_ignores_other_vocabularies(embedded: Vocabulary) -> None:
         ("a robot with red eyes", ["robot with eyes"]),
         ("a house with a red door and a blue roof wearing a hat", ["roof and hat", "house with hat"]),
         ("a unicorn", []),
+        ("two red dogs", ["more than one dog"]),
+        ("a red dog and a yellow dog", ["more than one dog"]),
+        ("a puppy and some balloons", ["dog and balloon", "more than one balloon"]),
+        ("a dog. The dog is red", []),
     ],
 )
 def test_notes_warn_of_several_objects_or_details(prompt: str, names: list[str], embedded: Vocabulary) -> None:
@@ -163,6 +167,8 @@ def test_refused_prompt_starts_no_run(name: str, tmp_path: Path, capsys: pytest.
         ("a child's toy car", "a toy car"),
         ("a penguin beside a snowman with a red hat", "a penguin"),
         ("a bear on a sofa with a red hat", "a bear with a red hat"),
+        ("a cat with two red tails", "a cat with red tail"),
+        ("a red room with two windows", "a red room with two windows"),
         ("a car shaped like a banana", "a car"),
         ("a car shaped cake", "a cake"),
     ],

@@ -13,7 +13,7 @@ from threedgen.guidance.weights.tokens import Vocabulary
 from threedgen.run.prompts import EXAMPLE_ROOM, Reading
 
 from .reading import CONNECTORS, NOT_CONTENT, TOYBOX_WORDS, read_prompt
-from .synonyms import also_called, similar
+from .synonyms import SYNONYM_OF, also_called, similar
 from .world.grammar import ACCESSORIES, COLOURS, NOUNS, SIZES, article, find_nouns
 
 PAGE = "docs/toybox-words.md"
@@ -115,7 +115,8 @@ class ToyboxPrompts:
         Synonyms are first replaced by the words that the prior (diffusion model) knows. The list is empty if there is
         nothing to warn about, or if the prompt has no noun that the prior knows.
         """
-        prompt = self.read(prompt).text
+        reading = self.read(prompt)
+        prompt = reading.text
         known = [[noun for noun in nouns if noun in self.nouns] for nouns in _compounds(prompt)]
         compounds = [nouns for nouns in known if nouns]
         if not compounds:
@@ -130,6 +131,11 @@ class ToyboxPrompts:
         if len(objects) > 1:
             names = " and ".join(objects)
             warnings.append(f"the prompt names {names}; this prior knows single objects and may mix them")
+        plurals = " ".join(name for word, name in reading.replaced.items() if word not in SYNONYM_OF).split()
+        for noun in objects:
+            named = re.findall(rf"(?<!\bthe )\b{noun}\b", prompt.lower())
+            if len(named) > 1 or noun.split()[-1] in plurals:
+                warnings.append(f"the prompt names more than one {noun}; this prior makes a single one")
         if len(details) > 1:
             names = " and ".join(details)
             warnings.append(f"the prompt names {names}; this prior knows one part or accessory and may omit the others")

@@ -130,7 +130,8 @@ def _read_words(prompt: str, known: Collection[str], added: list[str]) -> list[_
 
     def form(word: str) -> str:
         in_noun = word not in PARTS_OF_NOUNS or PARTS_OF_NOUNS[word] in spaced
-        return (in_noun and known_form(word.replace("-", ""), known)) or ""
+        single = word == "two" and not re.search(r"\brooms?\b", spaced)  # only captions of rooms have "two"
+        return (in_noun and not single and known_form(word.replace("-", ""), known)) or ""
 
     tokens, words, negation, negated = list[str](), list[_Word](), "", False
     names = "".join(rf"(?<!\w){re.escape(word)}(?!\w)|" for word in sorted(added, key=len, reverse=True))
