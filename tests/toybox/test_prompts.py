@@ -8,7 +8,7 @@ from threedgen import cli
 from threedgen.config import load
 from threedgen.guidance.weights.tokens import Vocabulary, closed_vocabulary
 from threedgen.run.prompts import Reading
-from threedgen.toybox.prompts import ToyboxPrompts, read_prompt
+from threedgen.toybox.prompts import DETAILS, TOYBOX_WORDS, ToyboxPrompts, read_prompt
 from threedgen.toybox.synonyms import FAMILIES, LOOKALIKES, SYNONYM_OF, SYNONYMS, also_called, similar
 from threedgen.toybox.world.grammar import NOUNS
 from threedgen.toybox.world.open_toybox import OpenToybox
@@ -74,7 +74,8 @@ def test_check_ignores_other_vocabularies(embedded: Vocabulary) -> None:
         ("an apple tree", ["apple and tree"]),
         ("a blue dog wearing a red hat", []),
         ("a robot with red eyes", ["robot with eyes"]),
-        ("a house with a red door and a blue roof wearing a hat", ["roof and hat", "house with hat"]),
+        ("a house with a red door and a blue roof wearing a hat", ["door and roof and hat", "house with door or hat"]),
+        ("a red room with a window, a door and a blue sofa", []),
         ("a unicorn", []),
         ("two red dogs", ["more than one dog"]),
         ("a red dog and a yellow dog", ["more than one dog"]),
@@ -240,6 +241,10 @@ def test_similar_starts_with_the_expected_word(word: str, expected: str) -> None
 def test_similar_suggests_nouns_of_the_same_family(embedded: Vocabulary, word: str, family: str) -> None:
     found = ToyboxPrompts(embedded).similar(word)
     assert len(found) == 3 and {NOUNS[noun].family for noun in found} == {family}
+
+
+def test_every_known_word_is_of_an_object_a_detail_or_a_room(embedded: Vocabulary) -> None:
+    assert embedded.known - TOYBOX_WORDS - DETAILS == {"room"}
 
 
 def test_also_called_of_known_words() -> None:

@@ -20,7 +20,9 @@ PAGE = "docs/toybox-words.md"
 EXAMPLES_OF_ALL, EXAMPLES_OF_NEAREST = 2, 6
 """Maximum number of nouns per family in an error that lists all families, and in one that lists similar ones."""
 MAX_SUGGESTIONS = 10
-DETAILS = {*ACCESSORIES, *(part for noun in NOUNS.values() for part in noun.parts)}
+ROOM_DETAILS = set("corner door floor picture rug walls window".split())
+"""Known words that only captions of rooms have."""
+DETAILS = {*ACCESSORIES, *(part for noun in NOUNS.values() for part in noun.parts), *ROOM_DETAILS}
 
 
 class ToyboxPrompts:
@@ -125,7 +127,8 @@ class ToyboxPrompts:
         mixed = [nouns if len({NOUNS[noun].family for noun in nouns}) > 1 else nouns[-1:] for nouns in compounds]
         objects, main = sum(mixed, []), NOUNS[compounds[0][-1]]
         words = re.findall(r"[a-z]+", prompt.lower())
-        details = [word for word in dict.fromkeys(words) if word in DETAILS]
+        of_object = DETAILS - ROOM_DETAILS if "room" in words else DETAILS
+        details = [word for word in dict.fromkeys(words) if word in of_object]
         own = {word for noun in objects for word in (*NOUNS[noun].parts, *NOUNS[noun].wears)}
         warnings = []
         if len(objects) > 1:
