@@ -32,6 +32,7 @@ def embedded() -> Vocabulary:
         ("a photo of a cup", ["'cup' by mug", "household (mug, teapot,"]),
         ("red apples", ["'apples' by apple"]),
         ("a blue hat", ["'a dog with a blue hat'"]),
+        ("a dog's blue hat", ["'a dog with a blue hat'"]),
         ("a cup of ice tea", ["'cup' by mug"]),
         ("puss in boots", ["'a person with boots'"]),
         ("no dog", ["animals (dog, cat ...), buildings (house, castle ...), vehicles"]),
@@ -74,6 +75,7 @@ def test_check_ignores_other_vocabularies(embedded: Vocabulary) -> None:
         ("an apple tree", ["apple and tree"]),
         ("a blue dog wearing a red hat", []),
         ("a robot with red eyes", ["robot with eyes"]),
+        ("a red mushroom with white spots", ["mushroom with spots, and may leave this out. It knows: dots, stem."]),
         ("a house with a red door and a blue roof wearing a hat", ["door and roof and hat", "house with door or hat"]),
         ("a red room with a window, a door and a blue sofa", []),
         ("a unicorn", []),
@@ -171,6 +173,8 @@ def test_refused_prompt_starts_no_run(name: str, tmp_path: Path, capsys: pytest.
         ("a cat with two red tails", "a cat with red tail"),
         ("a red room with two windows", "a red room with two windows"),
         ("a car shaped like a banana", "a car"),
+        ("a man wearing a beanie", "a person wearing a hat"),
+        ("a gold crown on a lime bear", "a bear with a yellow crown"),
         ("a car shaped cake", "a cake"),
     ],
 )
@@ -245,6 +249,11 @@ def test_similar_suggests_nouns_of_the_same_family(embedded: Vocabulary, word: s
 
 def test_every_known_word_is_of_an_object_a_detail_or_a_room(embedded: Vocabulary) -> None:
     assert embedded.known - TOYBOX_WORDS - DETAILS == {"room"}
+
+
+def test_similar_colours(embedded: Vocabulary) -> None:
+    found = {word: similar(word, embedded.known)[:1] for word in ("navy", "maroon", "beige", "lime")}
+    assert found == {"navy": ["blue"], "maroon": ["red"], "beige": ["brown"], "lime": ["green"]}
 
 
 def test_also_called_of_known_words() -> None:

@@ -86,7 +86,7 @@ class ToyboxPrompts:
             return
         words = [word for word in vocabulary.split(prompt) if word not in reading.negated]
         near = {word: also_called(word, vocabulary.known) for word in words} | dict(vocabulary.unknown(prompt))
-        nearest = {word: [name for name in names if name in self.nouns] for word, names in near.items()}
+        nearest = {word: [n for n in names if n in self.nouns and n != word] for word, names in near.items()}
         nearest = {word: names[:1] for word, names in nearest.items() if names}
         lead, limit = "Use one of", EXAMPLES_OF_ALL
         if nearest:
@@ -143,7 +143,9 @@ class ToyboxPrompts:
             names = " and ".join(details)
             warnings.append(f"the prompt names {names}; this prior knows one part or accessory and may omit the others")
         if foreign := [word for word in details if word not in own]:
-            warnings.append(f"this prior knows no {main.word} with {' or '.join(foreign)}, and may leave this out")
+            theirs = ", ".join((*main.parts, *main.wears))
+            has = f" It knows: {theirs}." if theirs else ""
+            warnings.append(f"this prior knows no {main.word} with {' or '.join(foreign)}, and may leave this out.{has}")
         return warnings
 
     def suggest(self, prompt: str) -> tuple[str, list[str]]:
