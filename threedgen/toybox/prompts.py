@@ -143,9 +143,9 @@ class ToyboxPrompts:
             names = " and ".join(details)
             warnings.append(f"the prompt names {names}; this prior knows one part or accessory and may omit the others")
         if foreign := [word for word in details if word not in own]:
+            warning = f"this prior knows no {main.word} with {' or '.join(foreign)}, and may leave this out"
             theirs = ", ".join((*main.parts, *main.wears))
-            has = f" It knows: {theirs}." if theirs else ""
-            warnings.append(f"this prior knows no {main.word} with {' or '.join(foreign)}, and may leave this out.{has}")
+            warnings.append(f"{warning}. It knows: {theirs}." if theirs else warning)
         return warnings
 
     def suggest(self, prompt: str) -> tuple[str, list[str]]:

@@ -11,7 +11,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from string import punctuation
 
-from threedgen.run.prompts import Reading
+from threedgen.run.prompts import PREPOSITIONS, Reading
 
 from .synonyms import known_form
 from .world import nouns  # noqa: F401  (fills NOUNS)
@@ -26,11 +26,6 @@ BY_SUBJECT = {"wearing", "wears", "holding", "carrying"}
 """Words in front of accessories of the main object, not of an object that was named later."""
 CONNECTORS = {*JOINTS, *WORN, "of", "inside", "that", "is"}
 NOT_CONTENT = {*ARTICLES, *CONNECTORS, *ADJECTIVES, "model"}
-PREPOSITIONS = set(
-    "on onto upon under underneath below beneath above over behind beside besides near by at to into from through "
-    "between among around against across along towards for like as atop out off".split()
-)
-"""Unknown words that end a phrase. Mostly another object follows, such as "on a sofa"."""
 NEUTRAL = {"colour", "color", "coloured", "colored"}
 """Unknown words that are no objects: the colour beside them describes another word."""
 LACKING = set("without no minus neither nor lacking w/o nothing".split())
