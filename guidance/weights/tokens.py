@@ -180,8 +180,8 @@ class PromptReader(Protocol):
         """Suggest object classes for an unfinished prompt. Return (word to complete or "", classes).
 
         The first matching case applies:
+        - The prompt names a known object class, or a synonym: "" and [].
         - The last word is unknown, but known object classes start with it: the word and these classes.
-        - The prompt names a known object class: "" and [].
         - All other prompts: "" and examples of known object classes.
         """
 

@@ -73,9 +73,9 @@ def test_truncation_gives_a_warning(prior: MVDream) -> None:
 
 
 def test_prompt_warnings_name_the_words_concerned(prior: MVDream) -> None:
-    unknown, received = prompt_warnings("a red shiny dog with a dgo zzzz", prior, used_word="shiny")
+    unknown, material, received = prompt_warnings("a red shiny dog with a dgo zzzz", prior, used_word="shiny")
     assert "'dgo' (nearest: dog), 'zzzz'" in unknown and "'red'" not in unknown and "'shiny'" not in unknown
-    assert received.endswith("'a red dog'")
+    assert "'shiny'" in material and received.endswith("'a red dog'")
     unknown, replaced, negated, received = prompt_warnings("a dxyz cat something else", StubPrior())
     assert "'dxyz' (nearest: dog), 'something'" in unknown
     assert "'puppy'" in replaced and "'dog'" in replaced and "negative_prompt='hat'" in negated

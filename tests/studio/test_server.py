@@ -481,6 +481,8 @@ def test_prompt_words_are_checked(client: Client) -> None:
     found = client.api("words?prompt=a%20red%20hel")
     assert found["typed"] == "hel" and found["nouns"] == ["helicopter"]
     assert [word["word"] for word in found["words"] if word["known"]] == ["a", "red"]
+    found = client.api("words?prompt=a%20puppy%20with%20a%20pen")
+    assert found["typed"] == "" and found["nouns"] == [] and not found["words"][-1]["known"]
     found = client.api("words?prompt=a%20dog%20and%20a%20car")
     assert found["nouns"] == [] and "dog" in found["notes"][0] and "car" in found["notes"][0]
     found = client.api("words?prompt=an%20adorable%20dog")
@@ -488,6 +490,7 @@ def test_prompt_words_are_checked(client: Client) -> None:
     found = client.api("words?prompt=a%20puppy%20on%20a%20red%20sofa%20without%20a%20hat")
     assert [word["word"] for word in found["words"] if word["known"]] == ["a", "puppy"]
     assert all(any(part in note for note in found["notes"]) for part in ("'puppy'", "'sofa'", "'hat'", "'a dog'"))
+    assert not any("negative_prompt" in note for note in found["notes"]), "an order has no such field"
 
 
 @pytest.mark.parametrize(

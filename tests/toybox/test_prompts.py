@@ -8,7 +8,7 @@ from threedgen import cli
 from threedgen.config import load
 from threedgen.guidance.weights.tokens import Vocabulary, closed_vocabulary
 from threedgen.run.prompts import Reading
-from threedgen.toybox.prompts import ToyboxPrompts, read_prompt
+from threedgen.toybox.prompts import DETAILS, TOYBOX_WORDS, ToyboxPrompts, read_prompt
 from threedgen.toybox.synonyms import FAMILIES, LOOKALIKES, SYNONYM_OF, SYNONYMS, also_called, similar
 from threedgen.toybox.world.grammar import NOUNS, find_nouns, noun
 from threedgen.toybox.world.open_toybox import OpenToybox
@@ -32,6 +32,7 @@ def embedded() -> Vocabulary:
         ("a photo of a cup", ["'cup' by mug", "household (mug, teapot,"]),
         ("red apples", ["'apples' by apple"]),
         ("a blue hat", ["'a dog with a blue hat'"]),
+        ("a dog's blue hat", ["'a dog with a blue hat'"]),
         ("a cup of ice tea", ["'cup' by mug"]),
         ("puss in boots", ["'a person with boots'"]),
         ("no dog", ["animals (dog, cat ...), buildings (house, castle ...), vehicles"]),
@@ -74,8 +75,14 @@ def test_check_ignores_other_vocabularies(embedded: Vocabulary) -> None:
         ("an apple tree", ["apple and tree"]),
         ("a blue dog wearing a red hat", []),
         ("a robot with red eyes", ["robot with eyes"]),
-        ("a house with a red door and a blue roof wearing a hat", ["roof and hat", "house with hat"]),
+        ("a red mushroom with white spots", ["mushroom with spots, and may leave this out. It knows: dots, stem."]),
+        ("a house with a red door and a blue roof wearing a hat", ["door and roof and hat", "house with door or hat"]),
+        ("a red room with a window, a door and a blue sofa", []),
         ("a unicorn", []),
+        ("two red dogs", ["more than one dog"]),
+        ("a red dog and a yellow dog", ["more than one dog"]),
+        ("a puppy and some balloons", ["dog and balloon", "more than one balloon"]),
+        ("a dog. The dog is red", []),
     ],
 )
 def test_notes_warn_of_several_objects_or_details(prompt: str, names: list[str], embedded: Vocabulary) -> None:
@@ -147,6 +154,10 @@ def test_refused_prompt_starts_no_run(name: str, tmp_path: Path, capsys: pytest.
         ("a dog with no hat. It is blue", "a dog, blue"),
         ("a car that is not red but blue", "a car that is blue"),
         ("a car without wheels and windows", "a car"),
+        ("a penguin that can't fly wearing a red scarf", "a penguin wearing a red scarf"),
+        ("a dog that never wears a red hat", "a dog"),
+        ("a dog that doesn't like wearing a hat", "a dog"),
+        ("can't you make a red car?", "a red car"),
         ("a blue parrot and a red dog", "a red dog"),
         ("a red book on a green table", "a green table"),
         ("a crown on a cat", "a cat with a crown"),
@@ -166,6 +177,14 @@ def test_refused_prompt_starts_no_run(name: str, tmp_path: Path, capsys: pytest.
         ("a dog with ears that are red", "a dog with red ears"),
         ("a high quality red_car (shiny)", "a red car"),
         ("a child's toy car", "a toy car"),
+        ("a penguin beside a snowman with a red hat", "a penguin"),
+        ("a bear on a sofa with a red hat", "a bear with a red hat"),
+        ("a cat with two red tails", "a cat with red tail"),
+        ("a red room with two windows", "a red room with two windows"),
+        ("a car shaped like a banana", "a car"),
+        ("a man wearing a beanie", "a person wearing a hat"),
+        ("a gold crown on a lime bear", "a bear with a yellow crown"),
+        ("a car shaped cake", "a cake"),
     ],
 )
 def test_read_prompt_uses_known_words_only(prompt: str, text: str, embedded: Vocabulary) -> None:
@@ -235,6 +254,15 @@ def test_similar_starts_with_the_expected_word(word: str, expected: str) -> None
 def test_similar_suggests_nouns_of_the_same_family(embedded: Vocabulary, word: str, family: str) -> None:
     found = ToyboxPrompts(embedded).similar(word)
     assert len(found) == 3 and {NOUNS[noun].family for noun in found} == {family}
+
+
+def test_every_known_word_is_of_an_object_a_detail_or_a_room(embedded: Vocabulary) -> None:
+    assert embedded.known - TOYBOX_WORDS - DETAILS == {"room"}
+
+
+def test_similar_colours(embedded: Vocabulary) -> None:
+    found = {word: similar(word, embedded.known)[:1] for word in ("navy", "maroon", "beige", "lime")}
+    assert found == {"navy": ["blue"], "maroon": ["red"], "beige": ["brown"], "lime": ["green"]}
 
 
 def test_also_called_of_known_words() -> None:

@@ -14,6 +14,7 @@ from threedgen.config.optional import require
 from threedgen.config.sections import TaskConfig
 from threedgen.run import folder as runs
 from threedgen.run.disk import Tree
+from threedgen.run.prompts import PREPOSITIONS
 
 from .asset_folder import FOLDER, asset_name, check_overwrite, read_manifest
 from .palette import Palette
@@ -67,10 +68,12 @@ MATERIAL_WORDS = {name: name for name in MATERIALS} | {
 def material_word(prompt: str) -> str:
     """Return the first word of a prompt that names the material of the object, such as "steel"; "" if there is none.
 
-    Words after "with", "wearing", "in", "on" or "and" belong to a part or to another object and do not count, and
-    neither do words after a negation, such as "without", and "metal" in "metal-free".
+    Words after "with", "wearing", "in", "and" or a preposition, such as "under", belong to a part or to another object
+    and do not count, but those after "out of" and "from" do. Neither do words after a negation, such as "without", and
+    "metal" in "metal-free".
     """
-    ends = r"\b(?:with|wearing|in|on|and|without|no|not|never|w/o)\b|\b\w+n['’]t\b"
+    others = "|".join(sorted(PREPOSITIONS - {"out", "from"}))
+    ends = rf"\b(?:with|wearing|in|inside|and|{others}|without|no|not|never|w/o)\b|\b\w+n['’]t\b"
     head = re.split(ends, prompt.lower())[0]
     return next((word for word in re.findall(r"\w+(?!\w|-free)", head) if word in MATERIAL_WORDS), "")
 

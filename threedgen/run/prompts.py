@@ -11,6 +11,11 @@ from threedgen.config.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 EXAMPLE_OBJECT, EXAMPLE_ROOM = "a red penguin", "a blue room with a red sofa"  # words that the embedded models know
+PREPOSITIONS = set(
+    "on onto upon under underneath below beneath above over behind beside besides near by at to into from through "
+    "between among around against across along towards for like as atop out off".split()
+)
+"""Words that end the description of an object. Mostly another object follows, such as "on a sofa"."""
 _MAX_LISTED = 8
 
 
@@ -81,7 +86,7 @@ def prompt_warnings(
 
     There are warnings if lines of the prompt are joined, if its end is cut off, if words are unknown, replaced by
     synonyms or negated, and if the word for the object that the prior was tuned for (DreamBooth), such as "[v]", is
-    missing. There is no warning if `used_word` is unknown: the caller uses this word, for example as a material.
+    missing. `used_word` is a word that sets the material of the asset, whether or not the prior knows it.
     `takes_negative` is whether the task has the option `negative_prompt`.
     """
     text, notes = normalise_prompt(prompt), []
@@ -90,6 +95,7 @@ def prompt_warnings(
     reading, unknown = prior.read_prompt(text), prior.unknown_words(text)
     notes += cut_note(prior.tokens_cut(reading.text))
     notes += unknown_words_note([(word, near) for word, near in unknown if word != used_word])
+    notes += material_note(used_word)
     notes += reading_notes(reading, dict(unknown), takes_negative) + received_note(text, reading)
     notes += [*missing_words_note(text, prior.identifiers), *more]
     for note in notes:
@@ -121,6 +127,11 @@ def unknown_words_note(unknown: Sequence[tuple[str, list[str]]]) -> list[str]:
     )
     more = f" and {len(unknown) - _MAX_LISTED} more" if len(unknown) > _MAX_LISTED else ""
     return [f"this prior does not know {words}{more}; {'it is' if len(unknown) == 1 else 'they are'} ignored"]
+
+
+def material_note(word: str) -> list[str]:
+    """Return a list with a note that `word` of the prompt sets the asset's material; [] if `word` is ""."""
+    return [f"{word!r} sets the material of the asset"] if word else []
 
 
 def reading_notes(reading: Reading, unknown: Collection[str], takes_negative: bool = True) -> list[str]:

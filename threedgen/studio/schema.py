@@ -180,6 +180,6 @@ def check_prompt(prompt: str, config: Any) -> Words:
         )
         for word in vocabulary.split(prompt)
     ]
-    notes = reading_notes(reading, unknown, hasattr(config, "negative_prompt")) + received_note(complete, reading)
+    notes = reading_notes(reading, unknown, takes_negative=False) + received_note(complete, reading)
     notes += config.model_copy(update={"prompt": prompt}).prompt_notes()
     return Words(words=words, notes=notes, nouns=nouns, typed=typed)

@@ -7,14 +7,14 @@ from pydantic import Field
 from threedgen.config.errors import key_prefix
 from threedgen.config.sections import RunConfig
 from threedgen.guidance.weights.tokens import Vocabulary, prompt_reader
-from threedgen.run.prompts import reading_notes, received_note, unknown_words_note
+from threedgen.run.prompts import material_note, reading_notes, received_note, unknown_words_note
 
 
 class PromptedConfig(RunConfig):
     """Base class of the config models of tasks with a text prompt. It checks the words of the prompt before the run.
 
     A subclass may override `texts` (all prompts of the run), `of_object` (False if the prompt describes a scene) and
-    `used_word` (the word of a prompt that sets a property of the result, such as a material).
+    `used_word` (the word of a prompt that sets the material of the asset).
     """
 
     prompt: str = Field("", description="text for the prior; the toybox prior receives the words that it knows")
@@ -44,10 +44,10 @@ class PromptedConfig(RunConfig):
             return None if prior is None else prior.vocabulary()
 
     def used_word(self, prompt: str) -> str:
-        """Return the word of `prompt` that sets a property of the result, such as "steel", the material of an asset.
+        """Return the word of `prompt` that sets the material of the asset, such as "steel".
 
-        This word has an effect even if the prior (diffusion model) does not know it, so there is no warning about it.
-        The result is "" if there is no such word, as in the base class.
+        This word has an effect even if the prior (diffusion model) does not know it, and a note tells so. The
+        result is "" if there is no such word, as in the base class.
         """
         return ""
 
@@ -81,11 +81,12 @@ class PromptedConfig(RunConfig):
         if vocabulary is not None:
             texts = list(dict.fromkeys(self.texts()))
             unknown = dict(pair for text in texts for pair in vocabulary.unknown(text))
-            used = {self.used_word(text) for text in texts}
+            used = dict.fromkeys(map(self.used_word, texts))
             readings = list(map(vocabulary.read, texts))
             takes_negative = hasattr(self, "negative_prompt")
             changed = [note for reading in readings for note in reading_notes(reading, unknown, takes_negative)]
             received = received_note(texts[0], readings[0]) if len(texts) == 1 else []
             found += unknown_words_note([pair for pair in unknown.items() if pair[0] not in used])
+            found += [note for word in used for note in material_note(word)]
             found += dict.fromkeys([*changed, *received])
         return [*found, *(self.prompt_notes() if self.of_object else [])]

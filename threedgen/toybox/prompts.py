@@ -13,14 +13,16 @@ from threedgen.guidance.weights.tokens import Vocabulary
 from threedgen.run.prompts import EXAMPLE_ROOM, Reading
 
 from .reading import CONNECTORS, NOT_CONTENT, TOYBOX_WORDS, read_prompt
-from .synonyms import also_called, similar
+from .synonyms import SYNONYM_OF, also_called, similar
 from .world.grammar import ACCESSORIES, COLOURS, NOUNS, SIZES, article, find_nouns
 
 PAGE = "docs/toybox-words.md"
 EXAMPLES_OF_ALL, EXAMPLES_OF_NEAREST = 2, 6
 """Maximum number of nouns per family in an error that lists all families, and in one that lists similar ones."""
 MAX_SUGGESTIONS = 10
-DETAILS = {*ACCESSORIES, *(part for noun in NOUNS.values() for part in noun.parts)}
+ROOM_DETAILS = set("corner door floor picture rug walls window".split())
+"""Known words that only captions of rooms have."""
+DETAILS = {*ACCESSORIES, *(part for noun in NOUNS.values() for part in noun.parts), *ROOM_DETAILS}
 
 
 class ToyboxPrompts:
@@ -84,7 +86,7 @@ class ToyboxPrompts:
             return
         words = [word for word in vocabulary.split(prompt) if word not in reading.negated]
         near = {word: also_called(word, vocabulary.known) for word in words} | dict(vocabulary.unknown(prompt))
-        nearest = {word: [name for name in names if name in self.nouns] for word, names in near.items()}
+        nearest = {word: [n for n in names if n in self.nouns and n != word] for word, names in near.items()}
         nearest = {word: names[:1] for word, names in nearest.items() if names}
         lead, limit = "Use one of", EXAMPLES_OF_ALL
         if nearest:
@@ -115,7 +117,8 @@ class ToyboxPrompts:
         Synonyms are first replaced by the words that the prior (diffusion model) knows. The list is empty if there is
         nothing to warn about, or if the prompt has no noun that the prior knows.
         """
-        prompt = self.read(prompt).text
+        reading = self.read(prompt)
+        prompt = reading.text
         known = [[noun for noun in nouns if noun in self.nouns] for nouns in _compounds(prompt)]
         compounds = [nouns for nouns in known if nouns]
         if not compounds:
@@ -124,34 +127,42 @@ class ToyboxPrompts:
         mixed = [nouns if len({NOUNS[noun].family for noun in nouns}) > 1 else nouns[-1:] for nouns in compounds]
         objects, main = sum(mixed, []), NOUNS[compounds[0][-1]]
         words = re.findall(r"[a-z]+", prompt.lower())
-        details = [word for word in dict.fromkeys(words) if word in DETAILS]
+        of_object = DETAILS - ROOM_DETAILS if "room" in words else DETAILS
+        details = [word for word in dict.fromkeys(words) if word in of_object]
         own = {word for noun in objects for word in (*NOUNS[noun].parts, *NOUNS[noun].wears)}
         warnings = []
         if len(objects) > 1:
             names = " and ".join(objects)
             warnings.append(f"the prompt names {names}; this prior knows single objects and may mix them")
+        plurals = " ".join(name for word, name in reading.replaced.items() if word not in SYNONYM_OF).split()
+        for noun in objects:
+            named = re.findall(rf"(?<!\bthe )\b{noun}\b", prompt.lower())
+            if len(named) > 1 or noun.split()[-1] in plurals:
+                warnings.append(f"the prompt names more than one {noun}; this prior makes a single one")
         if len(details) > 1:
             names = " and ".join(details)
             warnings.append(f"the prompt names {names}; this prior knows one part or accessory and may omit the others")
         if foreign := [word for word in details if word not in own]:
-            warnings.append(f"this prior knows no {main.word} with {' or '.join(foreign)}, and may leave this out")
+            warning = f"this prior knows no {main.word} with {' or '.join(foreign)}, and may leave this out"
+            theirs = ", ".join((*main.parts, *main.wears))
+            warnings.append(f"{warning}. It knows: {theirs}." if theirs else warning)
         return warnings
 
     def suggest(self, prompt: str) -> tuple[str, list[str]]:
         """Suggest nouns for an unfinished prompt. Return the start of a noun, or "", and a list of at most 10 nouns.
 
         "Known" nouns are those that the prior (diffusion model) knows. There are three cases:
-        1. If the prior does not know the last word of the prompt, and known nouns start with it, return it and these
-           nouns.
-        2. Else, if the prompt contains a known noun, return "" and an empty list.
+        1. If the prompt contains a known noun or a synonym, return "" and an empty list: it needs no second noun.
+        2. Else, if the prior does not know the last word of the prompt, and known nouns start with it, return it and
+           these nouns.
         3. Else return "" and one known noun of each family (group of nouns, such as "animals").
         """
+        if self._nouns_in(prompt):
+            return "", []
         last = prompt.lower().rpartition(" ")[2]
         if self.vocabulary and last.isalpha() and last not in self.vocabulary.known:
             if found := [noun for noun in self.nouns if noun.startswith(last)]:
                 return last, found[:MAX_SUGGESTIONS]
-        if set(find_nouns(prompt)).intersection(self.nouns):
-            return "", []
         return "", [members[0] for members in self.families().values()][:MAX_SUGGESTIONS]
 
     def usual_height(self, prompt: str) -> tuple[str, float] | None:

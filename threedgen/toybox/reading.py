@@ -11,7 +11,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from string import punctuation
 
-from threedgen.run.prompts import Reading
+from threedgen.run.prompts import PREPOSITIONS, Reading
 
 from .synonyms import known_form
 from .world import nouns  # noqa: F401  (fills NOUNS)
@@ -26,15 +26,14 @@ BY_SUBJECT = {"wearing", "wears", "holding", "carrying"}
 """Words in front of accessories of the main object, not of an object that was named later."""
 CONNECTORS = {*JOINTS, *WORN, "of", "inside", "that", "is"}
 NOT_CONTENT = {*ARTICLES, *CONNECTORS, *ADJECTIVES, "model"}
-PREPOSITIONS = set(
-    "on onto upon under underneath below beneath above over behind beside besides near by at to into from through "
-    "between among around against across along towards for like as atop out off".split()
-)
-"""Unknown words that end a phrase. Mostly another object follows, such as "on a sofa"."""
 NEUTRAL = {"colour", "color", "coloured", "colored"}
 """Unknown words that are no objects: the colour beside them describes another word."""
 LACKING = set("without no minus neither nor lacking w/o nothing".split())
-NEGATIONS = {*LACKING, "not", "never", "non", "dont", "doesnt", "isnt", "hasnt"}
+INABILITY = set("never cannot can't cant couldn't won't wouldn't".split())
+"""Negations of a verb, such as "swim", after which "with a red hat" is not negated."""
+NEGATIONS = {*LACKING, *INABILITY, "not", "non", "dont", "doesnt", "isnt", "hasnt"}
+ASKED = {"you", "we", "i"}
+"""Words after "can't", "don't" and so on in a question or a request, which negates nothing."""
 STOPS = ",.;:()!?|–—•"
 """Punctuation that ends a phrase and is read as a comma. Other punctuation is left out."""
 PARTS_OF_NOUNS = {word: noun for noun in NOUNS for word in noun.split() if word not in NOUNS}
@@ -119,13 +118,15 @@ COMMA, WITH = _Word(",", ","), _Word("with", "with")
 
 
 def _read_words(prompt: str, known: Collection[str], added: list[str]) -> list[_Word]:
-    text = unicodedata.normalize("NFKC", prompt).lower().replace("’", "'").replace(" shaped", "-shaped")
+    text = unicodedata.normalize("NFKC", prompt).lower().replace("’", "'")
+    text = re.sub(r" shaped(?! (?:like|as)\b)", "-shaped", text)
     text = re.sub(r"\b(that|which|who|it)'s\b", r"\1 is", re.sub(r"\s-+\s", ", ", text))
     spaced = " ".join(re.findall(r"[^\W_]+", text))
 
     def form(word: str) -> str:
         in_noun = word not in PARTS_OF_NOUNS or PARTS_OF_NOUNS[word] in spaced
-        return (in_noun and known_form(word.replace("-", ""), known)) or ""
+        single = word == "two" and not re.search(r"\brooms?\b", spaced)  # only captions of rooms have "two"
+        return (in_noun and not single and known_form(word.replace("-", ""), known)) or ""
 
     tokens, words, negation, negated = list[str](), list[_Word](), "", False
     names = "".join(rf"(?<!\w){re.escape(word)}(?!\w)|" for word in sorted(added, key=len, reverse=True))
@@ -140,7 +141,7 @@ def _read_words(prompt: str, known: Collection[str], added: list[str]) -> list[_
         if ends or token in STOPS or token == "but":
             negation, negated = "", False
         if token in NEGATIONS or token.endswith("n't"):
-            negation, negated = token, False
+            negation, negated = "" if following in ASKED else token, False
             words.append(_Word("", ""))
         elif token in STOPS:
             words += [COMMA] if words and words[-1] != COMMA else []
@@ -149,7 +150,8 @@ def _read_words(prompt: str, known: Collection[str], added: list[str]) -> list[_
         elif negation:
             content = name not in ARTICLES | CONNECTORS
             words.append(_Word(token if content else "", "", negated=content and name != ""))
-            negated |= content and (name != "" or negation in LACKING)  # "not made of": the negation goes on
+            # "not made of": the negation goes on
+            negated |= content and (name != "" or negation in LACKING | INABILITY)
         else:
             photo = (token, following) == ("picture", "of") and NOT_CONTENT.issuperset(word.name for word in words)
             words.append(_Word(token, "" if photo else name))
@@ -208,7 +210,9 @@ def _kept(phrases: list[_Phrase]) -> list[_Phrase]:
         if phrase.objects:  # several objects only in rooms, or if no unknown word is between them
             keep = not subject or is_room or not (of_lost or phrase.gap)
         elif phrase.has_noun:
-            keep = _has(subject, phrase) or not (of_lost or (phrase.gap and subject and not phrase.verbs))
+            of_other = phrase.verbs and any(_has(noun, phrase) for noun in lost.objects if noun in NOUNS)
+            keep = _has(subject, phrase) and not of_other
+            keep = keep or not (of_lost or (phrase.gap and subject and not phrase.verbs))
             separate = of_lost or phrase.gap or (phrase.joint and before.ends_unknown)
             if subject and separate and not (phrase.verbs or is_room):
                 phrase.joint, phrase.verbs = "", [WITH]
