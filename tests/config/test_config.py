@@ -201,6 +201,19 @@ def test_nearest_keys_corrects_typos() -> None:
     keys = [path for path in fields.paths(GenerateConfig, config.load("mvdream-sd21")) if path.count(".") < 3]
     for typo in ("trainer.max_step", "trainer.maxsteps", "tariner.max_steps", "trainer.max_stepa", "max_steps"):
         assert nearest_keys(typo, keys)[:1] == ["trainer.max_steps"]
+    meant = {
+        "data.width": "size", "system.geometry_type": "field.name", "system.geometry": "field.name",
+        "system.weights": "start", "prior.size": "prior.image_size", "checkpoint.save_top_k": "checkpoint.seconds",
+        "gpus": "trainer.devices", "trainer.num_nodes": "trainer.devices", "fp16": "trainer.precision",
+        "half_precision_weights": "prior.dtype", "low_vram": "preset", "iters": "trainer.max_steps",
+        "cfg_scale": "distillation.guidance_scale",
+    }  # fmt: skip
+    assert {key: nearest_keys(key, keys)[:1] for key in meant} == {key: [path] for key, path in meant.items()}
+
+
+def test_list_of_devices_names_the_variable_that_chooses_gpus() -> None:
+    with refused(None, "trainer.devices", "CUDA_VISIBLE_DEVICES=0,1"):
+        config.load("mvdream-toybox", ["prompt=a dog", "trainer.devices=[0,1]"])
 
 
 class _OneSchedule(config.Config):

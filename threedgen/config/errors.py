@@ -167,8 +167,26 @@ ALIASES = {
     "exp_root_dir": ("out",),
     "tag": ("out",),
     "pretrained_model_name_or_path": ("weights",),
+    "geometry": ("field.name",),
+    "geometry_type": ("field.name",),
+    "guidance_type": ("prior.name",),
+    "gpus": ("trainer.devices",),
+    "gpu": ("trainer.devices",),
+    "num_nodes": ("trainer.devices",),
+    "half_precision_weights": ("prior.dtype",),
+    "fp16": ("trainer.precision", "prior.dtype"),
+    "low_vram": ("preset",),
+    "cfg": ("guidance_scale",),
+    "cfg_scale": ("guidance_scale",),
+    "iters": ("trainer.max_steps",),
+    "data.width": ("size",),
+    "data.height": ("size",),
+    "save_top_k": ("checkpoint.seconds",),
+    "every_n_train_steps": ("checkpoint.seconds",),
+    "system.weights": ("start",),
+    "prior.size": ("image_size",),
 }
-"""Dict from the last part of an unknown key, such as "lr", to endings of the known keys that the user may mean."""
+"""Dict from an unknown key or its last part, such as "lr", to endings of the known keys that the user may mean."""
 MAX_SUGGESTIONS = 4
 
 
@@ -179,15 +197,15 @@ def nearest_keys(key: str, paths: Iterable[str]) -> list[str]:
     in a few letters (see `nearest`). The first case that applies counts:
 
     1. Known keys have the same last part as `key`, or end with a synonym of it ("learning_rate" for "lr", see
-       `ALIASES`): return them, synonyms first. If the section of `key` is similar to some of their sections, return
-       only those in the most similar one.
+       `ALIASES`): return them, synonyms first; if `ALIASES` has the whole `key`, only the synonyms. If the section of
+       `key` is similar to some of their sections, return only those in the most similar one.
     2. Known keys, with their sections, are similar to `key`: return the most similar one.
     3. Only the last part of known keys is similar to that of `key`: return the one with the most similar last part.
     4. Otherwise: return [].
     """
     paths = list(paths)
     section, _, last = key.rpartition(".")
-    endings = (*ALIASES.get(last, ()), last)
+    endings = (section and ALIASES.get(key)) or (*ALIASES.get(last, ()), last)
     if same_last := [path for ending in endings for path in paths if f".{path}".endswith(f".{ending}")]:
         sections = {path: path.rpartition(".")[0] for path in same_last}
         near = nearest(section, sections.values())

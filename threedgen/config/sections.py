@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from threedgen.config import Config, ConfigError
 from threedgen.config.optional import require
@@ -119,6 +119,17 @@ class TrainerConfig(Config):
     deterministic: bool | Literal["warn"] = Field(
         "warn", description="deterministic algorithms; warn: on a CPU where one exists, off on a GPU"
     )
+
+    @field_validator("devices", mode="before")
+    @classmethod
+    def _no_list(cls, value: object) -> object:
+        if isinstance(value, (list, tuple)):
+            chosen = ",".join(map(str, value))
+            raise ValueError(
+                f"is a number, not a list. Set trainer.devices={len(value)}, and choose the GPUs by the environment "
+                f"variable CUDA_VISIBLE_DEVICES={chosen}"
+            )
+        return value
 
     def check(self) -> None:
         if self.accelerator not in ("auto", "cpu"):
