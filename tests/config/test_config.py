@@ -211,6 +211,19 @@ def test_nearest_keys_corrects_typos() -> None:
     assert {key: nearest_keys(key, keys)[:1] for key in meant} == {key: [path] for key, path in meant.items()}
 
 
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        ("[{file: a, weight: 0.8}]", ("prior.loras.0.weight: ", "file, scale", "0.8")),
+        ("[{file: a}, {file: b, scale: 80}]", ("prior.loras.1.scale: ", "10", "80")),
+    ],
+)
+def test_mistakes_in_list_entries_name_entry_and_option(value: str, found: tuple[str, ...]) -> None:
+    with refused(None, *found) as caught:
+        config.load("sds-sd", ["prompt=a dog", f"prior.loras={value}"])
+    assert "prior.name" not in str(caught.value)
+
+
 def test_list_of_devices_names_the_variable_that_chooses_gpus() -> None:
     with refused(None, "trainer.devices", "CUDA_VISIBLE_DEVICES=0,1"):
         config.load("mvdream-toybox", ["prompt=a dog", "trainer.devices=[0,1]"])
