@@ -1,5 +1,6 @@
 """Config sections that many tasks share: cameras, trainer, checkpoints, loggers, and the base of all tasks."""
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -141,6 +142,25 @@ class TrainerConfig(Config):
         if self.devices not in ("auto", 1) and is_interactive():
             problem = "several devices cannot train in a notebook or another interactive session. Set trainer.devices=1"
             raise ConfigError(problem, "devices", str(self.devices))
+        self._check_slurm()
+
+    def _check_slurm(self) -> None:
+        if (tasks := srun_tasks()) == 1:
+            return
+        import torch
+
+        gpus = torch.cuda.device_count() if self.accelerator in ("auto", "gpu", "cuda") else 0
+        devices = (gpus or 1) if self.devices == "auto" else self.devices
+        per_node = int(os.environ.get("SLURM_NTASKS_PER_NODE", 0))
+        if not tasks == per_node == devices or devices > gpus > 0:
+            problem = f"srun started {tasks} processes for {devices} devices, of which each process sees {gpus} GPUs"
+            advice = f"Use srun --ntasks=1 --gres=gpu:{tasks} (it starts the others)"
+            raise ConfigError(f"{problem}. {advice} or srun --ntasks-per-node={tasks} --gres=gpu:{tasks}", "devices")
+
+
+def srun_tasks() -> int:
+    """Return the number of processes that Slurm's `srun` has started for this command; 1 without it."""
+    return int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
 
 
 def is_interactive() -> bool:
