@@ -13,6 +13,7 @@ from threedgen.export.options import ExportSection
 from threedgen.guidance.losses.options import DistillationConfig, ViewPromptsConfig
 from threedgen.guidance.options import MatteName, PriorConfig
 from threedgen.guidance.weights import other_models
+from threedgen.guidance.weights.loading import EMBEDDED
 from threedgen.representations.options import FieldConfig, MaterialConfig
 from threedgen.representations.volume.options import MarchConfig, OccupancyConfig
 from threedgen.run.disk import Tree
@@ -245,6 +246,11 @@ class GenerateConfig(PromptedConfig):
         if self.warm_start.share and self.views_per_scene < 2:
             single = f"prior.name={self.prior.name} samples single views, which are not consistent"
             notes.append(f"warm_start.share={self.warm_start.share:g} has no effect: {single}")
+        parts = {"prior": self, **{f"stages.{name}.prior": self.stage(name) for name in self.stages}}
+        for key, part in parts.items() if "weights" in self.needs else ():
+            if (weights := getattr(part.prior, "weights", None)) in EMBEDDED:
+                default = f"{key}.weights={weights}, the default of {key}.name={part.prior.name}"
+                notes.append(f"{default}, knows toybox objects only. Set {key}.weights")
         return notes
 
     @model_validator(mode="after")
