@@ -12,6 +12,7 @@ from tests.support.toy_task import YAML, toy  # noqa: F401
 from threedgen import config
 from threedgen.config import ConfigError, Scheduled, at, fields, layers, registry, yaml_text
 from threedgen.config.errors import nearest_keys
+from threedgen.config.sections import LoggerConfig
 from threedgen.systems.generate.options import GenerateConfig
 
 ROOT = Path(__file__).parents[2]
@@ -222,6 +223,19 @@ def test_mistakes_in_list_entries_name_entry_and_option(value: str, found: tuple
     with refused(None, *found) as caught:
         config.load("sds-sd", ["prompt=a dog", f"prior.loras={value}"])
     assert "prior.name" not in str(caught.value)
+
+
+def test_wandb_without_login_is_refused_unless_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("threedgen.config.optional.installed", lambda module: True)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    for name in ("WANDB_MODE", "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    with refused("name", "WANDB_MODE=offline", "WANDB_API_KEY"):
+        LoggerConfig(name="wandb").check()
+    for name, value in {"WANDB_MODE": "offline", "WANDB_API_KEY": "0"}.items():
+        with monkeypatch.context() as patched:
+            patched.setenv(name, value)
+            LoggerConfig(name="wandb").check()
 
 
 def test_list_of_devices_names_the_variable_that_chooses_gpus() -> None:

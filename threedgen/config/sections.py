@@ -192,6 +192,11 @@ class LoggerConfig(Config):
     def check(self) -> None:
         if self.name in ("tensorboard", "wandb"):
             require(self.name, f"name: {self.name}", "set logger=csv")
+        online = self.name == "wandb" and os.environ.get("WANDB_MODE", "online") == "online"
+        netrc = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()  # `wandb login` writes it
+        if online and not os.environ.get("WANDB_API_KEY") and not netrc.exists() and not sys.stdin.isatty():
+            advice = "Set WANDB_MODE=offline, and use `wandb sync` later, or set WANDB_API_KEY"
+            raise ConfigError(f"is not logged in. {advice}, or run `wandb login`", "name", self.name)
 
 
 class TaskConfig(Config):
