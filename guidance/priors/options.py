@@ -55,6 +55,8 @@ class MVDreamConfig(LatentPriorConfig):
 
     def check(self) -> None:
         super().check()
+        if not loading.has_camera_branch(self.weights):
+            raise ConfigError(loading.NO_CAMERA, "weights", self.weights)
         if self.personalisation is not None:
             subject_card(self.personalisation)
 

@@ -97,6 +97,8 @@ def fuse_lora(prior: LatentDiffusion, lora: LoraFile) -> None:
         problem = str(error) if isinstance(error, ValueError) else one_line(error)
         base, ours = base_model_name(tensors, metadata), named_base(pipe.unet.config["cross_attention_dim"])
         problem = f"{path}, a LoRA of {base}, does not fit this prior, {ours}: {printable(problem)}"
+        if any(name.startswith("diffusion_model.") for name in tensors):
+            problem += ". Its names are ComfyUI's, which are not supported: convert it to kohya's"
         raise ConfigError(problem) from error
     pipe.fuse_lora(components=list(pipe.components), lora_scale=lora.scale, safe_fusing=True)
     pipe.unload_lora_weights()

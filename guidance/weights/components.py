@@ -130,9 +130,7 @@ def load(
         load_folder(path, tokenizer, required_parts, half) if folder else load_file(path, tokenizer, prediction, half)
     )
     if camera and found.unet.class_embedding is None:
-        raise ConfigError(
-            f"{short(weights, 300)} has no camera branch, so it is not a multi-view model but a 2D one", "weights"
-        )
+        raise ConfigError(f"{short(weights, 300)} {loading.NO_CAMERA}", "weights")
     if (IMAGE_TOKENS in found.unet.config) != (IMAGE_ENCODER in required_parts):
         kind = "imagedream" if IMAGE_TOKENS in found.unet.config else "mvdream"
         raise ConfigError(f"{short(weights, 300)} are weights of another prior; choose prior.name={kind}", "weights")

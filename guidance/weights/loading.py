@@ -31,6 +31,11 @@ SHARED_PARTS = "vae", "text_encoder"
 """Networks that are equal in both embedded models, so that only toybox-prior has their tensors."""
 CONFIG, TENSORS = "config.json", "diffusion_pytorch_model.safetensors"
 PEFT_STEM, PEFT_CONFIG = "adapter_model", "adapter_config.json"  # of a LoRA that peft wrote
+NO_CAMERA = (
+    "is a 2D model, without MVDream's camera branch. Set prior.name=stable-diffusion too, as --config sds-sd does; "
+    "LoRAs of Stable Diffusion 1.5 also fit --config mvdream-sd15"
+)
+"""Text of the error for a 2D model as the weights of a multi-view prior."""
 WEIGHT_NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")
 
 
@@ -137,6 +142,18 @@ def is_sdxl(weights: str) -> bool:
         if found is not None and (names := read_header(found)[0]):
             return any(name.startswith("conditioner.") for name in names)
     return "xl" in weights.lower()
+
+
+def has_camera_branch(weights: str) -> bool:
+    """Return whether the UNet of `weights` has MVDream's camera branch, by its tensor names; reads no tensors.
+
+    True if the weights are not on this machine, or the names cannot be read.
+    """
+    if (path := local_path(weights)) is None:
+        return True
+    files = tensor_files(path / "unet") if path.is_dir() else [path]
+    names = [name for file in files for name in read_header(file)[0]]
+    return not names or any("camera_embed." in name or "class_embedding." in name for name in names)
 
 
 class Identity(NamedTuple):

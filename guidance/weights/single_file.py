@@ -72,7 +72,9 @@ def convert_file(path: Path, prediction: Prediction | None = None) -> SingleFile
     open_clip = "open_clip" in parts
     if missing := [part for part in ("unet", "vae", "open_clip" if open_clip else "clip") if part not in parts]:
         prefix = next(prefix for prefix, part in PREFIXES.items() if part == missing[0])
-        raise ConfigError(f"{path} lacks a network of the model: it has no tensor named {prefix}...", "weights")
+        advice = "Merge one into it, or give a folder in diffusers format"
+        problem = f"{path} lacks the network {missing[0]}: it has no tensor named {prefix}..."
+        raise ConfigError(f"{problem} {advice}", "weights")
     unet, text = convert_unet(parts["unet"]), convert_open_clip if open_clip else convert_clip
     sdxl, second = "addition_embed_type" in unet.config, None
     vae = convert_vae(parts["vae"], SDXL_SCALING if sdxl else None)

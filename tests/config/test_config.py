@@ -12,6 +12,7 @@ from tests.support.toy_task import YAML, toy  # noqa: F401
 from threedgen import config
 from threedgen.config import ConfigError, Scheduled, at, fields, layers, registry, yaml_text
 from threedgen.config.errors import nearest_keys
+from threedgen.config.sections import LoggerConfig
 from threedgen.systems.generate.options import GenerateConfig
 
 ROOT = Path(__file__).parents[2]
@@ -201,6 +202,45 @@ def test_nearest_keys_corrects_typos() -> None:
     keys = [path for path in fields.paths(GenerateConfig, config.load("mvdream-sd21")) if path.count(".") < 3]
     for typo in ("trainer.max_step", "trainer.maxsteps", "tariner.max_steps", "trainer.max_stepa", "max_steps"):
         assert nearest_keys(typo, keys)[:1] == ["trainer.max_steps"]
+    meant = {
+        "data.width": "size", "system.geometry_type": "field.name", "system.geometry": "field.name",
+        "system.weights": "start", "prior.size": "prior.image_size", "checkpoint.save_top_k": "checkpoint.seconds",
+        "gpus": "trainer.devices", "trainer.num_nodes": "trainer.devices", "fp16": "trainer.precision",
+        "half_precision_weights": "prior.dtype", "low_vram": "preset", "iters": "trainer.max_steps",
+        "cfg_scale": "distillation.guidance_scale",
+    }  # fmt: skip
+    assert {key: nearest_keys(key, keys)[:1] for key in meant} == {key: [path] for key, path in meant.items()}
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        ("[{file: a, weight: 0.8}]", ("prior.loras.0.weight: ", "file, scale", "0.8")),
+        ("[{file: a}, {file: b, scale: 80}]", ("prior.loras.1.scale: ", "10", "80")),
+    ],
+)
+def test_mistakes_in_list_entries_name_entry_and_option(value: str, found: tuple[str, ...]) -> None:
+    with refused(None, *found) as caught:
+        config.load("sds-sd", ["prompt=a dog", f"prior.loras={value}"])
+    assert "prior.name" not in str(caught.value)
+
+
+def test_wandb_without_login_is_refused_unless_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("threedgen.config.optional.installed", lambda module: True)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    for name in ("WANDB_MODE", "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    with refused("name", "WANDB_MODE=offline", "WANDB_API_KEY"):
+        LoggerConfig(name="wandb").check()
+    for name, value in {"WANDB_MODE": "offline", "WANDB_API_KEY": "0"}.items():
+        with monkeypatch.context() as patched:
+            patched.setenv(name, value)
+            LoggerConfig(name="wandb").check()
+
+
+def test_list_of_devices_names_the_variable_that_chooses_gpus() -> None:
+    with refused(None, "trainer.devices", "CUDA_VISIBLE_DEVICES=0,1"):
+        config.load("mvdream-toybox", ["prompt=a dog", "trainer.devices=[0,1]"])
 
 
 def test_nearest_keys_take_usual_names() -> None:

@@ -83,7 +83,7 @@ def test_ctrl_c_stops_after_the_item_and_the_run_resumes(tmp_path: Path, monkeyp
 
 
 def test_workers_measure_by_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("threedgen.run.worker_pool.LocalProcess", Worker)
+    monkeypatch.setattr("threedgen.run.worker_pool.LocalProcess", lambda gpu: Worker())
     assert issubclass(LocalProcess, Worker)
     monkeypatch.setattr(Squares, "workers", 2)
     assert run(config(tmp_path), quiet=True) == 0

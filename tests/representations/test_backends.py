@@ -57,6 +57,29 @@ def test_choose_auto_prefers_fast_supported_backends(monkeypatch: pytest.MonkeyP
     assert choose("auto", CPU) == "numba"
 
 
+@needs_triton
+def test_triton_without_a_compiler_is_replaced_or_refused(monkeypatch: pytest.MonkeyPatch, caplog) -> None:
+    from triton.runtime.driver import DriverConfig
+
+    def no_compiler(*_: object) -> None:
+        raise RuntimeError("Failed to find C compiler")
+
+    install_only(monkeypatch, "triton")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(DriverConfig, "active", property(no_compiler))
+    backends.start_triton.cache_clear()
+    try:
+        assert [choose("auto", GPU) for _ in range(3)] == ["torch"] * 3 and choose("auto", CPU) == "numba"
+        assert [record.levelname for record in caplog.records] == ["WARNING"]
+        with refused("backend", "C compiler", "triton"):
+            choose("triton", GPU)
+        monkeypatch.setattr(DriverConfig, "active", property(lambda _: None))
+        backends.start_triton.cache_clear()
+        assert choose("auto", GPU) == choose("triton", GPU) == "triton"
+    finally:
+        backends.start_triton.cache_clear()
+
+
 def test_hash_grid_avoids_triton_for_deterministic_algorithms(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: list[str] = []
     monkeypatch.setattr(encoding, "load", lambda modules, name, device, dtype: loaded.append(name) or torch_twin)

@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 
 from tests.support.errors import refused
 from tests.support.marks import unix
@@ -19,7 +20,7 @@ from tests.support.waiting import when
 from tests.support.worker_jobs import Job, work
 from threedgen.config import plugins
 from threedgen.config.errors import WorkerLost
-from threedgen.run import watch, workers
+from threedgen.run import watch, worker_pool, workers
 from threedgen.run.options import WorkersConfig
 from threedgen.run.worker_pool import run_jobs
 
@@ -98,6 +99,26 @@ def test_run_jobs_replaces_a_dead_or_frozen_worker(run: Run, monkeypatch: pytest
     assert set(run.done) == {"once", "frozen", *"abcdef"} and set(run.failed) == {"always"}
     assert "BrokenProcessPool" in run.failed["always"]
     assert [job.traces("started") for job in jobs] == [2, 3, 2, 1, 1, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize(("chosen", "gpus"), [(None, ["0", "1", "0"]), ("5,7,9", ["5", "7", "5"]), ("", [None] * 3)])
+def test_each_local_process_has_one_gpu(run: Run, monkeypatch, chosen: str | None, gpus: list[str | None]) -> None:
+    seen: list[str | None] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0 if chosen == "" else 2)
+    monkeypatch.setattr(worker_pool, "LocalProcess", lambda gpu: seen.append(gpu) or workers.Worker())
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if chosen is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen)
+    assert run([run.job("a")], workers=3) == 0 and seen == gpus
+
+
+def test_restarted_process_keeps_its_gpu() -> None:
+    worker = workers.LocalProcess("5")
+    for _ in range(2):
+        assert worker.pool.submit(os.getenv, "CUDA_VISIBLE_DEVICES").result() == "5"
+        worker.close()
+        worker.restart()
+    worker.close()
 
 
 def test_run_jobs_stops_if_workers_keep_dying_or_none_can_be_started(run: Run, monkeypatch) -> None:

@@ -156,6 +156,7 @@ MISTAKES = [  # refused before the model is loaded
     ("mvdream-toybox", ["prompt=a dog", "start=points.ply"], ("start: ", "gaussians")),
     # stages
     ("tiny", ["stages.first.trainer.max_stps=3"], ("stages.first", "did you mean 'trainer.max_steps'")),
+    ("magic3d-toybox", ["stages.course.size=8"], ("stages.course.size: ", "'coarse'")),
     ("tiny", ["stages={a/b: {}}"], ("letters, digits",)),
     ("tiny", ["stages.first.loss.normal_consistency=1"], ("loss.normal_consistency=1", "field.name=dmtet")),
     ("tiny", ["stages.first.out=x"], ("stages.first.out", "stages/first")),

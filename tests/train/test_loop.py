@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -84,6 +85,37 @@ def test_sigterm_saves_the_current_step(tmp_path, run):
     assert run.wait(pid) == 143
     assert latest(tmp_path / "checkpoints")[1]["global_step"] == result(tmp_path)["step"] >= 15
     assert not list(tmp_path.glob("hpc_ckpt*"))
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"NTASKS": "1"},
+        {"NTASKS": "1", "NTASKS_PER_NODE": "1"},
+        {"NTASKS": "2", "NTASKS_PER_NODE": "2"},
+        {"NTASKS": "2"},
+    ],
+)
+def test_training_starts_its_processes_in_a_slurm_job_without_srun(tmp_path, monkeypatch, variables):
+    for name, value in {"JOB_NAME": "toy", "JOB_ID": "7", "PROCID": "0", "LOCALID": "0", **variables}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    config = SimpleNamespace(trainer=TrainerConfig(accelerator="cpu", devices=2))
+    config.trainer.check()
+    trainer = loop._trainer(config, tmp_path, AtomicCheckpointIO(), 1, [])
+    assert trainer.world_size == 2 and not trainer.strategy.cluster_environment.creates_processes_externally
+
+
+@pytest.mark.parametrize(
+    ("per_node", "devices", "gpus", "good"),
+    [("8", "auto", 8, True), ("8", 8, 8, True), (None, 8, 8, False), ("8", "auto", 1, False), ("4", 8, 8, False)],
+)
+def test_processes_of_srun_that_do_not_fit_are_refused(monkeypatch, per_node, devices, gpus, good):
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "8")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    if per_node:
+        monkeypatch.setenv("SLURM_NTASKS_PER_NODE", per_node)
+    with nullcontext() if good else refused("devices", 8):
+        TrainerConfig(devices=devices).check()
 
 
 def test_second_ctrl_c_stops_at_once(tmp_path, run, undisturbed):

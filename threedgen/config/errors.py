@@ -162,6 +162,8 @@ ALIASES = {
     "lr": ("learning_rate", "optimizer.encoding", "optimizer.networks"),
     "learning_rate": ("optimizer.encoding", "optimizer.networks"),
     "batch_size": ("training.batch", "camera.n_view", "scenes_per_step"),
+    "fp16": ("trainer.precision", "prior.dtype"),
+    "gpu": ("trainer.accelerator", "trainer.devices"),
     "image": ("photos",),
     "images": ("photos", "image", "views"),
     "photo": ("photos", "image"),
@@ -170,18 +172,26 @@ ALIASES = {
 } | {
     word: (ending,)
     for ending, words in {
-        "trainer.max_steps": "steps iterations epochs max_epochs",
+        "trainer.max_steps": "steps iterations iters epochs max_epochs",
         "trainer.accumulate_grad_batches": "gradient_accumulation_steps",
-        "trainer.accelerator": "device gpu cpu",
-        "trainer.devices": "num_nodes",
+        "trainer.accelerator": "device cpu",
+        "trainer.devices": "gpus num_nodes",
+        "checkpoint.seconds": "save_top_k every_n_train_steps",
         "out": "output outdir output_dir folder exp_root_dir tag",
+        "start": "system.weights",
         "weights": "pretrained_model_name_or_path",
-        "guidance_scale": "cfg",
+        "preset": "low_vram",
+        "prior.name": "guidance_type",
+        "prior.dtype": "half_precision_weights",
+        "field.name": "geometry geometry_type",
+        "guidance_scale": "cfg cfg_scale",
         "prompt": "instance_prompt",
         "negative_prompt": "negative",
         "photos": "instance_data_dir",
         "tuning.preservation": "with_prior_preservation",
         "image_fov": "fov",
+        "image_size": "prior.size",
+        "size": "data.width data.height",
         "matte": "mask remove_background",
         "budget": "triangles tris polygons faces polycount max_triangles max_faces",
         "texture": "texture_size",
@@ -191,7 +201,7 @@ ALIASES = {
     }.items()
     for word in words.split()
 }
-"""Dict from the last part of an unknown key, such as "lr", to endings of the known keys that the user may mean."""
+"""Dict from an unknown key or its last part, such as "lr", to endings of the known keys that the user may mean."""
 MAX_SUGGESTIONS = 4
 
 
@@ -202,15 +212,15 @@ def nearest_keys(key: str, paths: Iterable[str]) -> list[str]:
     in a few letters (see `nearest`). The first case that applies counts:
 
     1. Known keys have the same last part as `key`, or end with a synonym of it ("learning_rate" for "lr", see
-       `ALIASES`): return them, synonyms first. If the section of `key` is similar to some of their sections, return
-       only those in the most similar one.
+       `ALIASES`): return them, synonyms first; if `ALIASES` has the whole `key`, only the synonyms. If the section of
+       `key` is similar to some of their sections, return only those in the most similar one.
     2. Known keys, with their sections, are similar to `key`: return the most similar one.
     3. Only the last part of known keys is similar to that of `key`: return the one with the most similar last part.
     4. Otherwise: return [].
     """
     paths = list(paths)
     section, _, last = key.rpartition(".")
-    endings = (*ALIASES.get(last, ()), last)
+    endings = (section and ALIASES.get(key)) or (*ALIASES.get(last, ()), last)
     if same_last := [path for ending in endings for path in paths if f".{path}".endswith(f".{ending}")]:
         sections = {path: path.rpartition(".")[0] for path in same_last}
         near = nearest(section, sections.values())

@@ -81,7 +81,9 @@ def paths(model: type[BaseModel], tree: object = None) -> list[str]:
 
 
 def value_in(tree: object, name: str) -> Any:
-    """Return the value of the key `name` in a dict or a config object; None if the key is missing."""
+    """Return the value of the key `name` in a dict, config object or list (index); None if the key is missing."""
+    if isinstance(tree, list):
+        return tree[int(name)] if name.isdecimal() and int(name) < len(tree) else None
     return tree.get(name) if isinstance(tree, dict) else getattr(tree, name, None)
 
 

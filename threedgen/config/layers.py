@@ -25,6 +25,7 @@ COMMAND_LINE, PYTHON = "command line", "arguments"
 CHOICES = "choices"
 NESTED_LISTS = r"\[([^]['\x22{}]|\[[^]['\x22{}]*\])*\]"
 """Regular expression for a list of texts with lists in them, such as "[a=[1, 2], b=3]", which YAML refuses."""
+STAGES = "stages"  # earlier runs of the task generate, by name
 PRESETS = "presets"  # folder in configs/ with values for any config of the task generate, see `preset_layers`
 
 
@@ -269,13 +270,27 @@ def _override_layer(model: type[BaseModel], layers: Sequence[Layer], given: list
     inner = {key[:length] for key, _ in given for length in range(1, len(key))}
     for key, text in sorted(given, key=lambda one: _order(one[0], one[1], inner)):
         try:
-            value = _value(model, merged([*layers, layer]), key, text)
+            tree = merged([*layers, layer])
+            _check_stage(merged(layers), tree, key)
+            value = _value(model, tree, key, text)
             layer = Layer(COMMAND_LINE, merge(layer.tree, nested(key, value)))
         except ConfigError as error:
             problems.append(f"{COMMAND_LINE}: {'.'.join(key)}: {error} (got {short(text)})")
     if problems:
         raise ConfigError("\n".join(problems))
     return layer
+
+
+def _check_stage(files: Tree, tree: Tree, key: Key) -> None:
+    # a misspelt name would otherwise be a further stage, which is trained for hours
+    names = tree.get(STAGES)
+    if key[0] != STAGES or len(key) < 3 or not files.get(STAGES) or not isinstance(names, dict):
+        return
+    names = [*map(str, names)]
+    if key[1] in names:
+        return
+    last = f"the last part is the run itself: {'.'.join(key[2:])}"
+    raise ConfigError(f"unknown stage{did_you_mean(nearest(key[1], names))} (there are: {', '.join(names)}; {last})")
 
 
 def _order(key: Key, text: str, inner: set[Key]) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from functools import reduce
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 
 from threedgen.config import fields
 from threedgen.config.errors import did_you_mean, nearest, nearest_keys, printable, short
-from threedgen.config.fields import Tree
+from threedgen.config.fields import Place, Tree
 
 Key: TypeAlias = tuple[str, ...]
 UNKNOWN = "unknown key"
@@ -56,8 +56,10 @@ def explain(error: ValidationError, model: type[BaseModel], tree: Tree, layers: 
     places = {place.path: place for place in fields.walk(model, tree)}
     lines = []
     for key, items in list(found.items())[:MAX_LINES]:
-        place = places.get(key)
-        if items[0]["type"] == "extra_forbidden":
+        place, entry = places.get(key), _entry_model(places.get(key[:-2]))
+        if entry is not None and items[0]["type"] == "extra_forbidden":
+            problem = f"{UNKNOWN} (there are: {', '.join(entry.model_fields)})"
+        elif items[0]["type"] == "extra_forbidden":
             problem = _unknown(key, model, tree)
             if problem == UNKNOWN:  # no suggestion
                 key = _leaf(key, tree)
@@ -66,7 +68,8 @@ def explain(error: ValidationError, model: type[BaseModel], tree: Tree, layers: 
                     problem += f"; an option of the runs belongs in {OVERRIDES}=[{printable('.'.join(key))}=...]"
         else:
             # each member of a union type reports an error; the longest one contains the suggestion
-            problem = max((_problem(item, place.field if place else None) for item in items), key=len)
+            field = entry.model_fields.get(key[-1]) if entry else place.field if place else None
+            problem = max((_problem(item, field) for item in items), key=len)
         value = reduce(fields.value_in, key, tree)
         problem = problem.replace(repr(value), short(value))
         is_section = key == () or (place is not None and place.section is not None)
@@ -76,6 +79,12 @@ def explain(error: ValidationError, model: type[BaseModel], tree: Tree, layers: 
         lines.append(": ".join(filter(None, parts)) + ("" if hide_value else f" (got {short(value)})"))
     more = len(found) - MAX_LINES
     return [*lines, f"and {more} more mistakes"] if more > 0 else lines
+
+
+def _entry_model(place: Place | None) -> type[BaseModel] | None:
+    # config model of the entries of an option that is a list of sections, such as prior.loras
+    kinds = get_args(place.field.annotation) if place and get_origin(place.field.annotation) is list else ()
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
 
 
 def _leaf(key: Key, tree: Tree) -> Key:
@@ -101,14 +110,17 @@ def _unknown(key: Key, model: type[BaseModel], tree: Tree) -> str:
 
 
 def _key(item: ErrorDetails, tree: object) -> Key:
-    # pydantic's location without the members of union types, up to the first list
+    # pydantic's location without the members of union types, up to the first list that is no list of sections
     location, key = item["loc"], list[str]()
     for part in location:
         if isinstance(tree, dict) and part in tree:
             tree = tree[part]
             key.append(str(part))
         elif isinstance(tree, (list, tuple)):
-            break
+            tree = tree[part] if isinstance(part, int) and part < len(tree) else None
+            if not isinstance(tree, dict):
+                break
+            key.append(str(part))
     if item["type"] == "missing" and isinstance(location[-1], str):
         key.append(location[-1])
     if item["type"] == "union_tag_invalid":

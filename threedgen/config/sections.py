@@ -1,11 +1,12 @@
 """Config sections that many tasks share: cameras, trainer, checkpoints, loggers, and the base of all tasks."""
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from threedgen.config import Config, ConfigError
 from threedgen.config.optional import require
@@ -120,6 +121,17 @@ class TrainerConfig(Config):
         "warn", description="deterministic algorithms; warn: on a CPU where one exists, off on a GPU"
     )
 
+    @field_validator("devices", mode="before")
+    @classmethod
+    def _no_list(cls, value: object) -> object:
+        if isinstance(value, (list, tuple)):
+            chosen = ",".join(map(str, value))
+            raise ValueError(
+                f"is a number, not a list. Set trainer.devices={len(value)}, and choose the GPUs by the environment "
+                f"variable CUDA_VISIBLE_DEVICES={chosen}"
+            )
+        return value
+
     def check(self) -> None:
         if self.accelerator not in ("auto", "cpu"):
             import torch
@@ -130,6 +142,25 @@ class TrainerConfig(Config):
         if self.devices not in ("auto", 1) and is_interactive():
             problem = "several devices cannot train in a notebook or another interactive session. Set trainer.devices=1"
             raise ConfigError(problem, "devices", str(self.devices))
+        self._check_slurm()
+
+    def _check_slurm(self) -> None:
+        if (tasks := srun_tasks()) == 1:
+            return
+        import torch
+
+        gpus = torch.cuda.device_count() if self.accelerator in ("auto", "gpu", "cuda") else 0
+        devices = (gpus or 1) if self.devices == "auto" else self.devices
+        per_node = int(os.environ.get("SLURM_NTASKS_PER_NODE", 0))
+        if not tasks == per_node == devices or devices > gpus > 0:
+            problem = f"srun started {tasks} processes for {devices} devices, of which each process sees {gpus} GPUs"
+            advice = f"Use srun --ntasks=1 --gres=gpu:{tasks} (it starts the others)"
+            raise ConfigError(f"{problem}. {advice} or srun --ntasks-per-node={tasks} --gres=gpu:{tasks}", "devices")
+
+
+def srun_tasks() -> int:
+    """Return the number of processes that Slurm's `srun` has started for this command; 1 without it."""
+    return int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
 
 
 def is_interactive() -> bool:
@@ -161,6 +192,11 @@ class LoggerConfig(Config):
     def check(self) -> None:
         if self.name in ("tensorboard", "wandb"):
             require(self.name, f"name: {self.name}", "set logger=csv")
+        online = self.name == "wandb" and os.environ.get("WANDB_MODE", "online") == "online"
+        netrc = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()  # `wandb login` writes it
+        if online and not os.environ.get("WANDB_API_KEY") and not netrc.exists() and not sys.stdin.isatty():
+            advice = "Set WANDB_MODE=offline, and use `wandb sync` later, or set WANDB_API_KEY"
+            raise ConfigError(f"is not logged in. {advice}, or run `wandb login`", "name", self.name)
 
 
 class TaskConfig(Config):

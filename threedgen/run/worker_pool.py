@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import ExitStack
-from itertools import islice
+from itertools import cycle, islice
 from typing import Generic, TypeVar
 
 from threedgen.config import registry
@@ -13,7 +13,7 @@ from threedgen.run.interrupts import Interrupts
 from threedgen.run.options import WorkersConfig
 from threedgen.run.text import clean
 from threedgen.run.watch import FrozenProcesses, children
-from threedgen.run.workers import LocalProcess, Outcome, Worker, ray_tasks
+from threedgen.run.workers import LocalProcess, Outcome, Worker, ray_tasks, visible_gpus
 
 logger = logging.getLogger(__name__)
 J = TypeVar("J")
@@ -54,7 +54,10 @@ def run_jobs(
         ConfigError: no Ray cluster responds, or no local process can be started.
         WorkerLost: several workers died in a row, or the Ray cluster does not answer.
     """
-    start: Callable[[], Worker] = LocalProcess if options.engine == "processes" else Worker
+    start: Callable[[], Worker] = Worker
+    if options.engine == "processes":
+        gpus = cycle(visible_gpus() or [None])  # each worker has one
+        start = lambda: LocalProcess(next(gpus))  # noqa: E731
     if options.engine == "ray":
         start = ray_tasks(options.address, options.cpus, options.gpus)
     interrupts, here = Interrupts(), options.engine == "here"
@@ -75,7 +78,7 @@ class WorkerPool(Generic[J, R]):
     the exit code of a stop: 130 (Ctrl-C) or 143 (SIGTERM).
 
     Args:
-        start: function that creates a `Worker`, at first and to replace a dead one.
+        start: function that creates a `Worker`.
         count: number of workers.
         work: function that does one job.
         attempts: maximum number of attempts per job.
@@ -86,7 +89,7 @@ class WorkerPool(Generic[J, R]):
     def __init__(
         self, start: Callable[[], Worker], count: int, work: Callable[[J], R], attempts: int, interrupts: Interrupts
     ) -> None:
-        self.start, self.count, self.work, self.attempts, self.interrupts = start, count, work, attempts, interrupts
+        self.count, self.work, self.attempts, self.interrupts = count, work, attempts, interrupts
         self.idle = [start() for _ in range(count)]
         self.busy: dict[Future[Outcome], tuple[Worker, J, int]] = {}
         self.queue: list[tuple[J, int]] = []  # jobs read ahead or to retry, with the number of the attempt
@@ -148,8 +151,8 @@ class WorkerPool(Generic[J, R]):
     def answer(self, future: Future[Outcome], worker: Worker) -> Outcome:
         """Return how a finished attempt at a job ended, as a pair (state, value), and mark its worker as idle.
 
-        `worker` made the attempt, and `future` is what its method `submit` returned. A dead worker is replaced by a new
-        one. This method repeats no job; its caller `run` does so after an "error", if attempts are left.
+        `worker` made the attempt, and `future` is what its method `submit` returned. A dead worker is restarted. This
+        method repeats no job; its caller `run` does so after an "error", if attempts are left.
 
         Returns:
             ("done", result of the job); ("stopped", exit code) after Ctrl-C or SIGTERM; or ("error", (message,
@@ -161,7 +164,8 @@ class WorkerPool(Generic[J, R]):
         """
         if death := future.exception():
             worker.close()
-            self.idle.append(self.start())
+            worker.restart()
+            self.idle.append(worker)
             self.deaths += 1
             if self.deaths > self.count * (self.attempts + 1):
                 raise WorkerLost(f"{self.deaths} workers died in a row ({clean(str(death))})")

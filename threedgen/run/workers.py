@@ -60,9 +60,9 @@ def attempt(work: Callable[[J], object], job: J, table: dict[str, dict[str, regi
 class Worker:
     """Base class of workers. A worker runs one job at a time; this class runs it in the current process.
 
-    Subclasses run jobs in another process. They override `submit`, and three methods that do nothing in this class:
-    `stop()` asks the worker to stop its current job, `check()` raises WorkerLost if the worker is on a Ray cluster that
-    does not answer, and `close()` kills the worker.
+    Subclasses run jobs in another process. They override `submit`, and some of four methods that do nothing in this
+    class: `stop()` asks the worker to stop its current job, `restart()` replaces a dead process, `check()` raises
+    WorkerLost if the worker is on a Ray cluster that does not answer, and `close()` kills the worker.
 
     `submit(work, job, table)` calls `work(job)` in the worker, after it has copied `table`, the component registry of
     the main process, into the worker's registry. It returns a future. If the worker dies, the future has an exception.
@@ -82,6 +82,9 @@ class Worker:
     def stop(self) -> None:
         """Ask the worker to stop its current job. Does nothing for jobs in the current process (base class)."""
 
+    def restart(self) -> None:
+        """Start a new process after the old one died. Does nothing for workers without a process of their own."""
+
     def check(self) -> None:
         """Raise WorkerLost if the Ray cluster of the worker does not answer. Does nothing for workers without Ray."""
 
@@ -93,16 +96,20 @@ class LocalProcess(Worker):
     """Worker that runs its jobs, one at a time, in a process on this machine.
 
     The process is the only one of its process pool, because a process that dies breaks its whole pool.
+
+    Args:
+        gpu: number or UUID of the only GPU that the process sees; None: it sees all.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, gpu: str | None = None) -> None:
+        self.gpu = gpu
         self.restart()
 
     def restart(self) -> None:
         """Start a new worker process, at first or after the old one died. Raises ConfigError if this fails."""
         spawn = multiprocessing.get_context("spawn")  # a fork would inherit locks and threads of torch
         try:
-            self.pool = ProcessPoolExecutor(1, spawn, init_process, (plugins.LOADED,))
+            self.pool = ProcessPoolExecutor(1, spawn, init_process, (plugins.LOADED, self.gpu))
             self.pid = self.pool.submit(os.getpid)
         except OSError as error:
             problem = f"no worker process can be started ({error.strerror})"
@@ -126,12 +133,22 @@ class LocalProcess(Worker):
             os.kill(self.pid.result(), signal_)
 
 
-def init_process(loaded: Mapping[str, plugins.Plugin]) -> None:
+def visible_gpus() -> list[str]:
+    """Return number or UUID of each CUDA device that this process sees, as CUDA_VISIBLE_DEVICES takes them."""
+    import torch
+
+    count, chosen = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    return [str(number) for number in range(count)] if chosen is None else chosen.split(",")[:count]
+
+
+def init_process(loaded: Mapping[str, plugins.Plugin], gpu: str | None = None) -> None:
     """Initialise a worker process: import the plug-ins `loaded`, and protect the process from the terminal's Ctrl-C.
 
     `loaded` maps module names to plug-ins: the variable `plugins.LOADED` of the main process. The process then raises
-    `Stopped` on SIGTERM, and ends when its parent process ends.
+    `Stopped` on SIGTERM, and ends when its parent process ends. `gpu` is the only GPU that it sees; None: all.
     """
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # CUDA reads it when it starts, later
 
     def stop(*signal_and_frame: object) -> None:  # replaced by Interrupts during a training
         raise Stopped(STOP_CODES[1])

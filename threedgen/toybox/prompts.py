@@ -100,7 +100,7 @@ class ToyboxPrompts:
         owner = "" if nearest else self._with_owner(prompt)
         advice = owner or f"{lead} {', '.join(examples)}"
         problem = f"contains no noun that this prior knows. {advice}. {PAGE} lists all words"
-        other = "configs with sd21 in their name take any text, on a GPU"
+        other = "configs with sd21 in their name, and other prior.weights, take any text, on a GPU"
         raise ConfigError(f"{problem}; {other}; prompt_check=off skips this check", "prompt", prompt)
 
     def _with_owner(self, prompt: str) -> str:

@@ -19,13 +19,13 @@ from typing import Any, Literal, Protocol
 
 import pytorch_lightning as pl
 import torch
-from lightning_fabric.plugins.environments import SLURMEnvironment
+from lightning_fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from threedgen.config import registry
 from threedgen.config.errors import ConfigError, DiskFull
-from threedgen.config.sections import CheckpointConfig, LoggerConfig, TrainerConfig, is_interactive
+from threedgen.config.sections import CheckpointConfig, LoggerConfig, TrainerConfig, is_interactive, srun_tasks
 from threedgen.run.disk import free_megabytes, make_folder, write_atomic, write_error
 from threedgen.run.folder import CHECKPOINTS, MAX_STEPS_KEY, restore_max_steps
 from threedgen.run.interrupts import Interrupts
@@ -181,8 +181,10 @@ def _trainer(
     if options.accelerator == "auto" and not torch.cuda.is_available():
         options = options.model_copy(update={"accelerator": "cpu"})  # as `task.device`; Lightning would take MPS
     plugins: list[Any] = [saver]
-    if SLURMEnvironment.detect():
+    if srun_tasks() > 1:
         plugins.append(SLURMEnvironment(auto_requeue=False))
+    elif "SLURM_NTASKS" in os.environ:  # this process starts the others; by default Lightning expects them from Slurm
+        plugins.append(LightningEnvironment())
     return pl.Trainer(
         **options.model_dump(exclude={"val_check_interval", "deterministic"})
         | {"max_steps": max_steps, "deterministic": deterministic(options)},

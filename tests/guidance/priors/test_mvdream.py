@@ -41,6 +41,12 @@ def test_camera_vectors_match_recording(path: Path) -> None:
     assert torch.equal(camera_vector(torch.eye(4)[None]).view(4, 4), torch.eye(4)), "at the origin"
 
 
+def test_check_refuses_weights_of_a_2d_model() -> None:
+    MVDreamConfig(weights="toybox-prior").check()
+    with refused("weights", "toybox-base", "prior.name=stable-diffusion"):
+        MVDreamConfig(weights="toybox-base").check()
+
+
 def test_encode_images_passes_gradients_through_resize(prior: MVDream) -> None:
     rgb = torch.rand(1, 10, 12, 3, generator=cpu()).requires_grad_()
     z = prior.encode_images(rgb, cpu())

@@ -101,6 +101,7 @@ def test_style_and_atlas_of_real_runs() -> None:
     [
         (["prompts="], ("prompts: ", "prompts.txt")),
         (["prompts=log.txt"], ("prompts: ", "log.txt")),
+        (["prompts=library.json"], ("prompts: ", "JSON", "library.json")),
         (["configs=[godo]"], ("configs: ", "godo")),
         (["configs=[toybox-sheet]"], ("configs: ", "toybox-sheet")),
         (["configs=[good, good]"], ("configs", "'good'")),
@@ -116,6 +117,7 @@ def test_style_and_atlas_of_real_runs() -> None:
 )
 def test_bad_options_are_refused(more: list[str], values: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     Path("log.txt").write_text("\n")
+    Path("library.json").write_text('{\n  "dreamfusion": [\n    "a red dog",\n    "a blue dog"\n  ]\n}\n')
     code, err = command(*more), capsys.readouterr().err
     assert code == 2 and all(value in err for value in values) and not Path("run").exists(), err
 

@@ -92,7 +92,7 @@ def test_dry_run_estimates_the_memory(name: str, capsys: pytest.CaptureFixture[s
     output = capsys.readouterr().out
     assert output.count("would generate: a dog\n") == 1 and str(weights(kind)) in output
     assert "step at " in output and "GB at most (loading" in output
-    assert ("stages: field, shape, " in output) == (name in STAGED)
+    assert ("stages: field, shape, " in output) == ("\nsteps of shape: " in output) == (name in STAGED)
 
 
 @pytest.mark.usefixtures("no_hub")

@@ -35,6 +35,18 @@ def test_single_view_prior_may_refine_an_object(word: str) -> None:
     config.load("quick-toybox", ["prompt=a red penguin", "prior.name=stable-diffusion", word]).check()
 
 
+@pytest.mark.parametrize(
+    ("name", "word", "key"),
+    [
+        ("mvdream-sd21", "prior=stable-diffusion", "prior.weights=toybox-base"),
+        ("magic3d-if-sd", "stages.coarse.prior=stable-diffusion", "stages.coarse.prior.weights=toybox-base"),
+    ],
+)
+def test_note_if_a_config_of_released_weights_has_embedded_ones(name: str, word: str, key: str) -> None:
+    assert any(key in note for note in config.load(name, ["prompt=a dog", word]).prompt_notes())
+    assert not any("weights" in note for note in config.load(name, ["prompt=a dog"]).prompt_notes())
+
+
 def test_piecewise_constant_schedule() -> None:
     assert [piecewise_constant({"0%": 8, "50%": 12}, step, 16) for step in (0, 7, 8, 15)] == [8, 8, 12, 12]
     assert piecewise_constant({10: 5, 20: 6}, 0, 30) == 5 and piecewise_constant(7, 3, 10) == 7

@@ -1,5 +1,7 @@
 """Config model of the task "batch". The module does not import torch."""
 
+import json
+from contextlib import suppress
 from typing import ClassVar
 
 from pydantic import Field
@@ -33,11 +35,16 @@ class BatchConfig(WorkersConfig):
     def lines(self) -> list[str]:
         """Read the prompt file and return its prompts: its distinct lines in order, without comments (#).
 
-        Raises ConfigError if the file is missing, unreadable, or has no prompts.
+        Raises ConfigError if the file is missing, unreadable, JSON, or has no prompts.
         """
         if not self.prompts.strip():
             raise ConfigError("is missing; give a file, such as prompts=prompts.txt", "prompts")
-        lines = read_text(user_path(self.prompts, "prompts"), "prompts").removeprefix("\ufeff").splitlines()
+        text = read_text(user_path(self.prompts, "prompts"), "prompts").removeprefix("\ufeff")
+        with suppress(ValueError, RecursionError):
+            if isinstance(json.loads(text), (dict, list)):  # its lines would be prompts
+                problem = "is a JSON file. Give a text file with one prompt per line"
+                raise ConfigError(problem, "prompts", self.prompts)
+        lines = text.splitlines()
         found = dict.fromkeys(" ".join(line.split()) for line in lines if line.strip() and line.lstrip()[0] != "#")
         if not found:
             raise ConfigError("should have a prompt in each line, and is empty", "prompts", self.prompts)

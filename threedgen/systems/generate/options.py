@@ -14,6 +14,7 @@ from threedgen.export.options import PRESETS, ExportSection
 from threedgen.guidance.losses.options import DistillationConfig, ViewPromptsConfig
 from threedgen.guidance.options import MatteName, PriorConfig
 from threedgen.guidance.weights import other_models
+from threedgen.guidance.weights.loading import EMBEDDED
 from threedgen.representations.options import FieldConfig, MaterialConfig
 from threedgen.representations.volume.options import MarchConfig, OccupancyConfig
 from threedgen.run.disk import Tree
@@ -261,6 +262,11 @@ class GenerateConfig(PromptedConfig):
                 notes.append(
                     f"edit: the asset has other options: {'; '.join(changed)}. Set them in export to keep them"
                 )
+        parts = {"prior": self, **{f"stages.{name}.prior": self.stage(name) for name in self.stages}}
+        for key, part in parts.items() if "weights" in self.needs else ():
+            if (weights := getattr(part.prior, "weights", None)) in EMBEDDED:
+                default = f"{key}.weights={weights}, the default of {key}.name={part.prior.name}"
+                notes.append(f"{default}, knows toybox objects only. Set {key}.weights")
         return notes
 
     @model_validator(mode="after")

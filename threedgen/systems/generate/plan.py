@@ -30,7 +30,8 @@ def plan(config: GenerateConfig) -> str:
     lines = [f"would generate: {config.object_text() or config.image}", f"folder: {config.out}", *weights]
     if config.stages:
         lines.append(f"stages: {', '.join(config.stages)}, then the run itself; memory: the largest of them")
-    lines += [f"steps: {steps(part)}" for part in parts]
+    names = [*(f" of {name}" for name in config.stages), ""]
+    lines += [f"steps{name}: {steps(part)}" for name, part in zip(names, parts, strict=True)]
     set_threads(threads_of(config))
     for part in parts:
         check_backends(part)
