@@ -1,3 +1,4 @@
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from scipy.spatial.transform import Rotation
 
 from tests.support.errors import refused
@@ -171,9 +173,19 @@ def test_tiny_prior_fulfils_the_interface() -> None:
     check_prior(tiny_prior())
 
 
-def test_solid_colour_runs(tmp_path: Path) -> None:
-    place = run(tmp_path, "solid_colour", "prior={name: solid-colour}", "camera.n_view=1", "prompt=a red ball")
-    assert read_summary(place)["steps"] == 4
+def test_solid_colour_runs_and_encodes_the_prompt_again_after_an_edit(tmp_path: Path) -> None:
+    plugin = Path(shutil.copy(EXAMPLES / "solid_colour.py", tmp_path))
+
+    def text() -> Any:
+        words = ["prior={name: solid-colour}", "camera.n_view=1", "prompt=a red ball"]
+        place = run(tmp_path, str(plugin.with_suffix("")), *words)
+        assert read_summary(place)["steps"] == 4
+        (place / "summary.json").unlink()  # a stopped run has none
+        return load_file(place / "text.safetensors")["text"][0, 0]
+
+    assert torch.equal(text(), torch.tensor([0.8, 0.1, 0.1]) * 2 - 1)
+    plugin.write_text(plugin.read_text().replace("(0.8, 0.1, 0.1)", "(0.3, 0.1, 0.1)"))
+    assert torch.equal(text(), torch.tensor([0.3, 0.1, 0.1]) * 2 - 1)
 
 
 LOGGER = """

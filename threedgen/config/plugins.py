@@ -110,6 +110,16 @@ def identify() -> dict[str, dict[str, str | None]]:
     return {str(path): {"sha256": sha256, "commit": _commit(path.parent)} for path, sha256 in found}
 
 
+def code_hashes(kind: str, name: str) -> list[str]:
+    """Return the SHA-256 of all plug-ins if a plug-in registers the component, such as the kind "prior"; else [].
+
+    Add them to the hash of the inputs under which results of the component are cached.
+    """
+    if registry.entry(kind, name).implementation.startswith("threedgen."):
+        return []
+    return sorted(str(record["sha256"]) for record in identify().values())
+
+
 def changed(recorded: object) -> list[str]:
     """Return the paths of imported plug-ins whose SHA-256 differs from the recorded one; a resumed run warns of them.
 

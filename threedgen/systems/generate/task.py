@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from threedgen.config import ConfigError, find, load, registry, task_of
+from threedgen.config import ConfigError, find, load, plugins, registry, task_of
 from threedgen.config.command import command
 from threedgen.config.errors import key_prefix
 from threedgen.guidance.prior import Prior
@@ -118,7 +118,7 @@ def run_once(task: Task, init_path: Path | None = None) -> Status:
         image = first_view(config, prior)
         if path := config.image or getattr(config.prior, "image", None):
             task.weights["image"] = sha256(Path(path).expanduser())  # a checkpoint belongs to one image
-        inputs = input_digest([], task.weights)
+        inputs = input_digest([], task.weights, *plugins.code_hashes("prior", config.prior.name))
         text_embeddings = embeddings(config, prior, texts + [""] * config.empty_prompt, image, folder, inputs)
         views, cameras = sample_views(config, prior, text_embeddings, image, folder, task.quiet, inputs)
     if not config.round_steps:
@@ -218,7 +218,7 @@ def embeddings(
         image: first view of the object (1, H, W, 3) in [0, 1], from which the codes are computed; None: they are
             sampled.
         folder: run folder.
-        inputs: hash of the weights and the image file; embeddings cached with another one are computed again.
+        inputs: hash of the prior and the image file; embeddings cached with another one are computed again.
     """
     near, named = None, texts[0]
     if config.edit is not None:
