@@ -121,7 +121,7 @@ def test_cameras_of_refinement_are_those_of_the_config() -> None:
 
 
 def test_resumed_round_is_fitted_to_its_own_views(monkeypatch: pytest.MonkeyPatch) -> None:
-    sampled, checkpoint = list[int](), dict[str, Any]()
+    sampled, checkpoint = list[int](), {"global_step": 30}
     monkeypatch.setattr(Refinement, "resample", lambda self, number, rng, first: sampled.append(number))
     monkeypatch.setattr(Fit, "losses", lambda *args: None)
     monkeypatch.setattr(GenerateSystem, "clear_optimizer_state", lambda self: None)
