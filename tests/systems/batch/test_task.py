@@ -26,7 +26,7 @@ def table() -> list[dict[str, str]]:
     return list(csv.DictReader(Path("run/batch.csv").open()))
 
 
-def test_batch_runs_each_job_in_its_own_folder_and_only_missing_ones(capsys: pytest.CaptureFixture[str]) -> None:
+def test_batch_runs_each_job_in_its_own_folder_and_only_missing_ones(capsys, caplog) -> None:
     assert command() == 0 and capsys.readouterr().out.strip() == "run/gallery.html"
     rows = table()
     assert len(rows) == len({row["folder"] for row in rows}) == 8 and {row["state"] for row in rows} == {"finished"}
@@ -35,9 +35,12 @@ def test_batch_runs_each_job_in_its_own_folder_and_only_missing_ones(capsys: pyt
     record = json.loads((Path("run") / rows[1]["folder"] / "job.json").read_text())
     assert (record["state"], record["method"]) == ("finished", "bad fronts=1")
     assert json.loads(Path("run/summary.json").read_text())["states"] == {"finished": 8}
+    summary = Path("run") / rows[0]["folder"] / "summary.json"
+    summary.write_text(summary.read_text().replace('"sha256": "', '"sha256": "0'))  # made by other code of the task
     with Path("prompts.txt").open("a") as file:
         file.write("a green frog\n")
     assert command() == 0 and set(log().values()) == {1} and len(table()) == 12
+    assert "1 finished object" in caplog.text and "janus_stub.py" in caplog.text
 
 
 def test_failed_jobs_are_listed(caplog: pytest.LogCaptureFixture) -> None:

@@ -28,7 +28,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from threedgen.config import ConfigError, find, load, plain, registry, split_override, task_of, tree_hash
+from threedgen.config import ConfigError, find, load, plain, plugins, registry, split_override, task_of, tree_hash
 from threedgen.config.errors import OutOfMemory, short, storage_error
 from threedgen.config.plain_file import read_json
 from threedgen.config.registry import config_model
@@ -244,13 +244,20 @@ def make_all(config: WorkersConfig, jobs: Sequence[Job], root: Path, quiet: bool
     """Run the jobs that are neither finished nor failed, in this process or in parallel worker processes.
 
     Each job has the folder root/KEY, where KEY is `job.key`. `config` has the options of the workers, such as their
-    number. `quiet`: show no progress. If one job of a method (config name with key=value changes) cannot start,
+    number. `quiet`: show no progress. A warning tells how many finished objects were made before an edit of a plug-in,
+    such as a loss. If one job of a method (config name with key=value changes) cannot start,
     the remaining jobs of this method do not run. Returns the exit code: 0, or 130 after Ctrl-C, 143 after SIGTERM.
     """
     from threedgen.run.progress import ProgressDisplay  # this and `run` import torch, which the plan does not need
     from threedgen.run.threads import threads_each
 
-    left = [job for job in jobs if read_json(root / job.key / RECORD).get("state") not in (FINISHED, FAILED)]
+    states = [read_json(root / job.key / RECORD).get("state") for job in jobs]
+    left = [job for job, state in zip(jobs, states, strict=True) if state not in (FINISHED, FAILED)]
+    kept = [root / job.key for job, state in zip(jobs, states, strict=True) if state == FINISHED]
+    old = Counter(file for folder in kept for file in plugins.changed(read_summary(folder).get("plugins")))
+    for file, count in old.items():
+        problem = "%d finished objects in %s were made with another version of the plug-in %s, and are kept"
+        logger.warning(f"{problem}. Delete their folders or choose another out", count, root, file)
     refused = set[str]()
     with ProgressDisplay("objects", len(jobs), quiet, done=len(jobs) - len(left)) as count:
 
