@@ -65,7 +65,8 @@ def generate(prompt: str, config: str = "mvdream-toybox", quiet: bool = False, *
         The finished run, whose `folder` has the result files. A notebook displays the run.
 
     Raises:
-        threedgen.config.ConfigError: an argument or an option of the config is invalid.
+        threedgen.config.ConfigError: an argument or an option of the config is invalid, or the run failed.
+        KeyboardInterrupt: Ctrl-C, or SystemExit after SIGTERM. The same call continues the run.
     """
     from threedgen.systems.generate.task import generate as run  # imports torch
 

@@ -43,7 +43,8 @@ def generate(prompt: str, config: str | os.PathLike[str] = "mvdream-toybox", qui
 
     `config` is the name or file path of a config, and `values` replace options of it, such as seed=3. `quiet`: show no
     progress. Users call this function as `threedgen.generate`. Raises ConfigError if the config is invalid or the run
-    fails.
+    fails, and KeyboardInterrupt after Ctrl-C or SystemExit after SIGTERM, so that a loop over runs ends. A repeated
+    call continues the run.
     """
     path = find(os.fspath(config))
     if (task := task_of(path)) != "generate":
@@ -56,6 +57,10 @@ def generate(prompt: str, config: str | os.PathLike[str] = "mvdream-toybox", qui
     status, folder = run_status(checked, resume, quiet), Path(str(checked.out))
     if status is Status.FAILED:
         raise ConfigError(f"{folder}: {read_summary(folder).get('reason', 'the run failed')}")
+    if status is Status.INTERRUPTED and read_summary(folder).get("status") != status.value:  # it wrote no results
+        raise KeyboardInterrupt
+    if status is Status.TERMINATED:
+        raise Stopped(status.exit_code)
     return Run(folder, status.value)
 
 
