@@ -36,10 +36,12 @@ def test_batch_runs_each_job_in_its_own_folder_and_only_missing_ones(capsys, cap
     assert (record["state"], record["method"]) == ("finished", "bad fronts=1")
     assert json.loads(Path("run/summary.json").read_text())["states"] == {"finished": 8}
     summary = Path("run") / rows[0]["folder"] / "summary.json"
-    summary.write_text(summary.read_text().replace('"sha256": "', '"sha256": "0'))  # made by other code of the task
+    tree = json.loads(summary.read_text().replace('"sha256": "', '"sha256": "0'))  # made by other code of the task
+    summary.write_text(json.dumps(tree | {"metrics": {"mine": 0.5}}))
     with Path("prompts.txt").open("a") as file:
         file.write("a green frog\n")
     assert command() == 0 and set(log().values()) == {1} and len(table()) == 12
+    assert Counter(row["metrics.mine"] for row in table()) == {"0.5": 1, "": 11}
     assert "1 finished object" in caplog.text and "janus_stub.py" in caplog.text
 
 

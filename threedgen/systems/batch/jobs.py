@@ -5,7 +5,7 @@ optional key=value changes, such as "mvdream-toybox size=32".
 
 RUN/runs/KEY/            one run folder per job; RUN is the folder of the batch, KEY the `key` of the `Job`
 RUN/runs/KEY/job.json    state, method, reason of a failure, peak memory in MiB, and the total seconds of all attempts
-RUN/batch.csv            state and measured values of each object, or the reason why it was not made
+RUN/batch.csv            state, measured values and metrics of each object, or the reason why it was not made
 RUN/gallery.html         page with all objects
 RUN/set.glb              textured meshes of all objects with one shared texture, with the option atlas=true
 
@@ -200,6 +200,12 @@ def figures(folder: Path) -> Tree:
     }
 
 
+def metrics(folder: Path) -> Tree:
+    """Return the metrics of plug-ins in the summary.json of a run folder, by name; {} if there are none."""
+    found = read_summary(folder).get("metrics")
+    return found if isinstance(found, dict) else {}
+
+
 def write_record(folder: Path, state: str, **figures: object) -> None:
     earlier = read_json(folder / RECORD)
     earlier.pop("reason", None)  # of an earlier attempt
@@ -311,7 +317,8 @@ def run(config: BatchConfig, resume: object = None, quiet: bool = False) -> int:
                 state, reason = SKIPPED, unknown[job.method, job.prompt]
             row = {"config": job.method, "prompt": job.prompt, "seed": job.seed, "state": state}
             row |= {"seconds": record.get("seconds"), **figures(root / job.key)}
-            rows.append(row | {"folder": f"{RUNS}/{job.key}", "reason": reason})
+            row |= {"folder": f"{RUNS}/{job.key}", "reason": reason}
+            rows.append(row | {f"metrics.{name}": value for name, value in metrics(root / job.key).items()})
             if state != FINISHED:
                 named = (state, job.prompt, job.method, job.seed, reason or "not started")
                 logger.warning("%s: %r, %s, seed %d (%s)", *named)
