@@ -178,9 +178,11 @@ def import_plugin_parts(config: GenerateConfig) -> None:
     An error in such a part, for example AttributeError for a misspelt name, then costs no time. Built-in parts are not
     imported, because they take seconds.
     """
+    losses = {name for name in type(config.loss).model_fields if getattr(config.loss, name) != 0}
+    sections = ("system", "distillation", "camera", "material", "background", "optimizer", "logger")
     used = {
-        "system": [config.system.name],
-        "distillation": [config.distillation.name],
+        **{kind: [getattr(config, kind).name] for kind in sections},
+        "regulariser": losses.intersection(registry.names("regulariser")),
         "metric": config.metrics,
         "exporter": config.result.exporters,
     }
