@@ -66,7 +66,8 @@ def generate(prompt: str, config: str = "mvdream-toybox", quiet: bool = False, *
 
     Raises:
         threedgen.config.ConfigError: an argument or an option of the config is invalid, or the run failed.
-        KeyboardInterrupt: Ctrl-C, or SystemExit after SIGTERM. The same call continues the run.
+        KeyboardInterrupt: Ctrl-C stopped the run. The same call continues it.
+        SystemExit: SIGTERM stopped the run. The same call continues it.
     """
     from threedgen.systems.generate.task import generate as run  # imports torch
 

@@ -251,8 +251,8 @@ def make_all(config: WorkersConfig, jobs: Sequence[Job], root: Path, quiet: bool
 
     Each job has the folder root/KEY, where KEY is `job.key`. `config` has the options of the workers, such as their
     number. `quiet`: show no progress. A warning tells how many finished objects were made before an edit of a plug-in,
-    such as a loss. If one job of a method (config name with key=value changes) cannot start,
-    the remaining jobs of this method do not run. Returns the exit code: 0, or 130 after Ctrl-C, 143 after SIGTERM.
+    such as a loss. If one job of a method (config name with key=value changes) cannot start, the remaining jobs of this
+    method do not run. Returns the exit code: 0, or 130 after Ctrl-C, 143 after SIGTERM.
     """
     from threedgen.run.progress import ProgressDisplay  # this and `run` import torch, which the plan does not need
     from threedgen.run.threads import threads_each
@@ -262,8 +262,8 @@ def make_all(config: WorkersConfig, jobs: Sequence[Job], root: Path, quiet: bool
     kept = [root / job.key for job, state in zip(jobs, states, strict=True) if state == FINISHED]
     old = Counter(file for folder in kept for file in plugins.changed(read_summary(folder).get("plugins")))
     for file, count in old.items():
-        problem = "%d finished objects in %s were made with another version of the plug-in %s, and are kept"
-        logger.warning(f"{problem}. Delete their folders or choose another out", count, root, file)
+        text = "%d finished objects in %s are of another version of %s. Delete their folders, or choose another out"
+        logger.warning(text, count, root, file)
     refused = set[str]()
     with ProgressDisplay("objects", len(jobs), quiet, done=len(jobs) - len(left)) as count:
 
