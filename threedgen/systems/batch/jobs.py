@@ -261,9 +261,9 @@ def make_all(config: WorkersConfig, jobs: Sequence[Job], root: Path, quiet: bool
     left = [job for job, state in zip(jobs, states, strict=True) if state not in (FINISHED, FAILED)]
     kept = [root / job.key for job, state in zip(jobs, states, strict=True) if state == FINISHED]
     old = Counter(file for folder in kept for file in plugins.changed(read_summary(folder).get("plugins")))
-    for file, count in old.items():
+    for file, n in old.items():
         text = "%d finished objects in %s are of another version of %s. Delete their folders, or choose another out"
-        logger.warning(text, count, root, file)
+        logger.warning(text, n, root, file)
     refused = set[str]()
     with ProgressDisplay("objects", len(jobs), quiet, done=len(jobs) - len(left)) as count:
 
