@@ -65,7 +65,9 @@ def generate(prompt: str, config: str = "mvdream-toybox", quiet: bool = False, *
         The finished run, whose `folder` has the result files. A notebook displays the run.
 
     Raises:
-        threedgen.config.ConfigError: an argument or an option of the config is invalid.
+        threedgen.config.ConfigError: an argument or an option of the config is invalid, or the run failed.
+        KeyboardInterrupt: Ctrl-C stopped the run. The same call continues it.
+        SystemExit: SIGTERM stopped the run. The same call continues it.
     """
     from threedgen.systems.generate.task import generate as run  # imports torch
 

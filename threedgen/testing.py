@@ -17,6 +17,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
+from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.rigs import orbit
 from threedgen.guidance.attention.joined import multiview_unet
 from threedgen.guidance.guidance import Condition
@@ -31,7 +32,13 @@ from threedgen.representations.volume.render import render
 from threedgen.run.disk import Tree
 
 SIZE, N_VIEW = 16, 2  # height and width of the test images in pixels, and number of test cameras
-CAMERAS = orbit(N_VIEW, 0.3, 2.6, math.radians(40), SIZE, SIZE)
+
+
+def orbit_cameras(count: int) -> Cameras:
+    return orbit(count, 0.3, 2.6, math.radians(40), SIZE, SIZE)
+
+
+CAMERAS = orbit_cameras(N_VIEW)
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -126,29 +133,33 @@ def assert_equal_states(one: torch.nn.Module, other: torch.nn.Module, what: str)
 
 
 def check_distillation(
-    build: Callable[[Prior, torch.Generator], Distillation], prior: Prior | None = None, step: int = 3
+    build: Callable[[Prior, torch.Generator], Distillation],
+    prior: Prior | None = None,
+    step: int = 3,
+    n_view: int = N_VIEW,
 ) -> None:
     """Assert that a distillation loss is a finite scalar, is equal for equal seeds, and has gradients.
 
-    Gradients must reach the images, and the parameters of the loss, if any.
+    Gradients must reach the images, and the trained parameters of the loss, if any.
 
     Args:
         build: function that creates the loss from a prior and a CPU generator for the initial parameters of the loss.
         prior: prior of the loss; None: the prior from `tiny_prior`.
         step: training step at which the loss is evaluated.
+        n_view: number of images, the views of one object.
     """
-    prior = prior or tiny_prior()
+    prior, cameras = prior or tiny_prior(), orbit_cameras(n_view)
     loss = build(prior, seeded(0))
-    text = prior.encode_prompt(["a red dog", ""])
-    camera = prior.camera(CAMERAS.c2w)
-    n_view = 1 if camera is None else N_VIEW
-    pair = (text[:1], text[1:])
-    condition = Condition(pair, camera, n_view, plain_text=text[:1], c2w=CAMERAS.c2w)
+    loss.prompt = "a red dog"
+    text = prior.encode_prompt([loss.prompt, ""])
+    camera = prior.camera(cameras.c2w)
+    group = 1 if camera is None else n_view
+    condition = Condition((text[:1], text[1:]), camera, group, plain_text=text[:1], c2w=cameras.c2w)
 
     def evaluate() -> tuple[Tensor, Tensor]:
-        images = torch.rand(N_VIEW, SIZE, SIZE, 3, generator=seeded(1)).requires_grad_()
-        ones = torch.ones(N_VIEW, SIZE, SIZE, 1)
-        views = RenderedViews(images, ones, 2 * ones, images, CAMERAS)
+        images = torch.rand(n_view, SIZE, SIZE, 3, generator=seeded(1)).requires_grad_()
+        ones = torch.ones(n_view, SIZE, SIZE, 1)
+        views = RenderedViews(images, ones, 2 * ones, images, cameras)
         latents = prior.encode_images(images, seeded(2))
         value, metrics = loss(latents, prior.denoise, condition, step, seeded(3), views)
         assert value.ndim == 0 and value.isfinite(), "the loss must be a finite scalar"
@@ -158,38 +169,40 @@ def check_distillation(
         return value.detach(), images.grad
 
     values = evaluate()
-    parameters = list(loss.parameters())
+    parameters = [p for p in loss.parameters() if p.requires_grad]
     reached = [p for p in parameters if p.grad is not None]
     assert bool(reached) == bool(parameters), "no gradient reaches the loss's own parameters"
     for one, other in zip(values, evaluate(), strict=True):
         assert torch.equal(one, other), "equal generators must give equal losses and gradients"
 
 
-def check_prior(prior: Prior) -> None:
+def check_prior(prior: Prior, n_view: int = N_VIEW) -> None:
     """Assert that a prior fulfils its interface.
 
     Prompt embeddings, latents, decoded images and noise predictions must have the shapes that the prior states.
-    Gradients must pass through the image encoder, and equal seeds must give equal samples.
+    Gradients must pass through the image encoder, and equal seeds must give equal samples. `n_view` is the number of
+    images, the views of one object.
     """
+    cameras = orbit_cameras(n_view)
     text, size = prior.encode_prompt(["a red dog", ""]), prior.image_size
     assert text.shape == (2, *prior.text_shape), f"encode_prompt() has the shape {tuple(text.shape)}"
-    images = torch.rand(N_VIEW, SIZE, SIZE, 3, generator=seeded(0)).requires_grad_()
+    images = torch.rand(n_view, SIZE, SIZE, 3, generator=seeded(0)).requires_grad_()
     latents = prior.encode_images(images, seeded(0))
-    assert latents.shape == (N_VIEW, *prior.latent_shape), f"encode_images() has the shape {tuple(latents.shape)}"
+    assert latents.shape == (n_view, *prior.latent_shape), f"encode_images() has the shape {tuple(latents.shape)}"
     (gradient,) = torch.autograd.grad(latents.square().mean(), images)
     assert gradient.abs().sum() > 0, "no gradient passes through encode_images()"
     decoded = prior.decode_latents(latents.detach())
-    assert decoded.shape == (N_VIEW, size, size, 3), f"decode_latents() has the shape {tuple(decoded.shape)}"
+    assert decoded.shape == (n_view, size, size, 3), f"decode_latents() has the shape {tuple(decoded.shape)}"
     assert decoded.min() >= 0 and decoded.max() <= 1, "decode_latents() must be in [0, 1]"
-    camera = prior.camera(CAMERAS.c2w)
-    n_view, t = 1 if camera is None else N_VIEW, torch.full((N_VIEW,), prior.schedule.T // 2)
+    camera = prior.camera(cameras.c2w)
+    group, t = 1 if camera is None else n_view, torch.full((n_view,), prior.schedule.T // 2)
     with torch.no_grad():
-        eps = prior.denoise(latents, t, text[:1].expand(N_VIEW, -1, -1), camera, n_view)
+        eps = prior.denoise(latents, t, text[:1].expand(n_view, -1, -1), camera, group)
     assert eps.shape == latents.shape and eps.dtype == torch.float32, "denoise() must be float32 and like the latents"
     options: Tree = {"steps": 2, "guidance_scale": 2.0}
-    c2w = None if camera is None else CAMERAS.c2w
+    c2w = None if camera is None else cameras.c2w
     one, other = (prior.sample("a red dog", c2w, generator=seeded(4), **options) for _ in range(2))
-    assert one.shape == (n_view, size, size, 3) and torch.equal(one, other), "equal generators must give equal samples"
+    assert one.shape == (group, size, size, 3) and torch.equal(one, other), "equal generators must give equal samples"
 
 
 # --- tiny prior: random weights; a training step takes milliseconds on a CPU

@@ -142,9 +142,11 @@ class Distillation(nn.Module):
     Attributes:
         empty_text: embedding (1, L, D) of the empty prompt, set by the caller if the loss uses it
             (`options.empty_prompt`) and the run has a negative prompt; else None.
+        prompt: text of the prompt, set by the caller; for losses with a text encoder of their own.
     """
 
     empty_text: Tensor | None
+    prompt = ""
 
     def __init__(
         self,

@@ -79,6 +79,10 @@ def test_run_uses_and_resumes_with_plugin(plugin: Path, tmp_path: Path, capsys, 
         read_summary(run)["steps"] == 4 and [str(plugin) in one.getMessage() for one in caplog.records].count(True) == 1
     )
     forget()
+    plugin.write_text(plugin.read_text() + "# again\n")
+    assert cli.main(["-q", "--plugin", "antithetic.py", "--resume", "run"]) == 0  # the run is finished
+    assert [str(plugin) in one.getMessage() for one in caplog.records].count(True) == 2
+    forget()
     assert cli.main(["-q", "--resume", "run"]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert "distillation.name: " in error and "'antithetic'" in error and "sds, reconstruction, vsd, ism" in error

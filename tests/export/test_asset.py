@@ -21,9 +21,10 @@ from threedgen.export.asset import ExportedAsset
 from threedgen.export.asset_folder import asset_name, clear, write_files
 from threedgen.export.options import PRESETS, AssetConfig, material_of
 from threedgen.export.renders import spiral_cameras
-from threedgen.export.run_field import load_run_field
+from threedgen.export.run_field import load_field, load_run_field
 from threedgen.export.shape.from_field import dense_surface
 from threedgen.geometry.raster import box_downsample
+from threedgen.representations.field.ngp import NGP
 from threedgen.representations.volume.render import OccupancyGrid
 from threedgen.run import folder as runs
 from threedgen.run.seeding import generator
@@ -112,7 +113,7 @@ def test_asset_name_is_a_safe_file_name(text: str, name: str) -> None:
     assert asset_name("猫") != asset_name("犬") and asset_name("猫").isascii()
 
 
-def test_load_run_field_restores_field_and_occupancy_grid(tmp_path: Path) -> None:
+def test_load_run_field_restores_field_and_occupancy_grid(tmp_path: Path, monkeypatch) -> None:
     words = ["field.encoding.n_levels=2", "field.encoding.log2_hashmap_size=8", "field.density_blob_scale=20"]
     words += ["prompt=a blob", "occupancy.resolution=16", "trainer.max_steps=10", "march.samples=64"]
     config = load("mvdream-toybox", words)
@@ -125,7 +126,9 @@ def test_load_run_field_restores_field_and_occupancy_grid(tmp_path: Path) -> Non
     (run / "checkpoints").mkdir(parents=True)
     runs.write_config(run, config)
     checkpoint_file.write(whole_state(state), run / "checkpoints" / "last.ckpt")
+    monkeypatch.setattr(NGP, "before_step", lambda field, *steps: setattr(field, "prepared", steps))
     source = load_run_field(run)
+    assert load_field(run)[1].prepared == (9, 10), "values that before_step schedules"
     x = torch.rand(50, 3) - 0.5
     assert torch.equal(source.view.density(x), field.density(x))
     assert np.allclose(source.view.colours(x.numpy()), torch.sigmoid(field(x)[1]).detach().numpy(), atol=1e-6)

@@ -1,3 +1,4 @@
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from scipy.spatial.transform import Rotation
 
 from tests.support.errors import refused
@@ -63,10 +65,15 @@ def test_antithetic_fulfils_the_interface(example: Any) -> None:
 
 def test_loss_on_images_alone_fulfils_the_interface() -> None:
     class Brightness(torch.nn.Module):
-        def forward(self, latents, denoise, condition, step, generator, views):
-            return (views.images * views.opacity).mean(), {"depth": views.depth.mean()}
+        def __init__(self):
+            super().__init__()
+            self.frozen = torch.nn.Linear(3, 1).requires_grad_(False)
 
-    check_distillation(lambda prior, rng: Brightness())
+        def forward(self, latents, denoise, condition, step, generator, views):
+            assert self.prompt and len(views.images) == condition.n_view == 6
+            return self.frozen(views.images * views.opacity).mean(), {"depth": views.depth.mean()}
+
+    check_distillation(lambda prior, rng: Brightness(), n_view=6)
 
 
 def test_blobs_fulfil_the_interface(example: Any) -> None:
@@ -114,12 +121,21 @@ def test_representation_may_be_built_by_a_function(example: Any, tmp_path: Path)
     check_backends(load(tiny_generate(tmp_path)))
 
 
-@pytest.mark.parametrize("kind", ["metric", "exporter"])
-def test_misspelt_part_fails_before_the_work(kind: str, example: Any, tmp_path: Path) -> None:
-    registry.register(kind, "mine", f"{__name__}:no_such_function")
-    key = {"metric": "metrics", "exporter": "result.exporters"}[kind]
+@pytest.mark.parametrize(
+    ("kind", "name", "word"),
+    [
+        ("metric", "mine", "metrics=[mine]"),
+        ("exporter", "mine", "result.exporters=[mine]"),
+        ("regulariser", "mine", "loss.mine=2"),
+        ("logger", "csv", "seed=0"),
+        ("camera", "multiview", "seed=0"),
+    ],
+)
+def test_misspelt_part_fails_before_the_work(kind: str, name: str, word: str, example: Any, tmp_path: Path) -> None:
+    model = registry.entry(kind, name).config if word == "seed=0" else "threedgen.config:Config"
+    registry.register(kind, name, f"{__name__}:no_such_function", model)
     with pytest.raises(AttributeError):
-        import_plugin_parts(load(tiny_generate(tmp_path), [f"{key}=[mine]"]))
+        import_plugin_parts(load(tiny_generate(tmp_path), [word]))
 
 
 def test_missing_config_model_is_named(example: Any, tmp_path: Path) -> None:
@@ -168,12 +184,22 @@ def test_representations_fulfil_the_interface(name: str) -> None:
 
 
 def test_tiny_prior_fulfils_the_interface() -> None:
-    check_prior(tiny_prior())
+    check_prior(tiny_prior(), n_view=6)
 
 
-def test_solid_colour_runs(tmp_path: Path) -> None:
-    place = run(tmp_path, "solid_colour", "prior={name: solid-colour}", "camera.n_view=1", "prompt=a red ball")
-    assert read_summary(place)["steps"] == 4
+def test_solid_colour_runs_and_encodes_the_prompt_again_after_an_edit(tmp_path: Path) -> None:
+    plugin = Path(shutil.copy(EXAMPLES / "solid_colour.py", tmp_path))
+
+    def text() -> Any:
+        words = ["prior={name: solid-colour}", "camera.n_view=1", "prompt=a red ball"]
+        place = run(tmp_path, str(plugin.with_suffix("")), *words)
+        assert read_summary(place)["steps"] == 4
+        (place / "summary.json").unlink()  # a stopped run has none
+        return load_file(place / "text.safetensors")["text"][0, 0]
+
+    assert torch.equal(text(), torch.tensor([0.8, 0.1, 0.1]) * 2 - 1)
+    plugin.write_text(plugin.read_text().replace("(0.8, 0.1, 0.1)", "(0.3, 0.1, 0.1)"))
+    assert torch.equal(text(), torch.tensor([0.3, 0.1, 0.1]) * 2 - 1)
 
 
 LOGGER = """

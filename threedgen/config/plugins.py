@@ -101,33 +101,47 @@ def identify() -> dict[str, dict[str, str | None]]:
 
     Modules that Python code has imported without `load` count too, once they have registered a component.
     """
+    return {str(path): {"sha256": sha256, "commit": _commit(path.parent)} for path, sha256 in _imported()}
+
+
+def code_hashes(kind: str, name: str) -> list[str]:
+    """Return the SHA-256 of all plug-ins if a plug-in registers the component, such as the kind "prior"; else [].
+
+    Add them to the hash of the inputs under which results of the component are cached.
+    """
+    if registry.entry(kind, name).implementation.startswith("threedgen."):
+        return []
+    return sorted(plugin.sha256 for plugin in _imported())
+
+
+def changed(recorded: object) -> list[str]:
+    """Return the paths of imported plug-ins whose SHA-256 differs from the recorded one.
+
+    `recorded` is {file: {"sha256": hash, ...}}, which the earlier process wrote to its checkpoint or summary.json.
+    Plug-ins without a recorded hash are left out. If `recorded` is no dict, the result is [].
+    """
+    before = recorded if isinstance(recorded, dict) else {}
+    pairs = [(before.get(str(path)), str(path), sha256) for path, sha256 in _imported()]
+    return [file for old, file, sha256 in pairs if isinstance(old, dict) and old.get("sha256") != sha256]
+
+
+def warn_changed(recorded: object, folder: Path) -> None:
+    """Log a warning for each imported plug-in that differs from the one with which the run in `folder` stopped.
+
+    `recorded` is as in the function `changed`.
+    """
+    for file in changed(recorded):
+        logger.warning("the plug-in %s has changed since the run in %s stopped", file, folder)
+
+
+def _imported() -> list[Plugin]:
     modules = {entry.implementation.partition(":")[0] for named in registry.TABLE.values() for entry in named.values()}
     found = list(LOADED.values())
     for name in sorted(modules - LOADED.keys()):
         file = getattr(sys.modules.get(name), "__file__", None)
         if file and not name.startswith("threedgen.") and Path(file).is_file():  # not a file in a zip archive
             found.append(_plugin(Path(file)))
-    return {str(path): {"sha256": sha256, "commit": _commit(path.parent)} for path, sha256 in found}
-
-
-def changed(recorded: object) -> list[str]:
-    """Return the paths of imported plug-ins whose SHA-256 differs from the recorded one; a resumed run warns of them.
-
-    `recorded` is {file: {"sha256": hash, ...}}, which the earlier process wrote to its checkpoint or summary.json.
-    Plug-ins without a recorded hash are left out. If `recorded` is no dict, the result is [].
-    """
-    before = recorded if isinstance(recorded, dict) else {}
-    pairs = [(before.get(file), file, now) for file, now in identify().items()]
-    return [file for old, file, now in pairs if isinstance(old, dict) and old.get("sha256") != now["sha256"]]
-
-
-def warn_changed(recorded: object, folder: Path) -> None:
-    """Log a warning for each imported plug-in that differs from the one with which the run in `folder` was stopped.
-
-    `recorded` is as in the function `changed`.
-    """
-    for file in changed(recorded):
-        logger.warning("the plug-in %s has changed since the run in %s stopped", file, folder)
+    return found
 
 
 def _plugin(path: Path) -> Plugin:

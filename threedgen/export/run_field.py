@@ -72,6 +72,7 @@ def load_field(
     state = checkpoint["state_dict"]
     field: Any = registry.build("representation", config.field, generator=generator(config.seed, 0, "field"))
     weights = {name.removeprefix("field."): value for name, value in state.items() if name.startswith("field.")}
+    field.before_step(max(0, checkpoint["global_step"] - 1), config.trainer.max_steps)  # scheduled values
     field.resize(weights)
     check_architecture(weights, field.state_dict(), f"the field in {path}")
     require_finite({name: weights[name] for name, _ in field.named_parameters()}, f"the weights in {path}")

@@ -76,8 +76,13 @@ class Task:
         checkpoint = getattr(config, "checkpoint", None)
         self.finish = checkpoint is not None and checkpoint.finish  # write results before the last step
         self.summarised = False
-        if self.resume and checkpoint is None:  # a checkpoint records its plug-ins itself
+        if self.resume and (checkpoint is None or self.is_finished()):  # otherwise the checkpoint's record counts
             plugins.warn_changed(read_summary(self.folder).get("plugins"), self.folder)
+
+    def is_finished(self) -> bool:
+        """Return whether the folder has all results of the run."""
+        trainer = getattr(self.config, "trainer", None)
+        return finished(self.folder, trainer.max_steps if trainer else None)
 
     def load_prior(self, compact: bool = False) -> Any:
         """Load the config's prior (diffusion model) on the device of the run, and return it.
@@ -305,9 +310,8 @@ def run_prepared(work: Callable[[Task], Status | None], task: Task, hint: str = 
         task: the run, with its config and folder.
         hint: text that is appended to the warning.
     """
-    trainer = getattr(task.config, "trainer", None)
     try:
-        if task.resume and finished(task.folder, trainer.max_steps if trainer else None):
+        if task.resume and task.is_finished():
             logger.warning("%s is finished already; its files are unchanged%s", task.folder, hint)
             return Status.FINISHED
         silence_lightning()

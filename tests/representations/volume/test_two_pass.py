@@ -322,14 +322,17 @@ def test_training_step_has_the_same_gradient_in_chunks(tmp_path: Path, step: int
         assert_close(step_gradients(build_system(tmp_path, chunk=chunk), step), whole, each=1e-4)
 
 
-def test_auto_chunk_is_restored_from_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    system, checkpoint = build_system(tmp_path, chunk="auto"), {}
+def test_auto_chunk_and_scheduled_values_are_restored_from_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    system, checkpoint, prepared = build_system(tmp_path, chunk="auto"), {"global_step": 7}, []
     chunk = system.chunk(normals=True)
     assert chunk is not None and chunk & (chunk - 1) == 0
     system.on_save_checkpoint(checkpoint)
     monkeypatch.setattr("threedgen.systems.generate.scene.free_bytes", lambda device: 1 << 20)
     resumed = build_system(tmp_path, chunk="auto")
+    monkeypatch.setattr(type(resumed.field), "before_step", lambda field, *steps: prepared.append(steps))
     resumed.on_load_checkpoint(checkpoint)
-    assert resumed.chunk(normals=True) == chunk
+    assert resumed.chunk(normals=True) == chunk and prepared == [(6, resumed.max_steps)]
     for value, expected_chunk in (("auto", 1024), (77, 77), (None, None)):
         assert build_system(tmp_path, chunk=value).chunk(normals=True) == expected_chunk

@@ -27,7 +27,7 @@ def table() -> list[dict[str, str]]:
     return list(csv.DictReader(Path("run/batch.csv").open()))
 
 
-def test_batch_runs_each_job_in_its_own_folder_and_only_missing_ones(capsys: pytest.CaptureFixture[str]) -> None:
+def test_batch_runs_each_job_in_its_own_folder_and_only_missing_ones(capsys, caplog) -> None:
     assert command() == 0 and capsys.readouterr().out.strip() == "run/gallery.html"
     rows = table()
     assert len(rows) == len({row["folder"] for row in rows}) == 8 and {row["state"] for row in rows} == {"finished"}
@@ -36,9 +36,14 @@ def test_batch_runs_each_job_in_its_own_folder_and_only_missing_ones(capsys: pyt
     record = json.loads((Path("run") / rows[1]["folder"] / "job.json").read_text())
     assert (record["state"], record["method"]) == ("finished", "bad fronts=1")
     assert json.loads(Path("run/summary.json").read_text())["states"] == {"finished": 8}
+    summary = Path("run") / rows[0]["folder"] / "summary.json"
+    tree = json.loads(summary.read_text().replace('"sha256": "', '"sha256": "0'))  # made by other code of the task
+    summary.write_text(json.dumps(tree | {"metrics": {"mine": 0.5}}))
     with Path("prompts.txt").open("a") as file:
         file.write("a green frog\n")
     assert command() == 0 and set(log().values()) == {1} and len(table()) == 12
+    assert Counter(row["metrics.mine"] for row in table()) == {"0.5": 1, "": 11}
+    assert [record.args[0] for record in caplog.records if "janus_stub.py" in record.getMessage()] == [1]
     more = ["seeds=[0, 1, 2]", "configs=[good, bad fronts=1, bad]", "strict=true"]
     assert command(*more) == 0 and len(table()) == 27
     assert command(*more, "overrides=[fronts=1]") == 2

@@ -120,8 +120,15 @@ def test_cameras_of_refinement_are_those_of_the_config() -> None:
     assert rig.elevation.rad2deg().min().item() == pytest.approx(-20) and rig.elevation.rad2deg().max() < 10
 
 
+def test_frozen_network_of_a_loss_is_not_trained() -> None:
+    system = untrained("prompt=a red dog")
+    system.distillation.net = torch.nn.Linear(2, 2).requires_grad_(False)
+    assert "distillation" not in [group.name for group in system.parameter_groups()]
+    assert system.distillation.prompt == "a red dog"
+
+
 def test_resumed_round_is_fitted_to_its_own_views(monkeypatch: pytest.MonkeyPatch) -> None:
-    sampled, checkpoint = list[int](), dict[str, Any]()
+    sampled, checkpoint = list[int](), {"global_step": 30}
     monkeypatch.setattr(Refinement, "resample", lambda self, number, rng, first: sampled.append(number))
     monkeypatch.setattr(Fit, "losses", lambda *args: None)
     monkeypatch.setattr(GenerateSystem, "clear_optimizer_state", lambda self: None)

@@ -105,6 +105,19 @@ def test_generate_raises_for_a_failed_run(tmp_path: Path, monkeypatch: pytest.Mo
         threedgen.generate("a cat", tiny_generate(tmp_path), out=tmp_path / "run")
 
 
+@pytest.mark.parametrize(
+    ("status", "error"), [(Status.INTERRUPTED, KeyboardInterrupt), (Status.TERMINATED, SystemExit)]
+)
+def test_stopped_run_ends_a_loop_over_runs(status: Status, error: type, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(generate_run, "run_status", lambda *more: status)
+    with pytest.raises(error) as caught:
+        threedgen.generate("a cat", tiny_generate(tmp_path), out=tmp_path / "run")
+    assert error is KeyboardInterrupt or caught.value.code == 143
+    (tmp_path / "run" / "summary.json").write_text('{"status": "interrupted"}')  # the results were written
+    if status is Status.INTERRUPTED:
+        assert threedgen.generate("a cat", tiny_generate(tmp_path), out=tmp_path / "run").status == "interrupted"
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize(("precision", "dtype"), [("32-true", "fp32"), ("16-mixed", "fp16"), ("bf16-mixed", "bf16")])
 def test_generate_on_a_gpu(precision: str, dtype: str, tmp_path: Path) -> None:

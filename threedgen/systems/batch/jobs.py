@@ -5,7 +5,7 @@ optional key=value changes, such as "mvdream-toybox size=32".
 
 RUN/runs/KEY/            one run folder per job; RUN is the folder of the batch, KEY the `key` of the `Job`
 RUN/runs/KEY/job.json    state, method, reason of a failure, peak memory in MiB, and the total seconds of all attempts
-RUN/batch.csv            state and measured values of each object, or the reason why it was not made
+RUN/batch.csv            state, measured values and metrics of each object, or the reason why it was not made
 RUN/gallery.html         page with all objects
 RUN/set.glb              textured meshes of all objects with one shared texture, with the option atlas=true
 
@@ -28,7 +28,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from threedgen.config import ConfigError, find, load, plain, registry, split_override, task_of, tree_hash
+from threedgen.config import ConfigError, find, load, plain, plugins, registry, split_override, task_of, tree_hash
 from threedgen.config.errors import OutOfMemory, errors_default_to_key, short, storage_error
 from threedgen.config.plain_file import read_json
 from threedgen.config.registry import config_model
@@ -201,6 +201,12 @@ def figures(folder: Path) -> Tree:
     }
 
 
+def metrics(folder: Path) -> Tree:
+    """Return the metrics of plug-ins in the summary.json of a run folder, by name; {} if there are none."""
+    found = read_summary(folder).get("metrics")
+    return found if isinstance(found, dict) else {}
+
+
 def write_record(folder: Path, state: str, **figures: object) -> None:
     earlier = read_json(folder / RECORD)
     earlier.pop("reason", None)  # of an earlier attempt
@@ -245,13 +251,20 @@ def make_all(config: WorkersConfig, jobs: Sequence[Job], root: Path, quiet: bool
     """Run the jobs that are neither finished nor failed, in this process or in parallel worker processes.
 
     Each job has the folder root/KEY, where KEY is `job.key`. `config` has the options of the workers, such as their
-    number. `quiet`: show no progress. If one job of a method (config name with key=value changes) cannot start,
-    the remaining jobs of this method do not run. Returns the exit code: 0, or 130 after Ctrl-C, 143 after SIGTERM.
+    number. `quiet`: show no progress. A warning tells how many finished objects were made before an edit of a plug-in,
+    such as a loss. If one job of a method (config name with key=value changes) cannot start, the remaining jobs of this
+    method do not run. Returns the exit code: 0, or 130 after Ctrl-C, 143 after SIGTERM.
     """
     from threedgen.run.progress import ProgressDisplay  # this and `run` import torch, which the plan does not need
     from threedgen.run.threads import threads_each
 
-    left = [job for job in jobs if read_json(root / job.key / RECORD).get("state") not in (FINISHED, FAILED)]
+    states = [read_json(root / job.key / RECORD).get("state") for job in jobs]
+    left = [job for job, state in zip(jobs, states, strict=True) if state not in (FINISHED, FAILED)]
+    kept = [root / job.key for job, state in zip(jobs, states, strict=True) if state == FINISHED]
+    old = Counter(file for folder in kept for file in plugins.changed(read_summary(folder).get("plugins")))
+    for file, n in old.items():
+        text = "%d finished objects in %s are of another version of %s. Delete their folders, or choose another out"
+        logger.warning(text, n, root, file)
     refused = set[str]()
     with ProgressDisplay("objects", len(jobs), quiet, done=len(jobs) - len(left)) as count:
 
@@ -307,7 +320,8 @@ def run(config: BatchConfig, resume: object = None, quiet: bool = False) -> int:
                 state, reason = SKIPPED, unknown[job.method, job.prompt]
             row = {"config": job.method, "prompt": job.prompt, "seed": job.seed, "state": state}
             row |= {"seconds": record.get("seconds"), **figures(root / job.key)}
-            rows.append(row | {"folder": f"{RUNS}/{job.key}", "reason": reason})
+            row |= {"folder": f"{RUNS}/{job.key}", "reason": reason}
+            rows.append(row | {f"metrics.{name}": value for name, value in metrics(root / job.key).items()})
             if state != FINISHED:
                 named = (state, job.prompt, job.method, job.seed, reason or "not started")
                 logger.warning("%s: %r, %s, seed %d (%s)", *named)

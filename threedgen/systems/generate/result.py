@@ -16,7 +16,7 @@ FILES = ("preview.png", "turntable.mp4", "views.png", "views.npz", "mesh.glb")
 class Run:
     """Folder of a run, and its final status.
 
-    The status is "finished", "interrupted" (Ctrl-C), "terminated" (SIGTERM) or "failed" (a loss or weight not finite).
+    The status is "finished", or "interrupted" if the run was stopped before its last step.
     """
 
     folder: Path

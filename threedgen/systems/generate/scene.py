@@ -331,6 +331,7 @@ class Scene(System):
     def on_load_checkpoint(self, checkpoint: CheckpointData) -> None:
         super().on_load_checkpoint(checkpoint)
         self.chunks.measured |= checkpoint.get("chunks", {})
+        self.field.before_step(max(0, checkpoint["global_step"] - 1), self.max_steps)  # if no step follows
 
 
 def part_of(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:

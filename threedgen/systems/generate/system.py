@@ -62,7 +62,8 @@ class GenerateSystem(Scene):
         self.distillation = registry.build("distillation", config.distillation, *parts)
         if config.empty_prompt:
             self.distillation.empty_text = empty
-        prior.cast_networks(lora=any(True for _ in self.distillation.parameters()))
+        self.distillation.prompt = config.object_text()
+        prior.cast_networks(lora=any(p.requires_grad for p in self.distillation.parameters()))
         self.sample_cameras: RigSampler = registry.implementation("camera", config.camera.name)
         self.refinement = Refinement(self)
         labels, steps = lambda step: f"distilling at {self.size(step)} px", config.distilled_steps
@@ -174,10 +175,11 @@ class GenerateSystem(Scene):
 
         Each group names the config key of its learning rate.
         """
+        own = [p for p in self.distillation.parameters() if p.requires_grad]
         groups = [
             *self.field.parameter_groups(),
             ParameterGroup("background", list(self.background.parameters()), "background"),
-            ParameterGroup("distillation", list(self.distillation.parameters()), "distillation"),
+            ParameterGroup("distillation", own, "distillation"),
         ]
         return [group for group in groups if group.parameters]
 

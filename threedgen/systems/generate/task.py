@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from threedgen.config import ConfigError, find, load, registry, task_of
+from threedgen.config import ConfigError, find, load, plugins, registry, task_of
 from threedgen.config.command import command
 from threedgen.config.errors import key_prefix
 from threedgen.guidance.prior import Prior
@@ -43,7 +43,8 @@ def generate(prompt: str, config: str | os.PathLike[str] = "mvdream-toybox", qui
 
     `config` is the name or file path of a config, and `values` replace options of it, such as seed=3. `quiet`: show no
     progress. Users call this function as `threedgen.generate`. Raises ConfigError if the config is invalid or the run
-    fails.
+    fails, and KeyboardInterrupt after Ctrl-C or SystemExit after SIGTERM, so that a loop over runs ends. A repeated
+    call continues the run.
     """
     path = find(os.fspath(config))
     if (task := task_of(path)) != "generate":
@@ -56,6 +57,10 @@ def generate(prompt: str, config: str | os.PathLike[str] = "mvdream-toybox", qui
     status, folder = run_status(checked, resume, quiet), Path(str(checked.out))
     if status is Status.FAILED:
         raise ConfigError(f"{folder}: {read_summary(folder).get('reason', 'the run failed')}")
+    if status is Status.INTERRUPTED and read_summary(folder).get("status") != status.value:  # it wrote no results
+        raise KeyboardInterrupt
+    if status is Status.TERMINATED:
+        raise Stopped(status.exit_code)
     return Run(folder, status.value)
 
 
@@ -118,7 +123,7 @@ def run_once(task: Task, init_path: Path | None = None) -> Status:
         image = first_view(config, prior)
         if path := config.image or getattr(config.prior, "image", None):
             task.weights["image"] = sha256(Path(path).expanduser())  # a checkpoint belongs to one image
-        inputs = input_digest([], task.weights)
+        inputs = input_digest([], task.weights, *plugins.code_hashes("prior", config.prior.name))
         text_embeddings = embeddings(config, prior, texts + [""] * config.empty_prompt, image, folder, inputs)
         views, cameras = sample_views(config, prior, text_embeddings, image, folder, task.quiet, inputs)
     if not config.round_steps:
@@ -173,9 +178,11 @@ def import_plugin_parts(config: GenerateConfig) -> None:
     An error in such a part, for example AttributeError for a misspelt name, then costs no time. Built-in parts are not
     imported, because they take seconds.
     """
+    losses = {name for name in type(config.loss).model_fields if getattr(config.loss, name) != 0}
+    sections = ("system", "distillation", "camera", "material", "background", "optimizer", "logger")
     used = {
-        "system": [config.system.name],
-        "distillation": [config.distillation.name],
+        **{kind: [getattr(config, kind).name] for kind in sections},
+        "regulariser": losses.intersection(registry.names("regulariser")),
         "metric": config.metrics,
         "exporter": config.result.exporters,
     }
@@ -218,7 +225,7 @@ def embeddings(
         image: first view of the object (1, H, W, 3) in [0, 1], from which the codes are computed; None: they are
             sampled.
         folder: run folder.
-        inputs: hash of the weights and the image file; embeddings cached with another one are computed again.
+        inputs: hash of the prior and the image file; embeddings cached with another one are computed again.
     """
     near, named = None, texts[0]
     if config.edit is not None:

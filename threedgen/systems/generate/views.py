@@ -118,7 +118,7 @@ def sample_views(
         image: (1, H, W, 3) in [0, 1], given first view of the first group. It is not sampled, and the other views of
             the group are conditioned on it. None: all views are sampled.
         quiet: show no progress.
-        inputs: hash of the weights and the image file; views cached with another one are sampled again.
+        inputs: hash of the prior and the image file; views cached with another one are sampled again.
 
     Returns:
         Images (V, H, W, 3) in [0, 1], sharpened as the option `warm_start.sharpen` says, and their V cameras; H = W is
