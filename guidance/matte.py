@@ -73,7 +73,7 @@ class Matte(nn.Module):
         return F.pixel_shuffle(self.out(y).float(), 2)[:, 0]
 
     def save(self, path: Path) -> None:
-        """Write config.json and a safetensors file (float16) to the folder `path`, atomically; replace a saved model.
+        """Write config.json and a safetensors file (float16) to the folder `path`; replace a saved model.
 
         Raises ConfigError if the folder has files, but no saved model, or a weight overflows in float16.
         """

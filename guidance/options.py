@@ -87,6 +87,9 @@ class PriorConfig(Config):
         copy._compact = not self.alters_weights
         return copy
 
+    def check_sampling(self) -> None:
+        """Raise ConfigError if the weights can only be trained further; the base class takes all."""
+
     @property
     def alters_weights(self) -> bool:
         """Whether weights, such as a LoRA, are added to those of the UNet, which is then loaded in float32."""

@@ -106,7 +106,7 @@ def intrinsics(request: Request, height: int, width: int) -> Tensor:
 
 
 def save(model: XUNet | LatentPairs, folder: Path, cameras: CamerasConfig | None = None) -> None:
-    """Write a model, with weights in float16, and its training cameras (None: unknown) to a folder, atomically.
+    """Write a model, with weights in float16, and its training cameras (None: unknown) to a folder.
 
     The folder gets config.json, SHA256SUMS, and the weights: model.safetensors (X-UNet) or the diffusers folder prior/
     (LatentPairs). They replace those of an earlier model; other files stay. Raises ConfigError if the folder has files,

@@ -229,7 +229,7 @@ class LatentDiffusion(Prior):
         vae.decoder = vae.post_quant_conv = None
 
     def save(self, folder: Path | str) -> None:
-        """Write a diffusers folder with float16 tensors and SHA256SUMS, atomically.
+        """Write a diffusers folder with float16 tensors and SHA256SUMS.
 
         An earlier saved prior is replaced; other files in it, such as README.md, stay. Raises ConfigError if the folder
         has files, but no saved prior, a weight overflows in float16, or the prior is SDXL or ImageDream.

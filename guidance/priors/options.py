@@ -55,10 +55,13 @@ class MVDreamConfig(LatentPriorConfig):
 
     def check(self) -> None:
         super().check()
-        if not loading.has_camera_branch(self.weights):
-            raise ConfigError(loading.NO_CAMERA, "weights", self.weights)
         if self.personalisation is not None:
             subject_card(self.personalisation)
+
+    def check_sampling(self) -> None:
+        super().check_sampling()
+        if not loading.has_camera_branch(self.weights):
+            raise ConfigError(loading.NO_CAMERA, "weights", self.weights)
 
     def added_files(self) -> dict[str, Identity]:
         file = self.personalisation

@@ -244,6 +244,8 @@ def replaced_folder(folder: Path, label: str) -> Iterator[Path]:
     exists = folder.exists() and (folder.is_file() or any(folder.iterdir()))
     if exists and not (folder / label).is_file():
         raise ConfigError(f"{folder} holds something else than a saved model: choose another folder")
+    if not exists and folder.is_dir():
+        folder.rmdir()  # it is empty, and Windows does not rename onto a folder
     new = temporary_path(folder) if exists else folder
     with atomic_folder(new) as part:
         yield part
@@ -257,8 +259,10 @@ def replaced_folder(folder: Path, label: str) -> Iterator[Path]:
 
 def _replace_entries(folder: Path, new: Path) -> None:
     # in place, so that an error or a killed process cannot lose the files that stay
-    old_sums = (folder / SUMS).read_text("utf-8", "replace") if (folder / SUMS).is_file() else ""
-    old = {line.partition("  ")[2].partition("/")[0] for line in old_sums.splitlines()}
+    index, sums = (folder / "model_index.json", folder / SUMS)
+    old = set(read_json(index)) if index.is_file() else set()  # networks of a model without SHA256SUMS, too
+    if sums.is_file():
+        old |= {line.partition("  ")[2].partition("/")[0] for line in sums.read_text("utf-8", "replace").splitlines()}
     names = sorted(path.name for path in new.iterdir())  # SHA256SUMS first: a mixture of old and new does not fit it
     for path in [path for path in folder.iterdir() if path.name in {*old, *names}]:
         if path.is_dir() and not path.is_symlink():

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def save(prior: LatentDiffusion, folder: Path) -> None:
-    """Write the prior to a diffusers folder with float16 tensors and check sums (SHA256SUMS), atomically.
+    """Write the prior to a diffusers folder with float16 tensors and check sums (SHA256SUMS).
 
     An earlier saved prior in `folder` is replaced; other files in it, such as README.md, stay. Raises ConfigError if
     the folder has files, but no saved prior, a weight overflows in float16, or the prior is SDXL or ImageDream.

@@ -84,6 +84,20 @@ def test_open_run_gives_each_config_its_own_folder(toy: Path) -> None:  # noqa: 
         assert Path(other.out).parent == Path("outputs") / folder
 
 
+def test_other_data_gets_another_default_folder(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    first, _ = runs.open_run(loaded(), "toy")
+    model = type(first)
+    monkeypatch.setattr(model, "changeable_on_resume", ("seed",), raising=False)
+    assert runs.open_run(loaded("seed=1"), "toy")[0].out == first.out
+    monkeypatch.setattr(model, "changeable_on_resume", (), raising=False)
+    monkeypatch.setattr(model, "movable_inputs", ("seed",), raising=False)
+    (Path(first.out) / "mesh.glb").touch()
+    assert runs.open_run(loaded("seed=2"), "toy")[0].out == f"{first.out}-2"
+    with refused(None, "another config"):
+        runs.open_run(loaded("seed=2", f"out={first.out}"), "toy")
+    assert runs.reopen(first.out, ["seed=2"])[0].seed == 2
+
+
 def test_runs_without_a_prompt_are_named_after_their_mesh(toy: Path) -> None:  # noqa: F811
     class Textured(BaseModel):
         mesh: str = "~/models/My chair.glb"

@@ -83,6 +83,7 @@ def test_check_ignores_other_vocabularies(embedded: Vocabulary) -> None:
         ("a red dog and a yellow dog", ["more than one dog"]),
         ("a puppy and some balloons", ["dog and balloon", "more than one balloon"]),
         ("a dog. The dog is red", []),
+        ("a blue tea-pot", []),
     ],
 )
 def test_notes_warn_of_several_objects_or_details(prompt: str, names: list[str], embedded: Vocabulary) -> None:

@@ -184,7 +184,7 @@ class LoggerConfig(Config):
     """Additional log beside metrics.csv and metrics.jsonl: none, TensorBoard in RUN/tensorboard, or Weights & Biases.
 
     The option `name` selects it: "csv" (none), "tensorboard" or "wandb". Weights & Biases needs the command
-    `wandb login` first.
+    `wandb login`, WANDB_API_KEY, or WANDB_MODE=offline.
     """
 
     name: str = Field(description="logger")
@@ -193,8 +193,9 @@ class LoggerConfig(Config):
         if self.name in ("tensorboard", "wandb"):
             require(self.name, f"name: {self.name}", "set logger=csv")
         online = self.name == "wandb" and os.environ.get("WANDB_MODE", "online") == "online"
-        netrc = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()  # `wandb login` writes it
-        if online and not os.environ.get("WANDB_API_KEY") and not netrc.exists() and not sys.stdin.isatty():
+        netrc = os.environ.get("NETRC"), "~/.netrc", "~/_netrc"  # `wandb login` writes it
+        logged_in = os.environ.get("WANDB_API_KEY") or any(Path(p).expanduser().exists() for p in netrc if p)
+        if online and not logged_in and not sys.stdin.isatty():
             advice = "Set WANDB_MODE=offline, and use `wandb sync` later, or set WANDB_API_KEY"
             raise ConfigError(f"is not logged in. {advice}, or run `wandb login`", "name", self.name)
 
@@ -236,10 +237,12 @@ class RunConfig(TaskConfig):
     """Base class of the config models of tasks that write to a run folder.
 
     The config of a run must not change when the run is resumed. Exceptions are the keys in `changeable_on_resume`, such
-    as the number of evaluated scenes, and keys that may change in every task, such as trainer.max_steps.
+    as the number of evaluated scenes, those in `movable_inputs`, and keys that may change in every task, such as
+    trainer.max_steps.
     """
 
     changeable_on_resume: ClassVar[tuple[str, ...]] = ()
+    movable_inputs: ClassVar[tuple[str, ...]] = ()  # paths that --resume may change, as checkpoints have their hashes
 
     seed: int = Field(
         0, ge=0, lt=2**63, description="random seed; same seed, machine and package versions: identical result files"

@@ -206,8 +206,9 @@ class MeshObjects(ObjectViews):
     def describe(self) -> str:
         o = self.options
         stats = ((asset, (self.folder / asset.file).stat()) for asset in self.files)
-        files = [(*vars(asset).values(), stat.st_size, stat.st_mtime_ns) for asset, stat in stats]
-        return f"{super().describe()}, {self.folder.resolve()}, light {o.light}: {files}"
+        files = [(asset.file, asset.caption, stat.st_size, stat.st_mtime_ns) for asset, stat in stats]
+        turned = [asset for asset in self.files if (asset.up, asset.turn) != (o.up, 0)] or ""
+        return f"{super().describe()}, {self.folder.resolve()}, {o.up} up, light {o.light}: {files}{turned}"
 
     def caption(self, index: int) -> str:
         return self.used[index % len(self.used)].caption

@@ -32,15 +32,14 @@ MAX_SIZE = 512  # pixels; larger views are downscaled
 
 
 def read_existing(
-    folder: str, run: Path, prompts: Sequence[str], c2w: Tensor, fov: float | Array, part: str = ""
+    folder: str, run: Path, prompts: Sequence[str], c2w: Tensor, fov: float | Array, part: str = "", grey: bool = True
 ) -> Array:
     """Read V views of each of N prompts from a folder. Return images (N, V, H, H, 3), uint8.
 
     The views of prompt 3 (counted from 0) are the files FOLDER/00003/0.png, 1.png, ..., in any image format. Only the
     middle square of an image is used, resized to H pixels: the shorter side of the first image, but at most 512
     (`MAX_SIZE`). Transparent pixels become grey. Before reading, writes RUN/wanted.csv, a table of the files that the
-    folder should have. Logs a warning if the views have another background. Raises ConfigError if an image is missing
-    or damaged.
+    folder should have. Raises ConfigError if an image is missing or damaged.
 
     Args:
         folder: folder of the views.
@@ -50,6 +49,7 @@ def read_existing(
             for the angles and distances in wanted.csv.
         fov: vertical field of view in radians, one for all views or (N, V); used only for wanted.csv.
         part: subfolder of both folders: views are read from FOLDER/PART, and RUN/PART/wanted.csv is written; "": none.
+        grey: log a warning if the views have another background than grey.
     """
     place = user_path(folder, KEY) / part
     position = c2w[..., :3, 3].numpy()
@@ -78,7 +78,7 @@ def read_existing(
     size = min(MAX_SIZE, *first.size)
     views = np.array([[to_uint8(on_grey(load_image(file, key=KEY), size)) for file in row] for row in files])
     colour = plain_background(views)
-    if colour is not None and np.abs(colour - GREY).max() > MAX_DIFFERENCE:
+    if grey and colour is not None and np.abs(colour - GREY).max() > MAX_DIFFERENCE:
         shown = ", ".join(f"{value:.2f}" for value in colour)
         logger.warning(
             "%s: the views are not on grey (%.1f) but on (%s), which changes metrics. Save alpha.", place, GREY, shown

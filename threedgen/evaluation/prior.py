@@ -9,7 +9,7 @@ RUN/samples.png                 renders and samples of the first assets
 """
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -59,6 +59,7 @@ class PriorEvaluation(Evaluation[P, int, Row]):
 
     prior: Prior | None = None  # None: existing views are measured
     fov: float | Array = FOV  # vertical field of view in radians, one or (N, V), for the table of wanted views
+    grey_truth: ClassVar[bool] = True  # whether the samples are compared with renders on grey
 
     def load_prior(self) -> None:
         if self.config.existing is not None:
@@ -93,7 +94,7 @@ class PriorEvaluation(Evaluation[P, int, Row]):
         c, count, found, prior = self.config, len(prompts), list[Array](), self.prior
         if prior is None:
             part = "" if folder == "samples" else folder
-            return read_existing(str(c.existing), self.folder, prompts, c2w, self.fov, part)
+            return read_existing(str(c.existing), self.folder, prompts, c2w, self.fov, part, self.grey_truth)
         with Interrupts() as interrupts, ProgressDisplay("sampling", count, self.task.quiet) as progress:
             for start in range(0, count, c.batch):
                 interrupts.raise_if_stopped()
@@ -139,6 +140,8 @@ class OwnPrior(PriorEvaluation[EvaluateOwnPriorConfig, AssetFeatures]):
     An item, the argument of `measure`, is the index of an asset. `measure` returns three arrays of features (V, D), one
     row of D numbers per view: of the renders, of the samples, and of the renders from other cameras.
     """
+
+    grey_truth = False  # the renders get the background of existing views
 
     def __init__(self, task: Task) -> None:
         super().__init__(task)

@@ -73,7 +73,7 @@ def material_word(prompt: str) -> str:
     "metal" in "metal-free".
     """
     others = "|".join(sorted(PREPOSITIONS - {"out", "from"}))
-    ends = rf"\b(?:with|wearing|in|inside|and|{others}|without|no|not|never|w/o)\b|\b\w+n['’]t\b"
+    ends = rf"(?<![\w-])(?:with|wearing|in|inside|and|{others}|without|no|not|never|w/o)(?![\w-])|\b\w+n['’]t\b"
     head = re.split(ends, prompt.lower())[0]
     return next((word for word in re.findall(r"\w+(?!\w|-free)", head) if word in MATERIAL_WORDS), "")
 

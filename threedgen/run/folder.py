@@ -318,14 +318,14 @@ def reopen(run: str | Path, overrides: list[str]) -> tuple[Any, Path]:
     `run` is the run folder or a file in it. Returns the config with `out` set to the folder, and the folder. Raises
     ConfigError if another process uses the folder, if an override changes a key that may not change on resume or sets
     `out` to another folder, or if the run cannot start (`config.check`); config.yaml is then unchanged. Keys that may
-    change: those in `NEUTRAL_KEYS`, such as trainer.max_steps, and those in `config.changeable_on_resume`.
+    change: those in `NEUTRAL_KEYS`, such as trainer.max_steps, and `resume_keys`.
     """
     folder = run_folder(run)
     config, stored = load((folder / CONFIG).resolve(), overrides), stored_config(folder)
     out = getattr(config, "out", None)
     if out is not None and user_path(out, "out").resolve() != folder.resolve():
         raise ConfigError("a resumed run stays in its folder. Copy the folder first, or remove out", "out", out)
-    changed = differences(stored or {}, plain(config), getattr(config, "changeable_on_resume", ()))
+    changed = differences(stored or {}, plain(config), resume_keys(config))
     if changed:
         again = f"Start a new run with {command('--config', str(folder / CONFIG))}"
         if getattr(config, "training", None) is not None:
@@ -335,6 +335,11 @@ def reopen(run: str | Path, overrides: list[str]) -> tuple[Any, Path]:
     config.check()
     name = stored_config_name(read_text(folder / CONFIG))
     return _prepare_folder(folder, config, name, stored), folder
+
+
+def resume_keys(config: Any) -> tuple[str, ...]:
+    """Return the keys that --resume may change in addition to `NEUTRAL_KEYS`; () for a config without such keys."""
+    return (*getattr(config, "changeable_on_resume", ()), *getattr(config, "movable_inputs", ()))
 
 
 def write_config(folder: Path, config: BaseModel, config_name: str = "") -> None:

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from threedgen.config.errors import key_prefix
 from threedgen.config.sections import RunConfig
+from threedgen.guidance.options import PriorConfig
 from threedgen.guidance.weights.tokens import Vocabulary, prompt_reader
 from threedgen.run.prompts import material_note, reading_notes, received_note, unknown_words_note
 
@@ -21,6 +22,13 @@ class PromptedConfig(RunConfig):
     prompt_check: Literal["on", "off"] = Field(
         "on", description="stop if the embedded prior knows no noun of the prompt; off: continue"
     )
+
+    def check(self) -> None:
+        super().check()
+        prior: Any = getattr(self, "prior", None)
+        if isinstance(prior, PriorConfig):
+            with key_prefix("prior"):
+                prior.check_sampling()
 
     @property
     def of_object(self) -> bool:

@@ -134,7 +134,8 @@ class ToyboxPrompts:
         if len(objects) > 1:
             names = " and ".join(objects)
             warnings.append(f"the prompt names {names}; this prior knows single objects and may mix them")
-        plurals = " ".join(name for word, name in reading.replaced.items() if word not in SYNONYM_OF).split()
+        forms = {word.replace("-", ""): name for word, name in reading.replaced.items()}  # "tea-pot" is no plural
+        plurals = " ".join(name for word, name in forms.items() if name != word not in SYNONYM_OF).split()
         for noun in objects:
             named = re.findall(rf"(?<!\bthe )\b{noun}\b", prompt.lower())
             if len(named) > 1 or noun.split()[-1] in plurals:

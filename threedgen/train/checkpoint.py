@@ -160,8 +160,8 @@ def check_weights(checkpoint: CheckpointData, weights: Mapping[str, str]) -> Non
     before = checkpoint.get(WEIGHTS_KEY, {})
     for key, now in weights.items():
         if before.get(key, now) != now:
-            problem = f"the checkpoint was made with another file (SHA-256 {before[key][:12]}..., now {now[:12]}...)"
-            raise ConfigError(f"{problem}. Use that file, or another output folder", key)
+            problem = f"the checkpoint was made with other content (SHA-256 {before[key][:12]}..., now {now[:12]}...)"
+            raise ConfigError(f"{problem}. Use the same files, or another output folder", key)
 
 
 def numerics(trainer: Trainer) -> dict[str, str]:

@@ -27,7 +27,7 @@ from threedgen.config import registry
 from threedgen.config.errors import ConfigError, DiskFull
 from threedgen.config.sections import CheckpointConfig, LoggerConfig, TrainerConfig, is_interactive, srun_tasks
 from threedgen.run.disk import free_megabytes, make_folder, write_atomic, write_error
-from threedgen.run.folder import CHECKPOINTS, MAX_STEPS_KEY, restore_max_steps
+from threedgen.run.folder import CHECKPOINTS, MAX_STEPS_KEY, restore_max_steps, resume_keys
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.memory import keep_freed_memory
 from threedgen.run.options import is_rank_zero
@@ -151,7 +151,7 @@ def _resume_path(
     if found is None:
         return None
     path, checkpoint = found
-    check_config(checkpoint, module.config_yaml, getattr(config, "changeable_on_resume", ()))
+    check_config(checkpoint, module.config_yaml, resume_keys(config))
     check_weights(checkpoint, module.weights)
     if (done := checkpoint["global_step"]) > (max_steps := config.trainer.max_steps):
         if is_rank_zero():

@@ -173,7 +173,9 @@ def test_folders_are_prompts_where_file_names_are_none() -> None:
         "c/seed1/a-cat.glb": "a cat", "c/seed1/a-pig.glb": "a pig", "d/x/a-hen.glb": "a hen", "d/a-hen.glb": "a hen",
         "0.glb": "0", "d/model.glb": "model",
     }  # fmt: skip
-    assert {path.as_posix(): prompt for path, prompt in prompts_of([*map(Path, prompts)]).items()} == prompts
+    single = {f"{method}/a-red-dog/model.glb": "a red dog" for method in "ab"}
+    for one in (prompts, single):
+        assert {path.as_posix(): prompt for path, prompt in prompts_of([*map(Path, one)]).items()} == one
 
 
 def test_captions_describe_single_files() -> None:

@@ -12,6 +12,7 @@ from tests.support.parity_files import recorded, tensors
 from tests.support.script_poses import script_poses
 from tests.support.tiny_mvadapter import adapted_model
 from tests.support.tiny_prior import cpu, output, tiny_prior
+from threedgen.config import load
 from threedgen.config import optional as extras
 from threedgen.geometry.poses import opengl_to_blender
 from threedgen.guidance.priors import mvdream
@@ -41,10 +42,11 @@ def test_camera_vectors_match_recording(path: Path) -> None:
     assert torch.equal(camera_vector(torch.eye(4)[None]).view(4, 4), torch.eye(4)), "at the origin"
 
 
-def test_check_refuses_weights_of_a_2d_model() -> None:
-    MVDreamConfig(weights="toybox-prior").check()
-    with refused("weights", "toybox-base", "prior.name=stable-diffusion"):
-        MVDreamConfig(weights="toybox-base").check()
+def test_views_are_not_sampled_with_weights_of_a_2d_model() -> None:
+    MVDreamConfig(weights="toybox-prior").check_sampling()
+    MVDreamConfig(weights="toybox-base").check()  # train-own-prior adds a camera branch
+    with refused("prior.weights", "toybox-base", "prior.name=stable-diffusion"):
+        load("mvdream-toybox", ["prompt=a dog", "prior.weights=toybox-base"]).check()
 
 
 def test_encode_images_passes_gradients_through_resize(prior: MVDream) -> None:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 METHODS = ("mvdream-toybox", "sds-toybox", "dreamfusion-toybox")
 ViewClassifier = Annotated[Any, registry.Component("view-classifier", default="probe")]
 CAPTIONS = "captions.csv"
+NO_PROMPTS = set("asset export final mesh model object output result textured textured_mesh".split())
 UNREADABLE = tuple(".3ds .abc .blend .dae .fbx .stl .usd .usda .usdc .usdz .wrl .x3d".split())
 """Suffixes of mesh formats that the meter cannot read."""
 WITHOUT_CLIP = "meter.classifier.name=probe needs no CLIP, for assets that look like those of the toybox"
@@ -166,8 +167,8 @@ def prompts_of(paths: Sequence[Path]) -> dict[Path, str]:
     """Return the prompts of mesh files METHOD/a-blue-dog.glb or METHOD/a-blue-dog/model.glb.
 
     The folder in METHOD is the prompt of a file whose name is none: it has no letters, as in METHOD/a-blue-dog/0.glb,
-    or it is the only name in its folder, and also in one for another prompt. ``paths`` are relative to the folder of
-    the methods.
+    it is a usual name of any mesh (`NO_PROMPTS`), or it is the only name in its folder, and also in one for another
+    prompt. ``paths`` are relative to the folder of the methods.
     """
     names = defaultdict[tuple[str, ...], set[str]](set)  # by (METHOD, folder in METHOD)
     inside = [path for path in paths if len(path.parts) > 2]
@@ -177,7 +178,7 @@ def prompts_of(paths: Sequence[Path]) -> dict[Path, str]:
     found = {path: words_of(path.stem) for path in paths}
     for path in inside:
         is_only_name = len(names[path.parts[:2]]) == 1 and folders[path.stem] > 1
-        if is_only_name or not any(map(str.isalpha, path.stem)):
+        if is_only_name or path.stem.lower() in NO_PROMPTS or not any(map(str.isalpha, path.stem)):
             found[path] = words_of(path.parts[1])
     return found
 

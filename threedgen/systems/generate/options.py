@@ -262,9 +262,9 @@ class GenerateConfig(PromptedConfig):
                 notes.append(
                     f"edit: the asset has other options: {'; '.join(changed)}. Set them in export to keep them"
                 )
-        parts = {"prior": self, **{f"stages.{name}.prior": self.stage(name) for name in self.stages}}
-        for key, part in parts.items() if "weights" in self.needs else ():
-            if (weights := getattr(part.prior, "weights", None)) in EMBEDDED:
+        stages = self.stages if "weights" in self.needs else ()
+        for key, part in {"prior": self, **{f"stages.{name}.prior": self.stage(name) for name in stages}}.items():
+            if "weights" in self.needs and (weights := getattr(part.prior, "weights", None)) in EMBEDDED:
                 default = f"{key}.weights={weights}, the default of {key}.name={part.prior.name}"
                 notes.append(f"{default}, knows toybox objects only. Set {key}.weights")
         return notes

@@ -54,10 +54,11 @@ def generate(prompt: str, config: str | os.PathLike[str] = "mvdream-toybox", qui
     checked = load(path, values=values | {"prompt": prompt})
     checked.check()
     checked, resume = runs.open_run(checked, runs.config_name(path))
-    status, folder = run_status(checked, resume, quiet), Path(str(checked.out))
+    folder = Path(str(checked.out))
+    before, status = read_summary(folder), run_status(checked, resume, quiet)
     if status is Status.FAILED:
         raise ConfigError(f"{folder}: {read_summary(folder).get('reason', 'the run failed')}")
-    if status is Status.INTERRUPTED and read_summary(folder).get("status") != status.value:  # it wrote no results
+    if status is Status.INTERRUPTED and read_summary(folder) == before:  # it wrote no results
         raise KeyboardInterrupt
     if status is Status.TERMINATED:
         raise Stopped(status.exit_code)

@@ -86,7 +86,7 @@ def default_trainer(max_steps: int, gradient_clip_val: float = 1.0, val_check_in
 class TrainConfig(RunConfig):
     """Base class of the config models of training tasks. Subclasses may add the option `start`, the initial weights."""
 
-    changeable_on_resume: ClassVar[tuple[str, ...]] = ("start",)  # a path: the checkpoint has the hash of its files
+    movable_inputs: ClassVar[tuple[str, ...]] = ("start",)
 
     checkpoint: CheckpointConfig = CheckpointConfig(seconds=60)
     logger: Logger = SECTION

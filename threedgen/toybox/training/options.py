@@ -135,7 +135,7 @@ class TrainBaseConfig(base.TrainConfig):
     noisy latents, text encoder, UNet. If `start` names a 2D model, only its UNet is trained.
     """
 
-    changeable_on_resume: ClassVar[tuple[str, ...]] = ()  # without `start`, other networks are trained
+    movable_inputs: ClassVar[tuple[str, ...]] = ()  # without `start`, other networks are trained
 
     image_size: int = Field(128, ge=32, le=1024, description="side of an image, pixels")
     start: str | None = Field(None, min_length=1, description="2D model whose UNet is trained further")
@@ -197,8 +197,7 @@ class TrainOwnPriorConfig(AssetsConfig):
     generates views of an object.
     """
 
-    # paths: the checkpoint has hashes of the weights and of the names of the assets
-    changeable_on_resume: ClassVar[tuple[str, ...]] = ("data", "prior.weights")
+    movable_inputs: ClassVar[tuple[str, ...]] = ("data", "prior.weights")  # of assets, the names have a hash
 
     prior: Annotated[Any, Component("prior", default="mvdream", only=("mvdream",))] = {}
     pictures: str | None = Field(
