@@ -260,6 +260,12 @@ def test_every_known_word_is_of_an_object_a_detail_or_a_room(embedded: Vocabular
     assert embedded.known - TOYBOX_WORDS - DETAILS == {"room"}
 
 
+def test_similar_corrects_typing_errors(embedded: Vocabulary) -> None:
+    meant = {"yelow": "yellow", "whit": "white", "rabit": "rabbit", "kiten": "cat", "sunglases": "glasses"}
+    assert {word: similar(word, embedded.known) for word in meant} == {word: [name] for word, name in meant.items()}
+    assert not any(similar(word, embedded.known) for word in ("three", "snail", "back", "hose", "fluffy"))
+
+
 def test_similar_colours(embedded: Vocabulary) -> None:
     found = {word: similar(word, embedded.known)[:1] for word in ("navy", "maroon", "beige", "lime")}
     assert found == {"navy": ["blue"], "maroon": ["red"], "beige": ["brown"], "lime": ["green"]}

@@ -4,6 +4,8 @@ from collections.abc import Collection, Mapping, Sequence
 
 from rapidfuzz.distance import OSA
 
+from .world.grammar import COLOURS
+
 
 def _table(text: str) -> dict[str, str]:
     return dict(entry.strip().split(": ") for entry in " ".join(text.split()).split(";"))
@@ -79,7 +81,9 @@ FAMILIES = {
 
 If a prompt has such a noun, known nouns of its family are suggested to the user."""
 PLURAL_ENDINGS = {"s": "", "es": "", "ies": "y", "ves": "f"}  # and what the singular has instead
-MIN_LETTERS = 7  # minimum length of words in which a wrong letter is tolerated; shorter ones resemble too many words
+MIN_LETTERS = 5  # minimum length of words in which a wrong letter is tolerated (colours: one less)
+CORRECT = set("back beard place planet plant scary three track while write".split())
+"""Unknown words that differ in one letter from a known one and are no typing errors."""
 
 SYNONYM_OF = {other: known for known, others in SYNONYMS.items() for other in others.split()}
 """Dict from a synonym to the known word that replaces the synonym."""
@@ -113,8 +117,9 @@ def similar(word: str, known: Collection[str], families: Mapping[str, Sequence[s
 
     The order is:
     1. Synonyms and similar objects (`also_called`).
-    2. Words that differ by a likely typing error: two adjacent letters are swapped, or in a word of seven or more
-       letters one letter is wrong, missing or added.
+    2. Words that differ by a likely typing error from `word`, or have a synonym that does: two adjacent letters are
+       swapped, or in a word of five or more letters (four for a colour) one letter but the first is wrong, missing or
+       added. A word of the tables in this module, such as "snail", is none.
     3. Only if 1 and 2 give nothing: known nouns of the same family (group of nouns, such as "animals"). The table
        `FAMILIES` has the families of nouns that the toybox lacks, such as "camel". `families` maps each family to its
        known nouns; None: this step is left out.
@@ -127,7 +132,14 @@ def similar(word: str, known: Collection[str], families: Mapping[str, Sequence[s
 
 
 def _misspelt(word: str, known: Collection[str]) -> list[str]:
-    if len(word) >= MIN_LETTERS:
-        return sorted(name for name in known if len(name) > 3 and OSA.distance(word, name, score_cutoff=1) == 1)
-    swapped = {word[:k] + word[k + 1] + word[k] + word[k + 2 :] for k in range(len(word) - 1)}
-    return sorted(swapped.intersection(known)) if len(word) > 2 else []
+    if word in CORRECT or any(form in _VOCABULARY_WORD or form in _FAMILY_OF for form in forms(word)):
+        return []
+
+    def is_meant(name: str) -> bool:
+        if len(word) < 3 or OSA.distance(word, name, score_cutoff=1) > 1:
+            return False
+        wrong_letter = len(name) > 3 and len(word) >= MIN_LETTERS - (name in COLOURS) and word[0] == name[0]
+        return wrong_letter or sorted(word) == sorted(name)  # sorted: two letters are swapped
+
+    meant = SYNONYM_OF | {name: name for name in known}
+    return sorted({name for right, name in meant.items() if name in known and is_meant(right)})
