@@ -83,6 +83,8 @@ def test_check_ignores_other_vocabularies(embedded: Vocabulary) -> None:
         ("a red dog and a yellow dog", ["more than one dog"]),
         ("a puppy and some balloons", ["dog and balloon", "more than one balloon"]),
         ("a dog. The dog is red", []),
+        ("a light house, an icecream", ["lighthouse and ice cream"]),
+        ("red light houses", ["more than one lighthouse"]),
     ],
 )
 def test_notes_warn_of_several_objects_or_details(prompt: str, names: list[str], embedded: Vocabulary) -> None:
@@ -185,6 +187,10 @@ def test_refused_prompt_starts_no_run(name: str, tmp_path: Path, capsys: pytest.
         ("a man wearing a beanie", "a person wearing a hat"),
         ("a gold crown on a lime bear", "a bear with a yellow crown"),
         ("a car shaped cake", "a cake"),
+        ("a light house", "a lighthouse"),
+        ("a foot ball", "a ball"),
+        ("a dog with a back pack", "a dog with a backpack"),
+        ("a red icecream cone, Ice-Creams", "a red ice cream cone, ice cream"),
     ],
 )
 def test_read_prompt_uses_known_words_only(prompt: str, text: str, embedded: Vocabulary) -> None:

@@ -84,7 +84,7 @@ class ToyboxPrompts:
             return
         if any(re.search(rf"(?<!\w){re.escape(word)}(?!\w)", prompt, re.IGNORECASE) for word in vocabulary.added):
             return
-        words = [word for word in vocabulary.split(prompt) if word not in reading.negated]
+        words = [word for word in vocabulary.split(prompt) if word not in " ".join(reading.negated).split()]
         near = {word: also_called(word, vocabulary.known) for word in words} | dict(vocabulary.unknown(prompt))
         nearest = {word: [n for n in names if n in self.nouns and n != word] for word, names in near.items()}
         nearest = {word: names[:1] for word, names in nearest.items() if names}
@@ -134,10 +134,13 @@ class ToyboxPrompts:
         if len(objects) > 1:
             names = " and ".join(objects)
             warnings.append(f"the prompt names {names}; this prior knows single objects and may mix them")
-        plurals = " ".join(name for word, name in reading.replaced.items() if word not in SYNONYM_OF).split()
+        replaced = {
+            re.sub(r"\W", "", word): name for word, name in reading.replaced.items()
+        }  # "light house" is no plural
+        plurals = [name for word, name in replaced.items() if word not in {*SYNONYM_OF, name.replace(" ", "")}]
         for noun in objects:
             named = re.findall(rf"(?<!\bthe )\b{noun}\b", prompt.lower())
-            if len(named) > 1 or noun.split()[-1] in plurals:
+            if len(named) > 1 or noun in plurals:
                 warnings.append(f"the prompt names more than one {noun}; this prior makes a single one")
         if len(details) > 1:
             names = " and ".join(details)

@@ -13,40 +13,40 @@ def _table(text: str) -> dict[str, str]:
 
 SYNONYMS = _table("""
     airplane: aeroplane aircraft airliner plane; and: & +; astronaut: cosmonaut spaceman spacewoman; backpack:
-    rucksack knapsack; ball: globe orb sphere; bed: bunk cot; bookshelf: bookcase; bucket: pail; bus: coach minibus;
-    cape: cloak mantle; car: auto automobile; cat: kitten kitty pussycat; centre: center; church: chapel; clown:
-    jester; crown: diadem tiara; cupcake: muffin; dog: doggy hound pup puppy; donut: doughnut; duck: duckling; feet:
-    foot; flower: blossom; frog: toad; glasses: eyeglasses goggles spectacles sunglasses; grey: gray silver;
-    hamburger: burger cheeseburger; hat: beanie; headphones: earphones headset; helicopter: chopper; horse: foal
-    mare pony stallion; house: cottage home hut; is: are; lamp: lantern; large: big enormous giant gigantic huge;
-    lighthouse: beacon; mushroom: toadstool; person: boy child children girl guy human kid lady man men people woman
-    women; pig: hog piglet swine; pine: fir spruce; pink: magenta rosy; present: gift parcel; purple: lilac violet;
-    rabbit: bunny hare; red: crimson scarlet; robot: android droid; rocket: spaceship spacecraft; scarf: shawl;
-    small: little mini miniature tiny; sofa: couch settee; table: desk; television: monitor telly tv; tent: teepee
-    tipi; that: which who; truck: lorry; turquoise: aqua cyan teal; turtle: tortoise; umbrella: parasol; wearing:
-    wear wears; with: carrying featuring has have having holding w/; wizard: magician sorcerer warlock; yellow: gold
-    golden
+    rucksack knapsack; ball: basketball beachball football globe orb sphere; bed: bunk cot; bookshelf: bookcase;
+    bucket: pail; bus: coach minibus; cape: cloak mantle; car: auto automobile; cat: kitten kitty pussycat; centre:
+    center; church: chapel; clown: jester; crown: diadem tiara; cupcake: muffin; dog: doggy hound pup puppy; donut:
+    doughnut; duck: duckling; feet: foot; flower: blossom; frog: toad; glasses: eyeglasses goggles spectacles
+    sunglasses; grey: gray silver; hamburger: burger cheeseburger; hat: beanie; headphones: earphones headset;
+    helicopter: chopper; horse: foal mare pony stallion; house: cottage home hut; is: are; lamp: lantern; large:
+    big enormous giant gigantic huge; lighthouse: beacon; mushroom: toadstool; person: boy child children girl guy
+    human kid lady man men people woman women; pig: hog piglet swine; pine: fir spruce; pink: magenta rosy;
+    present: gift parcel; purple: lilac violet; rabbit: bunny hare; red: crimson scarlet; robot: android droid;
+    rocket: rocketship spaceship spacecraft; scarf: shawl; small: little mini miniature tiny; sofa: couch settee;
+    table: desk; television: monitor telly tv; tent: teepee tipi; that: which who; truck: lorry; turquoise: aqua
+    cyan teal; turtle: tortoise; umbrella: parasol; wearing: wear wears; with: carrying featuring has have having
+    holding w/; wizard: magician sorcerer warlock; yellow: gold golden
 """)
 """Dict from a known word, which toybox captions contain, to its synonyms, separated by spaces.
 
 `prompts.read_prompt` replaces synonyms in a prompt by the known words."""
 LOOKALIKES = _table("""
-    airplane: glider jet jetliner jumbo; ball: basketball beachball football soccer; barn: farmhouse shed stable;
-    bear: ape gorilla grizzly koala monkey panda teddy; bed: crib; blue: indigo navy; boat: canoe ferry rowboat
-    sailboat ship submarine vessel yacht; bookshelf: cabinet cupboard shelf wardrobe; bow: ribbon; brown: beige tan;
-    bus: van; cake: pie tart; candle: taper; car: cab cabriolet convertible ferrari hatchback jeep limousine racecar
-    sedan sportscar taxi; castle: citadel fort fortress palace; cat: feline leopard lion lynx panther tabby tiger;
-    chair: armchair bench stool throne; church: cathedral temple; clock: alarmclock watch; cow: bison buffalo bull
-    calf cattle goat lamb ox sheep; dog: corgi dachshund dalmatian fox husky labrador poodle pug retriever terrier
-    wolf; donut: bagel; duck: bird chick chicken geese goose hen parrot swan; elephant: mammoth rhino rhinoceros;
-    fish: dolphin goldfish salmon shark trout whale; flower: daisy lily rose sunflower tulip; frog: tadpole; green:
-    lime olive; guitar: banjo cello ukulele violin; hamburger: sandwich; hammer: axe mallet; hat: bonnet fedora;
-    helicopter: drone; horse: deer donkey mule unicorn zebra; house: building cabin mansion villa; knight: paladin
-    samurai soldier warrior; lamp: light torch; lighthouse: tower; mug: cup glass goblet; mushroom: fungus; owl:
-    eagle falcon hawk; penguin: puffin; person: princess; pig: boar; pine: conifer; pirate: buccaneer captain;
-    present: box; pumpkin: gourd; rabbit: hamster mice mouse rat squirrel; red: maroon; robot: cyborg; room:
-    bathroom bedroom hall kitchen office; snowman: snowwoman; teapot: jug kettle pitcher; tent: wigwam; tree: birch
-    oak willow; truck: pickup; wizard: witch
+    airplane: glider jet jetliner jumbo; ball: soccer; barn: farmhouse shed stable; bear: ape gorilla grizzly koala
+    monkey panda teddy; bed: crib; blue: indigo navy; boat: canoe ferry rowboat sailboat ship submarine vessel
+    yacht; bookshelf: cabinet cupboard shelf wardrobe; bow: ribbon; brown: beige tan; bus: van; cake: pie tart;
+    candle: taper; car: cab cabriolet convertible ferrari hatchback jeep limousine racecar sedan sportscar taxi;
+    castle: citadel fort fortress palace; cat: feline leopard lion lynx panther tabby tiger; chair: armchair bench
+    stool throne; church: cathedral temple; clock: alarmclock watch; cow: bison buffalo bull calf cattle goat lamb
+    ox sheep; dog: corgi dachshund dalmatian fox husky labrador poodle pug retriever terrier wolf; donut: bagel;
+    duck: bird chick chicken geese goose hen parrot swan; elephant: mammoth rhino rhinoceros; fish: dolphin
+    goldfish salmon shark trout whale; flower: daisy lily rose sunflower tulip; frog: tadpole; green: lime olive;
+    guitar: banjo cello ukulele violin; hamburger: sandwich; hammer: axe mallet; hat: bonnet fedora; helicopter:
+    drone; horse: deer donkey mule unicorn zebra; house: building cabin mansion villa; knight: paladin samurai
+    soldier warrior; lamp: light torch; lighthouse: tower; mug: cup glass goblet; mushroom: fungus; owl: eagle
+    falcon hawk; penguin: puffin; person: princess; pig: boar; pine: conifer; pirate: buccaneer captain; present:
+    box; pumpkin: gourd; rabbit: hamster mice mouse rat squirrel; red: maroon; robot: cyborg; room: bathroom
+    bedroom hall kitchen office; snowman: snowwoman; teapot: jug kettle pitcher; tent: wigwam; tree: birch oak
+    willow; truck: pickup; wizard: witch
 """)
 """Dict from a known word to words for similar objects, separated by spaces.
 
