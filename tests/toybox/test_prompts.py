@@ -92,6 +92,26 @@ def test_notes_warn_of_several_objects_or_details(prompt: str, names: list[str],
     assert len(found) == len(names) and all(name in note for name, note in zip(names, found, strict=True))
 
 
+@pytest.mark.parametrize(
+    ("prompt", "made", "missing"),
+    [
+        ("a monkey eating a banana", "banana", "monkey"),
+        ("a mouse as big as an elephant", "elephant", "mouse"),
+        ("a princess in a dress in front of a castle", "castle", "princess"),
+        ("an ice cream van", "ice cream", "van"),
+        ("a lady bird", "person", "bird"),
+        ("a school bus", "", ""),
+        ("a pencil drawing of a dog", "", ""),
+        ("a pirate captain on a ship", "", ""),
+        ("a dog statue", "", ""),
+        ("in the kitchen, a dog", "", ""),
+    ],
+)
+def test_notes_tell_that_a_lesser_object_is_made(prompt: str, made: str, missing: str, embedded: Vocabulary) -> None:
+    found = ToyboxPrompts(embedded).notes(prompt)
+    assert len(found) == bool(made) and all(made in note and repr(missing) in note for note in found)
+
+
 def test_nouns_of_two_words_are_one_object_and_longer_ones_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(NOUNS, "coffee table", NOUNS["table"])
     assert find_nouns("a red coffee table") == ["coffee table"]

@@ -13,7 +13,7 @@ from string import punctuation
 
 from threedgen.run.prompts import PREPOSITIONS, Reading
 
-from .synonyms import known_form
+from .synonyms import is_object, known_form
 from .world import nouns  # noqa: F401  (fills NOUNS)
 from .world.grammar import ACCESSORIES, COLOURS, NOUNS, SIZES, article, find_nouns
 
@@ -24,6 +24,8 @@ WORN = {"with", "wearing", "in"}
 """Words between an object and its parts and accessories."""
 BY_SUBJECT = {"wearing", "wears", "holding", "carrying"}
 """Words in front of accessories of the main object, not of an object that was named later."""
+LINKS = {*ARTICLES, *PREPOSITIONS, *WORN, "of"}
+"""Words between an object and the next one."""
 CONNECTORS = {*JOINTS, *WORN, "of", "inside", "that", "is"}
 NOT_CONTENT = {*ARTICLES, *CONNECTORS, *ADJECTIVES, "model"}
 NEUTRAL = {"colour", "color", "coloured", "colored"}
@@ -70,6 +72,26 @@ def read_prompt(prompt: str, known: Collection[str], added: Collection[str] = ()
         [*dict.fromkeys(word.typed for word in lost if not word.negated)],
         [word.typed for word in lost if word.negated],
     )
+
+
+def missing_object(prompt: str, known: Collection[str], added: Collection[str] = ()) -> str:
+    """Return the unknown word that names the object of a prompt, such as "monkey" in "a monkey eating a banana".
+
+    The toybox prior will make the first known noun instead. The result is "" if this noun names the object, as in "a
+    school bus" and "a pencil drawing of a dog", or if the tables of similar words lack the unknown word. The arguments
+    are those of `read_prompt`.
+    """
+    words = _read_words(prompt, known, [word.lower() for word in added])
+    found = [k for k, word in enumerate(words) if word.name in NOUNS]
+    first = found[0] if found else 0
+    for k, word in enumerate(words[:first]):
+        if word.name in WORN or word.typed in PREPOSITIONS:
+            break
+        links = {link.typed for link in words[k + 1 : first] if {link.typed, link.name} & LINKS}
+        if links and links - ARTICLES != {"of"} and not word.name and is_object(word.typed, words[first].name):
+            return word.typed
+    behind = next((word for k, word in enumerate(words) if k > first and k not in found), COMMA)
+    return behind.typed if found and not behind.name and is_object(behind.typed, words[first].name) else ""
 
 
 @dataclass

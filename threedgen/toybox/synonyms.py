@@ -112,6 +112,12 @@ def also_called(word: str, known: Collection[str]) -> list[str]:
     return [name for name in [*forms(word), *others] if name in known]
 
 
+def is_object(word: str, noun: str) -> bool:
+    """Return whether `word` names another object than `noun` and than those similar to it, by the tables here."""
+    known = [form for form in forms(word) if form in _VOCABULARY_WORD or form in _FAMILY_OF]
+    return known != [] and "statue" not in known and noun not in [_VOCABULARY_WORD.get(form) for form in known]
+
+
 def similar(word: str, known: Collection[str], families: Mapping[str, Sequence[str]] | None = None) -> list[str]:
     """Return up to three of the `known` words that could replace an unknown word, best first. The list can be empty.
 
