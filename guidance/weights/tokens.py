@@ -174,7 +174,7 @@ class PromptReader(Protocol):
         """
 
     def notes(self, prompt: str) -> list[str]:
-        """Return warnings if a prompt names several objects or parts, or parts that its object does not have."""
+        """Return warnings if a prompt names several objects or parts, or an object or parts that will be missing."""
 
     def suggest(self, prompt: str) -> tuple[str, list[str]]:
         """Suggest object classes for an unfinished prompt. Return (word to complete or "", classes).

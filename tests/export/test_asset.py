@@ -157,8 +157,8 @@ def test_load_run_field_colours_by_the_material_of_the_run(tmp_path: Path) -> No
         ("a robot of steel", "metal"), ("a steelworker", "matte"), ("a robot not made of metal", "matte"),
         ("a bottle without metal", "matte"), ("a metal-free robot", "matte"), ("a chrome-plated robot", "metal"),
         ("a car under a metal bridge", "matte"), ("a fish inside a glass bowl", "matte"),
-        ("a see-through glass vase", "glass"), ("a cat-like metal robot", "metal"),
-        ("a toy car made out of metal", "metal"), ("a car from metal", "metal"),
+        ("a see-through glass vase", "glass"), ("a cat-like metal robot", "metal"), ("a car from metal", "metal"),
+        ("a toy car made out of metal", "metal"), ("a red and shiny car", "shiny"), ("a dog and a shiny car", "matte"),
     ],
 )  # fmt: skip
 def test_prompt_sets_the_material(prompt: str, name: str) -> None:

@@ -487,6 +487,8 @@ def test_prompt_words_are_checked(client: Client) -> None:
     assert found["nouns"] == [] and "dog" in found["notes"][0] and "car" in found["notes"][0]
     found = client.api("words?prompt=an%20adorable%20dog")
     assert [word["word"] for word in found["words"] if not word["known"]] == ["adorable"], "'a dog' has an article"
+    found = client.api("words?prompt=a%20light%20house%20with%20icecream")
+    assert [word["word"] for word in found["words"] if word["known"]] == ["a", "light", "house", "with", "icecream"]
     found = client.api("words?prompt=a%20puppy%20on%20a%20red%20sofa%20without%20a%20hat")
     assert [word["word"] for word in found["words"] if word["known"]] == ["a", "puppy"]
     assert all(any(part in note for note in found["notes"]) for part in ("'puppy'", "'sofa'", "'hat'", "'a dog'"))

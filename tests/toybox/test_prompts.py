@@ -84,11 +84,33 @@ def test_check_ignores_other_vocabularies(embedded: Vocabulary) -> None:
         ("a puppy and some balloons", ["dog and balloon", "more than one balloon"]),
         ("a dog. The dog is red", []),
         ("a blue tea-pot", []),
+        ("a light house, an icecream", ["lighthouse and ice cream"]),
+        ("red light houses", ["more than one lighthouse"]),
     ],
 )
 def test_notes_warn_of_several_objects_or_details(prompt: str, names: list[str], embedded: Vocabulary) -> None:
     found = ToyboxPrompts(embedded).notes(prompt)
     assert len(found) == len(names) and all(name in note for name, note in zip(names, found, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "made", "missing"),
+    [
+        ("a monkey eating a banana", "banana", "monkey"),
+        ("a mouse as big as an elephant", "elephant", "mouse"),
+        ("a princess in a dress in front of a castle", "castle", "princess"),
+        ("an ice cream van", "ice cream", "van"),
+        ("a lady bird", "person", "bird"),
+        ("a school bus", "", ""),
+        ("a pencil drawing of a dog", "", ""),
+        ("a pirate captain on a ship", "", ""),
+        ("a dog statue", "", ""),
+        ("in the kitchen, a dog", "", ""),
+    ],
+)
+def test_notes_tell_that_a_lesser_object_is_made(prompt: str, made: str, missing: str, embedded: Vocabulary) -> None:
+    found = ToyboxPrompts(embedded).notes(prompt)
+    assert len(found) == bool(made) and all(made in note and repr(missing) in note for note in found)
 
 
 def test_nouns_of_two_words_are_one_object_and_longer_ones_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,6 +208,10 @@ def test_refused_prompt_starts_no_run(name: str, tmp_path: Path, capsys: pytest.
         ("a man wearing a beanie", "a person wearing a hat"),
         ("a gold crown on a lime bear", "a bear with a yellow crown"),
         ("a car shaped cake", "a cake"),
+        ("a light house", "a lighthouse"),
+        ("a foot ball", "a ball"),
+        ("a dog with a back pack", "a dog with a backpack"),
+        ("a red icecream cone, Ice-Creams", "a red ice cream cone, ice cream"),
     ],
 )
 def test_read_prompt_uses_known_words_only(prompt: str, text: str, embedded: Vocabulary) -> None:
@@ -259,6 +285,12 @@ def test_similar_suggests_nouns_of_the_same_family(embedded: Vocabulary, word: s
 
 def test_every_known_word_is_of_an_object_a_detail_or_a_room(embedded: Vocabulary) -> None:
     assert embedded.known - TOYBOX_WORDS - DETAILS == {"room"}
+
+
+def test_similar_corrects_typing_errors(embedded: Vocabulary) -> None:
+    meant = {"yelow": "yellow", "whit": "white", "rabit": "rabbit", "kiten": "cat", "sunglases": "glasses"}
+    assert {word: similar(word, embedded.known) for word in meant} == {word: [name] for word, name in meant.items()}
+    assert not any(similar(word, embedded.known) for word in ("three", "snail", "back", "hose", "fluffy"))
 
 
 def test_similar_colours(embedded: Vocabulary) -> None:

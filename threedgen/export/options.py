@@ -69,11 +69,13 @@ def material_word(prompt: str) -> str:
     """Return the first word of a prompt that names the material of the object, such as "steel"; "" if there is none.
 
     Words after "with", "wearing", "in", "and" or a preposition, such as "under", belong to a part or to another object
-    and do not count, but those after "out of" and "from" do. Neither do words after a negation, such as "without", and
-    "metal" in "metal-free".
+    and do not count, but those after "out of" and "from" and one directly after "and" do. Neither do words after a
+    negation, such as "without", and "metal" in "metal-free".
     """
     others = "|".join(sorted(PREPOSITIONS - {"out", "from"}))
-    ends = rf"(?<![\w-])(?:with|wearing|in|inside|and|{others}|without|no|not|never|w/o)(?![\w-])|\b\w+n['’]t\b"
+    adjective = rf"(?:{'|'.join(MATERIAL_WORDS)})\b"  # "a red and shiny car"
+    words = rf"with|wearing|in|inside|and(?!\s+{adjective})|{others}|without|no|not|never|w/o"
+    ends = rf"(?<![\w-])(?:{words})(?![\w-])|\b\w+n['’]t\b"
     head = re.split(ends, prompt.lower())[0]
     return next((word for word in re.findall(r"\w+(?!\w|-free)", head) if word in MATERIAL_WORDS), "")
 

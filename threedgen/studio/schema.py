@@ -171,10 +171,11 @@ def check_prompt(prompt: str, config: Any) -> Words:
     unknown, reading, used = dict(vocabulary.unknown(prompt)), vocabulary.read(complete), config.used_word(prompt)
     received = set(vocabulary.split(reading.text))
     received |= {"a", "an"} if received else set()  # an article changes with its noun
+    replaced = {word: name for typed, name in reading.replaced.items() for word in vocabulary.split(typed)}
     words = [
         Word(
             word=word,
-            known=reading.replaced.get(word, word) in received,
+            known=received.issuperset(replaced.get(word, word).split()),
             material=word == used,
             near=[] if word == used else unknown.get(word, []),
         )

@@ -12,7 +12,7 @@ from threedgen.config import ConfigError
 from threedgen.guidance.weights.tokens import Vocabulary
 from threedgen.run.prompts import EXAMPLE_ROOM, Reading
 
-from .reading import CONNECTORS, NOT_CONTENT, TOYBOX_WORDS, read_prompt
+from .reading import CONNECTORS, NOT_CONTENT, TOYBOX_WORDS, missing_object, read_prompt
 from .synonyms import SYNONYM_OF, also_called, similar
 from .world.grammar import ACCESSORIES, COLOURS, NOUNS, SIZES, article, find_nouns
 
@@ -84,7 +84,7 @@ class ToyboxPrompts:
             return
         if any(re.search(rf"(?<!\w){re.escape(word)}(?!\w)", prompt, re.IGNORECASE) for word in vocabulary.added):
             return
-        words = [word for word in vocabulary.split(prompt) if word not in reading.negated]
+        words = [word for word in vocabulary.split(prompt) if word not in " ".join(reading.negated).split()]
         near = {word: also_called(word, vocabulary.known) for word in words} | dict(vocabulary.unknown(prompt))
         nearest = {word: [n for n in names if n in self.nouns and n != word] for word, names in near.items()}
         nearest = {word: names[:1] for word, names in nearest.items() if names}
@@ -112,12 +112,13 @@ class ToyboxPrompts:
         return ""
 
     def notes(self, prompt: str) -> list[str]:
-        """Return warnings if a prompt names several objects or parts, or parts that its object does not have.
+        """Return warnings if a prompt names several objects or parts, or an object or parts that will be missing.
 
         Synonyms are first replaced by the words that the prior (diffusion model) knows. The list is empty if there is
         nothing to warn about, or if the prompt has no noun that the prior knows.
         """
-        reading = self.read(prompt)
+        reading, v = self.read(prompt), self.vocabulary
+        missing = missing_object(prompt, v.known, v.added) if v else ""
         prompt = reading.text
         known = [[noun for noun in nouns if noun in self.nouns] for nouns in _compounds(prompt)]
         compounds = [nouns for nouns in known if nouns]
@@ -131,14 +132,17 @@ class ToyboxPrompts:
         details = [word for word in dict.fromkeys(words) if word in of_object]
         own = {word for noun in objects for word in (*NOUNS[noun].parts, *NOUNS[noun].wears)}
         warnings = []
+        if missing:
+            made = f"{article(main.word)} {main.word}"
+            warnings.append(f"the object will be {made}, as this prior does not know {missing!r}")
         if len(objects) > 1:
             names = " and ".join(objects)
             warnings.append(f"the prompt names {names}; this prior knows single objects and may mix them")
-        forms = {word.replace("-", ""): name for word, name in reading.replaced.items()}  # "tea-pot" is no plural
-        plurals = " ".join(name for word, name in forms.items() if name != word not in SYNONYM_OF).split()
+        replaced = {re.sub(r"\W", "", word): name for word, name in reading.replaced.items()}  # joins "light house"
+        plurals = [name for word, name in replaced.items() if word not in {*SYNONYM_OF, name.replace(" ", "")}]
         for noun in objects:
             named = re.findall(rf"(?<!\bthe )\b{noun}\b", prompt.lower())
-            if len(named) > 1 or noun.split()[-1] in plurals:
+            if len(named) > 1 or noun in plurals:
                 warnings.append(f"the prompt names more than one {noun}; this prior makes a single one")
         if len(details) > 1:
             names = " and ".join(details)

@@ -13,9 +13,9 @@ from string import punctuation
 
 from threedgen.run.prompts import PREPOSITIONS, Reading
 
-from .synonyms import known_form
+from .synonyms import is_object, known_form
 from .world import nouns  # noqa: F401  (fills NOUNS)
-from .world.grammar import COLOURS, NOUNS, SIZES, article, find_nouns
+from .world.grammar import ACCESSORIES, COLOURS, NOUNS, SIZES, article, find_nouns
 
 ARTICLES = {"a", "an", "the"}
 ADJECTIVES = {*COLOURS, *SIZES, "toy", "3d", "two"} - {""}
@@ -24,6 +24,8 @@ WORN = {"with", "wearing", "in"}
 """Words between an object and its parts and accessories."""
 BY_SUBJECT = {"wearing", "wears", "holding", "carrying"}
 """Words in front of accessories of the main object, not of an object that was named later."""
+LINKS = {*ARTICLES, *PREPOSITIONS, *WORN, "of"}
+"""Words between an object and the next one."""
 CONNECTORS = {*JOINTS, *WORN, "of", "inside", "that", "is"}
 NOT_CONTENT = {*ARTICLES, *CONNECTORS, *ADJECTIVES, "model"}
 NEUTRAL = {"colour", "color", "coloured", "colored"}
@@ -36,8 +38,6 @@ ASKED = {"you", "we", "i"}
 """Words after "can't", "don't" and so on in a question or a request, which negates nothing."""
 STOPS = ",.;:()!?|–—•"
 """Punctuation that ends a phrase and is read as a comma. Other punctuation is left out."""
-PARTS_OF_NOUNS = {word: noun for noun in NOUNS for word in noun.split() if word not in NOUNS}
-"""Dict from a word that is known only within a noun of several words to this noun: "ice" to "ice cream"."""
 TOYBOX_WORDS = {*NOT_CONTENT, *(word for noun in NOUNS for word in noun.split())}
 
 
@@ -72,6 +72,26 @@ def read_prompt(prompt: str, known: Collection[str], added: Collection[str] = ()
         [*dict.fromkeys(word.typed for word in lost if not word.negated)],
         [word.typed for word in lost if word.negated],
     )
+
+
+def missing_object(prompt: str, known: Collection[str], added: Collection[str] = ()) -> str:
+    """Return the unknown word that names the object of a prompt, such as "monkey" in "a monkey eating a banana".
+
+    The toybox prior will make the first known noun instead. The result is "" if this noun names the object, as in "a
+    school bus" and "a pencil drawing of a dog", or if the tables of similar words lack the unknown word. The arguments
+    are those of `read_prompt`.
+    """
+    words = _read_words(prompt, known, [word.lower() for word in added])
+    found = [k for k, word in enumerate(words) if word.name in NOUNS]
+    first = found[0] if found else 0
+    for k, word in enumerate(words[:first]):
+        if word.name in WORN or word.typed in PREPOSITIONS:
+            break
+        links = {link.typed for link in words[k + 1 : first] if {link.typed, link.name} & LINKS}
+        if links and links - ARTICLES != {"of"} and not word.name and is_object(word.typed, words[first].name):
+            return word.typed
+    behind = next((word for k, word in enumerate(words) if k > first and k not in found), COMMA)
+    return behind.typed if found and not behind.name and is_object(behind.typed, words[first].name) else ""
 
 
 @dataclass
@@ -121,19 +141,26 @@ def _read_words(prompt: str, known: Collection[str], added: list[str]) -> list[_
     text = unicodedata.normalize("NFKC", prompt).lower().replace("’", "'")
     text = re.sub(r" shaped(?! (?:like|as)\b)", "-shaped", text)
     text = re.sub(r"\b(that|which|who|it)'s\b", r"\1 is", re.sub(r"\s-+\s", ", ", text))
-    spaced = " ".join(re.findall(r"[^\W_]+", text))
+    of_two_words = {noun.replace(" ", ""): noun for noun in NOUNS if " " in noun and {*noun.split()} <= {*known}}
+    only_within = {word for noun in of_two_words.values() for word in noun.split()} - NOUNS.keys()  # "ice"
+    single = {*known, *of_two_words} - only_within
+    if not re.search(r"\brooms?\b", text):
+        single.discard("two")  # only captions of rooms have it
 
     def form(word: str) -> str:
-        in_noun = word not in PARTS_OF_NOUNS or PARTS_OF_NOUNS[word] in spaced
-        single = word == "two" and not re.search(r"\brooms?\b", spaced)  # only captions of rooms have "two"
-        return (in_noun and not single and known_form(word.replace("-", ""), known)) or ""
+        name = known_form(re.sub("[ ‐-]", "", word), single) or ""
+        return of_two_words.get(name, name)
 
     tokens, words, negation, negated = list[str](), list[_Word](), "", False
     names = "".join(rf"(?<!\w){re.escape(word)}(?!\w)|" for word in sorted(added, key=len, reverse=True))
     for token in re.findall(rf"{names}w/o?(?!\w)|[^\W_]+(?:['‐-][^\W_]+)*|[^\w\s]", text):
-        parts = re.split("[‐-]", token)  # "ice-cream" is two words, "blue-eyed" is one
+        parts = re.split("[‐-]", token)  # "toy-car" is two words, "blue-eyed" is one
         compound = any(map(form, parts)) and not (form(parts[-1]) or parts[-1] in NEUTRAL)
         tokens += [token] if token in added or form(token) or parts[0] in NEGATIONS or compound else parts
+    for k in range(len(tokens) - 1, 0, -1):
+        pair = tokens[k - 1 : k + 1]  # "light house", "ice cream"
+        if "".join(pair).isalpha() and form("".join(pair)) in {*NOUNS, *ACCESSORIES} and {*pair}.isdisjoint(added):
+            tokens[k - 1 : k + 1] = [" ".join(pair)]
     for token, following in zip(tokens, [*tokens[1:], ""], strict=False):
         name = token if token in added else form(token)
         goes_on = token == "and" and form(following) not in {"", *NOT_CONTENT}  # "without wheels and windows"
