@@ -4,10 +4,9 @@
 """
 
 import atexit
-import importlib.util
+import importlib
 import os
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -30,25 +29,12 @@ __version__ = "0.1.0"
 INTERFACE_VERSION = 1
 """Version of the interfaces for plug-ins. It increases with each incompatible change of these interfaces."""
 
-_HERE = Path(__file__).resolve().parent
-
-
-def _bridge(name: str) -> None:
-    # in a checkout, imports the folder `name` beside this package; installed packages contain it
-    init = _HERE.parent / name / "__init__.py"
-    if (_HERE / name).is_dir() or not (_HERE.parent / "launch.py").is_file() or not init.is_file():
-        return
-    spec = importlib.util.spec_from_file_location(f"{__name__}.{name}", init)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"cannot load {init}")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    setattr(sys.modules[__name__], name, module)
-    spec.loader.exec_module(module)
-
-
-for _name in ("guidance", "representations"):
-    _bridge(_name)
+_CHECKOUT = Path(__file__).resolve().parents[1]
+if (_CHECKOUT / "launch.py").is_file():  # guidance and representations lie beside this package, not in it
+    __path__.append(str(_CHECKOUT))
+    importlib.import_module("threedgen.guidance")
+    importlib.import_module("threedgen.representations")
+    __path__.pop()  # the other folders are not parts of the package
 
 
 def generate(prompt: str, config: str = "mvdream-toybox", quiet: bool = False, **values: Any) -> Any:

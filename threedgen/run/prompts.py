@@ -94,13 +94,24 @@ def prompt_warnings(
         notes.append("the lines of the prompt were joined")
     reading, unknown = prior.read_prompt(text), prior.unknown_words(text)
     notes += cut_note(prior.tokens_cut(reading.text))
-    notes += unknown_words_note([(word, near) for word, near in unknown if word != used_word])
-    notes += material_note(used_word)
-    notes += reading_notes(reading, dict(unknown), takes_negative) + received_note(text, reading)
+    notes += word_notes(text, unknown, reading, used_word, takes_negative)
     notes += [*missing_words_note(text, prior.identifiers), *more]
     for note in notes:
         logger.warning("%s", note)
     return notes
+
+
+def word_notes(
+    prompt: str, unknown: Sequence[tuple[str, list[str]]], reading: Reading, used_word: str, takes_negative: bool
+) -> list[str]:
+    """Return warnings about the words of a prompt that are unknown, replaced or left out, and the prompt without them.
+
+    `unknown` are pairs (unknown word, similar known words), and `reading` is the prompt in words that the prior
+    (diffusion model) knows. `used_word` and `takes_negative` are those of `prompt_warnings`.
+    """
+    notes = unknown_words_note([(word, near) for word, near in unknown if word != used_word])
+    notes += [f"{used_word!r} sets the material of the asset"] if used_word else []
+    return notes + reading_notes(reading, dict(unknown), takes_negative) + received_note(prompt, reading)
 
 
 def missing_words_note(prompt: str, identifiers: Iterable[str]) -> list[str]:
@@ -127,11 +138,6 @@ def unknown_words_note(unknown: Sequence[tuple[str, list[str]]]) -> list[str]:
     )
     more = f" and {len(unknown) - _MAX_LISTED} more" if len(unknown) > _MAX_LISTED else ""
     return [f"this prior does not know {words}{more}; {'it is' if len(unknown) == 1 else 'they are'} ignored"]
-
-
-def material_note(word: str) -> list[str]:
-    """Return a list with a note that `word` of the prompt sets the asset's material; [] if `word` is ""."""
-    return [f"{word!r} sets the material of the asset"] if word else []
 
 
 def reading_notes(reading: Reading, unknown: Collection[str], takes_negative: bool = True) -> list[str]:

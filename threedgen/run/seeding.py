@@ -25,17 +25,15 @@ def key(seed: int, step: int, purpose: str, rank: int = 0) -> int:
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
-def generator(seed: int, step: int, purpose: str, rank: int = 0, device: torch.device | str = "cpu") -> torch.Generator:
-    """Return a torch generator that is seeded with a hash of (seed, step, purpose, rank).
+def generator(seed: int, step: int, purpose: str, rank: int = 0) -> torch.Generator:
+    """Return a torch generator on the CPU that is seeded with a hash of (seed, step, purpose, rank).
 
     `purpose` is a text such as "cameras". The same arguments give the same numbers, so use each purpose only once per
-    step. The numbers on CPU and GPU differ.
+    step.
     """
     import torch  # here, because the command line must start without it
 
-    rng = torch.Generator(device=device)
-    rng.manual_seed(key(seed, step, purpose, rank))
-    return rng
+    return torch.Generator().manual_seed(key(seed, step, purpose, rank))
 
 
 def numpy_generator(seed: int, step: int, purpose: str, rank: int = 0) -> np.random.Generator:

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from threedgen.config import load, plain, plugins, split_override, tree_hash
+from threedgen.config import load, plain, plugins, split_override
 from threedgen.config.errors import ConfigError
 from threedgen.export.options import AssetConfig
 from threedgen.run.disk import Tree
-from threedgen.run.folder import finished, slug
+from threedgen.run.folder import finished
 from threedgen.systems.batch.jobs import job as run_job
-from threedgen.systems.batch.jobs import words_of
+from threedgen.systems.batch.jobs import run_key, words_of
 from threedgen.viewer.record import read_record
 
 from .options import StudioConfig
@@ -84,7 +84,7 @@ def make_job(
         values = given | {"seed": seed} | ({} if name == CONFIG_OF["image"] else {"prompt": prompt})
         run = load(name, own, values)
         stem = prompt or next(iter(files.values())).stem
-        key = f"{Path(name).stem}-{slug(stem)[:-9][:40].strip('-')}-{seed}-{tree_hash(plain(run))[:12]}"
+        key = run_key(Path(name).stem, stem, seed, run)
     else:
         values = {"prompt": prompt, "seed": seed}
         studio = config.model_copy(update={"config": name, "overrides": tuple(own)})

@@ -8,7 +8,7 @@ from threedgen.config.errors import key_prefix
 from threedgen.config.sections import RunConfig
 from threedgen.guidance.options import PriorConfig
 from threedgen.guidance.weights.tokens import Vocabulary, prompt_reader
-from threedgen.run.prompts import material_note, reading_notes, received_note, unknown_words_note
+from threedgen.run.prompts import reading_notes, unknown_words_note, word_notes
 
 
 class PromptedConfig(RunConfig):
@@ -87,14 +87,9 @@ class PromptedConfig(RunConfig):
     def notes(self) -> list[str]:
         vocabulary, found = self.vocabulary(), [*super().notes()]
         if vocabulary is not None:
-            texts = list(dict.fromkeys(self.texts()))
-            unknown = dict(pair for text in texts for pair in vocabulary.unknown(text))
-            used = dict.fromkeys(map(self.used_word, texts))
-            readings = list(map(vocabulary.read, texts))
-            takes_negative = hasattr(self, "negative_prompt")
-            changed = [note for reading in readings for note in reading_notes(reading, unknown, takes_negative)]
-            received = received_note(texts[0], readings[0]) if len(texts) == 1 else []
-            found += unknown_words_note([pair for pair in unknown.items() if pair[0] not in used])
-            found += [note for word in used for note in material_note(word)]
-            found += dict.fromkeys([*changed, *received])
+            takes_negative, words = hasattr(self, "negative_prompt"), list[str]()
+            for text in self.texts():
+                reading = vocabulary.read(text)
+                words += word_notes(text, vocabulary.unknown(text), reading, self.used_word(text), takes_negative)
+            found += dict.fromkeys(words)
         return [*found, *(self.prompt_notes() if self.of_object else [])]

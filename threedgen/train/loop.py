@@ -26,7 +26,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from threedgen.config import registry
 from threedgen.config.errors import ConfigError, DiskFull
 from threedgen.config.sections import CheckpointConfig, LoggerConfig, TrainerConfig, is_interactive, srun_tasks
-from threedgen.run.disk import free_megabytes, make_folder, write_atomic, write_error
+from threedgen.run.disk import free_megabytes, make_folder, write_atomic, writing
 from threedgen.run.folder import CHECKPOINTS, MAX_STEPS_KEY, restore_max_steps, resume_keys
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.memory import keep_freed_memory
@@ -141,10 +141,8 @@ def fit(
 def _resume_path(
     module: System, checkpoints: Path, config: TrainingConfig, resume: bool, checkpoint_io: AtomicCheckpointIO
 ) -> Path | None:
-    try:
+    with writing(checkpoints):
         make_folder(checkpoints)
-    except OSError as error:
-        raise write_error(checkpoints, error) from None
     if not resume and any(checkpoints.glob("*.ckpt")):
         raise ConfigError(f"{checkpoints.parent} already contains a run. Resume it or choose another folder")
     found = latest(checkpoints)

@@ -60,12 +60,8 @@ def page(template: str, scripts: Sequence[str], served: bool = False, **values: 
         f"default-src 'none'; {sources}; media-src data:; "
         f"style-src '{_digest(style)}'; script-src '{_digest(script)}'; base-uri 'none'; form-action 'none'"
     )
-    return fragment(template, policy=policy, style=Markup(style), script=Markup(script), **values)
-
-
-def fragment(template: str, **values: object) -> str:
-    """Render the file `template` in `assets/` with the variables `values`; return the HTML."""
-    return _environment().get_template(template).render(**values)
+    values |= {"policy": policy, "style": Markup(style), "script": Markup(script)}
+    return _environment().get_template(template).render(values)
 
 
 def _digest(text: str) -> str:

@@ -122,6 +122,11 @@ def object_config(
         raise ConfigError(f"{method}: {error}", key) from None
 
 
+def run_key(name: str, text: str, seed: int, config: RunConfig) -> str:
+    """Return the name of a run folder: `name`, the first words of `text`, the seed, and a hash of the run's config."""
+    return f"{name}-{runs.slug(text)[:-9][:40].strip('-')}-{seed}-{tree_hash(plain(config))[:12]}"
+
+
 def job(method: str, base: RunConfig, prompt: str, seed: int) -> Job:
     """Create the job of one object.
 
@@ -131,8 +136,7 @@ def job(method: str, base: RunConfig, prompt: str, seed: int) -> Job:
     """
     config = base.model_copy(update={"prompt": prompt, "seed": seed, "out": None, "threads": None})
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(words_of(method)[0]).stem).strip("-")[:40]
-    words = runs.slug(prompt)[:-9][:40].strip("-")
-    return Job(method, prompt, seed, f"{name}-{words}-{seed}-{tree_hash(plain(config))[:12]}", config)
+    return Job(method, prompt, seed, run_key(name, prompt, seed, config), config)
 
 
 def plan(config: BatchConfig) -> list[Job]:

@@ -128,28 +128,24 @@ def write_mesh(view: FieldView, resolution: int, folder: Path, provenance: Tree,
     return {"vertices": len(mesh.vertices), "triangles": len(mesh.faces)}
 
 
-def make_asset(system: GenerateSystem, folder: Path, quiet: bool = True) -> ExportedAsset:
-    """Write the textured mesh of the object (asset) to `folder`, and return it. `quiet`: show no progress.
-
-    If the triangle budget (maximum number of triangles) is too small for the object, the smallest possible budget is
-    used. Raises ConfigError if the object cannot be exported.
-    """
-    config = system.config
-    elevations = config.camera.elevation_range
-    view = field_view(system.field, system.occupancy, config.march, system.device, elevations, system.material)
-    field = RunField(view, config, system.trainer.global_step)
-    return export(field, config.export, folder, nearest_budget=True, quiet=quiet)
-
-
 def write_asset(system: GenerateSystem, folder: Path, notes: list[str], quiet: bool = True) -> Tree:
     """Write the textured mesh to folder/asset, and return its entry for summary.json; {} after an error.
 
-    The entry is {"asset": JSON object with file, triangles of each level of detail, height and seconds}. Errors are
-    appended to `notes`, the warnings for summary.json; only a full or failed disk raises an error. `quiet`: show no
+    If the triangle budget (maximum number of triangles) is too small for the object, the smallest possible budget is
+    used. The entry is {"asset": JSON object with file, triangles of each level of detail, height and seconds}. Errors
+    are appended to `notes`, the warnings for summary.json; only a full or failed disk raises an error. `quiet`: show no
     progress.
     """
+    config = system.config
     retry = f" ({command('--config', 'export', f'run={folder}')} tries again)"
-    return try_asset(lambda: make_asset(system, folder / FOLDER, quiet), folder, notes, retry)
+
+    def make() -> ExportedAsset:
+        elevations = config.camera.elevation_range
+        view = field_view(system.field, system.occupancy, config.march, system.device, elevations, system.material)
+        field = RunField(view, config, system.trainer.global_step)
+        return export(field, config.export, folder / FOLDER, nearest_budget=True, quiet=quiet)
+
+    return try_asset(make, folder, notes, retry)
 
 
 def try_asset(make: Callable[[], ExportedAsset], folder: Path, notes: list[str], retry: str = "") -> Tree:

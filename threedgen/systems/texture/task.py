@@ -66,36 +66,32 @@ def texture_sides(task: Task, rig: SidesConfig) -> None:
     config: TextureConfig = task.config
     found = read_views(config, rig)
     source, mesh, notes = read_mesh(config)
-    views = found if isinstance(found, MeshViews) else None
+    views, sides = found if isinstance(found, MeshViews) else None, meshes.six_sides(rig.size)
     if isinstance(found, PosedPhotos):
         views, more = place_photos(found, mesh, source.frame)
         notes += more
     else:
-        for note in room_warning(mesh.vertices, mesh.faces, meshes.six_sides(rig.size)):
+        for note in room_warning(mesh.vertices, mesh.faces, sides):
             notes.append(note)
             logger.warning("%s", note)
         if views is not None:
             check_sides(views, mesh, source.frame)
-    maps, files = meshes.control_maps(mesh, meshes.six_sides(rig.size)), list[str]()
+    maps, files = meshes.control_maps(mesh, sides), list[str]()
     with writing(task.folder):
         write_png(task.folder / PREVIEW, grid(meshes.preview(mesh, SHEET_SIZE), 3, meshes.SIDES))
         for side, both in zip(meshes.SIDES, maps.permute(0, 2, 3, 1), strict=True):
             write_png(task.folder / "maps" / "position" / f"{side}.png", both[..., :3])
             write_png(task.folder / "maps" / "normal" / f"{side}.png", both[..., 3:])
         if config.samples:
-            model, size = task.load_prior(compact=True).compact(), rig.size
+            model = task.load_prior(compact=True).compact()
 
             def synchronise(views: Tensor) -> Tensor:
-                texels = min(config.texture, SYNC_TEXELS * size)
-                at = meshes.six_sides(size)
-                return render_consistent(mesh, texels, MeshViews(views.numpy(), at).blend, at, views)
+                texels = min(config.texture, SYNC_TEXELS * rig.size)
+                return render_consistent(mesh, texels, MeshViews(views.numpy(), sides).blend, sides, views)
 
             sync, keys = ViewSync(config.synchronise, synchronise), ("rig.size", "rig.size")
-            images, prompt_notes = sample_views(task, model, meshes.six_sides(size), maps, keys, sync)
-            views, files = (
-                MeshViews(images.numpy(), meshes.six_sides(size)),
-                write_views(task.folder, images, meshes.SIDES),
-            )
+            images, prompt_notes = sample_views(task, model, sides, maps, keys, sync)
+            views, files = MeshViews(images.numpy(), sides), write_views(task.folder, images, meshes.SIDES)
             notes += prompt_notes
         figures: Tree = {"triangles": len(mesh.faces)}
         if views is not None:
