@@ -32,7 +32,7 @@ def extent(image: np.ndarray) -> tuple[int, int, int, int]:
 
 
 def test_subject_on_paper_is_centred_on_grey(tmp_path: Path) -> None:
-    (image,) = photos.read([save(tmp_path / "a.png", on_paper())], 64, fill=0.75)
+    (image,) = photos.read([save(tmp_path / "a.png", on_paper())], 64)
     assert image.shape == (64, 64, 3) and image.dtype == np.uint8
     assert np.abs(image[[0, 0, -1, -1], [0, -1, 0, -1]].astype(int) - 128).max() <= 1
     top, bottom, left, right = extent(image)
@@ -47,7 +47,7 @@ def test_alpha_channel_separates_the_subject(tmp_path: Path) -> None:
     photo[..., :3] = GREEN
     photo[10:40, 10:40, 3] = 255
     photo[20:30, 20:30, 3] = 128
-    (image,) = photos.read([save(tmp_path / "a.png", photo)], 40, fill=0.75)
+    (image,) = photos.read([save(tmp_path / "a.png", photo)], 40)
     top, bottom, left, right = extent(image)
     assert abs((bottom - top + 1) - 30) <= 2 and abs((right - left + 1) - 30) <= 2
     assert np.abs(image[20, 20].astype(int) - (np.add(GREEN, 128) / 2)).max() <= 4

@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 MIN_PHOTOS, MAX_PHOTOS = 2, 100  # minimum and maximum number of photos
 GREY = 0.5  # background of the returned images, in [0, 1]
+SUBJECT_SHARE = 0.75  # longer side of the subject's bounding box, as a fraction of the side of the returned images
 
 
 def find(paths: Sequence[str]) -> list[Path]:
@@ -73,29 +74,27 @@ def _images(folder: Path) -> list[Path]:
     return found
 
 
-def read(
-    files: Sequence[Path], size: int, fill: float = 0.75, opacity: Callable[[Array], Array] = foreground_mask
-) -> Array:
+def read(files: Sequence[Path], size: int, opacity: Callable[[Array], Array] = foreground_mask) -> Array:
     """Read N photos as square images (N, size, size, 3), uint8, with the subject centred on neutral grey.
 
-    Raises ConfigError if a photo is unreadable or has no subject.
+    The longer side of the subject's bounding box is 75 % (`SUBJECT_SHARE`) of the side of the image. Raises ConfigError
+    if a photo is unreadable or has no subject.
 
     Args:
         files: paths of the photos.
         size: side of the returned images in pixels.
-        fill: longer side of the subject's bounding box in the result, as fraction of the image side.
         opacity: function from the pixels (H, W, 3), float32 in [0, 1], of a photo to the mask (H, W) of its subject, in
             [0, 1]. If a photo has transparent pixels, its alpha channel is the mask instead. If the mask is 1
             everywhere, no background was found, and the photo is cropped to its middle square.
     """
-    return np.stack([_centre_subject(_load(path), path, size, fill, opacity) for path in files])
+    return np.stack([_centre_subject(_load(path), path, size, opacity) for path in files])
 
 
 def _load(path: Path) -> Image.Image:
     return load_image(path, key="photos", max_side=WORKING_SIZE)
 
 
-def _centre_subject(image: Image.Image, path: Path, size: int, fill: float, opacity: Callable[[Array], Array]) -> Array:
+def _centre_subject(image: Image.Image, path: Path, size: int, opacity: Callable[[Array], Array]) -> Array:
     rgb = np.asarray(image.convert("RGB"), np.float32) / 255
     alpha: Array = np.ones(rgb.shape[:2])
     if image.mode == "RGBA":
@@ -110,7 +109,7 @@ def _centre_subject(image: Image.Image, path: Path, size: int, fill: float, opac
         centre, side = (height / 2, width / 2), float(min(height, width))
     else:
         centre = float(rows[0] + rows[-1] + 1) / 2, float(columns[0] + columns[-1] + 1) / 2
-        side = (1 + float(max(rows[-1] - rows[0], columns[-1] - columns[0]))) / fill
+        side = (1 + float(max(rows[-1] - rows[0], columns[-1] - columns[0]))) / SUBJECT_SHARE
     on_grey = rgb * alpha[..., None] + GREY * (1 - alpha[..., None])
     top, left = centre[0] - side / 2, centre[1] - side / 2
     margin = int(np.ceil(max(0, -top, -left, top + side - height, left + side - width)))

@@ -60,16 +60,13 @@ class Instance(SceneFiles):
             load_image(path)
 
 
-def open_instance(
-    folder: Path | str, up: Literal["z", "y"] = "z", min_views: int = 2, allow_gaps: bool = False
-) -> Instance:
+def open_instance(folder: Path | str, up: Literal["z", "y"] = "z", min_views: int = 2) -> Instance:
     """Open a scene folder: read and check poses, intrinsics and image headers, but not the pixels.
 
     `up` is the up axis of the world of the poses; a y-up world is rotated to z-up. Raises ConfigError if a file is
-    missing or invalid, if there are fewer than `min_views` views, or if the file numbers have gaps and `allow_gaps` is
-    False.
+    missing or invalid, or if there are fewer than `min_views` views.
     """
-    scene = read_scene(folder, min_views, allow_gaps)
+    scene = read_scene(folder, min_views)
     c2w = opencv_axes(torch.from_numpy(scene.poses).double())
     c2w = opengl_to_blender(c2w) if up == "y" else c2w
     projection = Projection(torch.from_numpy(scene.K).float())

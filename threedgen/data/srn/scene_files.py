@@ -123,18 +123,16 @@ class SceneFiles:
         return tuple(range(len(self)))
 
 
-def read_scene(folder: Path | str, min_views: int = 2, allow_gaps: bool = False) -> SceneFiles:
+def read_scene(folder: Path | str, min_views: int = 2) -> SceneFiles:
     """Read and check the image headers, poses and intrinsics of a scene folder.
 
     Raises:
-        ConfigError: there are fewer than `min_views` views, images without poses, poses without images, gaps in the
-            file numbers (unless `allow_gaps` is True), different image sizes, intrinsics for another image size, or
-            poses that are not rigid; or all cameras are at one position.
+        ConfigError: there are fewer than `min_views` views, images without poses, poses without images, different
+            image sizes, intrinsics for another image size, or poses that are not rigid; or all cameras are at one
+            position.
     """
     folder = Path(folder)
     files = image_files(folder, min_views)
-    if not allow_gaps:
-        _check_numbers(folder, [file.stem for file in files])
     height, width = _common_size(files)
     names = [file.stem for file in files]
     K, inverse = read_intrinsics(folder, names, height, width)
@@ -178,16 +176,7 @@ def read_pose(path: Path) -> Array:
     return pose
 
 
-def _check_numbers(folder: Path, names: list[str]) -> None:
-    numbers = [int(name) for name in names if name.isdecimal()]
-    missing = set(range(min(numbers, default=0), max(numbers, default=0))) - set(numbers)
-    if len(numbers) == len(names) and missing:
-        first = folder / "rgb" / f"{min(missing):0{len(names[0])}d}.png"
-        raise ConfigError(f"{first} is missing, and its pose. Number the views without gaps.")
-
-
 def _common_size(files: Sequence[Path]) -> tuple[int, int]:
-
     sizes = []
     for path in files:
         sizes.append(image_shape(path))

@@ -77,7 +77,7 @@ class FolderSamplerConfig(Config):
             if posed_source(scene):
                 read_posed(scene)
             else:
-                read_scene(scene, MIN_VIEWS, allow_gaps=True)
+                read_scene(scene, MIN_VIEWS)
 
     def folders(self) -> list[Path]:
         """Return the paths of all scenes at ``path``: scene folders of both layouts, or one transforms.json.
@@ -136,7 +136,7 @@ class PosedScenesConfig(Config):
             if posed_source(scene):
                 read_posed(scene)
             else:
-                condition_and_targets(read_scene(scene, MIN_VIEWS, allow_gaps=True), self.condition)
+                condition_and_targets(read_scene(scene, MIN_VIEWS), self.condition)
 
     def folders(self) -> list[Path]:
         from threedgen.data.posed.reader import posed_scenes

@@ -70,11 +70,11 @@ def open_scene(path: Path, config: FolderSamplerConfig | PosedScenesConfig) -> F
 
     `path` is a transforms.json, a folder of photos with poses, or a folder in the layout of the SRN archives (rgb/,
     pose/, intrinsics.txt). `config` states the maximum size and the pose convention of photos (`size`, `poses`), and
-    the up axis of an SRN scene (`up`). The file numbers of an SRN scene may have gaps only for a FolderSamplerConfig.
+    the up axis of an SRN scene (`up`).
     """
     if posed_source(path):
         return open_photo_scene(path, config.size or PHOTO_SIZE, config.poses)
-    instance = open_instance(path, config.up, MIN_VIEWS, allow_gaps=isinstance(config, FolderSamplerConfig))
+    instance = open_instance(path, config.up, MIN_VIEWS)
     instance.verify()
     return FolderScene(instance)
 

@@ -129,7 +129,7 @@ def colour_disagreement(means: Sequence[np.ndarray | None], missing: float) -> f
     return float(np.mean(pairs))
 
 
-def mottle(views: np.ndarray, masks: np.ndarray, seed: int = 0) -> float | None:
+def mottle(views: np.ndarray, masks: np.ndarray) -> float | None:
     """Measure how patchy the colours of an object are; None for fewer than 4 (`PALETTE`) foreground pixels.
 
     The value is the mean distance from a foreground pixel to the nearest of 4 colours in the (a, b) plane of Lab. The
@@ -140,12 +140,12 @@ def mottle(views: np.ndarray, masks: np.ndarray, seed: int = 0) -> float | None:
     pixels = views[inner]
     if len(pixels) < PALETTE:
         return None
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     ab = rgb2lab(pixels[rng.integers(len(pixels), size=MOTTLE_PIXELS)][None])[0][:, 1:]
     best = np.inf
     for attempt in range(4):
         with warnings.catch_warnings(), np.errstate(invalid="ignore"):  # fewer colours than the palette has
             warnings.simplefilter("ignore")
-            palette, nearest = kmeans2(ab, PALETTE, minit="++", rng=np.random.default_rng([seed, attempt]))
+            palette, nearest = kmeans2(ab, PALETTE, minit="++", rng=np.random.default_rng([0, attempt]))
         best = min(best, float(np.linalg.norm(ab - palette[nearest], axis=1).mean()))
     return best

@@ -170,6 +170,10 @@ def mean_estimate(values: Values, rng: np.random.Generator | None = None, resamp
     return estimate(mean(values), bootstrap(values, rng, resamples))
 
 
+def median_estimate(values: Values) -> Estimate:
+    return estimate(median(values), bootstrap(values, statistic=np.median))
+
+
 def paired_differences(
     ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]], names: Collection[str]
 ) -> list[dict[str, float | None]]:

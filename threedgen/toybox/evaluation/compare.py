@@ -22,15 +22,7 @@ import numpy as np
 from threedgen.config import registry
 from threedgen.config.plain_file import read_json
 from threedgen.evaluation.metrics.distributions import colour_disagreement, foreground_means
-from threedgen.evaluation.metrics.figures import (
-    Json,
-    bootstrap,
-    estimate,
-    mean_estimate,
-    median,
-    paired_differences,
-    proportion,
-)
+from threedgen.evaluation.metrics.figures import Json, mean_estimate, median_estimate, paired_differences, proportion
 from threedgen.evaluation.report import figure_table, rounded, write_report, write_strips
 from threedgen.evaluation.runner import Evaluation, cached_json, cached_views, evaluation_task
 from threedgen.export.renders import field_renderer
@@ -49,7 +41,7 @@ from threedgen.train.task import Stopped, Task
 
 from .fidelity import distances, roughness, surface
 from .held_out import held_out_cases
-from .judging import judge_views
+from .judging import Verdict, judge_views
 from .options import Compare3DConfig
 from .prior_score import chance_distance, foreground_masks
 from .probe import Probe
@@ -165,7 +157,7 @@ class Comparison(Evaluation[Compare3DConfig, tuple[str, Job], Row]):
         config, field, occupancy, checkpoint = load_field(folder, path=path)
         view = field_view(field, occupancy, config.march, "cpu", material=registry.build("material", config.material))
         found = surface(view, self.cameras.c2w.numpy(), self.fov, SIZE, config.result.mesh_resolution)
-        answers = judge_views(self.probe, views, self.cases[prompt].spec, self.azimuth, vote=True).answers
+        answers = self._judge(prompt, views).answers
         figures: Json = {key: answers.get(key) for key in JUDGED}
         figures |= {
             "roughness": None if found is None else found.roughness,
@@ -175,9 +167,12 @@ class Comparison(Evaluation[Compare3DConfig, tuple[str, Job], Row]):
         }
         return rounded(figures)
 
+    def _judge(self, prompt: str, views: Array) -> Verdict:
+        return judge_views(self.probe, views, self.cases[prompt].spec, self.azimuth, vote=True)
+
     def _no_object(self, prompt: str) -> tuple[Json, Array]:
         views = np.full((VIEWS, SIZE, SIZE, 3), round(255 * BACKGROUND), np.uint8)
-        verdict = judge_views(self.probe, views, self.cases[prompt].spec, self.azimuth, vote=True).all_wrong()
+        verdict = self._judge(prompt, views).all_wrong()
         return dict.fromkeys(HEADS) | {key: verdict.answers.get(key) for key in JUDGED}, views
 
     def report(self, rows: list[Row]) -> None:
@@ -190,7 +185,7 @@ class Comparison(Evaluation[Compare3DConfig, tuple[str, Job], Row]):
 object are judged by the probe. Differences are from the first variant, mean over prompts."""
         ]
         rows_of = {label: [row for row in rows if row.label == label] for label in labels}
-        truth = {"true objects": self.true_objects()}
+        truth = {"true objects": self.summary(self.budgets[0], self.true_rows())}
         for budget in self.budgets:
             table = {label: self.summary(budget, mine) for label, mine in rows_of.items()}
             first = [row.found[budget] for row in rows_of[labels[0]]]
@@ -222,47 +217,38 @@ object are judged by the probe. Differences are from the first variant, mean ove
           of objects that are right, by the probe (image classifier); "hits", their number; "total", the number of
           judged objects.
         - "disagreement" (Lab distance between the colours of views), "step", "seconds" (length of the training so far):
-          "mean", over the objects.
+          "mean", over the objects. The last two are missing for ground-truth objects, which are not trained.
         - "roughness" (mean angle between normals of neighbouring pixels, degrees): "mean", here the median over the
           objects.
         - "fid", only for two or more objects: "mean", the FID to ground-truth views of the prompts.
         """
         found = [row.found[budget] for row in rows]
         table: Json = {key: proportion([one.get(key) for one in found]).plain() for key in JUDGED}
-        rough = [one["roughness"] for one in found]
-        table["roughness"] = estimate(median(rough), bootstrap(rough, statistic=np.median))
-        table |= {key: mean_estimate([one[key] for one in found]) for key in MEASURED if key != "roughness"}
+        table["roughness"] = median_estimate([one["roughness"] for one in found])
+        table |= {
+            key: mean_estimate([one[key] for one in found])
+            for key in MEASURED
+            if key != "roughness" and key in found[0]
+        }
         if len(rows) > 1:
             truth = [to_uint8(self.truth[row.prompt][0].rgb) for row in rows]
             own = [row.views[budget] for row in rows]
-            table["fid"] = self.fid(own, truth)
+            table["fid"] = distances(self.probe, own, truth, truth)["fid"]
         return table
 
-    def true_objects(self) -> Json:
-        """Return metrics of ground-truth objects, for comparison with those of generated objects from `summary`.
+    def true_rows(self) -> list[Row]:
+        """Measure a ground-truth object of each prompt like a generated one, but without "step" and "seconds".
 
-        Each prompt has two ground-truth objects, A and B. The objects B are measured like generated ones. "fid" is
-        their FID to the objects A, as it is for generated objects. The result is a dict from metric, such as "noun" or
-        "fid", to a dict with its value and 95 % interval, as that of `summary`. "step" and "seconds" are missing,
-        because ground-truth objects are not trained.
+        Each prompt has two ground-truth objects. The second one is measured here, and `summary` compares its views with
+        those of the first one, as it does for generated objects.
         """
-        pairs = list(self.truth.values())
-        verdicts: list[Json] = [
-            judge_views(self.probe, second.rgb, self.cases[caption].spec, self.azimuth, vote=True).answers
-            for caption, (_, second) in self.truth.items()
-        ]
-        table: Json = {key: proportion([one.get(key) for one in verdicts]).plain() for key in JUDGED}
-        rough = [roughness(second.normal, second.mask) for _, second in pairs]
-        table["roughness"] = estimate(median(rough), bootstrap(rough, statistic=np.median))
-        colours = [colour_disagreement(self._colours(second.rgb), self.chance_distance) for _, second in pairs]
-        table["disagreement"] = mean_estimate(colours)
-        if len(pairs) > 1:
-            table["fid"] = self.fid(*([to_uint8(pair[k].rgb) for pair in pairs] for k in (1, 0)))
-        return table
-
-    def fid(self, views: Sequence[Array], truth: Sequence[Array]) -> Json:
-        found = distances(self.probe, views, truth, truth)
-        return estimate(found["fid"], found["fid_interval"])
+        rows, budget = [], self.budgets[0]
+        for prompt, (_, second) in self.truth.items():
+            found: Json = {**self._judge(prompt, second.rgb).answers}
+            found["roughness"] = roughness(second.normal, second.mask)
+            found["disagreement"] = colour_disagreement(self._colours(second.rgb), self.chance_distance)
+            rows.append(Row("true objects", prompt, {budget: found}, {budget: to_uint8(second.rgb)}))
+        return rows
 
 
 def differences(ours: Sequence[Json], theirs: Sequence[Json]) -> Json:

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from threedgen.evaluation.metrics.distributions import distance_functions
-from threedgen.evaluation.metrics.figures import Estimate, Json, bootstrap, jackknife_estimate, median
-from threedgen.evaluation.report import markdown_table
+from threedgen.evaluation.metrics.figures import Estimate, Json, jackknife_estimate, median_estimate
+from threedgen.evaluation.report import format_estimate, markdown_table
 from threedgen.export.shape.from_field import MAX_HALF_LIGHT_DEPTH, FieldView, field_surface, half_light_depth
 from threedgen.export.shape.opacity import EmptyField
 from threedgen.geometry.raster import rasterise
@@ -41,27 +41,20 @@ def features(probe: Probe, objects: Views) -> Array:
     return np.concatenate(rows)
 
 
-def distances(probe: Probe, results: Views, truth: Views, other: Views) -> Json:
+def distances(probe: Probe, results: Views, truth: Views, other: Views) -> dict[str, Estimate]:
     """Return "fid" and "kid" between views of generated objects ``results`` and of ground-truth objects ``truth``.
 
-    The result also has "floor_fid" and "floor_kid" between ``truth`` and other ground-truth objects ``other``. Entries
-    such as "fid_interval" are 95 % jackknife intervals over objects: [low, high], or None for one object. ``results``,
-    ``truth`` and ``other`` have images (V, H, W, 3) of each object, uint8 or floats in [0, 1].
+    The result also has "floor_fid" and "floor_kid" between ``truth`` and other ground-truth objects ``other``. Each
+    metric is a dict with the value under "mean", and its 95 % jackknife interval over objects under "low" and "high";
+    these are None for one object. ``results``, ``truth`` and ``other`` have images (V, H, W, 3) of each object, uint8
+    or floats in [0, 1].
     """
     ours, first, second = (np.split(features(probe, views), len(views)) for views in (results, truth, other))
-    found, half = Json(), sum(map(len, first)) // 2
-    for prefix, rows in (("", ours), ("floor_", second)):
-        for name, figure in distance_functions(rows, first, 50, half).items():
-            estimated = jackknife_estimate(figure, len(first), GROUPS)
-            found[f"{prefix}{name}"] = estimated["mean"]
-            found[f"{prefix}{name}_interval"] = interval(estimated)
-    return found
-
-
-def interval(figure: Estimate) -> list[float] | None:
-    """Return the values [low, high] of ``figure``, a dict with "mean", "low" and "high"; None if either is None."""
-    low, high = figure["low"], figure["high"]
-    return None if low is None or high is None else [low, high]
+    return {
+        f"{prefix}{name}": jackknife_estimate(figure, len(first), GROUPS)
+        for prefix, rows in (("", ours), ("floor_", second))
+        for name, figure in distance_functions(rows, first, 50, sum(map(len, first)) // 2).items()
+    }
 
 
 def roughness(normal: Array, mask: Array) -> float | None:
@@ -119,9 +112,9 @@ def surface(view: FieldView, c2w: Array, fov: float, size: int, resolution: int)
 def surface_figures(surfaces: Sequence[Surface | None], truth: Sequence[float | None]) -> Json:
     """Summarise the surfaces of generated objects as JSON, compared with ground-truth objects.
 
-    The result has the medians "roughness" of the surfaces and "floor_roughness" of ground-truth objects in degrees,
-    their 95 % bootstrap intervals ("roughness_interval", "floor_roughness_interval": (low, high) or None), and the
-    numbers of generated objects that are "translucent" and that are "without_surface".
+    The result has the medians "roughness" of the surfaces and "floor_roughness" of ground-truth objects in degrees:
+    each a dict with the median under "mean", and its 95 % bootstrap interval under "low" and "high", which may be None.
+    It also has the numbers of generated objects that are "translucent" and that are "without_surface".
 
     Args:
         surfaces: measurements of each generated object: roughness, the mean angle between normals of neighbouring
@@ -129,10 +122,9 @@ def surface_figures(surfaces: Sequence[Surface | None], truth: Sequence[float | 
         truth: roughness of each ground-truth object, degrees; None: unknown.
     """
     found = [one for one in surfaces if one is not None]
-    values = {"roughness": [one.roughness for one in found], "floor_roughness": list(truth)}
     return {
-        **{key: median(each) for key, each in values.items()},
-        **{f"{key}_interval": bootstrap(each, statistic=np.median) for key, each in values.items()},
+        "roughness": median_estimate([one.roughness for one in found]),
+        "floor_roughness": median_estimate(truth),
         "translucent": sum(one.translucent for one in found),
         "without_surface": len(surfaces) - len(found),
     }
@@ -151,18 +143,14 @@ def fidelity_table(figures: Json) -> str:
     """Return a Markdown table of the metrics of generated objects, beside those of ground-truth objects.
 
     ``figures`` has the metrics "fid", "kid", "roughness" (angle between normals of neighbouring pixels, degrees) and
-    "mottle" (Lab distance of the colours from a palette of four colours, high for patchy surfaces), their values for
-    ground-truth objects ("floor_fid", ...), and 95 % intervals of both ("fid_interval", "floor_fid_interval", ...),
-    which are written in brackets. It also has the numbers of "translucent" objects and of those "without_surface".
-    Missing metrics have no row.
+    "mottle" (Lab distance of the colours from a palette of four colours, high for patchy surfaces), and their values
+    for ground-truth objects ("floor_fid", ...): dicts with the value under "mean", and its 95 % interval, which is
+    written in brackets, under "low" and "high". It also has the numbers of "translucent" objects and of those
+    "without_surface". Missing metrics have no row.
     """
-
-    def cell(key: str) -> str:
-        if (value := figures.get(key)) is None:
-            return "-"
-        limits = figures.get(f"{key}_interval")
-        return f"{value:.3g}" + (f" ({limits[0]:.3g} - {limits[1]:.3g})" if limits else "")
-
-    rows = [[name, cell(key), cell(f"floor_{key}")] for key, name in NAMES.items() if key in figures]
+    shown = {key: name for key, name in NAMES.items() if key in figures}
+    rows = [
+        [name, format_estimate(figures[key]), format_estimate(figures[f"floor_{key}"])] for key, name in shown.items()
+    ]
     rows += [[name, str(figures[key]), "0"] for key, name in COUNTS.items() if key in figures]
     return markdown_table(["distance", "measured", "other true objects"], rows)

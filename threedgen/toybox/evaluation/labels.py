@@ -10,7 +10,7 @@ from torch import Tensor
 from threedgen.evaluation.corruption import rough, two_fronted
 from threedgen.evaluation.metrics.figures import Json
 from threedgen.run.arrays import Array
-from threedgen.toybox.world.grammar import COLOURS, NOUNS, SIZES, Spec
+from threedgen.toybox.world.grammar import COLOURS, NOUNS, Spec, sample_size
 from threedgen.toybox.world.primitives import Asset
 from threedgen.toybox.world.toybox import Toybox, View, toybox_mesh
 
@@ -184,8 +184,7 @@ class ProbeToybox(Toybox):
         words = noun.wears if noun.wears and draw < 0.5 else noun.parts if draw < 0.85 else ()
         part = words[int(rng.integers(len(words)))] if words else ""
         colour, part_colour = (colours[int(rng.integers(len(colours)))] for _ in range(2))
-        size = list(SIZES)[1 + int(rng.integers(len(SIZES) - 1))] if rng.random() < 0.25 else ""
-        return Spec(noun.word, colour, size, part, part_colour if part else ""), 0
+        return Spec(noun.word, colour, sample_size(rng), part, part_colour if part else ""), 0
 
 
 # --- corrupted samples ---------------------------------------------------------------------------------------------

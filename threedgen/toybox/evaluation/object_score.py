@@ -19,7 +19,7 @@ from threedgen.config import ConfigError
 from threedgen.config.errors import OutOfMemory
 from threedgen.evaluation.existing import read_existing
 from threedgen.evaluation.metrics.distributions import mottle
-from threedgen.evaluation.metrics.figures import Json, bootstrap, mean, median
+from threedgen.evaluation.metrics.figures import Json, mean_estimate, median
 from threedgen.evaluation.report import thumbnails
 from threedgen.evaluation.runner import Evaluation, evaluation_task
 from threedgen.export.run_field import load_run_field
@@ -145,8 +145,8 @@ class Objects3D(Evaluation[Evaluate3DConfig, int, MeasuredObject]):
         fidelity = surface_figures([row.surface for row in rows], [row.true_roughness for row in rows])
         if self.existing is not None:  # existing views have no surfaces to judge
             del fidelity["translucent"], fidelity["without_surface"]
-        for key, values in {"mottle": [r.mottle for r in rows], "floor_mottle": [r.true_mottle for r in rows]}.items():
-            fidelity |= {key: mean(values), f"{key}_interval": bootstrap(values)}
+        fidelity["mottle"] = mean_estimate([row.mottle for row in rows])
+        fidelity["floor_mottle"] = mean_estimate([row.true_mottle for row in rows])
         own: list[Json] = [
             {"folder": place, "seconds": row.seconds, "mottle": row.mottle}
             for place, row in zip(self.places, rows, strict=True)

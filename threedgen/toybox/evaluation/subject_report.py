@@ -7,7 +7,16 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from threedgen.evaluation.metrics.figures import Json, Proportion, bootstrap, median, proportion_of_groups
+from threedgen.evaluation.metrics.figures import (
+    Estimate,
+    Json,
+    Proportion,
+    bootstrap,
+    estimate,
+    mean_estimate,
+    median,
+    proportion_of_groups,
+)
 from threedgen.evaluation.report import format_estimate, format_rate, markdown_table
 
 NAMES = {"l1": "preservation L1", "l2": "preservation L2", "images": "class images", "lora": "LoRA", "none": "none"}
@@ -42,11 +51,11 @@ def compare(rows: Rows, key: str) -> Json:
             change of the weights), such as "l1-0.8".
 
     Returns:
+        The first five values are dicts with the mean under "mean", and its 95 % interval over subjects under "low" and
+        "high"; these are None for a single subject.
         "identity": mean similarity of the tuned priors' samples for prompts of the subject to true views of the
             subject.
-        "identity_interval": its 95 % interval (low, high) over subjects; None for a single subject.
-        "identity_gain": difference in "identity", tuned minus base. This and the next three values are tuples (mean,
-            low, high) with the 95 % interval over subjects.
+        "identity_gain": difference in "identity", tuned minus base.
         "own_change": difference in the share of right answers of the probe (an image classifier), tuned minus base. The
             tuned priors get the prompts of the subject.
         "class_change": the same difference, but the tuned priors get the prompts of the class.
@@ -59,17 +68,17 @@ def compare(rows: Rows, key: str) -> Json:
     """
     tuned, base = ([row["found"][name] for row in rows] for name in (key, "base"))
 
-    def difference(ours: Sequence[Sequence[float]], name: str) -> tuple[float, float, float]:
+    def difference(ours: Sequence[Sequence[float]], name: str) -> Estimate:
         theirs = [found[name] for found in base]
-        return mean_difference([np.mean(a) - np.mean(b) for a, b in zip(ours, theirs, strict=True)])
+        return mean_estimate([np.mean(a) - np.mean(b) for a, b in zip(ours, theirs, strict=True)])
 
     def correct(name: str) -> Json:
         return proportion_of_groups([answer[name] for answer in found["answers"]] for found in tuned).plain()
 
+    identity = [found["identity"] for found in tuned]
     return {
-        "identity": float(np.mean([found["identity"] for found in tuned])),
-        "identity_interval": bootstrap([float(np.mean(found["identity"])) for found in tuned]),
-        "identity_gain": difference([found["identity"] for found in tuned], "identity"),
+        "identity": estimate(float(np.mean(identity)), bootstrap([float(np.mean(own)) for own in identity])),
+        "identity_gain": difference(identity, "identity"),
         "own_change": difference([found["scores"] for found in tuned], "scores"),
         "class_change": difference([found["class"]["scores"] for found in tuned], "scores"),
         "held_out_change": difference([found["held_out"] for found in tuned], "held_out"),
@@ -79,25 +88,17 @@ def compare(rows: Rows, key: str) -> Json:
     }
 
 
-def mean_difference(differences: Sequence[float]) -> tuple[float, float, float]:
-    """Return (mean, low, high): the mean and its 95 % bootstrap interval. They are equal for one difference."""
-    value = float(np.mean(differences))
-    return value, *(bootstrap(differences) or (value, value))
-
-
 def table(figures: Mapping[str, Json]) -> str:
-    def interval(found: Sequence[float], scale: float, digits: int) -> str:
-        value, low, high = (f"{scale * one:+.{digits}f}" for one in found)
-        return f"{value} ({low} to {high})"
+    def difference(found: Estimate, scale: float, digits: int) -> str:
+        value, *limits = (f"{scale * one:+.{digits}f}" for one in found.values() if one is not None)
+        return f"{value} ({' to '.join(limits)})" if limits else value
 
     heads = ["", "identity", "more than the base", "sides in order", "accessory in its colour",
              "its prompts, points", "class prompts, points", "held-out prompts, points", "seconds"]  # fmt: skip
     rows = []
     for key, found in figures.items():
-        low, high = found["identity_interval"] or (None, None)
-        identity = format_estimate({"mean": found["identity"], "low": low, "high": high})
-        cells = [row_name(key), identity, interval(found["identity_gain"], 1, 3)]
+        cells = [row_name(key), format_estimate(found["identity"]), difference(found["identity_gain"], 1, 3)]
         cells += [format_rate(Proportion.of(found[name])) for name in ("order", "bound")]
-        cells += [interval(found[name], 100, 1) for name in ("own_change", "class_change", "held_out_change")]
+        cells += [difference(found[name], 100, 1) for name in ("own_change", "class_change", "held_out_change")]
         rows.append([*cells, "-" if found["seconds"] is None else f"{found['seconds']:.0f}"])
     return markdown_table(heads, rows)

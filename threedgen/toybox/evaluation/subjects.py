@@ -25,8 +25,8 @@ from torch import Tensor
 
 from threedgen.config import registry
 from threedgen.evaluation import runner
-from threedgen.evaluation.metrics.figures import Json
-from threedgen.evaluation.report import write_report
+from threedgen.evaluation.metrics.figures import Json, mean_estimate
+from threedgen.evaluation.report import format_estimate, write_report
 from threedgen.geometry.image_file import load_image
 from threedgen.geometry.images import grid, write_png
 from threedgen.guidance.prior import Prior
@@ -49,7 +49,7 @@ from .identity import ToyboxIdentity, similarity
 from .judging import Verdict, judge_views
 from .options import EvaluateSubjectsConfig, load_task
 from .probe import Probe
-from .subject_report import Rows, compare, mean_difference, row_key, row_name, table
+from .subject_report import Rows, compare, row_key, row_name, table
 
 KEYS = ("noun", "colour", "bound", "order")
 """Keys of the probe's answers that count in the score of a sample, which is the share of correct answers."""
@@ -223,12 +223,12 @@ class Subjects(runner.Evaluation[EvaluateSubjectsConfig, int, Json]):
     def report(self, rows: list[Json]) -> None:
         config = self.config
         figures = {key: compare(rows, key) for key in (row_key(*row) for row in config.rows)}
-        base, low, high = mean_difference([np.mean(row["found"]["base"]["identity"]) for row in rows])
+        base = mean_estimate([np.mean(row["found"]["base"]["identity"]) for row in rows])
         text = f"""# Subjects
 
 {len(rows)} toybox subjects, {PHOTOS} photos each, {len(ACCESSORIES_WORN)} prompts, four views, DDIM
 {config.steps} steps, guidance {config.guidance_scale:g}, seed {config.seed}. Identity is the mean cosine to the
-subject's true views; that of the base prior, with the noun as prompt, is {base:.3f} ({low:.3f} to {high:.3f}).
+subject's true views; that of the base prior, with the noun as prompt, is {format_estimate(base)}.
 Differences are tuned minus base with the same noise and cameras. 95 % intervals are bootstraps over subjects. A score
 is the share of the probe's correct answers: for prompts of the subject (compared with the base's for the class), of
 the class, and held-out ones.
@@ -236,7 +236,9 @@ the class, and held-out ones.
 {table(figures)}
 """
         write_png(self.folder / "sheet.png", sheet(config, self.folder / "subjects", rows))
-        write_report(self.task, "report", {"base_identity": base, "compared": figures, "subjects": list(rows)}, text)
+        write_report(
+            self.task, "report", {"base_identity": base["mean"], "compared": figures, "subjects": list(rows)}, text
+        )
 
 
 def tuning_config(config: EvaluateSubjectsConfig, folder: Path, method: str, noun: str) -> MVDreamBoothConfig:

@@ -155,6 +155,11 @@ def sample_colour(rng: np.random.Generator) -> str:
     return list(COLOURS)[int(rng.integers(len(COLOURS)))]
 
 
+def sample_size(rng: np.random.Generator) -> str:
+    """Sample a size word with the probability 0.25, else return ""."""
+    return list(SIZES)[1 + int(rng.integers(len(SIZES) - 1))] if rng.random() < 0.25 else ""
+
+
 def article(word: str) -> str:
     return "an" if word[0] in "aeiou" else "a"
 
@@ -233,7 +238,7 @@ def sample_spec(rng: np.random.Generator) -> Spec:
     """
     entry = NOUNS[list(NOUNS)[int(rng.integers(len(NOUNS)))]]
     colour = sample_colour(rng) if rng.random() < 0.9 else ""
-    size = list(SIZES)[1 + int(rng.integers(len(SIZES) - 1))] if rng.random() < 0.25 else ""
+    size = sample_size(rng)
     options = entry.parts + entry.wears
     part, part_colour = "", ""
     if options and rng.random() < 0.6:

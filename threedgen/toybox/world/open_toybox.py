@@ -85,7 +85,7 @@ def sample_detailed_spec(rng: np.random.Generator) -> grammar.Spec:
     The specification may be held out of training.
     """
     entry = grammar.NOUNS[list(grammar.NOUNS)[int(rng.integers(len(grammar.NOUNS)))]]
-    size = list(grammar.SIZES)[1 + int(rng.integers(len(grammar.SIZES) - 1))] if rng.random() < 0.25 else ""
+    size = grammar.sample_size(rng)
     words = list[str]()
     for _ in range(int(rng.choice(len(DETAIL_COUNT), p=DETAIL_COUNT))):
         free = [word for word in entry.parts + entry.wears if not any(conflicts(word, other) for other in words)]

@@ -198,16 +198,14 @@ def random_solids(rng: np.random.Generator, index: int = -1) -> Asset:
     return Asset(builder.finish(rng.uniform(0.6, 1.0)), index=index)
 
 
-def render_azimuths(
-    asset: Asset, azimuths: Sequence[float], size: int, elevation: float = 15.0, with_gbuffer: bool = False
-) -> RenderResult:
-    """Render V views of an object from ``azimuths`` (V,) and one ``elevation``, both in degrees.
+def render_azimuths(asset: Asset, azimuths: Sequence[float], size: int, with_gbuffer: bool = False) -> RenderResult:
+    """Render V views of an object from ``azimuths`` (V,) in degrees, and the elevation 15 degrees.
 
     Azimuth 0 shows the front. The background is grey (0.5). The cameras have a field of view of 40 degrees and the
     distance 0.95 / tan(20 degrees) from the origin. ``size`` is the side of an image in pixels. ``with_gbuffer`` adds
     mask, depth, normals and labels.
     """
-    return render_orbit(asset, np.deg2rad(np.asarray(azimuths, float)), np.deg2rad(elevation), size, with_gbuffer)
+    return render_orbit(asset, np.deg2rad(np.asarray(azimuths, float)), np.deg2rad(15.0), size, with_gbuffer)
 
 
 def render_orbit(
