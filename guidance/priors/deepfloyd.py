@@ -3,7 +3,6 @@
 DeepFloyd IF is a cascade. The prior is its first stage; the super-resolution models that follow are not used.
 """
 
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -99,6 +98,7 @@ class DeepFloyd(Prior):
                 fp32).
         """
         self.unet_folder, self.text_folder, self.tokenizer, self.schedule = unet, text_encoder, tokenizer, schedule
+        self._unet: torch.nn.Module | None = None
         self.unet_config = read_config(unet)
         self.image_size = image_size or int(self.unet_config["sample_size"])
         self.factor = 1
@@ -107,10 +107,16 @@ class DeepFloyd(Prior):
         self.precision = dtype
         self.to(device)
 
-    @cached_property
+    @property
     def unet(self) -> torch.nn.Module:
-        unet = components.build_network("unet", *components.read_part(self.unet_folder), self.dtype)
-        return torch.nn.Module.to(unet, self.device, self.dtype)
+        if self._unet is None:
+            unet = components.build_network("unet", *components.read_part(self.unet_folder), self.dtype)
+            self._unet = torch.nn.Module.to(unet, self.device, self.dtype)
+        return self._unet
+
+    @unet.setter
+    def unet(self, network: torch.nn.Module) -> None:
+        self._unet = network
 
     @property
     def networks(self) -> dict[str, torch.nn.Module]:
@@ -126,8 +132,8 @@ class DeepFloyd(Prior):
         self.device = torch.device(device)
         self.schedule = self.schedule.to(self.device)
         self.dtype = compute_dtype(self.precision, self.device)
-        if "unet" in vars(self):  # it is loaded
-            torch.nn.Module.to(self.unet, self.device, self.dtype)
+        if self._unet is not None:
+            torch.nn.Module.to(self._unet, self.device, self.dtype)
         self.half_weights = self.device.type in GPUS
         return self
 

@@ -113,7 +113,7 @@ def test_deepfloyd_holds_its_text_encoder_or_its_unet_but_not_both(monkeypatch: 
     monkeypatch.setattr(deepfloyd, "read_text_encoder", reading)
     prior = pixels()
     prior.encode_prompt(["a dog"])
-    assert [encoder() for encoder in made] == [None] and "unet" not in vars(prior)
+    assert [encoder() for encoder in made] == [None] and prior._unet is None
     assert prior.unet is prior.networks["unet"]
     assert not any(parameter.requires_grad for parameter in prior.unet.parameters())
     run = config.load("dreamfusion-if", ["prompt=a dog", f"prior.weights={folders() / 'if'}"])
