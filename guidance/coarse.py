@@ -161,7 +161,7 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
         """
         return self.encoder(latents, camera_harmonics(camera))
 
-    def fit_code(self, code: Tensor, text: Tensor, latents: Tensor, camera: Tensor, steps: int = FIT_STEPS) -> Tensor:
+    def fit_code(self, code: Tensor, text: Tensor, latents: Tensor, camera: Tensor) -> Tensor:
         """Optimise the object codes of B objects, so that the predictions fit known views; return the new codes (B, D).
 
         Adam lowers the squared error of the predictions for the known views, plus a penalty on the change of the code.
@@ -171,7 +171,6 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
             text: text embeddings (B, L, D), one caption per object.
             latents: clean latents (B, V, C, h, h) of V known views per object.
             camera: camera vectors (B, V, 16) of the known views.
-            steps: number of Adam steps.
         """
         views, count = latents.flatten(0, 1).float(), latents.shape[1]
         text, poses = text.repeat_interleave(count, 0), camera.flatten(0, 1)
@@ -179,7 +178,7 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
         with torch.enable_grad():
             found = start.clone().requires_grad_()
             optimiser = torch.optim.Adam([found], FIT_RATE)
-            for _ in range(steps):
+            for _ in range(FIT_STEPS):
                 predicted = self(text, poses, found.repeat_interleave(count, 0), count).float()
                 error = len(start) * F.mse_loss(predicted, views)
                 error = error + FIT_PENALTY * (found - start).square().mean(1).sum()

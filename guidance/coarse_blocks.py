@@ -3,6 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+GROUPS = 8  # of the group norms
+
 
 class Block(nn.Module):
     """Residual block: cross-attention to a text, then two convolutions with kernels of side 3.
@@ -18,7 +20,6 @@ class Block(nn.Module):
         text_width: int,
         heads: int,
         width: int,
-        groups: int = 8,
         conv: type[nn.Conv2d] | type[nn.Conv3d] = nn.Conv2d,
         attend: bool = True,
     ) -> None:
@@ -29,18 +30,17 @@ class Block(nn.Module):
             text_width: features D per token of the text.
             heads: number of attention heads.
             width: length of the feature vector from which scale and shift are computed.
-            groups: groups of the group norms.
             conv: nn.Conv2d for feature maps, nn.Conv3d for volumes.
             attend: whether the block has cross-attention.
         """
         super().__init__()
         self.heads, self.attend = heads, attend
         if attend:
-            self.norm_words = nn.GroupNorm(groups, channels)
+            self.norm_words = nn.GroupNorm(GROUPS, channels)
             self.query = nn.Linear(channels, channels)
             self.key_value = nn.Linear(text_width, 2 * channels)
             self.words = nn.Linear(channels, channels)
-        self.norm = nn.GroupNorm(groups, channels)
+        self.norm = nn.GroupNorm(GROUPS, channels)
         self.first = conv(channels, channels, 3, padding=1)
         self.second = conv(channels, channels, 3, padding=1)
         nn.init.zeros_(self.second.weight)

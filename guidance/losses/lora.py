@@ -25,7 +25,7 @@ POSE = 16
 class LoRA(nn.Module):
     """Trainable matrices `down` and `up` of low rank for linear layers and convolutions of a UNet.
 
-    A layer with weights W then returns W x + scale up(down(x)), plus its bias. `up` starts at zero. For a convolution,
+    A layer with weights W then returns W x + up(down(x)), plus its bias. `up` starts at zero. For a convolution,
     `down` has the layer's kernel size and `up` is 1 x 1.
     """
 
@@ -34,7 +34,6 @@ class LoRA(nn.Module):
         unet: nn.Module,
         rank: int = 4,
         generator: torch.Generator | None = None,
-        scale: float = 1.0,
         std: Callable[[int], float] | None = None,
         targets: tuple[str, ...] = ATTENTION,
     ) -> None:
@@ -43,7 +42,6 @@ class LoRA(nn.Module):
         Args:
             unet: network whose layers the matrices fit. It is not changed here; `attach` applies the matrices to it.
             generator: CPU random generator of the initial `down`; None: torch's global generator.
-            scale: factor of the LoRA's output in each layer.
             std: function from a layer's fan-in (input channels times kernel area) to the initial standard deviation of
                 `down`; None: 1 / rank.
             targets: name endings of the linear and convolution layers that get matrices.
@@ -56,7 +54,7 @@ class LoRA(nn.Module):
         layers: dict[str, Any] = {n: m for n, m in unet.named_modules() if n.endswith(targets) and isinstance(m, kinds)}
         if not layers:
             raise ConfigError("a LoRA needs attention layers of a UNet, and this network has none")
-        self.names, self.scale = tuple(layers), scale
+        self.names = tuple(layers)
         sizes = [m.weight.shape for m in layers.values()]
         self.down = nn.ParameterList(
             _normal((rank, *size[1:]), 1 / rank if std is None else std(size[1:].numel()), generator) for size in sizes
@@ -66,7 +64,7 @@ class LoRA(nn.Module):
     def attach(self, unet: nn.Module) -> list[RemovableHandle]:
         """Apply the LoRA to `unet` by forward hooks, until the caller removes the returned handles."""
         return [
-            unet.get_submodule(name).register_forward_hook(partial(_add, down, up, self.scale))
+            unet.get_submodule(name).register_forward_hook(partial(_add, down, up))
             for name, down, up in zip(self.names, self.down, self.up, strict=True)
         ]
 
@@ -111,13 +109,13 @@ class PosedLoRA(LoRA):
             yield
 
 
-def _add(down: Tensor, up: Tensor, scale: float, module: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> Tensor:
+def _add(down: Tensor, up: Tensor, module: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> Tensor:
     x, layer = inputs[0].to(down.dtype), cast(Any, module)
     if down.ndim == 2:
         added = F.linear(F.linear(x, down), up)
     else:
         added = F.conv2d(F.conv2d(x, down, None, layer.stride, layer.padding), up[..., None, None])
-    return out + (scale * added).to(out.dtype)
+    return out + added.to(out.dtype)
 
 
 def _normal(shape: tuple[int, ...], std: float, generator: torch.Generator | None) -> Tensor:

@@ -17,7 +17,7 @@ from threedgen.guidance.sampling import fresh_noise
 from threedgen.run.memory import to_device
 
 from .lora import PosedLoRA
-from .sds import Distillation, Logs, NoisyLatents, RenderedViews
+from .sds import Distillation, Logs, NoisyLatents, RenderedViews, sds_direction
 
 POSE_DROPOUT = 0.1
 """Probability that a training step of the LoRA gets zeros instead of camera poses."""
@@ -72,8 +72,7 @@ class VSD(Distillation):
     def direction(self, latents: NoisyLatents, condition: Condition, step: int) -> Tensor:
         x, t = latents.x, latents.t
         eps_lora = self.schedule.eps_from_output(x, self.lora_output(x, t, condition), t)
-        _, sigma = self.schedule.alpha_sigma(t, latents.z)
-        return sigma**2 * (latents.eps - eps_lora)
+        return sds_direction(latents._replace(eps_ref=eps_lora), self.schedule)
 
     def lora_loss(self, z: Tensor, condition: Condition, generator: torch.Generator) -> Tensor:
         """Compute the training loss of the LoRA on clean latents `z` (B, C, h, w) of the renders: a scalar.

@@ -56,8 +56,6 @@ class MVDream(LatentDiffusion):
         return super().sample_code(text, generator, similar_to) if self.uses_coarse_predictor else text
 
     def coarse_latents(self, text: Tensor, c2w: Tensor | None, text_guidance: bool = True) -> Tensor | None:
-        if (
-            c2w is None or not self.uses_coarse_predictor
-        ):  # without a camera the prediction is the mean over all cameras
+        if c2w is None or not self.uses_coarse_predictor:  # without a camera: the mean over all cameras
             return None
         return self.predict_coarse(text, c2w, text_guidance)

@@ -91,9 +91,7 @@ def fuse_lora(prior: LatentDiffusion, lora: LoraFile) -> None:
                 pipe.load_lora_into_unet(state, None, pipe.unet)
             else:
                 pipe.load_lora_into_text_encoder(state, None, pipe.components[prefix], prefix=prefix)
-    except (
-        Exception
-    ) as error:  # a ValueError of `to_peft_tensors`, and what diffusers raises for other tensors: anything
+    except Exception as error:  # a ValueError of `to_peft_tensors`; diffusers raises anything for other tensors
         problem = str(error) if isinstance(error, ValueError) else one_line(error)
         base, ours = base_model_name(tensors, metadata), named_base(pipe.unet.config["cross_attention_dim"])
         problem = f"{path}, a LoRA of {base}, does not fit this prior, {ours}: {printable(problem)}"

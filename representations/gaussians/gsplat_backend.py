@@ -13,7 +13,6 @@ def composite(splats: ProjectedSplats, height: int, width: int) -> Tensor:
     columns, rows = -(-width // TILE), -(-height // TILE)
     _, keys, order = isect_tiles(splats.means, splats.extents.ceil().int(), splats.depths, TILE, columns, rows)
     offsets = isect_offset_encode(keys, len(splats.means), columns, rows)
-    inputs = (part.contiguous() for part in splats[:4])
-    means, conics, opacities, values = inputs
+    means, conics, opacities, values = (part.contiguous() for part in splats[:4])
     colours, alphas = rasterize_to_pixels(means, conics, values, opacities, width, height, TILE, offsets, order)
     return torch.cat([colours, alphas], dim=-1)

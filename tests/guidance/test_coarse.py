@@ -68,7 +68,6 @@ def test_fitted_codes_predict_known_views_better() -> None:
     assert (errors(found) < 0.8 * errors(start)).all()
     alone = coarse.fit_code(start[1:], text[1:], z[1:, :2], camera[1:, :2])
     torch.testing.assert_close(alone, found[1:], atol=1e-4, rtol=1e-3, msg="objects are separate")
-    assert torch.equal(coarse.fit_code(start, text, z, camera, steps=0), start)
     assert all(parameter.grad is None for parameter in coarse.parameters())
 
 

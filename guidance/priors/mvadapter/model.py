@@ -205,10 +205,8 @@ class MVAdapter(LatentDiffusion):
             reference: features of R reference images by layer name, from `reference_features`, where R divides B. Each
                 image serves B / R consecutive views. None: no image.
         """
-        base_t, text = (
-            t if self.base_timesteps is None else self.base_timesteps.to(t.device)[t],
-            self.split_text(text)[0],
-        )
+        base_t = t if self.base_timesteps is None else self.base_timesteps.to(t.device)[t]
+        text = self.split_text(text)[0]
         if self.adapted is None:
             return super().network(x, base_t, text)
         with self.autocast():

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from threedgen.geometry import warp
+from threedgen.guidance.options import MIN_OVERLAP
 
 UNKNOWN_DEPTH = 1e6
 """Depth in metres that is assumed for a key if its depth, or the depth of the query, is unknown."""
@@ -170,7 +171,9 @@ class DepthGeometry(Geometry):
     image of the other. A view without such a partner attends to the previous and the next view, if they exist.
     """
 
-    def __init__(self, depth: Tensor, c2w: Tensor, K: Tensor, overlap: float = 0.3, as_released: bool = True) -> None:
+    def __init__(
+        self, depth: Tensor, c2w: Tensor, K: Tensor, overlap: float = MIN_OVERLAP, as_released: bool = True
+    ) -> None:
         """Store the depth and the cameras of F views, and compute which views overlap.
 
         Args:
@@ -222,7 +225,7 @@ def token_pixels(height: int, width: int, scale: int) -> Tensor:
     return warp.pixel_grid(height, width).flatten(0, 1) * scale + scale // 2
 
 
-def overlap_neighbours(overlap: Tensor, minimum: float = 0.3) -> list[list[int]]:
+def overlap_neighbours(overlap: Tensor, minimum: float) -> list[list[int]]:
     """Return for each of F views the list of indices of the views that it attends to.
 
     View i attends to the views j with overlap[i, j] > `minimum`; if there are none, to i - 1 and i + 1, if they exist.

@@ -190,14 +190,14 @@ def difference(unet: UNet2DConditionModel, lora: LoRA | None) -> dict[str, Tenso
     """Return the tensors in which a fine-tuned UNet differs from its 2D model, by their names in weight files.
 
     "unet.conv_in.weight" and "unet.conv_in.bias" are the first convolution of `unet`, which may have additional input
-    channels. "lora.LAYER.down" and "lora.LAYER.up" are the two matrices of `lora` for each layer that it changes; `up`
-    is multiplied by the LoRA's scale. If `lora` is None, the result has only the first convolution.
+    channels. "lora.LAYER.down" and "lora.LAYER.up" are the two matrices of `lora` for each layer that it changes. If
+    `lora` is None, the result has only the first convolution.
     """
     state = unet.state_dict()
     found = {f"unet.{name}": state[name] for name in FIRST}
     if lora is not None:
         for name, down, up in zip(lora.names, lora.down, lora.up, strict=True):
-            found |= {f"{LORA}{name}.down": down.detach(), f"{LORA}{name}.up": lora.scale * up.detach()}
+            found |= {f"{LORA}{name}.down": down.detach(), f"{LORA}{name}.up": up.detach()}
     return found
 
 
@@ -214,7 +214,7 @@ def load_difference(unet: UNet2DConditionModel, lora: LoRA, tensors: Mapping[str
         unet.conv_in.load_state_dict({name.rpartition(".")[2]: tensors[f"unet.{name}"] for name in FIRST})
         for name, down, up in zip(lora.names, lora.down, lora.up, strict=True):
             down.copy_(tensors[f"{LORA}{name}.down"])
-            up.copy_(tensors[f"{LORA}{name}.up"] / lora.scale)
+            up.copy_(tensors[f"{LORA}{name}.up"])
 
 
 def merge(unet: UNet2DConditionModel, tensors: Mapping[str, Tensor]) -> None:

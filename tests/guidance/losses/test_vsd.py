@@ -61,13 +61,13 @@ def test_posed_lora_starts_as_prior_and_is_removed_after_use(prior: MVDream) -> 
 
 
 def test_lora_output_equals_merged_weights(prior: MVDream) -> None:
-    lora = LoRA(prior.unet, 8, cpu(), scale=0.5)
+    lora = LoRA(prior.unet, 8, cpu())
     assert torch.cat([p.flatten() for p in lora.down]).std().item() == pytest.approx(1 / 8, rel=0.1)
     with torch.no_grad():
         for k, up in enumerate(lora.up):
             up.copy_(torch.randn(up.shape, generator=cpu(k)))
     x, layer = torch.randn(5, lora.down[0].shape[1], generator=cpu()), prior.unet.get_submodule(lora.names[0])
-    merged = torch.nn.functional.linear(x, layer.weight + 0.5 * lora.up[0] @ lora.down[0], layer.bias)
+    merged = torch.nn.functional.linear(x, layer.weight + lora.up[0] @ lora.down[0], layer.bias)
     handles = lora.attach(prior.unet)
     try:
         torch.testing.assert_close(layer(x), merged, atol=1e-4, rtol=1e-4)

@@ -140,7 +140,7 @@ class DreamBoothSystem(DenoisingSystem):
             prior.unet.requires_grad_(False)
             # the standard deviation of torch's own linear layers, as in peft
             rng = generator(self.seed, 0, "lora")
-            lora = LoRA(prior.unet, LORA_RANK, rng, 1.0, lambda width: (3 * width) ** -0.5)
+            lora = LoRA(prior.unet, LORA_RANK, rng, lambda width: (3 * width) ** -0.5)
             self.lora = lora.to(prior.device)  # the first sheet is sampled before Lightning moves this module
             self.lora.attach(prior.unet)
         else:
@@ -241,7 +241,7 @@ class DreamBoothSystem(DenoisingSystem):
         """
         card = {"identifier": self.config.identifier, "prompt": self.config.prompt, "base": self.base}
         if self.lora is not None:
-            card |= {"kind": "lora", "scale": repr(self.lora.scale)}
+            card |= {"kind": "lora", "scale": "1.0"}
             changes = subject_weights.low_rank(self.lora.names, self.lora.down, self.lora.up)
         else:
             card["kind"] = "difference"

@@ -139,4 +139,4 @@ def test_depth_relation_of_turned_camera() -> None:
 def test_overlap_neighbours_fall_back_to_order() -> None:
     overlap = torch.tensor([[1, 0.4, 0, 0.1], [0.4, 1, 0.3, 0], [0, 0.3, 1, 0], [0.1, 0, 0, 1]])
     assert overlap_neighbours(overlap, 0.3) == [[1], [0], [1, 3], [2]]
-    assert overlap_neighbours(torch.ones(1, 1)) == [[]]
+    assert overlap_neighbours(torch.ones(1, 1), 0.3) == [[]]
