@@ -236,10 +236,10 @@ def build_from_tensors(make: Callable[[], Module], tensors: Mapping[str, Tensor]
 def replaced_folder(folder: Path, label: str) -> Iterator[Path]:
     """Replace the model in `folder`: yield a temporary folder to write into, whose files replace the old ones on exit.
 
-    On exit, SHA256SUMS is also written. Entries of `folder` that its old SHA256SUMS does not list and the new model
-    does not have, such as README.md or .git, stay. `label` is the name of a file that every saved model of this kind
-    has, such as "model_index.json". Raises ConfigError, and changes nothing, if `folder` has files but none with this
-    name: it is then a folder of another kind.
+    On exit, SHA256SUMS is also written. Entries of `folder` that neither its old SHA256SUMS and model_index.json list
+    nor the new model has, such as README.md or .git, stay. `label` is the name of a file that every saved model of this
+    kind has, such as "model_index.json". Raises ConfigError, and changes nothing, if `folder` has files but none with
+    this name: it is then a folder of another kind.
     """
     exists = folder.exists() and (folder.is_file() or any(folder.iterdir()))
     if exists and not (folder / label).is_file():

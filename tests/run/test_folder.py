@@ -88,11 +88,13 @@ def test_other_data_gets_another_default_folder(toy: Path, monkeypatch: pytest.M
     first, _ = runs.open_run(loaded(), "toy")
     model = type(first)
     monkeypatch.setattr(model, "changeable_on_resume", ("seed",), raising=False)
+    assert runs.open_run(loaded("seed=1"), "toy")[0].out == f"{first.out}-2"
+    monkeypatch.setattr(model, "shares_default_folder", True, raising=False)
     assert runs.open_run(loaded("seed=1"), "toy")[0].out == first.out
     monkeypatch.setattr(model, "changeable_on_resume", (), raising=False)
     monkeypatch.setattr(model, "movable_inputs", ("seed",), raising=False)
     (Path(first.out) / "mesh.glb").touch()
-    assert runs.open_run(loaded("seed=2"), "toy")[0].out == f"{first.out}-2"
+    assert runs.open_run(loaded("seed=2"), "toy")[0].out != first.out
     with refused(None, "another config"):
         runs.open_run(loaded("seed=2", f"out={first.out}"), "toy")
     assert runs.reopen(first.out, ["seed=2"])[0].seed == 2

@@ -105,6 +105,7 @@ def test_notes_warn_of_several_objects_or_details(prompt: str, names: list[str],
         ("a pencil drawing of a dog", "", ""),
         ("a pirate captain on a ship", "", ""),
         ("a dog statue", "", ""),
+        ("a robot stands on a table", "", ""),
         ("in the kitchen, a dog", "", ""),
     ],
 )

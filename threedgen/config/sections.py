@@ -194,7 +194,8 @@ class LoggerConfig(Config):
             require(self.name, f"name: {self.name}", "set logger=csv")
         online = self.name == "wandb" and os.environ.get("WANDB_MODE", "online") == "online"
         netrc = os.environ.get("NETRC"), "~/.netrc", "~/_netrc"  # `wandb login` writes it
-        logged_in = os.environ.get("WANDB_API_KEY") or any(Path(p).expanduser().exists() for p in netrc if p)
+        files = [*(Path(place).expanduser() for place in netrc if place), Path("wandb/settings")]  # `wandb offline`
+        logged_in = os.environ.get("WANDB_API_KEY") or any(file.exists() for file in files)
         if online and not logged_in and not sys.stdin.isatty():
             advice = "Set WANDB_MODE=offline, and use `wandb sync` later, or set WANDB_API_KEY"
             raise ConfigError(f"is not logged in. {advice}, or run `wandb login`", "name", self.name)
@@ -242,6 +243,7 @@ class RunConfig(TaskConfig):
     """
 
     changeable_on_resume: ClassVar[tuple[str, ...]] = ()
+    shares_default_folder: ClassVar[bool] = False  # without `out`, also of runs whose `changeable_on_resume` differ
     movable_inputs: ClassVar[tuple[str, ...]] = ()  # paths that --resume may change, as checkpoints have their hashes
 
     seed: int = Field(

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field
 
 from threedgen.config import Config
+from threedgen.config.errors import key_prefix
 from threedgen.config.optional import require
 from threedgen.config.registry import Component
 from threedgen.config.sections import RunConfig
@@ -54,6 +55,10 @@ class SamplingConfig(RunConfig):
         if self.existing is not None:
             existing_folder(self.existing, "existing")
         RunConfig.check(self.without_unused_sections())
+        prior: Any = getattr(self, "prior", None)
+        if self.existing is None and prior is not None:
+            with key_prefix("prior"):
+                prior.check_sampling()
 
     def without_unused_sections(self) -> Self:
         return self if self.existing is None else self.model_copy(update={"prior": None})

@@ -17,14 +17,16 @@ import shutil
 import unicodedata
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import reduce
 from itertools import count
+from operator import getitem
 from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
 from pydantic import BaseModel
 
-from threedgen.config import COMMAND_LINE, dump, help, load, plain, shipped, yaml_text
+from threedgen.config import COMMAND_LINE, help, load, plain, shipped, yaml_text
 from threedgen.config.command import command
 from threedgen.config.errors import ConfigError, short
 from threedgen.config.plain_file import read_json, read_text
@@ -160,14 +162,15 @@ def config_name(path: Path) -> str:
 
 def _own_folder(config: BaseModel, config_name: str) -> Path:
     # outputs/CONFIG/SLUG, where SLUG is made from the prompt or the name of the mesh file, with -2, -3, ... if
-    # this folder belongs to another run. Runs with equal numbers of steps whose configs differ at most in keys that may
-    # change on resume share a folder. The folder of a run that failed without results is reused.
+    # this folder belongs to another run. Runs with equal configs and numbers of steps share a folder, those of a batch
+    # also with other `changeable_on_resume`. The folder of a run that failed without results is reused.
     prompt, mesh = getattr(config, "prompt", None), getattr(config, "mesh", None)
     if isinstance(mesh, str) and not str(prompt or "").strip():
         prompt = Path(mesh).stem
     name = slug(prompt) if isinstance(prompt, str) else NAME_WITHOUT_PROMPT
     parent = ROOT / (re.sub(r"[^A-Za-z0-9_-]+", "-", config_name).strip("-")[:60] or "config")
     expected = plain(config)
+    changeable = getattr(config, "changeable_on_resume", ()) if getattr(config, "shares_default_folder", False) else ()
     for number in count(1):
         folder = parent / (name if number == 1 else f"{name}-{number}")
         with suppress(ConfigError):
@@ -178,7 +181,7 @@ def _own_folder(config: BaseModel, config_name: str) -> Path:
             if stored is None:
                 continue
             same_steps = flat(stored).get(MAX_STEPS_KEY) == flat(expected).get(MAX_STEPS_KEY)
-            if same_steps and not differences(stored, expected, getattr(config, "changeable_on_resume", ())):
+            if same_steps and not differences(stored, expected, changeable):
                 break
     return folder
 
@@ -191,13 +194,13 @@ def choose_folder(config: BaseModel, config_name: str) -> tuple[Path, Tree | Non
     name is usable if its folder
 
     - has no results (files that `has_results` counts), and no run that is still running or was killed, or
-    - has a run whose config.yaml equals `config` apart from keys that may change on resume: `NEUTRAL_KEYS`, such as out
-      and threads, and `config.changeable_on_resume`. trainer.max_steps is one of these keys, but must be equal here:
-      another number of steps gets another folder.
+    - has a run whose config.yaml equals `config` apart from `NEUTRAL_KEYS`, such as out and threads, and with
+      `config.shares_default_folder` also apart from `config.changeable_on_resume`. trainer.max_steps is one of these
+      keys, but must be equal here: another number of steps gets another folder.
 
-    In the folder, given or not, a run is resumed if its config.yaml equals `config` apart from these keys, here
-    including trainer.max_steps. Otherwise the run is new. An old config.yaml will then be replaced, but results never
-    are.
+    In the folder, given or not, a run is resumed if its config.yaml equals `config` apart from keys that may change on
+    resume: `NEUTRAL_KEYS`, here including trainer.max_steps, and `config.changeable_on_resume`. Otherwise the run is
+    new. An old config.yaml will then be replaced, but results never are.
 
     Returns:
         The folder, and the content of its config.yaml as nested dicts if the run in it is resumed, None if the run is
@@ -347,22 +350,28 @@ def write_config(folder: Path, config: BaseModel, config_name: str = "") -> None
 
     The key `out` is written as null, so that the folder can be moved.
     """
+    _write_config(folder, plain(config), config_name)
+
+
+def _write_config(folder: Path, tree: Tree, config_name: str) -> None:
     first = f"# {' '.join(config_name.split())}\n" if config_name else ""
     with writing(folder):
-        write_atomic(folder / CONFIG, first + dump(config.model_copy(update={"out": None})))
+        write_atomic(folder / CONFIG, first + yaml_text.write(tree | {"out": None}))
 
 
-def restore_max_steps(folder: Path, config: Any, old_config: str) -> None:
-    """Set trainer.max_steps in `folder`/config.yaml back to that of `old_config`, after a refused resume.
+def restore_keys(folder: Path, config: Any, old_config: str, keys: Iterable[str]) -> None:
+    """Set `keys`, such as trainer.max_steps, in `folder`/config.yaml to their old values, after a refused resume.
 
     `config` is the refused config of the run, and `old_config` the YAML text of the config in its checkpoint. Nothing
-    is written if the file does not exist or `old_config` has no such key.
+    is written if the file does not exist or `old_config` has none of the keys.
     """
-    max_steps = flat(yaml_text.parse(old_config, "the config in the checkpoint")).get(MAX_STEPS_KEY)
-    if max_steps is not None and (folder / CONFIG).is_file():
-        trainer = config.trainer.model_copy(update={"max_steps": max_steps})
-        name = stored_config_name((folder / CONFIG).read_text(encoding="utf-8"))
-        write_config(folder, config.model_copy(update={"trainer": trainer}), name)
+    before, tree = flat(yaml_text.parse(old_config, "the config in the checkpoint")), plain(config)
+    found = [key for key in keys if key in before]
+    for key in found:
+        *sections, last = key.split(".")
+        reduce(getitem, sections, tree)[last] = before[key]
+    if found and (folder / CONFIG).is_file():
+        _write_config(folder, tree, stored_config_name((folder / CONFIG).read_text(encoding="utf-8")))
 
 
 def stored_config_name(text: str) -> str:

@@ -91,7 +91,10 @@ def missing_object(prompt: str, known: Collection[str], added: Collection[str] =
         if links and links - ARTICLES != {"of"} and not word.name and is_object(word.typed, words[first].name):
             return word.typed
     behind = next((word for k, word in enumerate(words) if k > first and k not in found), COMMA)
-    return behind.typed if found and not behind.name and is_object(behind.typed, words[first].name) else ""
+    is_verb = behind.typed.endswith("s")  # "a robot stands": nouns behind a noun are mostly singular
+    if not found or behind.name or is_verb or not is_object(behind.typed, words[first].name):
+        return ""
+    return behind.typed
 
 
 @dataclass

@@ -27,7 +27,7 @@ from threedgen.config import registry
 from threedgen.config.errors import ConfigError, DiskFull
 from threedgen.config.sections import CheckpointConfig, LoggerConfig, TrainerConfig, is_interactive, srun_tasks
 from threedgen.run.disk import free_megabytes, make_folder, write_atomic, writing
-from threedgen.run.folder import CHECKPOINTS, MAX_STEPS_KEY, restore_max_steps, resume_keys
+from threedgen.run.folder import CHECKPOINTS, MAX_STEPS_KEY, restore_keys, resume_keys
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.memory import keep_freed_memory
 from threedgen.run.options import is_rank_zero
@@ -150,12 +150,16 @@ def _resume_path(
         return None
     path, checkpoint = found
     check_config(checkpoint, module.config_yaml, resume_keys(config))
-    check_weights(checkpoint, module.weights)
-    if (done := checkpoint["global_step"]) > (max_steps := config.trainer.max_steps):
+    try:
+        check_weights(checkpoint, module.weights)
+        if (done := checkpoint["global_step"]) > (max_steps := config.trainer.max_steps):
+            problem = f"{checkpoints.parent} already has {done} steps. Set at least {done}, or choose another folder"
+            raise ConfigError(problem, MAX_STEPS_KEY, str(max_steps))
+    except ConfigError:
         if is_rank_zero():
-            restore_max_steps(checkpoints.parent, config, checkpoint.get(CONFIG_KEY, ""))
-        problem = f"{checkpoints.parent} already has {done} steps. Set at least {done}, or choose another folder"
-        raise ConfigError(problem, MAX_STEPS_KEY, str(max_steps))
+            keys = (MAX_STEPS_KEY, *getattr(config, "movable_inputs", ()))
+            restore_keys(checkpoints.parent, config, checkpoint.get(CONFIG_KEY, ""), keys)
+        raise
     module.resize(checkpoint["state_dict"])
     check_architecture(checkpoint["state_dict"], module.state_dict(), "the checkpoint")
     checkpoint_io.checkpoint = checkpoint

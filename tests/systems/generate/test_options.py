@@ -109,13 +109,26 @@ def test_generate_raises_for_a_failed_run(tmp_path: Path, monkeypatch: pytest.Mo
     ("status", "error"), [(Status.INTERRUPTED, KeyboardInterrupt), (Status.TERMINATED, SystemExit)]
 )
 def test_stopped_run_ends_a_loop_over_runs(status: Status, error: type, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(generate_run, "run_status", lambda *more: status)
+    steps: int | None = None
+
+    def stopped(options: GenerateConfig, *more: Any) -> Status:
+        if steps is not None:  # the results were written
+            (tmp_path / "run" / "summary.json").write_text(f'{{"status": "interrupted", "steps": {steps}}}')
+        return status
+
+    def generate() -> str:
+        return threedgen.generate("a cat", tiny_generate(tmp_path), out=tmp_path / "run").status
+
+    monkeypatch.setattr(generate_run, "run_status", stopped)
     with pytest.raises(error) as caught:
-        threedgen.generate("a cat", tiny_generate(tmp_path), out=tmp_path / "run")
+        generate()
     assert error is KeyboardInterrupt or caught.value.code == 143
-    (tmp_path / "run" / "summary.json").write_text('{"status": "interrupted"}')  # the results were written
     if status is Status.INTERRUPTED:
-        assert threedgen.generate("a cat", tiny_generate(tmp_path), out=tmp_path / "run").status == "interrupted"
+        steps = 1
+        assert generate() == "interrupted"
+        steps = None  # the results are those of the call before
+        with pytest.raises(error):
+            generate()
 
 
 @pytest.mark.gpu

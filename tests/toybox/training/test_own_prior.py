@@ -94,6 +94,7 @@ def test_resumed_run_takes_the_same_assets_from_another_folder(tmp_path: Path) -
     index.write_text(index.read_text().replace(f'"{name}"', '"another"'))
     assert server().run(tmp_path, words=[*words, "data=other"]) == 2, log(tmp_path)
     assert "data: " in log(tmp_path) and "SHA-256" in log(tmp_path)
+    assert (tmp_path / "run" / "config.yaml").read_bytes() == (done() / "config.yaml").read_bytes()
     assert server().run(tmp_path, words=[*words, f"data={done()}"]) == 0, log(tmp_path)
     assert read_summary(tmp_path / "run")["steps"] == steps + 1
 

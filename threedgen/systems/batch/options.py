@@ -20,6 +20,7 @@ class BatchConfig(WorkersConfig):
     Options of the task "batch".
     """
 
+    shares_default_folder: ClassVar[bool] = True
     changeable_on_resume: ClassVar[tuple[str, ...]] = ("seeds", "configs", "atlas", "strict")  # runs are found by key
 
     prompts: str = Field("", description="text file with one prompt per line; # starts a comment")

@@ -27,6 +27,7 @@ from diffusers.models import AutoencoderKL
 from torch import nn
 
 from threedgen.config.errors import ConfigError, errors_default_to_key, errors_name_key
+from threedgen.config.plain_file import read_json
 from threedgen.data.assets.listing import INDEX, SHARDS
 from threedgen.data.assets.make import render
 from threedgen.data.assets.shards import Shards
@@ -41,13 +42,15 @@ from threedgen.guidance.sampling import REFINE_STRENGTH
 from threedgen.guidance.weights.loading import identify
 from threedgen.guidance.weights.saving import check_savable
 from threedgen.run.disk import writing
-from threedgen.run.folder import CHECKPOINTS, user_path
+from threedgen.run.folder import CHECKPOINTS, restore_keys, user_path
 from threedgen.run.options import is_rank_zero
 from threedgen.run.seeding import generator, seed_networks
 from threedgen.run.text import say
 from threedgen.toybox.data.pictures import Photographs, ViewRings
 from threedgen.toybox.world.open_toybox import OpenToybox
 from threedgen.toybox.world.toybox import Toybox, View
+from threedgen.train.checkpoint import CONFIG_KEY
+from threedgen.train.checkpoint_file import latest
 from threedgen.train.status import Status
 from threedgen.train.task import Task, device, run_task
 
@@ -257,11 +260,15 @@ def train_own(task: Task) -> Status:
     config: TrainOwnPriorConfig = task.config
     o, seed = config.training, config.seed
     task.log_notes()
-    views, checkpoints = task.folder / SHARDS, task.folder / CHECKPOINTS
-    if config.rendered is None and (views / INDEX).is_file() and any(checkpoints.glob("*.ckpt")):
-        trained_assets = {entry.name for entry in Shards(views).entries}
-        if not trained_assets <= {asset.name for asset in config.listing().assets}:  # rendering would delete shards
-            raise ConfigError("lacks meshes of this run. Use the same files, or another output folder", "data")
+    found = latest(task.folder / CHECKPOINTS) if config.rendered is None else None
+    index = read_json(task.folder / SHARDS / INDEX)
+    if found and index.get("shards"):  # before `render` changes the shards
+        trained_assets = {asset["name"] for shard in index["shards"] for asset in shard["assets"]}
+        listed = {asset.name for asset in config.listing().assets if asset.file not in index.get("left_out", {})}
+        if trained_assets != listed:
+            if is_rank_zero():
+                restore_keys(task.folder, config, found[1].get(CONFIG_KEY, ""), config.movable_inputs)
+            raise ConfigError("has other meshes than this run. Use the same files, or another output folder", "data")
     shards = render(config, task.folder, task.quiet) if config.rendered is None else Shards(config.rendered)
     if config.rendered is None and not task.quiet and is_rank_zero():
         say(f"contact sheet of the assets: {task.folder / 'sheet.png'}")
