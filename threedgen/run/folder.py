@@ -365,12 +365,13 @@ def restore_keys(folder: Path, config: Any, old_config: str, keys: Iterable[str]
     `config` is the refused config of the run, and `old_config` the YAML text of the config in its checkpoint. Nothing
     is written if the file does not exist or `old_config` has none of the keys.
     """
-    before, tree = flat(yaml_text.parse(old_config, "the config in the checkpoint")), plain(config)
+    before = flat(yaml_text.parse(old_config, "the config in the checkpoint"))
     found = [key for key in keys if key in before]
-    for key in found:
-        *sections, last = key.split(".")
-        reduce(getitem, sections, tree)[last] = before[key]
     if found and (folder / CONFIG).is_file():
+        tree = plain(config)
+        for key in found:
+            *sections, last = key.split(".")
+            reduce(getitem, sections, tree)[last] = before[key]
         _write_config(folder, tree, stored_config_name((folder / CONFIG).read_text(encoding="utf-8")))
 
 
