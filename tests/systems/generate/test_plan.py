@@ -98,7 +98,7 @@ def test_dry_run_of_other_tasks(words: list[str], lines: list[str], tmp_path: Pa
         ([f"prompt={' and '.join(['a red dog'] * 200)}"], ["note: the prompt is too long"]),
         ([f"prompt=a dog, {', '.join(['shiny'] * 200)}"], ["does not know 'shiny'", "receives 'a dog'"]),
         (["prompt=a fluffy dog and a cat"], ["'fluffy'", "'a dog and a cat'", "dog and cat"]),
-        (["prompt=a wooden fluffy dog", "export.enabled=true"], ["does not know 'fluffy'", "'wooden' sets"]),
+        (["prompt=a wooden fluffy dog", "export.enabled=true"], ["does not know 'fluffy'", "'wooden'"]),
         (["prompt=a wooden fluffy dog", "export.enabled=false"], ["does not know 'wooden', 'fluffy'"]),
         (["prompt=a wooden fluffy dog", "export.material=glass"], ["does not know 'wooden', 'fluffy'"]),
         (["negative_prompt=ugly zebra"], ["note: negative_prompt: ", "'ugly', 'zebra'"]),
