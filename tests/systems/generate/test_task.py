@@ -86,8 +86,7 @@ def test_run_writes_its_asset(tmp_path: Path) -> None:
     summary, asset = read_summary(run), run / "asset" / "a_shiny_red_dog.glb"
     assert summary["asset"]["file"] == "asset/a_shiny_red_dog.glb"
     assert summary["files"] == [*FILES, "asset/a_shiny_red_dog.glb", PAGE]
-    # shiny sets the material
-    assert all(note.startswith(("asset: ", "the prior receives")) for note in summary["notes"])
+    assert all(note.startswith(("asset: ", "the prior receives", "'shiny' sets")) for note in summary["notes"])
     for phase in ("sampling views", "turntable", "surface", "asset: khronos", "page"):
         assert f"\n{phase}: " in log(tmp_path), phase
     assert log(tmp_path).splitlines()[-4:] == [
