@@ -14,7 +14,6 @@ from tests.support.errors import refused, refused_in_one_line
 from tests.support.ldm_names import to_ldm, unet_prefixes
 from tests.support.tiny_pipelines import single_file
 from tests.support.tiny_prior import (
-    cpu,
     letter_tokenizer,
     output,
     tiny_prior,
@@ -32,7 +31,7 @@ from threedgen.guidance.schedule import Schedule
 from threedgen.guidance.weights import components, files, loading, saving, tokens
 from threedgen.run.memory import PeakMemory
 
-UNET, VAE = "unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors"
+UNET = "unet/diffusion_pytorch_model.safetensors"
 SCHEDULER = "scheduler/scheduler_config.json"
 
 
@@ -121,14 +120,11 @@ def test_save_replaces_only_saved_priors_and_refuses_float16_overflow(tmp_path: 
     ("file", "change", "values"),
     [
         ("unet/config.json", {"_class_name": "MyUNet"}, ["unet", "MyUNet", "UNet2DConditionModel"]),
-        ("unet/config.json", {"layers_per_block": 2}, ["UNet"]),
         ("unet/config.json", {"layers_per_block": 10**9}, ["UNet", "layers_per_block", 10**9]),
         ("unet/config.json", {"sample_size": 100_000}, ["sample_size"]),
         ("vae/config.json", {"latent_channels": 8}, ["VAE"]),
         ("vae/config.json", {"block_out_channels": None}, ["VAE"]),
-        ("vae/config.json", {"scaling_factor": 0}, ["scaling_factor"]),
         ("vae/config.json", {"scaling_factor": float("nan")}, ["config.json"]),  # no JSON number
-        ("text_encoder/config.json", {"hidden_size": 32}, ["text encoder"]),
         ("text_encoder/config.json", {"model_type": "t5"}, ["text_encoder", "'t5'"]),
         (SCHEDULER, {"beta_schedule": "square"}, ["scheduler", "square"]),
         (SCHEDULER, {"num_train_timesteps": 5}, ["scheduler", "num_train_timesteps", 5]),
@@ -146,15 +142,10 @@ def test_load_refuses_wrong_configs(folder: Path, file: str, change: dict[str, A
     assert len(str(caught.value)) < 400
 
 
-@pytest.mark.parametrize(
-    ("file", "bias", "value"),
-    [(UNET, None, 6e4), (VAE, "decoder.conv_in.bias", float("nan"))],
-    ids=["unet overflows", "vae holds NaN"],
-)
-def test_load_refuses_weights_that_give_nan(folder: Path, file: str, bias: str | None, value: float) -> None:
-    tensors = load_file(folder / file)
-    save_file({name: t.fill_(value) if bias in (None, name) else t for name, t in tensors.items()}, folder / file)
-    with refused(None, bias or "NaN"):
+def test_load_refuses_weights_that_give_nan(folder: Path) -> None:
+    tensors = load_file(folder / UNET)
+    save_file({name: torch.full_like(t, 6e4) for name, t in tensors.items()}, folder / UNET)
+    with refused(None, "NaN"):
         MVDream.load(str(folder))
 
 
@@ -189,15 +180,6 @@ def test_parts_that_do_not_fit_are_refused(prior: MVDream, tmp_path: Path) -> No
         MVDream(**parts | change).save(tmp_path / "x")
         with refused("weights", tmp_path / "x"):
             MVDream.load(str(tmp_path / "x"))
-
-
-def test_mvdream_refuses_2d_weights_which_stable_diffusion_loads(tmp_path: Path) -> None:
-    plain = tiny_prior(class_embed_type=None, projection_class_embeddings_input_dim=None)
-    plain.save(tmp_path / "x")
-    with refused("weights", tmp_path / "x"):
-        MVDream.load(str(tmp_path / "x"))
-    flat = LatentDiffusion.load(str(tmp_path / "x"))
-    assert flat.sample("a red dog", None, steps=2, generator=cpu()).shape == (1, 16, 16, 3)
 
 
 def original_parts() -> tuple[Any, Any, CLIPTextModel]:
@@ -242,13 +224,6 @@ def test_padding_of_another_tokenizer_is_that_of_the_text_encoder(
     encoder = tiny_text_encoder(100, hidden_act=activation)
     MVDream(prior.unet, prior.vae, encoder, letter_tokenizer()).save(tmp_path / "x")
     assert MVDream.load(str(tmp_path / "x"), tokenizer=clip_folder).tokenizer.pad_token == pad
-
-
-def test_load_refuses_other_checkpoints(tmp_path: Path) -> None:
-    path = tmp_path / "x.pt"
-    torch.save({"layer.weight": torch.ones(2)}, path)
-    with refused(None, path, "model.diffusion_model"):
-        MVDream.load(str(path))
 
 
 def test_diffusers_folder_with_ldm_names_is_converted(folder: Path) -> None:

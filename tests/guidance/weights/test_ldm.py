@@ -11,7 +11,7 @@ from tests.support import official
 from tests.support.errors import refused
 from tests.support.ldm_names import to_ldm, unet_prefixes
 from tests.support.parity_files import close, parted, recorded
-from tests.support.tiny_prior import NO_CAMERA, open_clip_names, tiny_text_encoder, tiny_unet
+from tests.support.tiny_prior import open_clip_names, tiny_text_encoder, tiny_unet
 from threedgen.guidance.attention.joined import make_multiview, unet_output
 from threedgen.guidance.weights.ldm import convert_clip, convert_open_clip, convert_unet, convert_vae
 
@@ -95,8 +95,6 @@ def test_text_encoder_converted_from_diffusers_keeps_its_last_layer() -> None:
 
 
 ARCHITECTURES = [
-    {},
-    {"layers_per_block": 3, "use_linear_projection": False, "attention_head_dim": 8},
     {
         "block_out_channels": (32, 64, 64, 96),
         "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
@@ -111,8 +109,6 @@ ARCHITECTURES = [
         "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
         "transformer_layers_per_block": 2,
     },
-    NO_CAMERA,
-    {"projection_class_embeddings_input_dim": 12},
     {
         "block_out_channels": (64,),
         "down_block_types": ("CrossAttnDownBlock2D",),

@@ -148,21 +148,6 @@ def test_load_refuses_damaged_personalisation(saved: Path, change: Any, value: s
         load(saved)
 
 
-def test_low_rank_personalisation_is_added(saved: Path) -> None:
-    base = load(saved, None)
-    name = next(n for n, _ in base.unet.named_parameters() if n.endswith("attn1.to_q.weight"))
-    weight = base.unet.get_parameter(name).clone()
-    a, b = torch.randn(2, weight.shape[1], generator=cpu(1)), torch.randn(weight.shape[0], 2, generator=cpu(2))
-    inner = name.removesuffix(".weight")
-    terms = subject_weights.low_rank([inner], [a], [b])
-    card = {"kind": "lora", "scale": "0.5"} | identity(base)
-    subject_weights.write(saved / "lora.safetensors", terms, torch.zeros(24), card)
-    found = load(saved, "lora.safetensors")
-    assert torch.allclose(found.unet.get_parameter(name), weight + 0.5 * b @ a, atol=1e-6)
-    others = {n: p for n, p in base.unet.named_parameters() if n != name}
-    assert all(torch.equal(p, found.unet.get_parameter(n)) for n, p in others.items())
-
-
 def test_coarse_predictor_takes_prompt_without_identifier() -> None:
     prior = coarse_prior()
     x, t = torch.randn(4, 4, 8, 8, generator=cpu()), torch.full((4,), 500)
