@@ -1,4 +1,3 @@
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -71,10 +70,6 @@ def test_seed_chooses_one_code_for_all_views_of_a_prompt() -> None:
     assert (coarse[0] - coarse[1]).abs().max() > 1e-3 and (first - second).abs().max() > 1e-3
     prior.image_size = 32  # the coarse prediction is smaller
     assert prior.sample("a dog", c2w, steps=1, generator=cpu()).shape == (2, 32, 32, 3)
-    views = torch.randn(1, 2, 4, 8, 8, generator=cpu())
-    assert torch.equal(
-        prior.encode_code(text[:1], views, c2w[None])[:, -1], prior.coarse.encode(views, camera_vector(c2w)[None])
-    )
 
 
 @torch.no_grad()
@@ -94,23 +89,9 @@ def test_predictions_with_a_code_are_guided_away_from_the_empty_prompt(monkeypat
     torch.testing.assert_close(prior.predict_coarse(text, c2w), guided)
 
 
-@pytest.mark.parametrize(
-    "options", [{"size": 6, "channels": (8, 8, 8), "blocks": (0, 1, 1)}, {"blocks": (1,)}, {"volume": (8, 8, 8)}]
-)
-def test_coarse_predictor_refuses_sizes_that_do_not_fit(options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError):
-        tiny_coarse(**options)
-
-
-def test_load_refuses_changed_or_missing_coarse_predictor(tmp_path: Path) -> None:
+def test_load_refuses_missing_coarse_predictor(tmp_path: Path) -> None:
     coarse_prior().save(tmp_path)
     (tmp_path / "SHA256SUMS").unlink()
-    config = tmp_path / "coarse" / "config.json"
-    entries = json.loads(config.read_text())
-    for change, values in (({"width": 64}, ["coarse predictor"]), ({"_class_name": "Sketch"}, ["coarse", "Sketch"])):
-        config.write_text(json.dumps(entries | change))
-        with refused(None, *values):
-            MVDream.load(str(tmp_path))
     shutil.rmtree(tmp_path / "coarse")
     with refused(None, 4, 8):
         MVDream.load(str(tmp_path))

@@ -116,7 +116,6 @@ def test_zero_snr_schedule_is_that_of_diffusers(name: str) -> None:
         ({"beta_end": 50}, ""),
         ({"beta_start": float("nan")}, ""),
         ({"beta_schedule": "linear", "beta_end": 0.9}, ""),
-        ({"trained_betas": []}, ""),
         ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "FlowMatchEulerDiscreteScheduler"),
         ({"sigma_data": 0.5}, ""),
     ],

@@ -46,15 +46,9 @@ def test_matte_refuses_damaged_folders(tmp_path: Path) -> None:
     folder = tmp_path / "m"
     Matte(16, (4, 6)).save(folder)
     config = folder / "config.json"
-    text = config.read_text()
     (folder / "SHA256SUMS").unlink()
-    config.write_text(text.replace("16", "1600000"))
+    config.write_text(config.read_text().replace("16", "1600000"))
     with refused(None, "1600000"):
-        Matte.load(str(folder))
-    config.write_text(text)
-    file = folder / "diffusion_pytorch_model.safetensors"
-    file.write_bytes(file.read_bytes()[:-40])
-    with refused(None, file):
         Matte.load(str(folder))
 
 

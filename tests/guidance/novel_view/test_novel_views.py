@@ -10,7 +10,6 @@ from tests.support.errors import refused
 from tests.support.parity_files import recorded, tensors
 from tests.support.tiny_prior import tiny_prior
 from tests.support.tiny_threedim import inputs, poses, tiny_network
-from threedgen import config as configs
 from threedgen.config import registry
 from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.rigs import orbit
@@ -97,14 +96,6 @@ def test_load_refuses_damaged_folders(saved: Path, name: str, change: Any, value
     with refused(None, *values) as caught:
         folder.load(str(saved))
     assert "\n" not in str(caught.value)
-
-
-def test_sampler_config_check_refuses_missing_and_foreign_weights(tmp_path: Path) -> None:
-    tiny_prior().save(tmp_path / "prior")
-    for path in (Path("/nowhere"), tmp_path / "prior", tmp_path):
-        config = configs.load("consistency", ["sampler.name=threedim", f"sampler.weights={path}"])
-        with refused("weights", path):
-            config.sampler.check()
 
 
 def test_embedded_model_uses_its_condition() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDPMScheduler, StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
@@ -28,7 +28,7 @@ from threedgen.guidance.priors.latent_diffusion import LatentDiffusion
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.guidance.priors.options import MVDreamConfig
 from threedgen.guidance.schedule import Schedule
-from threedgen.guidance.weights import components, files, loading, saving, tokens
+from threedgen.guidance.weights import components, files, loading, tokens
 from threedgen.run.memory import PeakMemory
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -88,9 +88,6 @@ def test_stock_diffusers_loads_saved_prior(saved: Path, prior: MVDream) -> None:
     stock = StableDiffusionPipeline.from_pretrained(saved, local_files_only=True).to(torch.float32)
     back = MVDream(stock.unet, stock.vae, stock.text_encoder, stock.tokenizer, dtype="fp32")
     assert (output(back.to("cpu")) - output(prior)).abs().max() < 1e-2
-    schedule = Schedule.scaled_linear(T=500)
-    other: Any = DDPMScheduler.from_config(saving.scheduler(schedule).config)
-    torch.testing.assert_close(other.alphas_cumprod, schedule.alpha_bar, rtol=1e-4, atol=0)
 
 
 def test_save_replaces_only_saved_priors_and_refuses_float16_overflow(tmp_path: Path) -> None:
@@ -172,8 +169,6 @@ def test_load_refuses_broken_tokenizer_and_token_ids_beyond_text_encoder(folder:
 
 def test_parts_that_do_not_fit_are_refused(prior: MVDream, tmp_path: Path) -> None:
     parts = {name: getattr(prior, name) for name in ("unet", "vae", "text_encoder", "tokenizer")}
-    with refused(None, 10):
-        MVDream(**parts | {"text_encoder": tiny_text_encoder(vocab=10)})
     with refused("image_size", 17, 2):
         MVDream(**parts, image_size=17)
     for change in ({"unet": tiny_unet(cross_attention_dim=32)}, {"vae": tiny_vae(latent_channels=8)}):
@@ -268,7 +263,6 @@ def test_embedded_models_load_and_share_vae_and_text_encoder() -> None:
         loading.check(name)
         embedded = kind.load(name, dtype="fp32")
         assert (embedded.unet.class_embedding is not None) == (kind is MVDream)
-        assert embedded.unknown_words("zzgrblx")[0][0] == "zzgrblx"
     for part in loading.SHARED_PARTS:
         assert loading.tensor_files(weights / "toybox-base" / part)[0].parent == weights / "toybox-prior" / part
     with refused(None, "vae"):
