@@ -14,6 +14,7 @@ from tests.support.errors import refused, refused_in_one_line
 from tests.support.ldm_names import to_ldm, unet_prefixes
 from tests.support.tiny_pipelines import single_file
 from tests.support.tiny_prior import (
+    cpu,
     letter_tokenizer,
     output,
     tiny_prior,
@@ -175,6 +176,15 @@ def test_parts_that_do_not_fit_are_refused(prior: MVDream, tmp_path: Path) -> No
         MVDream(**parts | change).save(tmp_path / "x")
         with refused("weights", tmp_path / "x"):
             MVDream.load(str(tmp_path / "x"))
+
+
+def test_mvdream_refuses_2d_weights_which_stable_diffusion_loads(tmp_path: Path) -> None:
+    plain = tiny_prior(class_embed_type=None, projection_class_embeddings_input_dim=None)
+    plain.save(tmp_path / "x")
+    with refused("weights", tmp_path / "x"):
+        MVDream.load(str(tmp_path / "x"))
+    flat = LatentDiffusion.load(str(tmp_path / "x"))
+    assert flat.sample("a red dog", None, steps=2, generator=cpu()).shape == (1, 16, 16, 3)
 
 
 def original_parts() -> tuple[Any, Any, CLIPTextModel]:

@@ -117,3 +117,10 @@ def test_other_families_are_named(tmp_path: Path, name: str, family: str) -> Non
     for read, path in ((loading.check, "other.safetensors"), (LatentDiffusion.load, "other.ckpt")):
         with refused("weights", tmp_path / path, family):
             read(str(tmp_path / path))
+
+
+def test_camera_branch_is_read_from_tensor_names(tmp_path: Path) -> None:
+    names = ["model.diffusion_model.input_blocks.0.0.weight", "model.diffusion_model.camera_embed.0.weight"]
+    for count in (1, 2):
+        save_file({name: torch.ones(2) for name in names[:count]}, tmp_path / "file.safetensors")
+        assert loading.has_camera_branch(str(tmp_path / "file.safetensors")) == (count == 2)
