@@ -75,13 +75,8 @@ def test_run_uses_and_resumes_with_plugin(plugin: Path, tmp_path: Path, capsys, 
     (run / "summary.json").unlink()  # a stopped run has none
     plugin.write_text(plugin.read_text() + "# changed\n")
     assert cli.main(["-q", "--plugin", "antithetic.py", "--resume", "run", "trainer.max_steps=4"]) == 0
-    assert (
-        read_summary(run)["steps"] == 4 and [str(plugin) in one.getMessage() for one in caplog.records].count(True) == 1
-    )
-    forget()
-    plugin.write_text(plugin.read_text() + "# again\n")
-    assert cli.main(["-q", "--plugin", "antithetic.py", "--resume", "run"]) == 0  # the run is finished
-    assert [str(plugin) in one.getMessage() for one in caplog.records].count(True) == 2
+    assert read_summary(run)["steps"] == 4
+    assert [str(plugin) in one.getMessage() for one in caplog.records].count(True) == 1
     forget()
     assert cli.main(["-q", "--resume", "run"]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
@@ -186,7 +181,7 @@ def test_missing_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     """The folder `space` is a namespace package: it can be imported, but has no code."""
     (tmp_path / "space").mkdir()
     monkeypatch.syspath_prepend(tmp_path)
-    for name in ("mine.py", "space", "sys", "", "no_module", "no/module", "./no"):
+    for name in ("mine.py", "space", "", "no_module", "./no"):
         with refused("--plugin", name):
             plugins.load(name)
     assert cli.main(["--plugin", "mine.py", "--list"]) == 2
