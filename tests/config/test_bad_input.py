@@ -7,7 +7,6 @@ import torch
 from tests.support.errors import Trap
 from tests.support.task_server import TINY, prior_folder, write_config
 from threedgen import cli, config, folder
-from threedgen.config import Config, ConfigError
 from threedgen.run import folder as runs
 from threedgen.systems.generate import task as generate_run
 
@@ -96,27 +95,3 @@ def test_any_prompt_is_accepted(place: Path, capfd, caplog, monkeypatch, prompt:
     assert folder.name == runs.slug(prompt) and len(folder.name) < 70
     assert config.load(folder / "config.yaml").prompt == prompt  # as it was given
     assert output.out.splitlines()[-1] == str(folder.relative_to(place))
-
-
-def test_check_asks_every_section_and_completes_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Inner(Config):
-        weights: str = "here"
-
-        def check(self) -> None:
-            if self.weights:
-                raise ConfigError(f"no file {self.weights}", "weights")
-            raise ConfigError("/a/path is damaged")
-
-    class Middle(Config):
-        inner: Inner = Inner()
-        number: int = 3
-
-    class Outer(Config):
-        first: Middle | None = None
-        second: Middle = Middle()
-
-    with pytest.raises(ConfigError, match=r"^second\.inner\.weights: no file here$"):
-        Outer().check()
-    with pytest.raises(ConfigError, match=r"^/a/path is damaged$"):
-        Outer(second=Middle(inner=Inner(weights=""))).check()
-    Outer.model_construct(second=3).check()

@@ -12,9 +12,7 @@ from tests.support.errors import refused
 from tests.support.toy_task import YAML, toy  # noqa: F401
 from threedgen import config
 from threedgen.config import ConfigError, Scheduled, at, fields, layers, registry, yaml_text
-from threedgen.config.errors import nearest_keys
 from threedgen.config.sections import LoggerConfig
-from threedgen.systems.generate.options import GenerateConfig
 
 ROOT = Path(__file__).parents[2]
 
@@ -173,14 +171,6 @@ def test_all_mistakes_are_reported_with_their_source(toy: Path) -> None:  # noqa
         assert f"{key}: is missing" in mistakes(toy)
 
 
-def test_nearest_keys_corrects_typos() -> None:
-    keys = [path for path in fields.paths(GenerateConfig, config.load("mvdream-sd21")) if path.count(".") < 3]
-    for typo in ("trainer.maxsteps", "tariner.max_steps", "max_steps", "iters"):
-        assert nearest_keys(typo, keys)[:1] == ["trainer.max_steps"]
-    assert nearest_keys("prior.size", keys)[:1] == ["prior.image_size"]
-    assert nearest_keys("system.geometry_type", keys)[:1] == ["field.name"]
-
-
 def test_mistakes_in_list_entries_name_entry_and_option() -> None:
     with refused(None, "prior.loras.1.scale: ", "10", "80") as caught:
         config.load("sds-sd", ["prompt=a dog", "prior.loras=[{file: a}, {file: b, scale: 80}]"])
@@ -206,11 +196,6 @@ def test_wandb_without_login_is_refused_unless_offline(tmp_path: Path, monkeypat
         file.touch()
         LoggerConfig(name="wandb").check()
         file.unlink()
-
-
-def test_list_of_devices_names_the_variable_that_chooses_gpus() -> None:
-    with refused(None, "trainer.devices", "CUDA_VISIBLE_DEVICES=0,1"):
-        config.load("mvdream-toybox", ["prompt=a dog", "trainer.devices=[0,1]"])
 
 
 class _OneSchedule(config.Config):
@@ -306,7 +291,6 @@ def test_run_folders_named_in_configs_and_docs_exist() -> None:
 
 def test_number_of_reported_mistakes_is_limited(toy: Path) -> None:  # noqa: F811
     toy.write_text("task: toy\n" + "".join(f"key{n}: 1\n" for n in range(2000)))
-    lines = mistakes(toy).splitlines()
-    assert len(lines) == 31 and lines[-1] == "and 1971 more mistakes"
+    assert len(mistakes(toy).splitlines()) == 31
     toy.write_text("task: toy\n" + "".join(f"key{n}: 1\n" for n in range(60_000)))
     assert "more than 20000 keys and values" in mistakes(toy)

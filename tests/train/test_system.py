@@ -1,5 +1,4 @@
 from collections.abc import Iterator
-from copy import deepcopy
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -85,31 +84,6 @@ def parameters() -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     shapes = [(6, 4), (4, 10), (4, 3, 2, 2), (5,), (7, 3)]
     return [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
-
-
-def descend(optimizer: Muon, weights: list[torch.Tensor], steps: int) -> float:
-    for _ in range(steps):
-        optimizer.zero_grad()
-        loss = sum(((w - 0.5) ** 2).sum() for w in weights)
-        loss.backward()
-        optimizer.step()
-    return float(loss.detach())
-
-
-def muon(weights: list[torch.Tensor], lr: float = 0.02) -> Muon:
-    return Muon(weights, lr=lr, elementwise=weights[4:])
-
-
-def test_muon_resumes_from_its_state() -> None:
-    weights = parameters()
-    optimizer = muon(weights)
-    descend(optimizer, weights, 5)
-    copies = [w.detach().clone().requires_grad_() for w in weights]
-    again = muon(copies, lr=1.0)
-    again.load_state_dict(deepcopy(optimizer.state_dict()))
-    descend(optimizer, weights, 3)
-    descend(again, copies, 3)
-    assert all(torch.equal(a, b) for a, b in zip(weights, copies, strict=True))
 
 
 def test_muon_equals_torch_muon_for_matrices_and_adamw_for_the_rest() -> None:

@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 
-from tests.support.errors import refused
 from tests.support.task_server import tiny_generate
 from threedgen.toybox.evaluation import compare
 from threedgen.toybox.evaluation.options import Compare3DConfig
@@ -55,15 +54,3 @@ def test_failed_objects_are_wrong_only_where_the_prompt_is_judged(tmp_path: Path
     (row,) = figures["steps"]["variants"].values()
     assert [row[key]["hits"] for key in compare.JUDGED] == [0] * 5 and row["noun"]["total"] == 3
     assert row["one_front"]["total"] == row["order"]["total"] == 2, "a cactus has no front"
-
-
-def test_mistakes_are_refused_before_any_run(tmp_path: Path, probe_file: str) -> None:
-    for changes, key, value in (
-        ({"engine": "processes", "workers": 2}, "seconds", "engine=here"),
-        ({"variants": ("field.name=npg",)}, "variants", "ngp"),
-        ({"variants": ("seed=3",)}, "overrides", "seed"),
-        ({"config": "sample-toybox"}, "config", "'sample-toybox'"),
-    ):
-        with refused(key, value):
-            config(tmp_path, probe_file, **changes).check()
-    assert not (tmp_path / "run").exists()

@@ -3,8 +3,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 from unittest.mock import Mock
 
 import numpy as np
@@ -26,7 +24,7 @@ from threedgen.guidance.priors.latent_diffusion import LatentDiffusion
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.run.metrics import read_summary
 from threedgen.toybox.training import matte, task
-from threedgen.toybox.training.matte import MatteImages, MatteSystem
+from threedgen.toybox.training.matte import MatteImages
 from threedgen.toybox.training.options import TrainMatteConfig
 from threedgen.train.task import Task
 
@@ -162,18 +160,3 @@ def test_images_are_renders_with_their_opacity(tmp_path: Path, monkeypatch: pyte
     assert border[..., 3].max() < 0.01 and 0.3 < border[..., :3].mean() < 0.7
     assert 0.05 < rgba[..., 3].mean() < 0.6 and (rgba[..., 3] > 0.99).flatten(1).any(1).all()
     assert torch.equal(rgba[[5, 2]], MatteImages(tmp_path / "again", prior, 32, options)(np.array([5, 2])))
-
-
-def test_processes_train_the_matte_on_different_new_images() -> None:
-    chosen: list[int] = []
-
-    def images(entries: np.ndarray) -> torch.Tensor:
-        chosen.append(int(entries[0]))
-        return torch.rand(len(entries), 32, 32, 4)
-
-    system = MatteSystem(TrainMatteConfig.model_validate(TINY_MATTE), images)  # type: ignore[arg-type]
-    for rank in range(2):
-        trainer: Any = SimpleNamespace(global_rank=rank, world_size=2)
-        system._trainer = trainer
-        system.training_step(0, 0)
-    assert chosen == [8, 11]
