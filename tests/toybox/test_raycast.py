@@ -2,17 +2,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 import trimesh
 
 from threedgen.geometry.poses import orbit_array
 from threedgen.geometry.raster import rasterise
-from threedgen.guidance.priors.mvadapter.inputs import cameras_from_angles
 from threedgen.toybox.world.builder import Builder
-from threedgen.toybox.world.grammar import Spec
 from threedgen.toybox.world.primitives import BOX, DOME, FRUSTUM, PRISM, SPHERE, TORUS, Asset, tessellate
 from threedgen.toybox.world.raycast import render
-from threedgen.toybox.world.toybox import Toybox, build, toybox_mesh
+from threedgen.toybox.world.toybox import Toybox
 
 SOLIDS = {
     "sphere": (SPHERE, 1.0), "box": (BOX, 1.0), "cylinder": (FRUSTUM, 1.0), "cone": (FRUSTUM, 0.0),
@@ -68,8 +65,6 @@ def test_solid_meshes_are_closed_and_face_outwards(name: str) -> None:
         TORUS: 2 * np.pi**2 * (1 - param) * param**2,
     }  # fmt: skip
     assert exact[kind] * 0.95 < mesh.volume <= exact[kind] * 1.0001
-    wide = max(1.0, param)  # only a frustum may exceed the unit cube
-    assert np.all(np.abs(mesh.vertices).max(0) <= np.array([wide, wide, 1.0]) + 1e-9)
     asset = one_solid(name)
     mirrored = replace(asset.primitives[0], matrix=asset.primitives[0].matrix @ np.diag([1.0, -1.0, 1.0]))
     assert trimesh.Trimesh(*replace(asset, primitives=(mirrored,)).mesh()[:2]).volume > 0
@@ -91,21 +86,3 @@ def test_render_uses_asset_camera_and_background_of_each_view() -> None:
     expected = fine.reshape(1, 24, 4, 24, 4, 3).mean((2, 4))
     one, sixteen = (render([asset], np.zeros(1, int), c2w, fov, 24, supersample=s).rgb for s in (1, 4))
     assert np.abs(sixteen - expected).mean() < 1e-5 < np.abs(one - expected).mean()
-
-
-def test_orthographic_render_matches_the_mesh() -> None:
-    asset = build(Spec("car", "red", "", "wheels", "black"), np.random.default_rng(0))
-    at = cameras_from_angles([(0.0, 30.0), (89.99, 180.0), (-30.0, 200.0)], 64, 64)
-    half_height = np.full(3, 0.55)
-    small = asset.move_and_scale(0.0, 0.5 / 0.85)
-    result = render([small], np.zeros(3, int), at.c2w.numpy(), half_height, 64, with_gbuffer=True, parallel=True)
-    mesh = toybox_mesh(small, 48)
-    points, normals, mask = mesh.surface(at)
-    both = result.mask & mask
-    assert (result.mask != mask).mean() < 0.01 and both.mean() > 0.1
-    depth = torch.from_numpy(np.where(both, result.depth, 0))
-    origins, directions = at.rays()
-    apart = np.linalg.norm((origins + directions * depth[..., None]).numpy() - points, axis=-1)[both]
-    assert np.median(apart) < 2e-3 and (apart > 0.02).mean() < 0.02
-    assert np.median((result.normal * normals).sum(-1)[both]) > 0.99
-    assert np.abs(result.rgb - mesh.render_views(at, light=True)).mean() < 0.01
