@@ -74,6 +74,7 @@ def test_resolved_config_has_no_choices(family: Path, tmp_path: Path) -> None:
     ("choices", "values"),
     [
         ("{field: {ngp: {field: {widht: 3}}}}", ("choices.field.ngp: field.widht: ", "'field.width'")),
+        ("{field: {ngp: {loss: {eikonal: 1}}}}", ("loss.eikonal",)),
         ("{field: {sdff: {}}}", ("choices.field.sdff: ", "'sdf'")),
         ("{field: sdf}", ("choices.field: ", "'sdf'")),
     ],

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from threedgen.guidance.weights.tokens import token_ids
+from threedgen.guidance.weights.tokens import token_ids, tokens_cut
 from threedgen.toybox.training.text_encoder import END, MAX_TOKENS, PAD, START, UNKNOWN, train_tokenizer
 from threedgen.toybox.world.grammar import NOUNS, WORDINGS, Spec, caption
 from threedgen.toybox.world.open_toybox import OpenToybox
@@ -55,3 +55,9 @@ def test_case_width_and_spaces_are_normalised(tokenizer) -> None:
     plain = tokenizer("a red hat").input_ids
     for text in ("A RED Hat", "  a   red\nhat ", "\uff41 red h\uff41t"):  # fullwidth letters
         assert tokenizer(text).input_ids == plain, text
+
+
+def test_words_beyond_the_limit_are_cut(tokenizer) -> None:
+    text = "a dog " * 20
+    assert tokens_cut(tokenizer, text, MAX_TOKENS) == " ".join(["a dog"] * (20 - (MAX_TOKENS - 2) // 2))
+    assert token_ids(tokenizer, [text], MAX_TOKENS)[0, -1] == tokenizer.eos_token_id

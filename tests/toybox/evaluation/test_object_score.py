@@ -5,6 +5,7 @@ from typing import Any
 
 from tests.support.errors import refused
 from threedgen.config import ConfigError
+from threedgen.geometry.images import to_uint8, write_png
 from threedgen.systems.generate.outputs import view_azimuths, write_views
 from threedgen.toybox.evaluation import object_score
 from threedgen.toybox.evaluation.fidelity import Surface
@@ -63,6 +64,24 @@ def test_objects_are_made_measured_and_not_repeated(tmp_path: Path, probe_file: 
     assert made == [*cases, failing]  # only the failed one is repeated
     next((tmp_path / "run" / "objects").glob("*/views.npz")).write_bytes(b"PK")  # as after a full disk
     with refused(None, "views.npz"):
+        object_score.run(options, resume=tmp_path / "run", quiet=True)
+
+
+def test_existing_views_are_measured(tmp_path: Path, probe_file: str) -> None:
+    mine = tmp_path / "mine"
+    for k, case in enumerate(held_out_cases(3, 0, spread=True)):
+        (mine / f"{k:05d}").mkdir(parents=True)
+        views = render_orbit(case.build_truth(9), np.arange(8) * np.pi / 4, 0.26, 32, fov=0.7).rgb
+        for number, view in enumerate(views):
+            write_png(mine / f"{k:05d}" / f"{number}.png", to_uint8(view))
+    options = config(tmp_path, probe_file, threads=1, existing=str(mine))
+    options.check()
+    assert object_score.run(options, quiet=True) == 0
+    figures = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert figures["failed"] == 0 and figures["measured"]["noun"]["total"] == 3
+    assert not {"without_surface", "translucent"} & figures["fidelity"].keys()
+    next(mine.rglob("7.png")).unlink()
+    with refused(None, "existing"):
         object_score.run(options, resume=tmp_path / "run", quiet=True)
 
 
