@@ -3,6 +3,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+
 from tests.support.errors import refused
 from threedgen.config import ConfigError
 from threedgen.geometry.images import to_uint8, write_png
