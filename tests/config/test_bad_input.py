@@ -7,7 +7,6 @@ import torch
 from tests.support.errors import Trap
 from tests.support.task_server import TINY, prior_folder, write_config
 from threedgen import cli, config, folder
-from threedgen.config import Config, ConfigError
 from threedgen.run import folder as runs
 from threedgen.systems.generate import task as generate_run
 
@@ -41,26 +40,14 @@ MISTAKES: list[tuple[list[str], tuple[str, ...]]] = [
     (["--config", "tiny.yaml", "lr=1"], ("'optimizer.encoding' or 'optimizer.networks'?",)),
     (["--config", "tiny.yaml", "field.name=sdf", "field.density_bias=3"], ("field.density_bias: ", "field.name=ngp")),
     *((["--config", "tiny.yaml", "prompt=a dog", f"{key}={value}"], ()) for key, value in (
-        ("seed", f"[{', '.join(['0'] * 100)}]"), ("prior.weights", LONG), ("stages", f"{{{LONG}: {{}}}}"),
-        ("distillation.name", LONG), (LONG, "0"),
+        ("seed", f"[{', '.join(['0'] * 100)}]"), ("prior.weights", LONG), (LONG, "0"),
     )),
-    *((["--config", "tiny.yaml", "prompt=a dog", word], (word.partition("=")[0], ours)) for word, ours in (
-        ("system.prompt_processor.prompt=a dog", "'prompt'"), ("data.batch_size=4", "'camera.n_view'"),
-        ("tag=mine", "'out'"), ("--train", "without a flag"),  # threestudio's words
-    )),
-    *((["--config", "tiny.yaml", "prompt=a dog", f"{key}=2"], (f"'{known}'",)) for key, known in (
-        ("output", "out"), ("triangles", "export.budget"), ("device", "trainer.accelerator"),
-        ("epochs", "trainer.max_steps"), ("cfg", "distillation.guidance_scale"),
-    )),
+    (["--config", "tiny.yaml", "prompt=a dog", "--train"], ("--train", "without a flag")),  # of threestudio
     (["--config", "tiny.yaml", "prompt=a dog", "dry_run=true"], ("dry_run: ", "--dry-run")),
-    (["--config", "tiny.yaml", "prompt=a dog", "preset=mobile"], ("preset: ", "export.preset=mobile")),
     (["--config", "batch", "export.budget=2000"], ("export.budget: ", "overrides=[export.budget=")),
-    (["--config", "batch", "palette=teal"], ("'style'",)),
     (["'seeds=[0,", "1]'"], ('"key=value"',)),
-    *(([flag, "dog"], (hint,)) for flag, hint in (
-        ("--out", " out=..."), ("--device", "trainer.accelerator=..."), ("--studio", "--config studio"),
-        ("--negative-prompt", " negative_prompt=..."), ("--preset", " preset=..."), ("-p", "key=value"),
-    )),
+    (["--out", "dog"], (" out=...",)),
+    (["-p", "dog"], ("key=value",)),
     (["--help", "batch"], ("--config batch --help", "'batch'")),
     (["--help", "nothing"], ("view_prompts, system, prior, distillation, field, ",)),
 ]  # fmt: skip
@@ -82,11 +69,9 @@ def test_file_without_weights_is_not_opened(place: Path, capsys: pytest.CaptureF
 
 ODD = [
     "a red dog\nwearing a 🎩 <b>../../etc</b>",
-    "a [red]dog[/red] [/bold]",
     "$HOME $(touch x) `touch x` ${oc.env:HOME}",
     "\x1b[31ma red dog\x07",
     "-rf / --config x",
-    "4k: best #1",
     "a red dog and " * 800,
 ]
 
@@ -110,27 +95,3 @@ def test_any_prompt_is_accepted(place: Path, capfd, caplog, monkeypatch, prompt:
     assert folder.name == runs.slug(prompt) and len(folder.name) < 70
     assert config.load(folder / "config.yaml").prompt == prompt  # as it was given
     assert output.out.splitlines()[-1] == str(folder.relative_to(place))
-
-
-def test_check_asks_every_section_and_completes_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Inner(Config):
-        weights: str = "here"
-
-        def check(self) -> None:
-            if self.weights:
-                raise ConfigError(f"no file {self.weights}", "weights")
-            raise ConfigError("/a/path is damaged")
-
-    class Middle(Config):
-        inner: Inner = Inner()
-        number: int = 3
-
-    class Outer(Config):
-        first: Middle | None = None
-        second: Middle = Middle()
-
-    with pytest.raises(ConfigError, match=r"^second\.inner\.weights: no file here$"):
-        Outer().check()
-    with pytest.raises(ConfigError, match=r"^/a/path is damaged$"):
-        Outer(second=Middle(inner=Inner(weights=""))).check()
-    Outer.model_construct(second=3).check()

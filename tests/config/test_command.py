@@ -1,4 +1,3 @@
-import re
 import shlex
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,8 +6,6 @@ import pytest
 
 from threedgen.config import command as place
 from threedgen.config.command import command, install
-
-ROOT = Path(__file__).parents[2]
 
 
 def test_a_checkout_has_launch_and_an_installation_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,11 +24,3 @@ def test_a_folder_of_any_name_arrives_as_it_is(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(place, "os", SimpleNamespace(name="nt"))
     assert command("--resume", r"outputs\dog").endswith(r" --resume outputs\dog")
     assert command("--resume", r"my runs\dog").endswith(r' --resume "my runs\dog"')
-
-
-def test_no_message_has_a_form_of_its_own() -> None:
-    """`launch.py --config ...`, `threedgen --config ...` and `threedgen[extra]` stand in one file."""
-    own = {ROOT / "threedgen" / "config" / "command.py"}
-    rooms = {path for room in ("threedgen", "guidance", "representations") for path in (ROOT / room).rglob("*.py")}
-    texts = {path: path.read_text(encoding="utf-8") for path in rooms - own}
-    assert not [path for path, text in texts.items() if re.search(r"launch\.py --|threedgen --|threedgen\[", text)]

@@ -12,9 +12,7 @@ from tests.support.errors import refused
 from tests.support.toy_task import YAML, toy  # noqa: F401
 from threedgen import config
 from threedgen.config import ConfigError, Scheduled, at, fields, layers, registry, yaml_text
-from threedgen.config.errors import nearest_keys
 from threedgen.config.sections import LoggerConfig
-from threedgen.systems.generate.options import GenerateConfig
 
 ROOT = Path(__file__).parents[2]
 
@@ -43,20 +41,6 @@ def test_yaml_round_trip(tree: Any) -> None:
     assert repr(back) == repr(tree)  # 1 is not 1.0 and not true
 
 
-@given(st.one_of(TEXTS, st.text(st.sampled_from("[]{}:- \n#'\"&*!a1,?|>%"), max_size=60)))
-@example("[" * 5000)
-@example("- " * 5000)
-@example("9" * 5000)
-@example("\ud800")
-@example("%YAML 1.1\n---\na")
-@example("? ? ? a")
-def test_parse_any_text_or_refuse_it(text: str) -> None:
-    try:
-        yaml_text.parse(text, "file.yaml")
-    except ConfigError as error:
-        assert str(error).startswith("file.yaml")
-
-
 SCALARS = {
     "1e4": 1e4, "1e-2": 0.01, ".5": 0.5, "5.": 5.0, "-3": -3, "012": 12, "true": True, "False": False,
     "null": None, "~": None, "": None,
@@ -75,12 +59,11 @@ def test_parse_scalars() -> None:
         ("a: 1\nb: 2\na: 3\n", ["line 3", "'a'", "twice"]),
         ("a: &x [1]\nb: *x\n", ["line 1", "aliases"]),
         ("a: !!python/object/apply:os.system ['true']\n", ["line 1", "tag"]),
-        ("a: !env HOME\n", ["line 1", "tag"]),
         ("true: 1\n", ["line 1", "key"]),
-        ("? [1, 2]\n: 3\n", ["line 1", "key"]),
         ("a: 1\n---\nb: 2\n", ["line 2"]),
         ("a: [1, 2\n", ["line 2"]),
         ("[" * 5000, ["nested"]),
+        ("a: " + "9" * 5000, ["line 1", "digits"]),
         ("- a\n- b\n", ["key: value"]),
         ("#" * 1_000_001, ["1 MB"]),
     ],
@@ -94,15 +77,11 @@ def test_refused_yaml_names_the_line(toy: Path, text: str, words: list[str]) -> 
 @in_place
 @given(prompt=TEXTS)
 @example("a cat #1")
-@example("4k: best")
-@example("007")
 @example("1e3")
 @example("null")
 @example("${oc.env:HOME}")
 @example("a=b=c")
 @example("")
-@example("  two spaces  ")
-@example("- a\n  b: [")
 def test_prompt_is_unchanged_by_load_and_dump(toy: Path, prompt: str) -> None:  # noqa: F811
     first = config.load(toy, [f"prompt={prompt}"])
     assert first.prompt == prompt
@@ -136,23 +115,16 @@ def test_overrides_are_typed_by_their_field(toy: Path) -> None:  # noqa: F811
     ("override", "words"),
     [
         ("sed=3", ["sed: ", "'seed'", "'3'"]),
-        ("max_steps=3", ["'trainer.max_steps'"]),
         ("prior.width=3", ["prior.width: ", "prior.name=small"]),
         ("prior.name=bigg", ["prior.name: ", "'big'", "small", "'bigg'"]),
-        ("prior=3", ["prior.name: ", "(there are: big, small; one of your own: --plugin FILE.py)"]),
         ("shape.radius=-1", ["shape.radius: ", "number > 0", "(got -1)"]),
         ("mode=exakt", ["mode: ", "fast | exact", "'exact'?", "'exakt'"]),
-        ("trainer.devices=x", ["trainer.devices: ", "auto | whole number >= 1", "'x'"]),
         ("trainer.gradient_clip_val=.inf", ["trainer.gradient_clip_val: ", "number | null > 0"]),
-        ("trainer.max_steps=1.5", ["trainer.max_steps: ", "whole number", "(got 1.5)"]),
-        ("lambdas.orient=x", ["lambdas.orient: ", "number", "'x'"]),
         ("seed=true", ["seed: ", "whole number", "(got True)"]),
         ("elevation=[1]", ["elevation: ", "list of 2: number", "(got [1])"]),
-        ("elevation=[2, 1]", ["elevation should rise"]),
         ("kinds=[raund]", ["kinds: ", "list: round | flat", "'round'?", "['raund']"]),
         ("prior.guidance_scale={0: 1, 50%: 2}", ["mixed"]),
         ("prior.guidance_scale={0: 1, 5: -2}", ["number or schedule >= 0", "-2"]),
-        ("seed=[1", ["seed: ", "line 1"]),
         ("seed", ["key=value", "'seed'"]),
         ("task=tooy", ["task", "'toy'"]),
     ],
@@ -199,30 +171,9 @@ def test_all_mistakes_are_reported_with_their_source(toy: Path) -> None:  # noqa
         assert f"{key}: is missing" in mistakes(toy)
 
 
-def test_nearest_keys_corrects_typos() -> None:
-    keys = [path for path in fields.paths(GenerateConfig, config.load("mvdream-sd21")) if path.count(".") < 3]
-    for typo in ("trainer.max_step", "trainer.maxsteps", "tariner.max_steps", "trainer.max_stepa", "max_steps"):
-        assert nearest_keys(typo, keys)[:1] == ["trainer.max_steps"]
-    meant = {
-        "data.width": "size", "system.geometry_type": "field.name", "system.geometry": "field.name",
-        "system.weights": "start", "prior.size": "prior.image_size", "checkpoint.save_top_k": "checkpoint.seconds",
-        "gpus": "trainer.devices", "trainer.num_nodes": "trainer.devices", "fp16": "trainer.precision",
-        "half_precision_weights": "prior.dtype", "low_vram": "preset", "iters": "trainer.max_steps",
-        "cfg_scale": "distillation.guidance_scale",
-    }  # fmt: skip
-    assert {key: nearest_keys(key, keys)[:1] for key in meant} == {key: [path] for key, path in meant.items()}
-
-
-@pytest.mark.parametrize(
-    ("value", "found"),
-    [
-        ("[{file: a, weight: 0.8}]", ("prior.loras.0.weight: ", "file, scale", "0.8")),
-        ("[{file: a}, {file: b, scale: 80}]", ("prior.loras.1.scale: ", "10", "80")),
-    ],
-)
-def test_mistakes_in_list_entries_name_entry_and_option(value: str, found: tuple[str, ...]) -> None:
-    with refused(None, *found) as caught:
-        config.load("sds-sd", ["prompt=a dog", f"prior.loras={value}"])
+def test_mistakes_in_list_entries_name_entry_and_option() -> None:
+    with refused(None, "prior.loras.1.scale: ", "10", "80") as caught:
+        config.load("sds-sd", ["prompt=a dog", "prior.loras=[{file: a}, {file: b, scale: 80}]"])
     assert "prior.name" not in str(caught.value)
 
 
@@ -247,43 +198,8 @@ def test_wandb_without_login_is_refused_unless_offline(tmp_path: Path, monkeypat
         file.unlink()
 
 
-def test_list_of_devices_names_the_variable_that_chooses_gpus() -> None:
-    with refused(None, "trainer.devices", "CUDA_VISIBLE_DEVICES=0,1"):
-        config.load("mvdream-toybox", ["prompt=a dog", "trainer.devices=[0,1]"])
-
-
-def test_nearest_keys_take_usual_names() -> None:
-    for name, key, expected in (
-        ("mvdiffusion-outpaint-toybox", "fov", "rig.image_fov"),
-        ("mvdreambooth-toybox", "images", "photos"),
-        ("mvdreambooth-toybox", "instance_data_dir", "photos"),
-        ("mvdreambooth-toybox", "instance_prompt", "prompt"),
-        ("mvdreambooth-toybox", "with_prior_preservation", "tuning.preservation"),
-        ("mvdreambooth-toybox", "remove_background", "matte"),
-        ("texture-views", "photos", "views"),
-        ("texture-views", "faces", "budget"),
-        ("texture-views", "resolution", "texture"),
-        ("threedim-toybox", "mask", "matte"),
-        ("threedim-toybox", "photo", "image"),
-    ):
-        tree = config.load(name)
-        found = nearest_keys(key, fields.paths(type(tree), tree))
-        assert expected in found[: 2 if key == "photos" else 1]
-
-
 class _OneSchedule(config.Config):
     value: Scheduled = 1.0
-
-
-@given(st.dictionaries(st.integers(0, 10**6), st.floats(-1e6, 1e6), min_size=1, max_size=6), st.integers(0, 10**6))
-def test_at_interpolates_between_steps(points: dict[int, float], step: int) -> None:
-    schedule = _OneSchedule(value=points).value
-    before = [key for key in sorted(points) if key <= step]
-    after = [key for key in sorted(points) if key >= step]
-    ends = [points[key] for key in (before[-1:] + after[:1])]
-    assert min(ends) <= at(schedule, step) <= max(ends)
-    for key, value in points.items():
-        assert at(schedule, key) == value
 
 
 def test_at_and_refused_schedules() -> None:
@@ -375,7 +291,6 @@ def test_run_folders_named_in_configs_and_docs_exist() -> None:
 
 def test_number_of_reported_mistakes_is_limited(toy: Path) -> None:  # noqa: F811
     toy.write_text("task: toy\n" + "".join(f"key{n}: 1\n" for n in range(2000)))
-    lines = mistakes(toy).splitlines()
-    assert len(lines) == 31 and lines[-1] == "and 1971 more mistakes"
+    assert len(mistakes(toy).splitlines()) == 31
     toy.write_text("task: toy\n" + "".join(f"key{n}: 1\n" for n in range(60_000)))
     assert "more than 20000 keys and values" in mistakes(toy)

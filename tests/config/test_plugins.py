@@ -1,9 +1,7 @@
-import importlib
 import os
 import pickle
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,13 +73,8 @@ def test_run_uses_and_resumes_with_plugin(plugin: Path, tmp_path: Path, capsys, 
     (run / "summary.json").unlink()  # a stopped run has none
     plugin.write_text(plugin.read_text() + "# changed\n")
     assert cli.main(["-q", "--plugin", "antithetic.py", "--resume", "run", "trainer.max_steps=4"]) == 0
-    assert (
-        read_summary(run)["steps"] == 4 and [str(plugin) in one.getMessage() for one in caplog.records].count(True) == 1
-    )
-    forget()
-    plugin.write_text(plugin.read_text() + "# again\n")
-    assert cli.main(["-q", "--plugin", "antithetic.py", "--resume", "run"]) == 0  # the run is finished
-    assert [str(plugin) in one.getMessage() for one in caplog.records].count(True) == 2
+    assert read_summary(run)["steps"] == 4
+    assert [str(plugin) in one.getMessage() for one in caplog.records].count(True) == 1
     forget()
     assert cli.main(["-q", "--resume", "run"]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
@@ -159,34 +152,11 @@ def test_unused_loss_terms_leave_the_config_unchanged(tmp_path: Path) -> None:
     assert pickle.loads(pickle.dumps(changed.loss)).model_dump() == changed.loss.model_dump()
 
 
-def test_registered_module_without_the_flag_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "own_metric.py"
-    file.write_text("from threedgen.config.registry import register\nregister('metric', 'own', __name__ + ':own')\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    importlib.import_module("own_metric")
-    assert list(plugins.identify()) == [str(file)] and not plugins.LOADED
-    del sys.modules["own_metric"]
-
-
-def test_changed_compares_the_record_with_the_files(tmp_path: Path) -> None:
-    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(tmp_path)]
-    subprocess.run([*git, "init", "-q"], check=True)
-    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "empty"], check=True)
-    (tmp_path / "mine.py").write_text("x = 1")
-    plugins.load("mine.py")
-    (record,) = plugins.identify().values()
-    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout
-    assert record["commit"] == head.strip()
-    path = str(tmp_path / "mine.py")
-    assert [] == plugins.changed(plugins.identify()) == plugins.changed(None) == plugins.changed({path: 3})
-    assert plugins.changed({path: {}}) == [path]
-
-
 def test_missing_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The folder `space` is a namespace package: it can be imported, but has no code."""
     (tmp_path / "space").mkdir()
     monkeypatch.syspath_prepend(tmp_path)
-    for name in ("mine.py", "space", "sys", "", "no_module", "no/module", "./no"):
+    for name in ("mine.py", "space", "", "no_module", "./no"):
         with refused("--plugin", name):
             plugins.load(name)
     assert cli.main(["--plugin", "mine.py", "--list"]) == 2

@@ -10,56 +10,21 @@ from threedgen.data.assets.listing import list_assets
 from threedgen.data.assets.make import read_asset
 from threedgen.data.coloured_mesh import fit_to_ball
 from threedgen.geometry.poses import orbit_array
-from threedgen.toybox.data import objects
 from threedgen.toybox.data.make_srn import FAMILIES, SIDES, make_marked_object
-from threedgen.toybox.data.subjects import make_subject, render_photos, subject_nouns
-from threedgen.toybox.options import ToyboxSheetConfig
-from threedgen.toybox.world.grammar import COLOURS, NOUNS, Spec, held_out
+from threedgen.toybox.data.subjects import make_subject, subject_nouns
+from threedgen.toybox.world.grammar import NOUNS
 from threedgen.toybox.world.primitives import BOX, DOME, FRUSTUM, TORUS, Primitive, tessellate
 from threedgen.toybox.world.raycast import render
 from threedgen.toybox.world.toybox import Toybox, block, render_orbit, toybox_mesh
 
 
-def config(folder: Path, **values: object) -> ToyboxSheetConfig:
-    small = {"size": 24, "columns": 2, "nouns": ("dog", "car")}
-    return ToyboxSheetConfig(task="toybox-sheet", out=str(folder), **(small | values))
-
-
-def pixels(path: Path) -> np.ndarray:
-    with Image.open(path) as image:
-        return np.asarray(image.convert("RGB"))
-
-
-def test_sheet_has_a_row_per_noun_and_depends_on_the_seed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert objects.run_sheet(config(tmp_path / "a")) == 0
-    assert capsys.readouterr().out.strip() == str(tmp_path / "a" / "sheet.png")
-    first = pixels(tmp_path / "a" / "sheet.png")
-    assert first.shape[1] == 2 * (24 + 2) + 2 and first.shape[0] > 2 * (24 + 2)
-    assert first.std() > 20, "an empty image"
-    objects.run_sheet(config(tmp_path / "b"))
-    assert np.array_equal(first, pixels(tmp_path / "b" / "sheet.png"))
-    objects.run_sheet(config(tmp_path / "c", seed=1))
-    assert not np.array_equal(first, pixels(tmp_path / "c" / "sheet.png"))
-    paged = tmp_path / "paged"
-    objects.run_sheet(config(paged, nouns=tuple(NOUNS)[:13], columns=1, size=16))  # a page has at most twelve nouns
-    assert sorted(path.name for path in paged.iterdir()) == ["sheet-2.png", "sheet.png"]
-    assert pixels(paged / "sheet.png").shape[0] > 6 * pixels(paged / "sheet-2.png").shape[0]
-    objects.run_sheet(config(paged, columns=1, size=16))
-    assert [path.name for path in paged.iterdir()] == ["sheet.png"], "the second page is outdated"
-    args = ["--config", "toybox-sheet", "size=16", "columns=1", f"out={tmp_path / 'run'}"]
-    assert cli.main([*args, "nouns=[owl]"]) == 0 and (tmp_path / "run" / "sheet.png").is_file()
-    assert cli.main([*args[:-1], f"out={tmp_path / 'other'}", "nouns=[owll]"]) == 2
-
-
-@pytest.mark.parametrize("word", list(NOUNS))
-def test_sheet_specs_keep_to_their_split_and_cover_every_part(word: str) -> None:
-    train, details = objects.sheet_specs(word, 120, "train", 0), NOUNS[word].parts + NOUNS[word].wears
-    assert len(train) == 120 and not any(held_out(spec) for spec in train)
-    assert {spec.part for spec in train} == {"", *details}
-    pairs = {(c, p) for c in COLOURS for p in details if held_out(Spec(word, c, "", p))}
-    hidden = objects.sheet_specs(word, 200, "held-out", 0)
-    assert all(held_out(spec) for spec in hidden) and len(hidden) == (200 if pairs else 0)
-    assert {(spec.colour, spec.part) for spec in hidden} == pairs
+def test_sheets_have_a_row_per_noun_and_twelve_rows(tmp_path: Path) -> None:
+    words = ["--config", "toybox-sheet", "size=16", "columns=1", f"out={tmp_path / 'run'}", "-q"]
+    assert cli.main([*words, f"nouns={list(NOUNS)[:13]}"]) == 0
+    assert sorted(path.name for path in (tmp_path / "run").glob("*.png")) == ["sheet-2.png", "sheet.png"]
+    with Image.open(tmp_path / "run" / "sheet.png") as sheet:
+        assert sheet.height > 12 * 16 and np.asarray(sheet).std() > 20
+    assert cli.main([*words, "nouns=[owll]", f"out={tmp_path / 'other'}"]) == 2
 
 
 def test_files_render_as_the_toybox_objects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,17 +55,13 @@ def test_block_is_the_bounding_box_of_a_solid() -> None:
         assert np.allclose(outer.min(0), inner.min(0), atol=0.02) and np.allclose(outer.max(0), inner.max(0), atol=0.02)
 
 
-AZIMUTH = dict(zip(SIDES, np.deg2rad([0.0, 90.0, 180.0, 270.0]), strict=True))
-
-
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("elevation", [0.15, 0.5, 1.0])
+@pytest.mark.parametrize("elevation", [0.15, 1.0])
 def test_panel_is_visible_only_from_its_side(family: str, elevation: float) -> None:
-    visible = {side: [] for side in SIDES}  # type: ignore[var-annotated]
+    visible: dict[str, list[tuple[int, ...]]] = {side: [] for side in SIDES}
+    c2w = orbit_array(np.full(4, elevation), np.deg2rad([0.0, 90.0, 180.0, 270.0]), np.full(4, 2.61))
     for index in range(6):
         asset = make_marked_object(family, np.random.default_rng(index), index)
-        azimuth = np.array(list(AZIMUTH.values()))
-        c2w = orbit_array(np.full(4, elevation), azimuth, np.full(4, 2.61))
         labels = render([asset], np.zeros(4, int), c2w, np.full(4, 0.7), 48, 1.0, 1, with_gbuffer=True).label
         for k, side in enumerate(SIDES):
             panel = asset.labels.index(f"{side} panel") + 1
@@ -124,8 +85,7 @@ def test_panel_colours_and_shapes_are_independent() -> None:
     correlation = [np.corrcoef(left[:, k], right[:, k])[0, 1] for k in range(3)]
     assert np.abs(correlation).max() < 0.4 and left.std(0).min() > 0.2
     shapes = {tuple(s.kind for s in car.primitives if s.label == "left symbol") for car in cars}
-    pieces = [any(s.label == "back piece" for s in car.primitives) for car in cars]
-    assert len(shapes) >= 4 and 0.4 < np.mean(pieces) < 0.95
+    assert len(shapes) >= 4
 
 
 def test_subjects_depend_on_seed_and_number_and_all_differ() -> None:
@@ -150,22 +110,13 @@ def test_subjects_of_every_noun_stay_inside_the_ball() -> None:
     assert all(noun.front for noun in subject_nouns()) and len(subject_nouns()) < len(NOUNS)
 
 
-def test_photos_are_reproducible_and_differ() -> None:
-    subject = make_subject(0, 2)
-    images = render_photos(subject, 5, 48, seed=1)
-    assert images.shape == (5, 48, 48, 3) and 0 <= images.min() and images.max() <= 1
-    assert np.array_equal(images, render_photos(subject, 5, 48, seed=1))
-    gaps = [np.abs(a - b).mean() for k, a in enumerate(images) for b in images[:k]]
-    assert min(gaps) > 0.005
-
-
 def test_task_writes_readable_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert cli.main(["--config", "toybox-subjects", "subjects=2", "size=40", "out=made"]) == 0
     folders = sorted(path for path in Path("made").iterdir() if path.is_dir())
     assert [len(list(folder.glob("*.png"))) for folder in folders] == [5, 5]
     portraits = photos.read(photos.find([str(folders[0])]), 32)
-    assert portraits.shape == (5, 32, 32, 3)
+    assert portraits.shape == (5, 32, 32, 3) and not any((portraits[0] == other).all() for other in portraits[1:])
     assert (np.abs(portraits[:, 16, 10:22].astype(int) - 128).max(-1) > 10).any(1).all()  # the subject is in the centre
     with Image.open("made/subjects.png") as sheet:
         assert sheet.width > 5 * 120

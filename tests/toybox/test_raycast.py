@@ -2,31 +2,27 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 import trimesh
 
 from threedgen.geometry.poses import orbit_array
 from threedgen.geometry.raster import rasterise
-from threedgen.guidance.priors.mvadapter.inputs import cameras_from_angles
 from threedgen.toybox.world.builder import Builder
-from threedgen.toybox.world.grammar import Spec
-from threedgen.toybox.world.primitives import BOX, DOME, FRUSTUM, PRISM, SPHERE, TORUS, Asset, inside, tessellate
+from threedgen.toybox.world.primitives import BOX, DOME, FRUSTUM, PRISM, SPHERE, TORUS, Asset, tessellate
 from threedgen.toybox.world.raycast import render
-from threedgen.toybox.world.toybox import Toybox, build, toybox_mesh
+from threedgen.toybox.world.toybox import Toybox
 
 SOLIDS = {
     "sphere": (SPHERE, 1.0), "box": (BOX, 1.0), "cylinder": (FRUSTUM, 1.0), "cone": (FRUSTUM, 0.0),
     "frustum": (FRUSTUM, 0.4), "flowerpot": (FRUSTUM, 1.6), "torus": (TORUS, 0.25), "dome": (DOME, 1.0),
     "prism": (PRISM, 1.0),
 }  # fmt: skip
-STRETCHES = {"even": (1.0, 1.0, 1.0), "flat": (1.0, 0.5, 0.2), "long": (0.3, 0.4, 1.0)}
-SINGLE_SOLIDS = [(name, stretch) for name in SOLIDS for stretch in STRETCHES]
 
 
-def one_solid(name: str, stretch: str) -> Asset:
+def one_solid(name: str) -> Asset:
+    """Build a stretched and rotated solid."""
     kind, param = SOLIDS[name]
     builder = Builder(np.random.default_rng(0), (0.5, 0.5, 0.5))
-    builder.add(kind, (0.1, 0.2, 0.3), STRETCHES[stretch], rotate=(30, 50, 70), param=param)
+    builder.add(kind, (0.1, 0.2, 0.3), (1.0, 0.5, 0.2), rotate=(30, 50, 70), param=param)
     return Asset(builder.finish(1.0), "", "", "", "", "", "", "", False, labels=("body",))
 
 
@@ -36,12 +32,12 @@ def cameras(azimuths: list[float], fov: float = 0.7) -> tuple[np.ndarray, np.nda
     return c2w, np.full(len(azimuth), fov)
 
 
-def compare(asset: Asset, size: int, azimuths: list[float], segments: int, tolerance: float) -> None:
-    """Compare the G-buffer of the ray caster with that of the mesh; ``tolerance``: depth error of the facets."""
-    c2w, fov = cameras(azimuths)
-    result = render([asset], np.zeros(len(c2w), int), c2w, fov, size, with_gbuffer=True)
-    vertices, faces, _, labels = asset.mesh(segments)
-    hit = rasterise(vertices, faces, c2w, float(fov[0]), size)
+@pytest.mark.parametrize("name", SOLIDS)
+def test_render_of_single_solids_matches_their_mesh(name: str) -> None:
+    c2w, fov = cameras([10.0, 130.0, 250.0])
+    result = render([one_solid(name)], np.zeros(3, int), c2w, fov, 20, with_gbuffer=True)
+    vertices, faces, _, _ = one_solid(name).mesh(48)
+    hit = rasterise(vertices, faces, c2w, float(fov[0]), 20)
     corners = vertices[faces[hit.face]]
     rays = (corners * hit.bary[..., None]).sum(-2) - c2w[:, None, None, :3, 3]
     normal = np.cross(corners[..., 1, :] - corners[..., 0, :], corners[..., 2, :] - corners[..., 0, :])
@@ -49,25 +45,13 @@ def compare(asset: Asset, size: int, azimuths: list[float], segments: int, toler
     both = hit.mask & result.mask
     assert both.sum() > 30
     assert (hit.mask != result.mask).sum() <= 0.02 * both.sum(), "the silhouettes differ"
-    assert (labels[hit.face][both] != result.label[both]).mean() <= 0.02
     error = np.abs(np.linalg.norm(rays, axis=-1) - result.depth)[both]
-    assert np.median(error) < tolerance and np.quantile(error, 0.95) < 4 * tolerance
+    assert np.median(error) < 0.004 and np.quantile(error, 0.95) < 0.016  # error of the facets
     cosine = (normal * result.normal).sum(-1)[both]
     assert np.median(cosine) > 0.99 and np.quantile(cosine, 0.05) > 0.95
     assert np.array_equal(np.isfinite(result.depth), result.mask)
     assert np.allclose(np.linalg.norm(result.normal[result.mask], axis=-1), 1, atol=1e-5)
     assert (result.normal * rays).sum(-1)[both].max() < 1e-2, "a normal faces away from the camera"
-
-
-@pytest.mark.parametrize(("name", "stretch"), SINGLE_SOLIDS)
-def test_render_of_single_solids_matches_their_mesh(name: str, stretch: str) -> None:
-    compare(one_solid(name, stretch), 20, [10.0, 130.0, 250.0], 48, tolerance=0.004)
-
-
-@pytest.mark.parametrize(("noun", "part"), [("dog", "hat"), ("car", "wheels"), ("castle", "flag"), ("drum", "")])
-def test_render_of_assets_matches_their_mesh(noun: str, part: str) -> None:
-    asset = build(Spec(noun, "blue", "large", part, "red"), np.random.default_rng(1))
-    compare(asset, 28, [20.0], 24, tolerance=0.006)
 
 
 @pytest.mark.parametrize("name", SOLIDS)
@@ -81,31 +65,9 @@ def test_solid_meshes_are_closed_and_face_outwards(name: str) -> None:
         TORUS: 2 * np.pi**2 * (1 - param) * param**2,
     }  # fmt: skip
     assert exact[kind] * 0.95 < mesh.volume <= exact[kind] * 1.0001
-    wide = max(1.0, param)  # only a frustum may exceed the unit cube
-    assert np.all(np.abs(mesh.vertices).max(0) <= np.array([wide, wide, 1.0]) + 1e-9)
-    asset = one_solid(name, "long")
+    asset = one_solid(name)
     mirrored = replace(asset.primitives[0], matrix=asset.primitives[0].matrix @ np.diag([1.0, -1.0, 1.0]))
     assert trimesh.Trimesh(*replace(asset, primitives=(mirrored,)).mesh()[:2]).volume > 0
-
-
-@pytest.mark.parametrize(("name", "stretch"), SINGLE_SOLIDS)
-def test_inside_changes_at_the_surface(name: str, stretch: str) -> None:
-    asset = one_solid(name, stretch)
-    mesh = trimesh.Trimesh(*asset.mesh(96)[:2])
-    points, face = trimesh.sample.sample_surface(mesh, 400, seed=0)
-    step = 0.02 * np.cbrt(mesh.volume) * mesh.face_normals[face]
-    assert inside(asset.primitives, points - step).mean() > 0.9  # the rest: thinner than the step
-    assert not inside(asset.primitives, points + step).any()
-
-
-def test_mesh_has_colours_and_labels() -> None:
-    asset = build(Spec("car", "blue", "", "wheels", "red"), np.random.default_rng(0))
-    vertices, faces, colours, labels = asset.mesh()
-    assert len(faces) == len(colours) == len(labels) and faces.max() == len(vertices) - 1
-    wheels = labels == asset.labels.index("wheels") + 1
-    assert wheels.any() and np.unique(labels).min() == 1 and labels.max() == len(asset.labels)
-    reds = colours[wheels]
-    assert (reds[:, 0] > 2 * reds[:, 2]).any()
 
 
 def test_render_uses_asset_camera_and_background_of_each_view() -> None:
@@ -118,27 +80,9 @@ def test_render_uses_asset_camera_and_background_of_each_view() -> None:
         assert np.array_equal(single.rgb[0], together.rgb[v])
         assert np.allclose(together.rgb[v, 0, 0], grey[v], atol=1e-6)
     # supersampling averages subpixels
-    asset = one_solid("box", "even")
+    asset = one_solid("box")
     c2w, fov = cameras([33.0])
     fine = render([asset], np.zeros(1, int), c2w, fov, 96, supersample=1).rgb
     expected = fine.reshape(1, 24, 4, 24, 4, 3).mean((2, 4))
     one, sixteen = (render([asset], np.zeros(1, int), c2w, fov, 24, supersample=s).rgb for s in (1, 4))
     assert np.abs(sixteen - expected).mean() < 1e-5 < np.abs(one - expected).mean()
-
-
-def test_orthographic_render_matches_the_mesh() -> None:
-    asset = build(Spec("car", "red", "", "wheels", "black"), np.random.default_rng(0))
-    at = cameras_from_angles([(0.0, 30.0), (89.99, 180.0), (-30.0, 200.0)], 64, 64)
-    half_height = np.full(3, 0.55)
-    small = asset.move_and_scale(0.0, 0.5 / 0.85)
-    result = render([small], np.zeros(3, int), at.c2w.numpy(), half_height, 64, with_gbuffer=True, parallel=True)
-    mesh = toybox_mesh(small, 48)
-    points, normals, mask = mesh.surface(at)
-    both = result.mask & mask
-    assert (result.mask != mask).mean() < 0.01 and both.mean() > 0.1
-    depth = torch.from_numpy(np.where(both, result.depth, 0))
-    origins, directions = at.rays()
-    apart = np.linalg.norm((origins + directions * depth[..., None]).numpy() - points, axis=-1)[both]
-    assert np.median(apart) < 2e-3 and (apart > 0.02).mean() < 0.02
-    assert np.median((result.normal * normals).sum(-1)[both]) > 0.99
-    assert np.abs(result.rgb - mesh.render_views(at, light=True)).mean() < 0.01

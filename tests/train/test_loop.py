@@ -25,8 +25,7 @@ from threedgen.run.folder import differences
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.threads import threads_of
 from threedgen.train import loop
-from threedgen.train.callbacks import first_nonfinite, isolated_eval
-from threedgen.train.checkpoint import AtomicCheckpointIO, check_weights, numerics
+from threedgen.train.checkpoint import AtomicCheckpointIO, numerics
 from threedgen.train.checkpoint_file import LAST, latest, read
 from threedgen.train.loop import _strategy, deterministic, fit
 
@@ -55,7 +54,7 @@ def wait_for_step(folder, step: int) -> None:
     when(reached)
 
 
-@pytest.mark.parametrize("options", [{"seconds": 0}, {"seconds": 0.1, "pause": 0.01}, {"validate": 7, "seconds": 1000}])
+@pytest.mark.parametrize("options", [{"seconds": 0}, {"validate": 7, "seconds": 1000}])
 def test_saving_and_validation_do_not_change_the_result(tmp_path, run, undisturbed, options):
     assert run.run(tmp_path, **{"pause": 0} | options) == 0, log(tmp_path)
     assert result(tmp_path)["digest"] == undisturbed
@@ -63,39 +62,19 @@ def test_saving_and_validation_do_not_change_the_result(tmp_path, run, undisturb
     assert steps == (list(range(7, STEPS + 1, 7)) if "validate" in options else [])
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_resume_after_sigterm_gives_the_same_result(tmp_path, run, accumulate):
-    expected = toy_run.undisturbed(accumulate=accumulate)
+def test_resume_after_sigterm_gives_the_same_result(tmp_path, run):
+    expected = toy_run.undisturbed(accumulate=2)
     for stop in (10, 30):
-        pid = run.start(tmp_path, seconds=0.02, accumulate=accumulate, resume=True, pause=0.01)
+        pid = run.start(tmp_path, seconds=0.02, accumulate=2, resume=True, pause=0.01)
         wait_for_step(tmp_path, stop)
         os.kill(pid, signal.SIGTERM)
         assert run.wait(pid) == 143, log(tmp_path)
         assert result(tmp_path)["status"] == "terminated"
-    assert run.run(tmp_path, accumulate=accumulate, resume=True, pause=0) == 0
+    assert run.run(tmp_path, accumulate=2, resume=True, pause=0) == 0
     assert result(tmp_path)["digest"] == expected
 
 
-def test_sigterm_saves_the_current_step(tmp_path, run):
-    slurm = {"SLURM_NTASKS": "1", "SLURM_JOB_NAME": "toy", "SLURM_JOB_ID": "7", "SLURM_PROCID": "0"}
-    slurm |= {"SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
-    pid = run.start(tmp_path, seconds=1000, pause=0.02, environment=slurm)
-    when(lambda: "15/60" in log(tmp_path))  # the line at the first quarter
-    os.kill(pid, signal.SIGTERM)
-    assert run.wait(pid) == 143
-    assert latest(tmp_path / "checkpoints")[1]["global_step"] == result(tmp_path)["step"] >= 15
-    assert not list(tmp_path.glob("hpc_ckpt*"))
-
-
-@pytest.mark.parametrize(
-    "variables",
-    [
-        {"NTASKS": "1"},
-        {"NTASKS": "1", "NTASKS_PER_NODE": "1"},
-        {"NTASKS": "2", "NTASKS_PER_NODE": "2"},
-        {"NTASKS": "2"},
-    ],
-)
+@pytest.mark.parametrize("variables", [{"NTASKS": "1"}, {"NTASKS": "2", "NTASKS_PER_NODE": "2"}])
 def test_training_starts_its_processes_in_a_slurm_job_without_srun(tmp_path, monkeypatch, variables):
     for name in [name for name in os.environ if name.startswith("SLURM_")]:
         monkeypatch.delenv(name)
@@ -109,7 +88,7 @@ def test_training_starts_its_processes_in_a_slurm_job_without_srun(tmp_path, mon
 
 @pytest.mark.parametrize(
     ("per_node", "devices", "gpus", "good"),
-    [("8", "auto", 8, True), ("8", 8, 8, True), (None, 8, 8, False), ("8", "auto", 1, False), ("4", 8, 8, False)],
+    [("8", "auto", 8, True), (None, 8, 8, False), ("8", "auto", 1, False), ("4", 8, 8, False)],
 )
 def test_processes_of_srun_that_do_not_fit_are_refused(monkeypatch, per_node, devices, gpus, good):
     for name in [name for name in os.environ if name.startswith("SLURM_")]:
@@ -143,9 +122,6 @@ def test_interrupts_are_reentrant_and_restore_the_handler():
             assert inner is outer and not outer.stop
         os.kill(os.getpid(), signal.SIGINT)
         assert outer.stop
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(1)
     assert signal.getsignal(signal.SIGINT) is before
 
 
@@ -171,16 +147,6 @@ def test_nan_weights_in_the_last_steps_fail_the_run(tmp_path, run, undisturbed):
     assert lines(tmp_path, f"step {STEPS}", "net.0.weight")
     assert run.run(tmp_path, pause=0, resume=True) == 0
     assert result(tmp_path)["digest"] == undisturbed
-
-
-def test_first_nonfinite_returns_the_name():
-    module = torch.nn.BatchNorm1d(3)
-    module.register_buffer("bound", torch.tensor(float("inf")))
-    assert first_nonfinite(module) is None
-    module.running_mean[1] = float("nan")
-    assert first_nonfinite(module) == "running_mean"
-    module.weight.data[0] = float("inf")
-    assert first_nonfinite(module) == "weight"
 
 
 def test_resume_refuses_another_config_network_or_fewer_steps(tmp_path, run):
@@ -215,39 +181,18 @@ def test_trainings_take_a_logger(name: str) -> None:
     assert differences({"logger": {"name": "csv"}}, {"logger": {"name": "wandb"}}) == []
 
 
-def test_check_weights_compares_hashes():
-    checkpoint = {"weights": {"start": "ab", "prior.adapter": "12"}}
-    check_weights(checkpoint, {})
-    check_weights(checkpoint, {"start": "ab", "prior.adapter": "12"})
-    for key, before, after in (("start", "ab", "cd"), ("prior.adapter", "12", "34")):
-        with refused(key, f"{before}...", f"{after}..."):
-            check_weights(checkpoint, checkpoint["weights"] | {key: after})
-    check_weights({}, {"start": "ab"})
-
-
-@pytest.mark.parametrize(
-    ("text", "driver"),
-    [
-        ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.183.01  Sun May 12\nGCC version: 12.2.0\n", "535.183.01"),
-        ("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release Build\n", "580.65.06"),
-        (None, "unknown"),
-    ],
-)
-def test_numerics_on_cuda_name_gpu_and_versions(text: str | None, driver: str, tmp_path: Path, monkeypatch):
+def test_numerics_on_cuda_name_gpu_and_versions(tmp_path: Path, monkeypatch):
     trainer: Any = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cuda", 0)), world_size=1)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "H200")
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     file = tmp_path / "version"
-    if text is not None:
-        file.write_text(text)
+    file.write_text("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release\nGCC version: 12.2.0")
     monkeypatch.setattr("threedgen.train.checkpoint.DRIVER", file)
     monkeypatch.setitem(sys.modules, "triton", SimpleNamespace(__version__="3.9.0"))
     monkeypatch.setattr("threedgen.train.checkpoint.installed", lambda module: module == "triton")
     found = numerics(trainer)
-    expected = {"device": "cuda", "GPU": "H200", "CUDA": "13.0", "driver": driver, "triton": "3.9.0"}
+    expected = {"device": "cuda", "GPU": "H200", "CUDA": "13.0", "driver": "580.65.06", "triton": "3.9.0"}
     assert found | expected == found
-    monkeypatch.setattr("threedgen.train.checkpoint.installed", lambda module: False)
-    assert numerics(trainer)["triton"] == "none"
 
 
 def test_auto_strategy_allows_unused_parameters_on_several_devices_and_one_interactively(monkeypatch) -> None:
@@ -281,10 +226,9 @@ def two_processes(*words: Any) -> list[list[str]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("chunk", ["null", "100"])
-def test_shaded_object_has_equal_weights_on_two_devices(tmp_path, chunk):
+def test_shaded_object_has_equal_weights_on_two_devices(tmp_path):
     """Each process samples its own shading, so some parameters have no gradient on one of them."""
-    first, second = two_processes(tmp_path, "generate", chunk)
+    first, second = two_processes(tmp_path, "generate", "100")
     assert first[:5] == second[:5] and first[:4] == ["finished", "2", "12", "True"]
     modes = list(zip(first[5].split(","), second[5].split(","), strict=True))
     assert {mode for pair in modes for mode in pair} == {"albedo", "diffuse", "textureless"}
@@ -303,7 +247,7 @@ def test_auto_accelerator_is_the_cpu_without_cuda(monkeypatch: pytest.MonkeyPatc
     ("option", "accelerator", "gpu", "expected"),
     [
         ("warn", "auto", True, False), ("warn", "cpu", True, "warn"), ("warn", "auto", False, "warn"),
-        (True, "gpu", True, True), (False, "cpu", False, False),
+        (True, "gpu", True, True),
     ],
 )  # fmt: skip
 def test_deterministic_is_off_on_a_gpu_unless_set(monkeypatch, option: Any, accelerator: Any, gpu, expected):
@@ -327,8 +271,8 @@ FLAGS = {False: (False, False, True), "warn": (True, True, False), True: (True, 
 
 
 @pytest.mark.parametrize(("setting", "expected"), FLAGS.items())
-@pytest.mark.parametrize("benchmark", [False, True])
-def test_fit_sets_the_flags_of_the_option_and_restores_them(monkeypatch, tmp_path, setting: Any, expected, benchmark):
+def test_fit_sets_the_flags_of_the_option_and_restores_them(monkeypatch, tmp_path, setting: Any, expected):
+    benchmark = not expected[2]
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", benchmark)
     found = []
 
@@ -356,18 +300,6 @@ def test_logged_loss_does_not_depend_on_accumulation(monkeypatch, tmp_path):
     fit(Constant(), toy_config(max_steps=2, accumulate_grad_batches=3, log_every_n_steps=1), tmp_path)
     logged = [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert logged == [6, 6] and set(shown) == {6}
-
-
-def test_isolated_eval_restores_modes_and_generators():
-    module = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Dropout().eval())
-    torch.manual_seed(0)
-    expected = torch.rand(3)
-    torch.manual_seed(0)
-    with isolated_eval(module):
-        torch.rand(100)
-        assert not module.training and not torch.is_grad_enabled()
-    assert torch.equal(torch.rand(3), expected)
-    assert [m.training for m in module.modules()] == [True, True, False] and torch.is_grad_enabled()
 
 
 def test_set_threads_holds_after_numba_starts_its_threads() -> None:
@@ -433,7 +365,7 @@ def test_several_machines_are_refused(tmp_path, run, devices: int, launched: dic
     assert lines(tmp_path, "ConfigError", "trainer.devices: ")
 
 
-@pytest.mark.parametrize(("victim", "number"), [(1, signal.SIGKILL), (1, signal.SIGSTOP), (0, signal.SIGSTOP)])
+@pytest.mark.parametrize(("victim", "number"), [(1, signal.SIGKILL), (0, signal.SIGSTOP)])
 def test_loss_of_a_process_ends_the_training_which_continues(tmp_path, run, whole, victim, number) -> None:
     pids = start_ranks(tmp_path, check_seconds=0.02, pause=0.05)
     when((tmp_path / "checkpoints" / "last.ckpt").exists)

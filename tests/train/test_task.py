@@ -9,26 +9,9 @@ from tests.support.errors import refused
 from threedgen.config import registry
 from threedgen.config.errors import ConfigError
 from threedgen.config.sections import TrainerConfig
-from threedgen.run.folder import finished
 from threedgen.run.interrupts import Stopped
 from threedgen.train import task
 from threedgen.train.task import Task, device, run_task
-
-
-@pytest.mark.parametrize(
-    "summary",
-    [
-        "{", '{"status": "finished"}', '{"status": "failed", "steps": 5}', '{"status": "finished", "steps": 4}',
-        '{"status": "finished", "steps": 5, "files": ["gone"]}',
-        '{"status": "finished", "steps": 5, "files": 3}',
-    ],
-)  # fmt: skip
-def test_finished_requires_a_complete_summary(tmp_path: Path, summary: str) -> None:
-    assert not finished(tmp_path, 5)
-    (tmp_path / "summary.json").write_text(summary)
-    assert not finished(tmp_path, 5)
-    (tmp_path / "summary.json").write_text('{"status": "finished", "steps": 5, "files": ["summary.json"]}')
-    assert finished(tmp_path, 5)
 
 
 def test_device_follows_accelerator_and_local_rank(monkeypatch: pytest.MonkeyPatch) -> None:

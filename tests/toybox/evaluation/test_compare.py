@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 
-from tests.support.errors import refused
 from tests.support.task_server import tiny_generate
 from threedgen.toybox.evaluation import compare
 from threedgen.toybox.evaluation.options import Compare3DConfig
@@ -45,25 +44,3 @@ def test_variants_are_compared_at_equal_steps_and_time(tmp_path: Path, probe_fil
     assert len(list(folder.glob("runs/*"))) == 4 and len(list(folder.glob("measured/*"))) == 16
     assert compare.run(options, resume=folder, quiet=True) == 0
     assert times == {path: path.stat().st_mtime_ns for path in times}, "nothing is made or measured again"
-
-
-def test_failed_objects_are_wrong_only_where_the_prompt_is_judged(tmp_path: Path, probe_file: str, monkeypatch) -> None:
-    monkeypatch.setattr(compare, "make_all", lambda *args: 0)  # makes no object
-    options = config(tmp_path, probe_file, prompts=3, variants=VARIANTS[:1], seconds=None)
-    assert compare.run(options, quiet=True) == 0
-    figures = json.loads((tmp_path / "run" / "report.json").read_text())
-    (row,) = figures["steps"]["variants"].values()
-    assert [row[key]["hits"] for key in compare.JUDGED] == [0] * 5 and row["noun"]["total"] == 3
-    assert row["one_front"]["total"] == row["order"]["total"] == 2, "a cactus has no front"
-
-
-def test_mistakes_are_refused_before_any_run(tmp_path: Path, probe_file: str) -> None:
-    for changes, key, value in (
-        ({"engine": "processes", "workers": 2}, "seconds", "engine=here"),
-        ({"variants": ("field.name=npg",)}, "variants", "ngp"),
-        ({"variants": ("seed=3",)}, "overrides", "seed"),
-        ({"config": "sample-toybox"}, "config", "'sample-toybox'"),
-    ):
-        with refused(key, value):
-            config(tmp_path, probe_file, **changes).check()
-    assert not (tmp_path / "run").exists()

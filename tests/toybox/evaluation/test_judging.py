@@ -1,26 +1,22 @@
 import math
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from scipy import ndimage
 
 from tests.support.ball_run import ball_run, register
 from tests.support.errors import refused
 from threedgen.evaluation.metrics.figures import Proportion, equal_error
 from threedgen.export.run_field import load_run_field
 from threedgen.geometry.poses import orbit_array
-from threedgen.toybox.evaluation import fidelity
-from threedgen.toybox.evaluation.fidelity import distances, roughness, surface
-from threedgen.toybox.evaluation.held_out import held_out_cases, held_out_pairs
+from threedgen.toybox.evaluation.fidelity import roughness, surface
+from threedgen.toybox.evaluation.held_out import held_out_cases
 from threedgen.toybox.evaluation.judging import judge, tally
 from threedgen.toybox.evaluation.labels import Labels
-from threedgen.toybox.evaluation.probe import Answers, Probe
+from threedgen.toybox.evaluation.probe import Answers
 from threedgen.toybox.evaluation.report import label
-from threedgen.toybox.world.grammar import NOUNS, Spec, held_out
-from threedgen.toybox.world.toybox import Toybox, render_orbit
+from threedgen.toybox.world.grammar import Spec, held_out
 
 LABELS = Labels.of_toybox()
 TURN = np.deg2rad([0.0, 90.0, 180.0, 270.0])
@@ -79,8 +75,6 @@ def test_unspecified_properties_are_not_judged() -> None:
 
 def test_equal_error_threshold() -> None:
     assert equal_error([0.4, 0.6, 0.8, 0.9], [0.1, 0.2, 0.3, 0.35]) == pytest.approx(0.35)
-    threshold = equal_error([0.1, 0.3, 0.5, 0.7], [0.0, 0.05, 0.2, 0.4])
-    assert np.mean(np.array([0.1, 0.3, 0.5, 0.7]) <= threshold) == np.mean(np.array([0.0, 0.05, 0.2, 0.4]) > threshold)
     assert equal_error([], [0.2]) == 0.5
     views = answers(there=0.3)
     assert judge(views, SPEC, LABELS, threshold=0.25).answers["bound"] is True
@@ -98,29 +92,13 @@ def test_cases_are_held_out_different_and_repeatable() -> None:
     assert not np.array_equal(asset.primitives[0].matrix, other.matrix)
     # spread cases use every noun in turn
     assert len({case.spec.noun for case in held_out_cases(30, 0, spread=True)}) == 30
-    known = held_out_pairs()
-    counts = Counter(case.spec.noun for case in held_out_cases(len(known) + 4, 0, spread=True))
-    assert set(counts) == set(known) <= set(NOUNS) and max(counts.values()) <= 2
     with refused(None, 10**5):
         held_out_cases(10**5, 0)
 
 
-def sphere(size: int, bumps: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
-    """Normals (1, size, size, 3) and mask of a ball that fills the image, with normal noise ``bumps``."""
-    y, x = np.mgrid[:size, :size] / (size - 1) * 2 - 1
-    inside = x**2 + y**2 < 0.9
-    normal = np.stack([x, -y, np.sqrt(np.clip(1 - x**2 - y**2, 0, None))], -1)
-    normal += bumps * np.random.default_rng(0).normal(size=normal.shape)
-    return (normal / np.linalg.norm(normal, axis=-1, keepdims=True))[None], inside[None]
-
-
-def test_roughness_of_planes_and_spheres() -> None:
+def test_roughness_is_the_mean_angle_between_neighbours() -> None:
     flat = np.broadcast_to([0.0, 0.6, 0.8], (2, 8, 8, 3))
     assert roughness(flat, np.ones((2, 8, 8), bool)) == pytest.approx(0, abs=1e-3)
-    smooth, finer = roughness(*sphere(64)), roughness(*sphere(128))
-    assert smooth is not None and finer == pytest.approx(smooth / 2, rel=0.05)
-    rough = roughness(*sphere(64, 0.2))
-    assert rough is not None and rough > 4 * smooth
     assert roughness(flat, np.zeros((2, 8, 8), bool)) is None
     normal = np.zeros((1, 4, 4, 3))
     normal[..., :2, 2] = normal[..., 2:, 0] = 1  # a right angle between columns 1 and 2
@@ -128,24 +106,6 @@ def test_roughness_of_planes_and_spheres() -> None:
     left[..., :2] = True
     assert roughness(normal, left) == 0, "pairs of the foreground only"
     assert roughness(normal, np.ones((1, 4, 4), bool)) == pytest.approx(90 * 4 / 24)
-
-
-def test_blur_increases_the_distances(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fidelity, "GROUPS", 2)
-    probe = Probe.load("embedded", all_words=False)
-
-    def draw(seed: int) -> list[np.ndarray]:
-        box = Toybox(seed)
-        return [render_orbit(box.asset(k), TURN, 0.26, 64).rgb for k in range(24)]
-
-    truth, other = draw(1), draw(2)
-    blurred = [ndimage.gaussian_filter(views, (0, 3, 3, 0)) for views in other]
-    figures = distances(probe, blurred, truth, other)
-    value = {name: figure["mean"] for name, figure in figures.items()}
-    assert value["fid"] > 1.1 * value["floor_fid"] and value["kid"] > value["floor_kid"] + 0.02
-    assert figures["fid"]["low"] < value["fid"] < figures["fid"]["high"]
-    as_bytes = [(views * 255).round().astype(np.uint8) for views in other]
-    assert fidelity.features(probe, as_bytes) == pytest.approx(fidelity.features(probe, other), abs=0.3)
 
 
 def test_surface_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

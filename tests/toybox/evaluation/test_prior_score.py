@@ -84,11 +84,8 @@ def test_missing_probe_and_too_few_objects_are_found_before_any_work() -> None:
     ):  # fmt: skip
         with refused(key, "'none'", "train-toybox-probe"):
             load(name, [f"{key}=none"]).check()
-        with refused(key):
-            load(name, [f"{key}={'x' * 300}"]).check()
     with refused(None, "view_use 1"):
         load("evaluate-toybox-prior", ["view_use=1"])
-    assert load("evaluate-toybox-prior", ["view_use=0"]).view_use == 0
 
 
 def test_a_code_fitted_to_the_companions_predicts_the_unseen_view() -> None:

@@ -1,30 +1,21 @@
-import json
 import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from tests.support.errors import refused
 from tests.support.tiny_classifiers import TINY, tiny_probe
 from threedgen.config.plain_file import read_json
 from threedgen.guidance.weights import loading
 from threedgen.toybox.evaluation import training
-from threedgen.toybox.evaluation.labels import (
-    UNKNOWN_LABEL,
-    Labels,
-    ProbeToybox,
-    Truth,
-    image_truth,
-    labelled,
-    nearest_colour,
-    word_colours,
-)
+from threedgen.toybox.evaluation.labels import UNKNOWN_LABEL, Labels, Truth, image_truth, nearest_colour
 from threedgen.toybox.evaluation.networks import prepare
 from threedgen.toybox.evaluation.options import ProbeFeaturesConfig, ProbeNetworkConfig, TrainProbeConfig
 from threedgen.toybox.evaluation.probe import Answers, Logits, Probe, ProbeFeatures, combine_views
-from threedgen.toybox.world.grammar import ACCESSORIES, NOUNS, Spec, held_out
+from threedgen.toybox.world.grammar import NOUNS, Spec
 from threedgen.toybox.world.primitives import Asset
 from threedgen.toybox.world.toybox import build, render_azimuths
 
@@ -39,19 +30,6 @@ def truth_of(spec: Spec, degrees: list[float]) -> Truth:
     asset = asset_of(spec)
     render = render_azimuths(asset, degrees, 64, with_gbuffer=True)
     return image_truth([asset], render.label, np.deg2rad(degrees), LABELS)
-
-
-def test_labels_have_every_part_in_its_colour_and_specs_every_accessory() -> None:
-    for word, noun in NOUNS.items():
-        for k, part in enumerate(noun.parts + noun.wears):
-            asset = asset_of(Spec(word, "red", "", part, "blue"), k)
-            assert word_colours(asset, LABELS)[part] == LABELS.colours.index("blue"), (word, part)
-            assert part in asset.labels, (word, part)
-    specs = [ProbeToybox(1).spec(k)[0] for k in range(1500)]
-    worn = [spec for spec in specs if spec.part in ACCESSORIES]
-    assert {spec.part for spec in worn} == set(ACCESSORIES) and 0.2 < len(worn) / len(specs) < 0.5
-    assert {spec.noun for spec in specs} == set(NOUNS)
-    assert any(held_out(spec) for spec in specs) and not all(held_out(spec) for spec in specs if spec.part)
 
 
 def test_labels_depend_on_the_view() -> None:
@@ -80,14 +58,30 @@ def test_loss_ignores_unspecified_labels_and_colours() -> None:
     assert nearest_colour((red + orange) / 2) == UNKNOWN_LABEL  # between two names
 
 
-def test_classify_takes_images_of_any_size_and_changes_no_weights() -> None:
+def test_loss_of_right_answers_is_small() -> None:
+    truth = truth_of(Spec("television", "blue", "", "screen", "red"), [0, 90, 180, 270])
+
+    def certain(target: torch.Tensor, count: int) -> torch.Tensor:
+        return 20 * F.one_hot(target.clamp(min=0), count).float()
+
+    right = Logits(
+        noun=certain(truth.noun, len(NOUNS)),
+        colour=certain(truth.colour, 12),
+        seen=40 * truth.seen - 20.0,
+        part_colour=certain(truth.part_colour, 12),
+        side=20 * torch.eye(4),  # front, left, back, right
+        heading=torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]]),
+    )
+    loss, metrics = training.probe_loss(right, truth)
+    assert loss < 1e-4 and all(metrics[key] == 1 for key in ("noun", "colour", "side", "part_colour"))
+
+
+def test_classify_takes_images_of_any_size() -> None:
     probe = tiny_probe()
-    before = {name: value.clone() for name, value in probe.state_dict().items()}
-    for size in (16, 32, 50, 128):
+    for size in (16, 50):
         answers = probe.classify(torch.rand(3, size, size, 3), chunk=2)
         assert answers.noun.shape == (3, len(NOUNS)) and answers.part_colour.shape == (3, len(LABELS.words), 12)
         assert torch.allclose(answers.side.exp().sum(1), torch.ones(3), atol=1e-5)
-    assert probe.training and all(torch.equal(value, before[name]) for name, value in probe.state_dict().items())
     x = torch.rand(1, 64, 64, 3)
     blocks = x.reshape(1, 32, 2, 32, 2, 3).mean((2, 4)).permute(0, 3, 1, 2)
     assert torch.allclose(prepare(x, 32), blocks, atol=1e-6)
@@ -111,42 +105,11 @@ def test_combine_views_weights_colours_by_visibility() -> None:
     assert combined.part_colour[0, 0] == pytest.approx(0.99 * math.log(0.9) + 0.01 * math.log(0.2), abs=1e-5)
 
 
-def test_probe_learns_three_objects() -> None:
-    """Noun and colour from random weights, measured on other samples."""
-    specs = [Spec("car", "red"), Spec("tree", "green"), Spec("penguin", "blue")]
-
-    def batch(seed: int) -> tuple[torch.Tensor, Truth]:
-        images, truths = [], []
-        for spec in specs:
-            asset = asset_of(spec, seed)
-            degrees = np.random.default_rng(seed).uniform(0, 360) + np.array([0.0, 90.0, 180.0, 270.0])
-            render = render_azimuths(asset, degrees, 32, with_gbuffer=True)
-            images.append(torch.from_numpy(render.rgb))
-            truths.append(image_truth([asset], render.label, np.deg2rad(degrees), LABELS))
-        return torch.cat(images), Truth.cat(truths)
-
-    probe, rng = tiny_probe(), torch.Generator().manual_seed(0)
-    optimizer = torch.optim.AdamW(probe.parameters(), 5e-3)
-    for step in range(60):
-        images, truth = batch(step % 20)
-        loss, _ = training.probe_loss(probe(training.augment(images.permute(0, 3, 1, 2), rng)), truth)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    images, truth = batch(1234)
-    answers = probe.classify(images)
-    assert (answers.noun.argmax(1) == truth.noun).float().mean() > 0.8
-    assert (answers.colour.argmax(1) == truth.colour).float().mean() > 0.8
-
-
-def test_augmentation_is_repeatable_and_never_mirrors() -> None:
-    x = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    first, again, other = (training.augment(x, torch.Generator().manual_seed(seed)) for seed in (2, 2, 3))
-    assert torch.equal(first, again) and not torch.equal(first, other)
-    assert 0 <= first.min() and first.max() <= 1
+def test_augmentation_never_mirrors() -> None:
     x = torch.zeros(16, 3, 32, 32)
     x[..., 4:12] = 1  # bright on the left
     y = training.augment(x, torch.Generator().manual_seed(0))
+    assert 0 <= y.min() and y.max() <= 1
     assert (y[..., :16].mean((1, 2, 3)) > y[..., 16:].mean((1, 2, 3)) + 0.2).all()
 
 
@@ -171,22 +134,13 @@ def test_missing_and_damaged_probes_are_refused(tmp_path: Path, monkeypatch: pyt
 
     with refused("probe.weights", "toybox-probe", "[weights]"):
         Probe.load("embedded")
-    load(str(tmp_path / "x.safetensors"), "x.safetensors")
     tiny_probe().save(path)
-    content, card = path.read_bytes(), path.with_suffix(".json").read_text()
-    path.write_bytes(content[: len(content) // 2])
-    load(str(path), path)
-    path.write_bytes(content)
-    tree = json.loads(card)
-    tree["labels"]["nouns"] = tree["labels"]["nouns"][:-1]
-    path.with_suffix(".json").write_text(json.dumps(tree))
+    path.write_bytes(path.read_bytes()[:1000])
     load(str(path), path)
     Probe(Labels(LABELS.nouns[1:], LABELS.colours, LABELS.words), TINY).save(path)
     load(str(path), LABELS.nouns[0])
     features = ProbeFeatures(ProbeFeaturesConfig(weights=str(path)))  # do not need all nouns
     assert features(torch.zeros(1, 32, 32, 3, dtype=torch.uint8)).logits.shape == (1, len(NOUNS) - 1)
-    path.with_suffix(".json").unlink()
-    load(str(path), path.with_suffix(".json"))
 
 
 def config(out: Path, steps: int) -> TrainProbeConfig:
@@ -227,21 +181,5 @@ def test_run_without_checkpoint_resumes_from_the_initial_weights(tmp_path: Path)
     Probe(LABELS, ProbeNetworkConfig(image_size=32, channels=(8, 16, 16, 24))).save(
         tmp_path / "toybox-probe.safetensors"
     )
-    system = training.ProbeSystem(options)
     with refused("start"):
-        system.start()
-    (tmp_path / "toybox-probe.safetensors").unlink()
-    with refused("start", tmp_path):
-        system.start()
-
-
-@pytest.mark.usefixtures("small_blocks")
-def test_batches_reuse_blocks_with_their_labels() -> None:
-    system = training.ProbeSystem(config(Path("unused"), 5))
-    rgb, truth = system.batch(4)
-    assert rgb.shape == (8, 3, 32, 32) and len(truth.noun) == 8  # two blocks of two objects, two views each
-    fresh, newest = system.batch(5)
-    assert set(system.cache) <= {3, 4, 5} and not torch.equal(fresh[:4], rgb[:4])
-    _, images, expected = labelled(ProbeToybox(0), [10, 11], 32, 2, LABELS)
-    assert torch.equal(newest.noun[:4], expected.noun) and torch.equal(newest.azimuth[:4], expected.azimuth)
-    assert torch.allclose(fresh[:4].permute(0, 2, 3, 1), torch.from_numpy(images), atol=0.5 / 255 + 1e-6)
+        training.ProbeSystem(options).start()

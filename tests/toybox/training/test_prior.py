@@ -20,7 +20,7 @@ from threedgen.toybox.training import autoencoder, text_encoder
 from threedgen.toybox.training import system as training_system
 from threedgen.toybox.training.networks import widen
 from threedgen.toybox.training.options import AutoencoderConfig, TrainPriorConfig, WordsConfig
-from threedgen.toybox.training.system import PriorSystem, objects_of
+from threedgen.toybox.training.system import PriorSystem
 from threedgen.toybox.world.toybox import Toybox
 
 
@@ -40,24 +40,6 @@ def standard_vae() -> AutoencoderKL:
     vae = tiny_vae()
     autoencoder.standardise(vae, torch.from_numpy(Photographs(5).render_examples(range(16), 16).rgb))
     return vae
-
-
-def test_decoder_improves_on_noisy_latents(standard_vae: AutoencoderKL, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The encoder is unchanged."""
-    monkeypatch.setattr(autoencoder, "autocast_bf16", lambda device: nullcontext())
-    monkeypatch.setattr(autoencoder, "RATE", {"0%": 3e-3, "100%": 1e-3})
-    system = autoencoder.DecoderSystem(40, AutoencoderConfig(batch=4), 32, 0, standard_vae)
-    before = {name: value.clone() for name, value in standard_vae.state_dict().items()}
-    made = system.configure_optimizers()
-    losses = []
-    for step in range(40):
-        made["optimizer"].zero_grad()
-        losses.append(system.training_step(step, step))
-        losses[-1].backward()
-        made["optimizer"].step()
-    assert sum(losses[-5:]).item() < 0.9 * sum(losses[:5]).item()
-    changed = {name for name, value in standard_vae.state_dict().items() if not torch.equal(value, before[name])}
-    assert changed and all(name.startswith("decoder.") for name in changed)
 
 
 def test_processes_train_the_autoencoder_on_different_images(standard_vae: AutoencoderKL) -> None:
@@ -81,7 +63,6 @@ def test_text_encoder_matches_captions_after_a_few_steps(tmp_path: Path, standar
     torch.manual_seed(0)
     text = text_encoder.build(tokenizer)
     system = text_encoder.TextEncoderSystem(options, 0, text, tokenizer, cache)
-    before = {name: value.clone() for name, value in text.state_dict().items()}
     made = system.configure_optimizers()
     for step in range(options.max_steps):
         made["optimizer"].zero_grad()
@@ -90,12 +71,9 @@ def test_text_encoder_matches_captions_after_a_few_steps(tmp_path: Path, standar
         made["optimizer"].step()
         made["lr_scheduler"]["scheduler"].step()
     assert loss.item() < 0.6 * math.log(16)
-    assert any(not torch.equal(value, before[name]) for name, value in text.state_dict().items())
 
 
-@pytest.mark.parametrize(
-    ("first", "pictures", "fresh"), [(18, 20, 2), (2, 40, 4), (50, 40, 2), (4, 40, 0), (38, 40, 2)]
-)
+@pytest.mark.parametrize(("first", "pictures", "fresh"), [(18, 20, 2), (50, 40, 2), (4, 40, 0)])
 @pytest.mark.parametrize("n_view", [1, 2])
 def test_entries_of_a_step_are_available(tmp_path: Path, first: int, pictures: int, fresh: int, n_view: int) -> None:
     words = [f"training.first={first}", f"training.pictures={pictures}", f"training.fresh={fresh}"]
@@ -108,25 +86,6 @@ def test_entries_of_a_step_are_available(tmp_path: Path, first: int, pictures: i
         assert len(new) == min(fresh // n_view, pictures // n_view - len(seen & set(range(pictures // n_view))))
         assert new <= set(range(len(seen), len(seen) + 4))
         seen |= new
-
-
-def test_share_of_steps_has_half_the_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    prior, seen = tiny_prior(), list[int]()
-
-    def predict(x: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-        seen.append(x.shape[-1])
-        return x * next(prior.unet.parameters()).mean()
-
-    monkeypatch.setattr(prior, "predict", predict)
-    sizes = [
-        (share, LatentCache(tmp_path / f"{size}", Photographs(5), prior.vae, size, 40))
-        for share, size in ((0.25, 32), (0.75, 16))
-    ]
-    system = PriorSystem(load_prior_config(tmp_path), prior, *sizes)
-    for step in range(40):
-        system.training_step(step, step)
-    side = 16 // prior.factor
-    assert set(seen) == {side, 2 * side} and 22 <= seen.count(side) <= 38
 
 
 def test_steps_have_joined_views_or_single_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,12 +105,11 @@ def test_steps_have_joined_views_or_single_images(tmp_path: Path, monkeypatch: p
     assert set(asked) == {(4, 2, 4), (4, 1, None)} and 5 <= asked.count((4, 1, None)) <= 20
 
 
-@pytest.mark.parametrize("make_prior", [tiny_prior, coarse_prior])
-def test_two_processes_train_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_prior: Any) -> None:
+def test_two_processes_train_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each takes half of the batch; mean losses and gradients are those of the whole."""
     monkeypatch.setattr(training_system, "autocast_bf16", lambda device: nullcontext())  # rounds by batch
     words = ["training.batch=8", "training.no_text=0.5", "training.object_codes=0.5"]
-    options, prior = load_prior_config(tmp_path, *words), make_prior()
+    options, prior = load_prior_config(tmp_path, *words), coarse_prior()
     system = PriorSystem(options, prior, *caches(tmp_path, prior.vae))
 
     def train(step: int, process: tuple[int, int]) -> tuple[float, torch.Tensor]:
@@ -176,7 +134,6 @@ def test_two_processes_train_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_processes_that_cannot_share_the_objects_equally_are_refused(tmp_path: Path, monkeypatch: Any) -> None:
     prior = tiny_prior()
     system = PriorSystem(load_prior_config(tmp_path, "training.batch=8"), prior, *caches(tmp_path, prior.vae))
-    assert [objects_of(*counts) for counts in ((1, 6), (6, 6), (7, 6), (8, 1))] == [1, 1, 2, 8], "rounded up"
     monkeypatch.setattr(PriorSystem, "process", (0, 4))
     system.setup("fit")
     for count in (3, 8):  # of 4 objects with two views each
@@ -237,10 +194,8 @@ def widened(unet: Any, channels: tuple[int, ...]) -> Any:
 @pytest.mark.parametrize(
     ("channels", "change"),
     [
-        ((16, 32), 1e-4),
         ((24, 48), 1e-4),
         ((24, 16), 0.25),  # norms over two levels weigh the wider one more; in a trained network far less
-        ((8, 48), 0.25),
     ],
 )
 @torch.no_grad()
@@ -260,8 +215,7 @@ def test_copies_get_different_gradients() -> None:
 
 
 @pytest.mark.parametrize(
-    ("widths", "channels"),
-    [*(((8, 16), channels) for channels in ((12, 16), (16,), (4, 16), (0, 16))), ((8, 8), (8, 16))],
+    ("widths", "channels"), [((8, 16), (12, 16)), ((8, 16), (16,)), ((8, 16), (0, 16)), ((8, 8), (8, 16))]
 )
 def test_widths_that_are_no_multiples_are_refused(widths: tuple[int, int], channels: tuple[int, ...]) -> None:
     """Equal levels must stay equal."""
