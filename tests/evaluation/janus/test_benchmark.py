@@ -84,6 +84,7 @@ def test_methods_that_cannot_run_have_a_row_with_the_reason() -> None:
         (["prompts=[a red ball, a table]"], ("prompts", "a red ball, a table")),
         (["methods=[sds-toybox]", "prompts=[a nebula, a blue dog]"], ("prompts: sds-toybox",)),
         (["methods=[good, good.yaml seed=3]"], ("overrides: seed",)),
+        (["address=auto"], ("engine=ray",)),
     ],
 )
 def test_mistakes_are_found_before_any_work(more: list[str], values: tuple[str, ...], capsys) -> None:
