@@ -41,9 +41,6 @@ LARGE = "v 0 0 0\nv {0} 0 0\nv 0 {0} 0\nf 1 2 3\n"
 @pytest.mark.parametrize(
     ("name", "content", "value"),
     [
-        ("cut.glb", b'glTF\2\0\0\0\0\4\0\0\xff\0\0\0JSON{"asset', ""),
-        ("photo.ply", b"\xff\xd8\xff\xe0 JFIF", ""),
-        ("no.glb", b"", ""),
         ("empty.obj", b"v 0 0 0\nv 1 0 0\nf 1 2 2\n", ""),
         ("large.obj", LARGE.format("1e100").encode(), "1e+100"),
         ("huge.obj", LARGE.format("1e200").encode(), "1e+200"),

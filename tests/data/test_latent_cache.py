@@ -15,7 +15,7 @@ from threedgen.data.latent_cache import BLOCK, LatentCache, SceneCache, encode, 
 from threedgen.data.scene_views import WalkScenes
 from threedgen.run import cache as block_cache
 from threedgen.toybox.data.pictures import Photographs
-from threedgen.toybox.options import RoomPanoramasConfig, RoomPathsConfig
+from threedgen.toybox.options import RoomPathsConfig
 
 INDICES = [3, 35, 4]
 Entries = tuple[torch.Tensor, list[str], torch.Tensor]
@@ -39,13 +39,6 @@ def equal(a: Entries, b: Entries) -> bool:
 @pytest.fixture(scope="module")
 def expected(vae: AutoencoderKL, tmp_path_factory: pytest.TempPathFactory) -> Entries:
     return entries(tmp_path_factory.mktemp("expected"), vae)
-
-
-def test_entries_are_the_encoded_images(vae: AutoencoderKL, expected: Entries) -> None:
-    block = Photographs(5).render_examples(range(BLOCK), 16)
-    z = encode(vae, torch.from_numpy(block.rgb))[3]
-    assert expected[0].shape == (3, 1, 4, 8, 8) and torch.allclose(expected[0][0, 0], z, atol=2e-3)
-    assert expected[1][0] == block.captions[3] and np.array_equal(expected[2][0, 0], block.c2w[3])
 
 
 def test_entries_are_read_from_disk_the_second_time(tmp_path, vae, expected, monkeypatch) -> None:
@@ -126,15 +119,6 @@ def test_scenes_equal_the_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert torch.equal(again.latents([5, 0]), z), "read from disk"
     with pytest.raises(ZeroDivisionError):  # another seed, so rendered again
         SceneCache(tmp_path, registry.build("scene-source", PATHS, 1, "train"), vae).latents([5])
-
-
-def test_scenes_without_depth(tmp_path: Path) -> None:
-    source = registry.build("scene-source", RoomPanoramasConfig(count=9, size=16, views=2), 0, "train")
-    cache = SceneCache(tmp_path, source, tiny_vae(), 5)
-    assert cache.count == 5 and cache.latents([4]).shape == (1, 2, 4, 8, 8) and not cache.condition_mask([4]).any()
-    odd = registry.build("scene-source", RoomPanoramasConfig(count=1, size=15, views=1), 0, "train")
-    with refused(None, "15 x 15", 2, kind=ValueError):
-        SceneCache(tmp_path, odd, tiny_vae())
 
 
 def test_pack_truncates_long_texts() -> None:

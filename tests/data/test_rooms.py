@@ -3,7 +3,6 @@
 import io
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ from threedgen.data.scannet import build
 from threedgen.data.scene_views import WalkScenes
 from threedgen.evaluation.metrics.overlap import depth_overlap, panorama_overlap
 from threedgen.geometry.images import psnr
-from threedgen.geometry.views import resize
 from threedgen.geometry.warp import to_opencv
 from threedgen.toybox.data import make_rooms
 from threedgen.toybox.data.room_scenes import RoomPanoramas, room_walks
@@ -84,14 +82,6 @@ def test_training_views_start_at_random_yaws_with_the_nearest_caption(toy_rooms:
     assert panoramas(toy_rooms / "mp3d_skybox").describe() != panoramas(toy_rooms, size=16).describe()
 
 
-def test_views_at_half_size_are_resized(toy_rooms: Path) -> None:
-    native, half = reader(toy_rooms).scene(0), reader(toy_rooms, height=18, width=24).scene(0)
-    assert torch.equal(half.views.images, resize(native.views.images, 18, 24)) and half.depth is not None
-    assert torch.allclose(half.views.cameras.K[:, :2], native.views.cameras.K[:, :2] / 2)
-    K, c2w = to_opencv(half.views.cameras)
-    assert min(depth_overlap(half.views.images, half.depth, K, c2w)) > 16
-
-
 def test_names_with_leading_zeros_are_read(toy_rooms: Path, tmp_path: Path) -> None:
     shutil.copytree(toy_rooms / "scannet" / SCENE, tmp_path / SCENE)
     for path in (path for part in ("color", "depth", "pose", "prompt") for path in (tmp_path / SCENE / part).iterdir()):
@@ -124,12 +114,12 @@ def inverse_poses(folder: Path) -> None:
         path.write_text(make_rooms.rows(np.linalg.inv(np.loadtxt(path))))
 
 
-def zeros(dtype: type) -> Callable[[Path], object]:
-    return lambda path: Image.fromarray(np.zeros((36, 48), dtype)).save(path)
+def no_depth(path: Path) -> None:
+    Image.fromarray(np.zeros((36, 48), np.uint16)).save(path)
 
 
 KEYS, K = "key_frame_0.6.txt", "intrinsic/intrinsic_depth.txt"
-FILES = ("color/0.jpg", "depth/0.png", "pose/0.txt", "prompt/0.txt", KEYS, K, "valid_frames.npy")
+FILES = ("color/0.jpg", "depth/0.png", "pose/0.txt", "valid_frames.npy")
 
 
 def npy(kind: str, count: int) -> bytes:
@@ -144,14 +134,11 @@ def npy(kind: str, count: int) -> bytes:
     [
         *((file, None, "") for file in FILES),
         ("pose", inverse_poses, "poses=w2c"),
-        ("valid_frames.npy", b"no", ".npy"),
         ("valid_frames.npy", npy("|V0", 10**18), ".npy"),
         ("valid_frames.npy", npy("<f8", 10**10), ".npy"),
         (KEYS, b"0\none\n", "'one'"),
         (K, b"1 2", "3x3"),
-        ("depth/0.png", zeros(np.uint16), ""),
-        ("depth/0.png", zeros(np.uint8), ""),
-        ("depth/0.png", lambda path: path.write_bytes(path.read_bytes()[:300]), ""),
+        ("depth/0.png", no_depth, ""),
         ("pose/0.txt", b"-inf " * 16, "-inf"),
     ],
 )
@@ -178,10 +165,7 @@ LIST, FACES = "mp3d_skybox/test.npy", f"{PANORAMA}/matterport_skybox_images"
     [
         (LIST, array(np.array([["a"] * 6, None], object)), "pickled"),
         (LIST, array(np.array([["a/b/c.jpg"]])), "(N, 6)"),
-        (LIST, array(np.array([["../../b/c.jpg"] * 6])), "'../../b/c.jpg'"),
         (LIST, b"no", ".npy"),
-        (LIST, None, ""),
-        (f"{PANORAMA}/blip3/skybox_90.txt", None, ""),
         (f"{PANORAMA}/blip3/skybox_90.txt", b"\n", ""),
         (f"{FACES}/skybox_skybox3_sami.jpg", None, ""),
         (f"{FACES}/skybox_skybox0_sami.jpg", lambda path: Image.new("RGB", (32, 24)).save(path), "(32, 24)"),

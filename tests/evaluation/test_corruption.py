@@ -4,7 +4,7 @@ import pytest
 from threedgen.data.coloured_mesh import ColouredMesh, Part
 from threedgen.evaluation.corruption import POSITION_NOISE, rough, subdivided, two_fronted
 from threedgen.geometry.poses import orbit_array
-from threedgen.toybox.evaluation.labels import UNKNOWN_LABEL, Labels, ProbeToybox, corrupt, labelled, nearer_front
+from threedgen.toybox.evaluation.labels import UNKNOWN_LABEL, Labels, ProbeToybox, corrupt, labelled
 from threedgen.toybox.world.grammar import Spec
 from threedgen.toybox.world.toybox import build, toybox_mesh
 
@@ -49,13 +49,6 @@ def test_subdivision_makes_no_cracks() -> None:
     edges = np.linalg.norm(fine.corners - np.roll(fine.corners, -1, axis=1), axis=2)
     assert edges.max() <= 0.1 and len(fine.corners) > 8
     assert not (np.isclose(fine.corners[..., 1], 0) & (fine.corners[..., 0] > 0) & (fine.corners[..., 0] < 0.05)).any()
-
-
-def test_azimuth_relative_to_the_nearer_of_two_fronts() -> None:
-    degrees = np.array([0.0, 30, 59, 61, 90, 121, 150, 180, 210, 300.5, 330])
-    azimuth, clear = nearer_front(np.deg2rad(degrees))
-    assert np.rad2deg(azimuth) == pytest.approx([0, 30, 59, 61, 90, 301, 330, 0, 30, 300.5, 330], abs=1e-3)
-    assert clear.tolist() == [True, True, True, False, False, True, True, True, True, True, True]
 
 
 def test_corrupted_samples_have_new_images_and_labels() -> None:

@@ -56,14 +56,6 @@ def test_images_fit_their_cameras_and_have_random_greys(shards: Shards) -> None:
     assert np.allclose(block.c2w[:4], np.asarray(shards.metadata(shards.entries[0])["c2w"])[numbers])
 
 
-def test_block_of_single_views_and_of_smaller_images(shards: Shards) -> None:
-    one = views(shards, 1).render_examples(range(9), 16)
-    assert one.rgb.shape == (9, 16, 16, 3) and len(one.captions) == 9
-    large, small = (views(shards).render_examples(range(2), size).rgb for size in (16, 8))
-    means = large.reshape(8, 8, 2, 8, 2, 3).mean((2, 4))
-    assert small.shape == (8, 8, 8, 3) and np.abs(means - small).mean() < 0.02
-
-
 def test_split_separates_training_and_held_out_assets(shards: Shards) -> None:
     held_out, train = split(shards, 2, "held-out"), split(shards, 2, "train")
     assert len(held_out) == 2 and len(train) == 4 and {*held_out, *train} == set(shards.entries)
@@ -71,7 +63,7 @@ def test_split_separates_training_and_held_out_assets(shards: Shards) -> None:
         AssetViews(shards, split(shards, 6, "train"), 0, 4)
 
 
-@pytest.mark.parametrize(("rings", "n_view"), [(1, 4), (1, 3), (2, 8)])
+@pytest.mark.parametrize(("rings", "n_view"), [(1, 3), (2, 8)])
 def test_other_views_are_different_renders(shards: Shards, rings: int, n_view: int) -> None:
     ring = copy(shards)
     ring.rings = rings
@@ -125,7 +117,7 @@ def test_unreadable_images_are_skipped_with_a_warning(images: Path, caplog: pyte
         CaptionedImages(images)
 
 
-@pytest.mark.parametrize("damage", ["metadata", "negative size", "huge size", "sparse"])
+@pytest.mark.parametrize("damage", ["negative size", "huge size", "sparse"])
 def test_damaged_members_of_shards_are_named(shards: Shards, tmp_path: Path, damage: str) -> None:
     entry = shards.entries[0]
     path = Path(shutil.copytree(shards.folder, tmp_path / "views")) / entry.shard
@@ -133,9 +125,7 @@ def test_damaged_members_of_shards_are_named(shards: Shards, tmp_path: Path, dam
         member = tar.getmember(f"{entry.name}.json")
     data = bytearray(path.read_bytes())
     header = memoryview(data)[member.offset : member.offset + 512]
-    if damage == "metadata":
-        data[member.offset_data : member.offset_data + 8] = b"x" * 8
-    elif damage == "negative size":  # in base 256: Python's tarfile goes back to the same member for ever
+    if damage == "negative size":  # in base 256: Python's tarfile goes back to the same member for ever
         header[124:136] = b"\xff" * 10 + b"\xfe\x00"
     elif damage == "huge size":  # tarfile reads any number of bytes
         header[124:136] = b"\x80" + b"\xff" * 11

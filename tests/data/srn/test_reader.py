@@ -52,7 +52,7 @@ def test_reader_returns_the_written_views(scene: Path) -> None:
     assert torch.allclose(subset.cameras.K[0, :2], result.cameras.K[0, :2] / 2)
 
 
-def test_write_instance_is_atomic_and_checks_its_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_write_instance_is_atomic_and_overwrites_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     views = random_views()
     monkeypatch.setattr(Path, "write_text", lambda *args, **options: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
@@ -63,9 +63,6 @@ def test_write_instance_is_atomic_and_checks_its_input(tmp_path: Path, monkeypat
     assert open_instance(tmp_path / "scene").numbers == (5, 6, 8, 9)
     with pytest.raises(FileExistsError):
         write_instance(tmp_path / "scene", views)
-    views.cameras.K[1] *= 2
-    with refused(None, "focal length", kind=ValueError):
-        write_instance(tmp_path / "other", views)
 
 
 def matrix(K: np.ndarray) -> str:
@@ -161,13 +158,6 @@ def multiply(right: np.ndarray) -> Callable[[Path], object]:
     return lambda path: path.write_text(matrix(np.loadtxt(path).reshape(4, 4) @ right))
 
 
-def one_position(folder: Path) -> None:
-    for path in folder.iterdir():
-        pose = np.loadtxt(path).reshape(4, 4)
-        pose[:3, 3] = 0.7
-        path.write_text(matrix(pose))
-
-
 def world_to_camera(folder: Path) -> None:
     for path in folder.iterdir():
         path.write_text(matrix(np.linalg.inv(np.loadtxt(path).reshape(4, 4))))
@@ -185,29 +175,17 @@ RGB, POSE, K = "rgb/000001.png", "pose/000001.txt", "intrinsics.txt"
 @pytest.mark.parametrize(
     ("file", "content", "named"),
     [
-        (RGB, None, ""),
-        (RGB, b"no", ""),
         (RGB, lambda path: Image.new("RGB", (24, 20)).save(path), "20 x 24"),
         (POSE, None, ""),
         (POSE, multiply(np.diag([1.1, 1.1, 1.1, 1])), "1.1"),
         (POSE, multiply(np.diag([-1.0, 1, 1, 1])), "-1"),
         (POSE, multiply(np.eye(4) + 0.5 * np.eye(4, k=-3)), "[0.5, "),
-        (POSE, b"1 2 3", "16"),
-        (POSE, b"nan " * 16, "nan"),
-        (POSE, b"\xff\xfe1", ""),
-        (K, None, ""),
-        (K, b"32 12 12\n", "3 numbers"),
         (K, b"32 64 64 0\n0 0 0\n1\n128 128\n", "128 x 128"),
         (K, b"-32 12 12 0\n0 0 0\n1\n24 24\n", "-32"),
-        (K, b"32 1e30 12 0 32 12 0 0 1", "1e+30"),
-        (POSE, multiply(np.array([[1.0] * 3 + [1e200]] * 3 + [[1.0] * 4])), "finite"),
         (K, b"131 0 64 0 131 64 0 0 1", "(64, 64)"),
         (K, b"32 0 12 0 0 12 0 0 1", "[32.0, 0.0, 12.0]"),
-        ("pose", shutil.rmtree, ""),
-        ("pose", one_position, "intrinsics.txt"),
         ("pose", world_to_camera, "intrinsics.txt"),
         (".", keep_one_view, "1 view"),
-        (".", shutil.rmtree, ""),
     ],
 )
 def test_damaged_scenes_are_refused(scene: Path, file: str, content: Any, named: str) -> None:

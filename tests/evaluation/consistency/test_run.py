@@ -11,7 +11,6 @@ from pydantic import ValidationError
 from tests.support.errors import refused
 from tests.support.photographs import SIZE, TINY, photographs
 from tests.support.tiny_prior import tiny_prior
-from threedgen import cli
 from threedgen import config as configs
 from threedgen.config import registry
 from threedgen.data.srn.reader import write_instance
@@ -20,7 +19,6 @@ from threedgen.evaluation.consistency.options import ConsistencyConfig, FolderSa
 from threedgen.evaluation.consistency.scenes import FolderSampler, MVDreamSampler
 from threedgen.evaluation.metrics.figures import Json
 from threedgen.geometry.images import to_uint8
-from threedgen.geometry.poses import opencv_axes
 
 
 @pytest.fixture
@@ -73,8 +71,7 @@ def test_folder_is_scored_beside_the_original_and_a_killed_run_resumes(folder: P
     assert by["a", "folder"]["psnr"] == by["a", "original"]["psnr"] != by["b", "folder"]["psnr"]
     assert by["a", "folder"]["true_psnr"] == 100 > 40 > by["b", "folder"]["true_psnr"]
     assert list(by) == [("a", "folder"), ("a", "original"), ("b", "folder"), ("b", "original")]
-    text = (out / "consistency.md").read_text()
-    assert "| original data | 2 |" in text and "| folder | 2 |" in text and (out / "sheet.png").is_file()
+    assert (out / "consistency.md").is_file() and (out / "sheet.png").is_file()
     (out / "scores" / "b.original.json").write_text('{"key": "')  # as after a full disk
     assert run.run(config, resume=out, quiet=True) == 0
     assert done[5:] == ["b original"] and without_times(out / "consistency.json") == tree
@@ -119,20 +116,7 @@ def test_samplers_are_compared_scene_by_scene(folder: Path, tmp_path: Path) -> N
     assert rows["right"]["psnr"] == rows["original"]["psnr"] and rows["original"]["true_psnr"]["mean"] is None
     assert rows["right"]["psnr"]["mean"] - rows["wrong"]["psnr"]["mean"] == pytest.approx(less["psnr"]["mean"])
     assert less["psnr"]["won"] == 2 and less["psnr"]["low"] > 0 and rows["right"]["true_psnr"]["mean"] == 100
-    text = (out / "consistency.md").read_text()
-    assert "| right minus |" in text and "| PSNR to the true views |" in text and (out / "views.png").is_file()
-
-
-def test_folder_alone_has_no_original_row(folder: Path, tmp_path: Path) -> None:
-    out, views = tmp_path / "run", photographs()
-    away = replace(views.cameras, c2w=opencv_axes(views.cameras.c2w))
-    write_instance(folder / "c", replace(views, cameras=away))
-    assert run.run(settings(out, sampler=str(folder)), quiet=True) == 0
-    tree = json.loads((out / "consistency.json").read_text())
-    assert list(tree["rows"]) == ["folder"] and [note[:2] for note in tree["notes"]] == ["c:"]
-    assert f"\n- {tree['notes'][0]}" in (out / "consistency.md").read_text()
-    files = json.loads((out / "summary.json").read_text())["files"]
-    assert set(files) == {path.name for path in out.iterdir() if path.is_file()} - {"summary.json"}
+    assert (out / "views.png").is_file()
 
 
 def test_prior_is_scored_and_its_samples_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,6 +154,11 @@ def test_two_workers_give_the_result_of_one(folder: Path, tmp_path: Path) -> Non
         run.run(settings(out, sampler=str(folder), workers=workers), quiet=True)
         trees.append(without_times(out / "consistency.json"))
     assert trees[0] == trees[1]
+
+
+def test_current_folder_is_a_scene_with_a_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder / "b")
+    assert list(FolderSampler(FolderSamplerConfig(path=".")).scenes) == ["b"]
 
 
 def test_short_forms_of_the_sampler(folder: Path) -> None:
@@ -217,40 +206,7 @@ def test_mistakes_are_found_before_any_fit(folder: Path, tmp_path: Path, monkeyp
     pose.write_text((folder / "a" / "pose" / "000005.txt").read_text())
     check("a/pose/000004.txt", scenes=scenes)
     pose.write_text(right)
-    image = folder / "b" / "rgb" / "000006.png"
-    image.write_bytes(image.read_bytes()[:120])
-    check("b/rgb/000006.png")
-    image.unlink()
-    (folder / "b" / "pose" / "000006.txt").unlink()
-    check("b/rgb/000006.png", scenes=scenes)
     shutil.rmtree(folder / "b")
     check("views/b", scenes=scenes)
     monkeypatch.setattr(MVDreamSampler, "__init__", lambda self, config: None)
     check("scenes.name=toybox", sampler="mvdream", scenes=scenes)
-
-
-def test_dry_run_checks_the_views(tmp_path: Path, folder: Path, monkeypatch, capsys) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "empty").mkdir()
-    sampler = f"sampler={folder}"
-
-    def check(words: tuple[str, ...], *values: str) -> None:
-        code = cli.main(["--config", "consistency", *words, "--dry-run"])
-        errors = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("warning: ")]
-        assert code == (2 if values else 0) and len(errors) == (1 if values else 0)
-        assert all(value in errors[0] for value in values)
-
-    check((sampler,))
-    check((f"{sampler}/b",))
-    monkeypatch.chdir(folder / "b")
-    assert list(FolderSampler(FolderSamplerConfig(path=".")).scenes) == ["b"]
-    monkeypatch.chdir(tmp_path)
-    check((sampler, f"scenes={{name: srn, path: {folder}}}"), "scenes.condition: ", "23", "64")
-    check(("sampler=empty",), "sampler.path: ", "'empty'")
-    check(("samplers={a: {name: folder, path: empty}}",), "samplers.a.path: ", "'empty'")
-    check((sampler, "scenes={name: srn, path: none}"), "scenes.path: ", "'none'")
-    (folder / "b" / "pose" / "000003.txt").write_text("1 2 3")
-    check((sampler,), "b/pose/000003.txt")
-    for path in (*(folder / "a" / "rgb").iterdir(), *(folder / "a" / "pose").iterdir()):
-        path.unlink()
-    check((sampler,), "a", "4")

@@ -88,7 +88,6 @@ NOISE = 0.1 * torch.randn(24, 3, generator=torch.Generator().manual_seed(0))
 @pytest.mark.parametrize(
     ("shift", "turn", "warns"),
     [
-        (0, lambda c2w: c2w, False),
         (NOISE, lambda c2w: c2w, False),
         (torch.tensor([0.0, 2.0, 0.0]), lambda c2w: c2w, True),  # beside the origin
         (0, opencv_axes, True),  # look away
@@ -149,13 +148,6 @@ def test_parity(file: Path) -> None:
     assert (pairs.consistent, pairs.total) == (int(recorded["out:n_consistent"]), len(found))
     (same,) = fundamental(at.select([0]), at.select([0]))  # no line between cameras in one place
     assert np.isinf(symmetric_epipolar_distance(recorded["in:matches_0"], same)).all()
-
-
-def test_judge_counts_consistent_pairs() -> None:
-    good, far, few, none = np.full(10, 1.9), np.full(30, 2.0), np.full(9, 0.1), np.zeros(0)
-    pairs = judge([good, far, few, none], 2.0, 10)
-    assert (pairs.consistent, pairs.total, pairs.matches) == (1, 4, (10, 30, 9, 0)) and pairs.share == 0.25
-    assert judge([], 2.0, 10).share is None
 
 
 def shifted(step: int) -> Views:

@@ -2,25 +2,18 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from threedgen.evaluation.metrics.figures import Proportion, proportion_of_groups
-from threedgen.evaluation.metrics.fronts import ErrorRates, classify_ring, directions, front_count, front_curve, smooth
+from threedgen.evaluation.metrics.fronts import ErrorRates, classify_ring, front_count, front_curve, smooth
 from threedgen.evaluation.options import FRONT_THRESHOLD as AT
 
 
 @pytest.mark.parametrize(
     ("front", "count"),
     [
-        ([0.9, 0.1, 0, 0, 0, 0, 0, 0.1], 1),
         ([0.9, 0.6, 0, 0, 0, 0, 0, 0.6], 1),  # up to 45 degrees to each side, around the beginning
-        ([0.6, 0.9, 0.6, 0, 0, 0, 0, 0], 1),
-        ([0, 0, 0, 0, 0, 0, 0.7, 0.7], 1),
-        ([0.9, 0, 0, 0, 0.9, 0, 0, 0], 2),  # a face behind
         ([0.9, 0.6, 0, 0.6, 0, 0, 0, 0], 2),  # 135 degrees
         ([0.9, 0, 0.6, 0, 0, 0, 0, 0], 1),  # 90 degrees
-        ([0.8, 0, 0, 0, 0, 0.8, 0, 0], 2),  # 135 degrees, across the beginning
         ([0.9] * 8, 2),  # a body of revolution
         ([0.2] * 8, 0),
         ([1, 0, 0, 0] * 3, 3),
@@ -44,9 +37,6 @@ def test_smoothing_removes_single_wrong_views_by_an_angle_for_any_view_count() -
     assert eight[[7, 0, 1]] == pytest.approx([0.25, 0.5, 0.25]) and eight.sum() == pytest.approx(1)
     twelve = smooth(np.eye(12)[0])  # every 30 degrees: 1, 2/3, 1/3 and nothing at 90
     assert twelve[:4] == pytest.approx([1 / 3, 2 / 9, 1 / 9, 0])
-    assert smooth(np.eye(4)[1]) == pytest.approx(np.eye(4)[1])
-    two = np.random.default_rng(0).random((8, 2))
-    assert smooth(two)[:, 1] == pytest.approx(smooth(two[:, 1]))
 
 
 RING = np.deg2rad(np.arange(8) * 45.0)
@@ -78,15 +68,6 @@ def test_certainty_decides_whether_an_object_has_a_front() -> None:
     assert unsure.certainty == pytest.approx(0.6 * whole.certainty) and without.certainty == 0
 
 
-def test_directions_up_to_a_rotation() -> None:
-    turned = np.array([2, 3, 3, 0, 0, 0, 1, 2])  # faces azimuth 180
-    assert directions(turned, RING).sum() == 0 and directions(turned, RING, unknown_orientation=True).all()
-    front = np.zeros(8, int)
-    assert directions(front, RING, unknown_orientation=True).sum() == directions(front, RING).sum() == 3
-    mirrored = np.array([0, 0, 3, 2, 2, 2, 1, 0])
-    assert directions(mirrored, RING, unknown_orientation=True).sum() < 8
-
-
 def test_corrected_rate_and_interval_of_a_good_and_a_useless_meter() -> None:
     rates = ErrorRates(Proportion(10, 200), Proportion(180, 200))  # 5 % and 90 %
     assert rates.corrected(Proportion(40, 100)) == pytest.approx((0.4 - 0.05) / 0.85)
@@ -102,14 +83,7 @@ def test_corrected_rate_and_interval_of_a_good_and_a_useless_meter() -> None:
         assert useless.corrected(Proportion(40, 100)) is None and useless.interval(Proportion(40, 100)) is None
 
 
-@given(st.integers(1, 60).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))), st.integers(0, 8))
-def test_interval_contains_the_rate(raw: tuple[int, int], alarms: int) -> None:
-    rates = ErrorRates(Proportion(alarms, 40), Proportion(36, 40))
-    low, high = rates.interval(Proportion(*raw)) or (1.0, 0.0)
-    assert 0 <= low <= rates.corrected(Proportion(*raw)) <= high <= 1  # type: ignore[operator]
-
-
-@pytest.mark.parametrize("truth", [0.05, 0.3, 0.7])
+@pytest.mark.parametrize("truth", [0.05, 0.7])
 def test_interval_covers_the_truth_in_95_percent(truth: float) -> None:
     """2000 benchmarks of 90 assets, with a meter of 3 % false alarms and 92 % recall measured on 150 objects each."""
     rng, held = np.random.default_rng(0), 0

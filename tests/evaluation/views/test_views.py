@@ -9,15 +9,12 @@ from torch import Tensor
 
 from tests.support.errors import refused
 from tests.support.tiny_scenes import TinyScenes, TinyScenesConfig, tiny
-from threedgen.config.optional import installed
 from threedgen.data.scene_views import SceneViews
-from threedgen.evaluation.options import InceptionFeaturesConfig
 from threedgen.evaluation.views.options import EvaluateViewsConfig
 from threedgen.evaluation.views.run import run
 from threedgen.geometry.cameras_file import write_cameras
 from threedgen.geometry.images import write_depth, write_png
 from threedgen.guidance.priors.mvdiffusion.model import MVDiffusion
-from threedgen.run import folder as runs
 from threedgen.train.plan import plan
 
 __all__ = ["tiny"]
@@ -68,14 +65,6 @@ def test_truth_is_the_upper_bound_and_samples_are_kept(tmp_path: Path, samples: 
     assert run(options(tmp_path, count=3), None, True) == 0
     assert report(tmp_path)["scenes"]["base"][:2] == before["scenes"]["base"] and samples[5:] == [True, False]
     assert run(options(tmp_path, guidance_scale=3.0), None, True) == 0 and len(samples) == 11
-
-
-def test_run_is_extended_by_count_only(tmp_path: Path) -> None:
-    config, _ = runs.open_run(options(tmp_path / "run"), "views")
-    assert run(config, None, True) == 0
-    assert runs.open_run(options(tmp_path / "run", count=3), "views")[1] == tmp_path / "run"
-    with refused("", tmp_path / "run", "steps: 2 -> 3"):
-        runs.open_run(options(tmp_path / "run", count=4, steps=3), "views")
 
 
 def test_stopped_run_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,24 +145,6 @@ def test_existing_views_need_no_model(tmp_path: Path, depth: bool, samples: list
     assert not samples
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "values"),
-    [
-        ("cameras.json", "{}", ("a/cameras.json", "c2w")),
-        ("views/2.png", None, ("a/views/2.png",)),
-        ("cameras.json", None, ("cameras.json",)),
-        ("views/0.png", "no image", ("a/views/0.png",)),
-    ],
-)
-def test_incomplete_folders_are_refused(tmp_path, name: str, content: str | None, values: tuple[str, ...]) -> None:
-    write(tmp_path / "in" / "a", TinyScenes(TinyScenesConfig()).scene(0))
-    path = tmp_path / "in" / "a" / name
-    path.write_text(content) if content is not None else path.unlink()
-    with refused("views", tmp_path / "in", *values) as error:
-        run(options(tmp_path / "out", views=str(tmp_path / "in")), None, True)
-    assert "\n" not in str(error.value)
-
-
 def test_views_of_another_size_and_moving_cameras_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "small", TinyScenes(TinyScenesConfig()).scene(0))
     write_png(tmp_path / "small" / "views" / "3.png", torch.rand(8, 8, 3))
@@ -186,24 +157,11 @@ def test_views_of_another_size_and_moving_cameras_are_refused(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("changes", "key", "values"),
     [
-        ({"scenes": {"views": 1}}, "scenes", ("tiny scenes", 1, 2)),
-        ({"scenes": {"count": 0}}, "scenes", ("tiny scenes",)),
         ({"blocks": "toybox-depth"}, "prior.blocks", ("'toybox-depth'", "toybox-panorama")),
         ({"scenes": {"depth": True}}, "prior.blocks", ("'toybox-panorama'", "variant=depth")),
-        ({"scenes": {"size": 17}}, "scenes", (4, "16", "20", "17 x 17")),
     ],
 )
 def test_unsuitable_scenes_and_models_are_refused_before_sampling(tmp_path, samples, changes, key, values) -> None:
     with refused(key, *values):
         run(options(tmp_path, **changes), None, True)
     assert not samples
-
-
-def test_missing_files_and_packages_are_refused_by_check(tmp_path: Path) -> None:
-    with refused("prior.blocks", "blocks.safetensors"):
-        options(tmp_path, blocks=None).check()
-    with refused("views", "'1'"):
-        options(tmp_path, views="1").check()
-    if not installed("torch_fidelity"):
-        with refused("features.name", "inception", "torch-fidelity", "pip install"):
-            options(tmp_path, features=InceptionFeaturesConfig(), views=str(tmp_path)).check()
