@@ -28,8 +28,11 @@ def sample(pipeline: MVDreamPipeline, prompt: Any = "a red dog", seed: int = 0, 
     return pipeline(prompt, **defaults | options).images
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-@pytest.mark.parametrize("c2w", [script_poses(4), None], ids=["views", "flat"])
+@pytest.mark.parametrize(
+    ("c2w", "prediction"),
+    [(script_poses(4), "epsilon"), (script_poses(4), "v_prediction"), (None, "epsilon")],
+    ids=["views", "views by v", "flat"],
+)
 def test_pipeline_matches_prior_samples(prior: MVDream, c2w: Any, prediction: Any) -> None:
     schedule = type(prior.schedule).scaled_linear(prediction=prediction)
     parts = (prior.unet, prior.vae, prior.text_encoder, prior.tokenizer)

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from tests.support.errors import refused, refused_in_one_line
 from tests.support.official import official_checkpoint
@@ -16,13 +15,9 @@ from tests.support.tiny_methods import folders, if_pipeline, sd_pipeline
 from tests.support.tiny_prior import cpu
 from threedgen import config
 from threedgen.config import optional as extras
-from threedgen.guidance.guidance import Condition
-from threedgen.guidance.losses.options import VSDConfig
-from threedgen.guidance.losses.vsd import VSD
 from threedgen.guidance.priors import deepfloyd, from_options, latent_diffusion
 from threedgen.guidance.priors.mvdream import MVDream, camera_vector
 from threedgen.guidance.priors.options import DeepFloydConfig, StableDiffusionConfig
-from threedgen.guidance.priors.pipeline import MVDreamPipeline
 from threedgen.guidance.schedule import Schedule
 from threedgen.guidance.weights.meta_networks import meta_networks
 from threedgen.systems.meta_prior import MetaPrior, measure_sampling
@@ -50,8 +45,6 @@ def test_stable_diffusion_matches_diffusers() -> None:
 
     image = prior.sample("a red dog", None, steps=2, generator=cpu())
     assert image.shape == (1, 16, 16, 3) and image.std() > 0
-    call = {"n_view": 0, "num_inference_steps": 2, "output_type": "np", "guidance_scale": 3.0}
-    assert MVDreamPipeline.from_prior(prior)("a red dog", "", **call, generator=cpu()).images.shape == (1, 16, 16, 3)
 
 
 def test_stable_diffusion_uses_multi_view_weights_in_2d_mode() -> None:
@@ -134,19 +127,6 @@ def test_deepfloyd_bfloat16_weights_are_close() -> None:
     assert found.dtype == torch.float32 and (found - exact).abs().max() < 0.1 * exact.std()
 
 
-def test_vsd_trains_lora_of_pixel_prior() -> None:
-    prior = pixels()
-    distil = VSD(VSDConfig(), prior.schedule, 100, prior, cpu())
-    x = torch.zeros(2, 3, 16, 16, requires_grad=True)
-    text = prior.encode_prompt(["a dog", ""])
-    condition = Condition((text[:1], text[1:]), c2w=script_poses(2))
-    loss, _ = distil(x, prior.denoise, condition, 0, cpu())
-    loss.backward()
-    ups: list[Tensor | None] = [p.grad for name, p in distil.named_parameters() if "up" in name]
-    assert x.grad is not None and x.grad.abs().max() > 0
-    assert ups and any(grad is not None and grad.abs().max() > 0 for grad in ups)
-
-
 @pytest.fixture
 def if_folder(tmp_path: Path) -> Path:
     return Path(shutil.copytree(folders() / "if", tmp_path / "if"))
@@ -201,19 +181,6 @@ def test_deepfloyd_reads_other_files_of_its_text_encoder(if_folder: Path, name: 
         torch.save(tensors, file.with_name(name))
     found = deepfloyd.build(DeepFloydConfig(weights=str(if_folder), dtype="fp32")).encode_prompt(["a dog"])
     torch.testing.assert_close(found, pixels().encode_prompt(["a dog"]), atol=1e-2, rtol=0)
-
-
-def test_tasks_refuse_priors_that_cannot_do_them() -> None:
-    for name, prior, key in (
-        ("sample-toybox", "deepfloyd", "prior"),
-        ("mvdreambooth-toybox", "stable-diffusion", "prior"),
-        ("evaluate-toybox-prior", "deepfloyd", "prior"),
-    ):
-        with refused(None, key):
-            config.load(name, [f"prior.name={prior}"])
-    assert config.load("sample-toybox", ["prior.name=stable-diffusion", "rig.n_view=0"]).rig.n_view == 0
-    single = config.load("mvdream-toybox", ["prior.name=stable-diffusion"])
-    assert single.warm_steps == 0 < config.load("mvdream-toybox").warm_steps  # needs samples of several views
 
 
 @pytest.mark.parametrize("make", [sd, pixels, lambda: MVDream.load(str(prior_folder()), dtype="fp32")])

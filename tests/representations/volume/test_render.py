@@ -133,23 +133,6 @@ def test_thresholds_drop_samples_and_keep_the_image():
     assert float(opacity.detach().max()) > 0.2, "low density must be able to grow"
 
 
-@pytest.mark.usefixtures("nerfacc_on_a_cpu")
-def test_nerfacc_gives_the_same_image_and_gradient():
-    occupancy, results = grid(True), []
-    occupancy.binary[::3, :, 4:] = False
-    for name in ("nerfacc", "torch"):
-        options = MARCH.model_copy(update={"backend": name, "alpha_threshold": 0.01, "early_stop": 1e-4})
-        field = Ball(density=20.0)
-        result = render_scene(
-            field, occupancy, options, training=True, generator=generator(0, 0, "render"), need_normals=True
-        )
-        (result.rgb.square().sum() + result.depth.sum() + result.orientation.sum() + result.z_variance.sum()).backward()
-        results.append([result.samples.t_start, result.rgb, result.depth, *(p.grad for p in field.parameters())])
-    assert torch.equal(results[0][0], results[1][0]) and len(results[0][0]) > 1000
-    for actual, expected in zip(*results, strict=True):
-        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
-
-
 def test_render_is_random_only_in_training_and_by_its_generator():
     state = torch.get_rng_state()
     first, second, other = (render_scene(training=True, generator=generator(seed, 0, "render")) for seed in (0, 0, 1))
@@ -237,12 +220,3 @@ def test_low_density_lowers_the_threshold():
     module = cells()
     update(module, lambda x: (x[:, 0] > 0).float() * 0.01, range(0, 16, 16))
     assert 0.4 < module.binary.float().mean() < 0.6
-
-
-def test_update_after_warmup_samples_a_quarter_and_the_occupied_cells():
-    module, counts = cells(warmup=16, interval=16), []
-    count = lambda x: counts.append(len(x)) or ball_density(x)  # noqa: E731
-    update(module, count, range(48))
-    occupied = int(module.binary.sum())
-    assert len(counts) == 3 and counts[0] == 16**3
-    assert 16**3 // 4 < counts[1] <= 16**3 // 4 + occupied + 50

@@ -38,11 +38,6 @@ def sample(model: MVDiffusion, geometry: Any, prompts: list[str] = PROMPTS, **op
     return model.sample_views(prompts, geometry, (16, 16), steps=2, generator=cpu(), **options)
 
 
-def test_eta_adds_noise_from_generator() -> None:
-    plain, noisy, again = (sample(tiny_model(), None, eta=eta) for eta in (0.0, 1.0, 1.0))
-    assert torch.equal(noisy, again) and (noisy - plain).abs().max() > 1e-3
-
-
 def test_hold_keeps_given_view_of_inpainting_model() -> None:
     model, geometry = tiny_model("outpaint"), ring(8, 16)
     views = torch.rand(8, 16, 16, 3, generator=cpu())
@@ -186,19 +181,6 @@ def test_untrained_network_equals_base(kind: Kind, levels: dict[str, Any]) -> No
 
 
 @torch.no_grad()
-def test_hooks_are_removed_after_a_call() -> None:
-    network = awaken(MultiviewUNet(tiny_base(), "depth", condition=True)).eval()
-    x, t, text = inputs(3, size=(4, 6))
-    expected = network.unet(x, t, text, return_dict=False)[0]
-    network(x, t, text, wall(), condition(1))
-    with pytest.raises(RuntimeError):
-        network(x, t, text[..., 1:], wall(), condition(1))
-    hooks = [m._forward_hooks or m._forward_pre_hooks for m in network.modules()]
-    assert not any(hooks)
-    assert torch.equal(network.unet(x, t, text, return_dict=False)[0], expected)
-
-
-@torch.no_grad()
 def test_scenes_use_their_own_geometry() -> None:
     network = awaken(MultiviewUNet(tiny_base(), "depth")).eval()
     x, t, text = inputs(6, size=(4, 6))
@@ -242,19 +224,6 @@ def test_released_checkpoint_is_converted(network: MultiviewUNet, tmp_path: Path
     loaded = build_network(weights, tiny_base())
     assert not loaded.training
     torch.testing.assert_close(loaded.state_dict(), network.state_dict())
-
-
-def test_encoding_is_recognised_by_frequencies_which_are_saved_exactly(tmp_path: Path) -> None:
-    capped = MultiviewUNet(tiny_base(), encoding="capped")
-    found = build_network(released(capped), tiny_base())
-    assert torch.equal(found.cp_blocks_mid.pe.freq_bands, capped.cp_blocks_mid.pe.freq_bands)
-    assert found.kind == "panorama"
-    wide = MultiviewUNet(tiny_base(block_out_channels=(64, 64)), "depth")  # up to 2^31
-    save_blocks(tmp_path / "blocks.safetensors", wide, None)
-    weights = read_tensors(tmp_path / "blocks.safetensors")
-    found = build_network(weights, tiny_base(block_out_channels=(64, 64)))
-    assert found.encoding == "reference"
-    assert torch.equal(found.cp_blocks_mid.attn1.pe.freq_bands, wide.cp_blocks_mid.attn1.pe.freq_bands)
 
 
 @pytest.mark.parametrize(
