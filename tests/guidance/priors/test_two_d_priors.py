@@ -117,16 +117,6 @@ def test_deepfloyd_holds_its_text_encoder_or_its_unet_but_not_both(monkeypatch: 
     assert measure_sampling(MetaPrior(large, run.prior, torch.device("cuda"))).peak == 9 * kept * 2  # in half precision
 
 
-def test_deepfloyd_bfloat16_weights_are_close() -> None:
-    prior = deepfloyd.build(DeepFloydConfig(weights=str(folders() / "if"), dtype="bf16"))
-    assert prior.unet.dtype == torch.bfloat16
-    x, t = torch.randn(1, 3, 16, 16, generator=cpu()), torch.tensor([500])
-    text = prior.encode_prompt(["a dog"])
-    with torch.no_grad():
-        found, exact = prior.denoise(x, t, text), pixels().denoise(x, t, text)
-    assert found.dtype == torch.float32 and (found - exact).abs().max() < 0.1 * exact.std()
-
-
 @pytest.fixture
 def if_folder(tmp_path: Path) -> Path:
     return Path(shutil.copytree(folders() / "if", tmp_path / "if"))

@@ -9,7 +9,6 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from tests.support.errors import refused
-from threedgen.config import registry
 from threedgen.export.shape.from_field import FieldView, field_surface
 from threedgen.representations import losses
 from threedgen.representations.field.background import SolidBackground
@@ -134,16 +133,6 @@ def test_levels_schedule_activates_levels_in_order() -> None:
     assert cell._eps() == pytest.approx(2 / 16)
 
 
-@pytest.mark.parametrize(
-    ("model", "options", "values"),
-    [
-        (NGPConfig, {"encoding": {"name": "frequency"}, "levels": 2}, ("levels", "frequency")),
-        (SDFConfig, {"encoding": {"name": "frequency"}}, ("normal_eps", "frequency")),
-        (SDFConfig, {"sphere": 3.0}, ("sphere", 3, "radius", 1)),
-    ],
-)
-def test_config_refuses_inconsistent_options(model, options, values, monkeypatch) -> None:
-    plugin = registry.Entry("tests.support.frequency:Frequency", "tests.support.frequency:FrequencyConfig")
-    monkeypatch.setitem(registry.TABLE["encoding"], "frequency", plugin)
-    with refused(None, *values, kind=ValidationError):
-        model(**options)
+def test_config_refuses_a_ball_beyond_the_cube() -> None:
+    with refused(None, "sphere", 3, "radius", 1, kind=ValidationError):
+        SDFConfig(sphere=3.0)

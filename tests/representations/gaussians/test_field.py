@@ -125,10 +125,8 @@ def test_points_of_meshes_and_texts(tmp_path: Path, kind: str) -> None:
     [
         ("far.ply", trimesh.PointCloud(3.0 * np.eye(3)).export(file_type="ply"), "field.radius"),
         ("nan.ply", trimesh.PointCloud(np.nan * np.eye(3)).export(file_type="ply"), "not finite"),
-        ("text.ply", b"no points", "cannot be read"),
-        ("archive.3mf", b"PK", ".xyz"),
     ],
-    ids=lambda value: value if isinstance(value, str) else "",
+    ids=["far", "nan"],
 )
 def test_unusable_point_clouds_are_refused(tmp_path: Path, name: str, content: bytes, problem: str) -> None:
     (tmp_path / name).write_bytes(content)
