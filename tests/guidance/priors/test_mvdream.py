@@ -20,7 +20,6 @@ from threedgen.guidance.priors.mvdiffusion.unet import MultiviewUNet
 from threedgen.guidance.priors.mvdream import MVDream, camera_vector
 from threedgen.guidance.priors.options import MVDreamConfig
 from threedgen.guidance.schedule import Schedule
-from threedgen.run import dtypes as precision
 
 
 @pytest.fixture(scope="module")
@@ -60,23 +59,6 @@ def test_decode_latents_returns_clamped_vae_output(prior: MVDream) -> None:
         assert torch.equal(prior.decode_latents(z), image)
 
 
-@torch.no_grad()
-def test_free_text_encoder_keeps_what_distillation_needs() -> None:
-    def count(*networks: Any) -> int:
-        return sum(p.numel() for network in networks for p in network.parameters())
-
-    whole, part = tiny_prior(), tiny_prior()
-    freed = count(part.text_encoder, part.vae.decoder, part.vae.post_quant_conv)
-    before = count(*part.networks.values())
-    text, rgb = whole.encode_prompt(["a red dog"]).repeat(4, 1, 1), torch.rand(4, 16, 16, 3, generator=cpu())
-    part.free_text_encoder()
-    assert count(*part.to("cpu").networks.values()) == before - freed and set(part.networks) == {"unet", "vae"}
-    x, t = torch.randn(4, 4, 8, 8, generator=cpu()), torch.full((4,), 500)
-    camera = camera_vector(script_poses(4))
-    results = [(p.encode_images(rgb, cpu()), p.denoise(x, t, text, camera, 4)) for p in (part, whole)]
-    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
-
-
 def test_xformers_needs_cuda_and_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     options = MVDreamConfig(attention="xformers")
     with refused("attention", "xformers", "cpu", "sdpa"):
@@ -93,16 +75,6 @@ def test_denoise_converts_v_prediction_to_noise(prior: MVDream) -> None:
     other = MVDream(*parts, schedule, dtype="fp32")
     x, a = torch.randn(4, 4, 8, 8, generator=cpu()), schedule.alpha_bar[500]  # as `output` draws it
     torch.testing.assert_close(output(other), a.sqrt() * output(prior) + (1 - a).sqrt() * x, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize(("fast", "name"), [(True, "bf16"), (False, "fp32")])
-def test_fp16_on_cpu_falls_back_with_one_warning(fast: bool, name: str, monkeypatch, caplog, prior: MVDream) -> None:
-    monkeypatch.setattr(precision, "bf16_cpu", lambda: fast)
-    precision._warn_once.cache_clear()
-    half = MVDream(prior.unet, prior.vae, prior.text_encoder, prior.tokenizer, dtype="fp16").to("cpu")
-    assert half.dtype == precision.DTYPES[name]
-    (record,) = (record for record in caplog.records if record.name.startswith("threedgen"))
-    assert record.levelname == "WARNING" and "fp16" in record.getMessage() and name in record.getMessage()
 
 
 def guided(name: str) -> tuple[Any, Any]:

@@ -1,11 +1,10 @@
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from tests.support.task_server import TINY, tiny_generate
 from threedgen import config
@@ -22,76 +21,29 @@ from threedgen.representations.volume import two_pass as module
 from threedgen.representations.volume.options import MarchConfig, OccupancyConfig
 from threedgen.representations.volume.render import OccupancyGrid, Render, render
 from threedgen.representations.volume.two_pass import two_pass
-from threedgen.run.memory import graph_bytes
 from threedgen.run.seeding import generator
 from threedgen.systems.generate.sections import SystemConfig
 from threedgen.systems.generate.system import GenerateSystem
 
 
-class Rows(nn.Module):
-    """Squares of a linear map of rows x (R, 3)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.used = nn.Parameter(torch.tensor([[1.0, -2.0, 0.5]]))
-        self.unused = nn.Parameter(torch.ones(2))
-        self.x = torch.arange(30.0).view(10, 3) / 10
-
-    def compute(self, part: slice) -> tuple[Tensor, None, Tensor]:
-        y = self.x[part] @ self.used.T
-        return y * y, None, y.detach() + 0 * y
-
-    def forward(self, slices: list[slice]) -> Tensor:
-        squares, none, plain = two_pass(self.compute, slices, self.parameters())
-        assert none is None and squares is not None and plain is not None
-        return (squares * torch.arange(10.0)[:, None]).sum() + plain.mean()
-
-
-def parts(*edges: int) -> list[slice]:
-    return [slice(first, last) for first, last in zip(edges, edges[1:], strict=False)]
-
-
-def expected(rows: Rows) -> Tensor:
-    y = rows.x @ rows.used.detach().T
-    return (2 * torch.arange(10.0)[:, None] * y * rows.x).sum(0, keepdim=True)
-
-
 def test_two_pass_halves_parts_that_do_not_fit_and_warns_once(caplog: pytest.LogCaptureFixture) -> None:
     module._warn_halved.cache_clear()
-    rows, limit = Rows(), 2
-    compute = rows.compute
+    x, weight, limit = torch.arange(30.0).view(10, 3), nn.Parameter(torch.tensor([1.0, -2.0, 0.5])), 2
 
-    def limited(part: slice) -> Any:
+    def limited(part: slice) -> tuple[Tensor]:
         if torch.is_grad_enabled() and part.stop - part.start > limit:
             raise torch.OutOfMemoryError("out of memory")
-        return compute(part)
+        return ((x[part] @ weight).square(),)
 
-    rows.compute = limited  # type: ignore[method-assign]
-    rows(parts(0, 3, 10)).backward()
-    torch.testing.assert_close(rows.used.grad, expected(rows))
+    def gradient() -> Tensor:
+        (squares,) = two_pass(limited, [slice(0, 3), slice(3, 10)], [weight])
+        return torch.autograd.grad(squares.sum(), weight)[0]
+
+    torch.testing.assert_close(gradient(), 2 * x.T @ (x @ weight.detach()))
     assert [record.levelname for record in caplog.records] == ["WARNING"] and "march.chunk" in caplog.text
     limit = 0
     with pytest.raises(torch.OutOfMemoryError):
-        rows(parts(0, 3, 10)).backward()
-
-
-@pytest.fixture
-def one_process(tmp_path: Path) -> Iterator[None]:
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
-
-
-@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
-@pytest.mark.usefixtures("one_process")
-def test_two_pass_gives_ddp_each_gradient_once() -> None:
-    """DDP refuses parameters that get two gradients, as from one backward pass per chunk."""
-    rows = Rows()
-    parallel = DistributedDataParallel(rows)
-    for _ in range(2):
-        rows.zero_grad()
-        parallel(parts(0, 3, 7, 10)).backward()
-        torch.testing.assert_close(rows.used.grad, expected(rows))
+        gradient()
 
 
 def equal(one: Samples, other: Samples) -> bool:
@@ -101,7 +53,7 @@ def equal(one: Samples, other: Samples) -> bool:
 RIG = sample_multiview(MultiviewCameraConfig(n_view=2), torch.Generator().manual_seed(3), 0, height=9, width=9)
 
 
-def scene(backend: str, thresholds: bool, samples: int = 40) -> tuple[NGP, NeuralBackground, Callable[..., Render]]:
+def scene(backend: str, thresholds: bool) -> tuple[NGP, NeuralBackground, Callable[..., Render]]:
     rng = torch.Generator().manual_seed(0)
     encoding = {"n_levels": 4, "log2_hashmap_size": 9, "base_resolution": 4, "backend": backend}
     field = NGP(NGPConfig(encoding=encoding, width=16, density_blob_scale=30.0), rng)
@@ -112,7 +64,7 @@ def scene(backend: str, thresholds: bool, samples: int = 40) -> tuple[NGP, Neura
     occupancy.update(field.density, 0, torch.Generator().manual_seed(1))
     rays = [part.reshape(-1, 3) for part in RIG.cameras.rays()]
     limits = {"alpha_threshold": 0.01, "early_stop": 1e-4} if thresholds else {}
-    options = MarchConfig(samples=samples, backend=backend, **limits)
+    options = MarchConfig(samples=40, backend=backend, **limits)
 
     def render_chunked(chunk: int | None, shading: Shading) -> Render:
         light, rng = torch.tensor([2.0, 1.0, 2.0]), generator(0, 0, "render")
@@ -181,15 +133,6 @@ def test_chunks_give_the_same_gradient(backend: str, thresholds: bool, shading: 
         assert again.item() == pytest.approx(loss.item(), rel=1e-5)
         again.backward()
         assert_close(gradients(field, background), grads)
-
-
-def test_graph_memory_of_chunks_does_not_grow_with_the_samples() -> None:
-    def memory(samples: int, chunk: int | None) -> int:
-        _, _, render_chunked = scene("numba", False, samples)
-        return graph_bytes(lambda: render_chunked(chunk, Shading("diffuse", 0.3, 0.7)))
-
-    assert memory(160, None) > 2 * memory(40, None)
-    assert memory(160, 100) == memory(40, 100) < memory(40, None)
 
 
 def build_system(folder: Path, **march: Any) -> GenerateSystem:
