@@ -3,7 +3,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from tests.support.errors import refused
 from tests.support.nerfacc_stand_in import nerfacc_on_a_cpu  # noqa: F401
 from tests.support.parity_files import recorded
 from tests.support.volume_recording import Recorded, unnormalised_z_variance
@@ -131,16 +130,6 @@ def test_thresholds_drop_samples_and_keep_the_image():
     occupancy.values.fill_(1e-4)
     opacity = render_scene(haze, occupancy, options=options).opacity
     assert float(opacity.detach().max()) > 0.2, "low density must be able to grow"
-
-
-def test_render_is_random_only_in_training_and_by_its_generator():
-    state = torch.get_rng_state()
-    first, second, other = (render_scene(training=True, generator=generator(seed, 0, "render")) for seed in (0, 0, 1))
-    assert torch.equal(first.rgb, second.rgb) and not torch.equal(first.rgb, other.rgb)
-    assert torch.equal(render_scene().rgb, render_scene().rgb)
-    with refused(None, "generator", kind=ValueError):
-        render_scene(training=True)
-    assert torch.equal(torch.get_rng_state(), state)
 
 
 def assert_near(actual: Tensor, expected: Tensor, tolerance: float) -> None:
