@@ -15,9 +15,9 @@ from threedgen.representations.options import NeuralBackgroundConfig, NGPConfig,
 GRID = {"name": "hashgrid", "n_levels": 4, "log2_hashmap_size": 9, "base_resolution": 4, "per_level_scale": 1.6}
 
 
-def build(seed: int = 0, **options: object) -> NGP:
+def build(**options: object) -> NGP:
     """Return a small field with table entries as large as trained ones."""
-    field = NGP(NGPConfig(**{"encoding": GRID, "width": 16, **options}), torch.Generator().manual_seed(seed))
+    field = NGP(NGPConfig(**{"encoding": GRID, "width": 16, **options}), torch.Generator().manual_seed(0))
     if "encoding" not in options:
         field.encoding.table.data.mul_(5000)
     return field

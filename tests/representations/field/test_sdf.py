@@ -37,9 +37,9 @@ def rays(offsets: list[float]) -> tuple[Tensor, Tensor]:
     return origins, torch.tensor([[-1.0, 0.0, 0.0]]).expand(len(height), 3)
 
 
-def render_rays(field: Any, offsets: list[float], **options: Any) -> Render:
+def render_rays(field: SDF, offsets: list[float]) -> Render:
     parts = field, SolidBackground(), Material(), None, MARCH
-    return render(*parts, *rays(offsets), need_normals=True, **options)
+    return render(*parts, *rays(offsets), need_normals=True)
 
 
 def test_sdf_is_initialised_as_a_ball() -> None:
