@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -9,6 +10,7 @@ from tests.support.interpreted import BACKENDS, KERNELS
 from tests.support.parity_files import close, recorded, tensors
 from threedgen.representations.hashgrid import numba_kernels, torch_twin
 from threedgen.representations.hashgrid.encoding import HashGrid, encode, position_gradient
+from threedgen.representations.hashgrid.torch_twin import grid_levels
 from threedgen.representations.options import HashGridConfig
 
 SMALL = HashGridConfig(n_levels=6, log2_hashmap_size=9, base_resolution=4, per_level_scale=1.6)  # dense and hashed
@@ -35,6 +37,15 @@ def points(n: int, seed: int = 1) -> Tensor:
 
 def rand_like(x: Tensor, seed: int) -> Tensor:
     return torch.randn(x.shape, generator=torch.Generator().manual_seed(seed))
+
+
+@recorded("hashgrid")
+def test_grid_levels_equal_tiny_cuda_nn(path: Path) -> None:
+    data = tensors(path)
+    levels = grid_levels(*(data[name].item() for name in SIZES))
+    np.testing.assert_array_equal(levels.offset, data["level_offsets"])
+    np.testing.assert_array_equal(levels.resolution, data["level_resolution"])
+    np.testing.assert_allclose(levels.scale, data["level_scale"], rtol=2e-7)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

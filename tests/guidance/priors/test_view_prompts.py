@@ -66,7 +66,6 @@ def test_view_text_selects_text_per_camera() -> None:
         (89.999, 10.0, SIDE, (FRONT, SIDE), (1.574, 0.000)),
         (90.001, 10.0, SIDE, (SIDE, FRONT), (0.000, 1.574)),
         (135.0, 10.0, (SIDE + BACK) / 2, (SIDE, FRONT), (0.173, 1.746)),
-        (-135.0, 10.0, (SIDE + BACK) / 2, (SIDE, FRONT), (0.173, 1.746)),
         (180.0, 10.0, BACK, (SIDE, FRONT), (0.394, 1.967)),
         (100.0, 80.0, OVERHEAD, (SIDE, FRONT), (0.0, 0.0)),
     ],
