@@ -61,20 +61,6 @@ def test_stable_diffusion_uses_multi_view_weights_in_2d_mode() -> None:
     torch.testing.assert_close(eps, single, atol=1e-5, rtol=0)
 
 
-def test_single_file_image_size_depends_on_camera_branch(tmp_path: Path) -> None:
-    """512 pixels for Stable Diffusion's files, which have no camera branch, 256 for MVDream's."""
-    path = official_checkpoint(tmp_path, "sd15")
-    options = {"dtype": "fp32", "tokenizer": str(tmp_path / "clip")}
-    assert from_options.build(StableDiffusionConfig(weights=str(path), **options)).image_size == 256
-    pruned = str(tmp_path / "v1-5-pruned.ckpt")
-    torch.save({n: v for n, v in torch.load(path).items() if "camera_embed" not in n}, pruned)
-    found = from_options.build(StableDiffusionConfig(weights=pruned, **options))
-    assert found.image_size == 512 and found.unet.class_embedding is None
-    assert meta_networks(pruned).unet.config["sample_size"] == 64
-    with refused("weights", pruned):
-        MVDream.load(pruned, tokenizer=str(tmp_path / "clip"))
-
-
 def test_deepfloyd_matches_diffusers() -> None:
     prior, theirs = pixels(), if_pipeline()
     text = prior.encode_prompt(["A Red dog", ""])

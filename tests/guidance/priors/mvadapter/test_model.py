@@ -131,12 +131,6 @@ def test_samples_start_from_coarse_prediction(tmp_path: Path, monkeypatch: pytes
     of_mesh = adapted_model(AdapterSettings("rowcol", control="geometry"), ("mv",))
     of_mesh.coarse_predictor = model.coarse_predictor
     assert model.init_latents(PROMPT, C2W) is None and of_mesh.init_latents(PROMPT, C2W) is None
-    # with a textual inversion
-    save_file({"<thing>": torch.ones(24)}, tmp_path / "thing.safetensors")
-    more = {"guess": str(tmp_path / "prior"), "embeddings": [str(tmp_path / "thing.safetensors")]}
-    model = build("prior", MVAdapterConfig(**tiny_prior_config(tmp_path, **more)))
-    first, second = (model.init_latents(prompt, C2W).latents for prompt in ("a red <thing>", PROMPT))
-    assert torch.isfinite(first).all() and not torch.equal(first, second)
 
 
 def test_build_refuses_unusable_coarse_predictors_and_multi_view_base(tmp_path: Path) -> None:
