@@ -17,6 +17,7 @@ from threedgen.geometry.rigs import orbit
 from threedgen.representations.field.background import SolidBackground
 from threedgen.representations.field.ngp import NGP
 from threedgen.representations.losses import laplacian, normal_consistency
+from threedgen.representations.mesh import dmtet
 from threedgen.representations.mesh.dmtet import DMTet, marching_tetrahedra, remove_small_parts, tetrahedral_grid
 from threedgen.representations.mesh.raster import antialias, surface_points, visible_faces_on_gpu
 from threedgen.representations.options import DMTetConfig, NGPConfig
@@ -198,7 +199,7 @@ def test_init_from_refuses_other_sizes_and_empty_fields() -> None:
         mesh().init_from(NGP(NGPConfig(**(PAINT | {"density_bias": -60.0}))))
 
 
-def test_init_from_functions_takes_shape_and_colours() -> None:
+def test_init_from_functions_takes_shape_and_colours(monkeypatch: pytest.MonkeyPatch) -> None:
     """As from the fused depth images of 3D Gaussians: density 80 inside, some outside, colours by position."""
 
     def density(x: Tensor) -> Tensor:
@@ -207,6 +208,7 @@ def test_init_from_functions_takes_shape_and_colours() -> None:
     def colour(x: Tensor) -> Tensor:
         return 0.5 + 0.4 * x
 
+    monkeypatch.setattr(dmtet, "POINTS_PER_QUERY", 1 << 13)  # smaller batches take less time
     made = mesh(resolution=24)
     made.init_from_functions(density, colour)
     vertices, faces = made.surface()
