@@ -1,5 +1,4 @@
 import os
-import runpy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,7 +15,6 @@ from tests.representations.gaussians.test_rasterise import cameras, cloud, gradi
 from tests.representations.test_march import random_grid, rays
 from tests.support.errors import refused
 from tests.support.interpreted import needs_triton
-from threedgen import cli, config
 from threedgen.config import optional as extras
 from threedgen.representations import backends
 from threedgen.representations.backends import choose
@@ -27,8 +25,6 @@ from threedgen.representations.hashgrid.torch_twin import grid_levels
 from threedgen.representations.march import composite, march
 from threedgen.representations.options import HashGridConfig
 from threedgen.representations.volume.options import MarchConfig
-from threedgen.systems.generate import task as generate_run
-from threedgen.train.task import Task
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -38,11 +34,6 @@ def install_only(monkeypatch: pytest.MonkeyPatch, *modules: str) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     for place in (extras, backends):
         monkeypatch.setattr(place, "installed", lambda module: module in ("numba", *modules))
-
-
-@pytest.fixture
-def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Task, "load_prior", lambda *_, **__: pytest.fail("weights were loaded"))
 
 
 def test_choose_auto_prefers_fast_supported_backends(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,38 +84,17 @@ def test_hash_grid_avoids_triton_for_deterministic_algorithms(monkeypatch: pytes
     assert loaded == ["auto", "torch", "auto"]
 
 
-@pytest.mark.parametrize("name", ["triton", "tinycudann", "nerfacc"])
-def test_choose_refuses_missing_package_and_wrong_device(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    install_only(monkeypatch, name)
-    assert choose(name, GPU) == name
-    with refused("backend", name, "CUDA", torch.float32, "cpu", "auto"):
-        choose(name, CPU)
+def test_choose_refuses_missing_package_and_wrong_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    install_only(monkeypatch, "nerfacc")
+    assert choose("nerfacc", GPU) == "nerfacc"
+    with refused("backend", "nerfacc", "CUDA", torch.float32, "cpu", "auto"):
+        choose("nerfacc", CPU)
     install_only(monkeypatch)
-    with refused("backend", name, "pip install", "auto"):
-        choose(name, GPU)
+    with refused("backend", "nerfacc", "pip install", "auto"):
+        choose("nerfacc", GPU)
     with refused("backend", "numba", torch.float32, "cuda"):
         choose("numba", GPU)
     assert choose("torch", GPU, torch.float64) == "torch"
-
-
-@pytest.mark.parametrize(("key", "name"), [("field.encoding.backend", "tinycudann"), ("march.backend", "nerfacc")])
-def test_cli_names_missing_package_in_one_line(key: str, name: str, monkeypatch, capsys, tmp_path: Path) -> None:
-    monkeypatch.chdir(tmp_path)
-    install_only(monkeypatch)
-    assert cli.main(["prompt=a dog", f"{key}={name}"]) == 2
-    err = capsys.readouterr().err
-    assert f"{key}: {name}" in err and err.count("\n") == 1 and not list(tmp_path.iterdir())
-
-
-@pytest.mark.usefixtures("no_weights")
-def test_run_refuses_nerfacc_without_kernels_before_loading_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(backends.DEVICE_TYPES, "nerfacc", "cpu")
-    monkeypatch.setitem(sys.modules, "nerfacc.cuda._backend", SimpleNamespace(_C=None))
-    monkeypatch.delitem(sys.modules, "threedgen.representations.march.nerfacc_backend", raising=False)
-    install_only(monkeypatch, "nerfacc")
-    with refused("march.backend", "nerfacc", "kernels", "auto", "torch"):
-        values = ["prompt=a dog", "march.backend=nerfacc", "trainer.accelerator=cpu", "out=x"]
-        generate_run.run_status(config.load("mvdream-toybox", values), quiet=True)
 
 
 def encoded_points() -> list[Tensor]:
@@ -211,12 +181,6 @@ def test_tinycudann_values_and_second_derivatives_equal_torch() -> None:
     assert list(tcnn.state_dict()) == ["table"]
 
 
-@pytest.mark.usefixtures("tinycudann_on_cpu")
-def test_tinycudann_refuses_three_features() -> None:
-    with refused("n_features", "tinycudann", 3, "auto"):
-        HashGrid(HashGridConfig(n_levels=2, n_features=3, log2_hashmap_size=6, backend="tinycudann"))(torch.rand(5, 3))
-
-
 ROOT = Path(__file__).parents[2]
 CAPABILITIES = ("80", "86", "89", "90", "120")
 
@@ -229,13 +193,6 @@ def triton_check(*words: str) -> str:
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
-
-
-def test_a_gpu_runs_the_compiled_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    runpy.run_path(str(ROOT / "tests" / "support" / "interpreted.py"))
-    assert "TRITON_INTERPRET" not in os.environ
 
 
 @needs_triton

@@ -65,8 +65,7 @@ def test_features_and_gradients_equal_tiny_cuda_nn(path: Path, backend: str) -> 
 
 
 @pytest.mark.parametrize("name", KERNELS)
-@pytest.mark.parametrize("n_features", [2, 3])
-@pytest.mark.parametrize("n_points", [1, 300])
+@pytest.mark.parametrize(("n_features", "n_points"), [(2, 300), (3, 300), (2, 1)])
 def test_kernels_equal_torch_to_second_order(n_features: int, n_points: int, name: str) -> None:
     grid = filled(HashGridConfig(**{**SMALL.model_dump(), "n_features": n_features, "backend": name}))
     results = []
@@ -81,19 +80,6 @@ def test_kernels_equal_torch_to_second_order(n_features: int, n_points: int, nam
         results.append([out.detach(), to_x.detach(), to_table.detach(), *second])
     for expected, actual in zip(*results, strict=True):
         close(actual, expected, 1e-5)
-
-
-def test_torch_backend_passes_gradcheck() -> None:
-    options = HashGridConfig(n_levels=2, log2_hashmap_size=5, base_resolution=3, per_level_scale=1.5)
-    grid = filled(options).double()
-    assert list(grid.levels.hashed) == [False, True]
-    x = (0.05 + 0.9 * torch.rand(2, 3, generator=torch.Generator().manual_seed(7))).double().requires_grad_()
-
-    def encode(x: Tensor, table: Tensor) -> Tensor:
-        return torch_twin.encode(x, table, grid.levels)
-
-    assert torch.autograd.gradcheck(encode, (x, grid.table))
-    assert torch.autograd.gradgradcheck(encode, (x, grid.table))
 
 
 @pytest.mark.parametrize("backend", KERNELS)
@@ -137,13 +123,6 @@ def test_empty_input_gives_empty_output(grid: HashGrid) -> None:
     to_x, to_table = torch.autograd.grad(encoded.sum(), (x, grid.table), create_graph=True)
     assert to_x.shape == (0, 3) and not to_table.any()
     assert position_gradient(grid, x, encoded).shape == (0, 3)
-
-
-def test_backend_falls_back_to_torch_or_refuses() -> None:
-    assert filled(SMALL).backend() is numba_kernels
-    assert filled(SMALL).double().backend() is torch_twin
-    with refused("backend", "numba", torch.float64):
-        filled(SMALL.model_copy(update={"backend": "numba"})).double()(points(3).double())
 
 
 def test_config_refuses_grids_finer_than_float32() -> None:

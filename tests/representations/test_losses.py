@@ -1,4 +1,3 @@
-import math
 from collections import Counter
 from typing import Any
 
@@ -12,7 +11,7 @@ from threedgen.representations import backends, losses
 from threedgen.representations.base import Render
 from threedgen.representations.march import Samples, pack
 from threedgen.representations.options import DiffuseMaterialConfig
-from threedgen.representations.shading import DiffuseMaterial, Material, Shading
+from threedgen.representations.shading import DiffuseMaterial, Shading
 
 
 def rendered(opacity: Any, **channels: Any) -> Render:
@@ -34,15 +33,6 @@ def test_orientation_penalises_normals_facing_away() -> None:
     assert float(losses.orientation(rendered([0.0] * 4, orientation=torch.zeros(4, 1)))) == 0
     with refused(None, "normals", kind=ValueError):
         losses.orientation(rendered([1.0]))
-
-
-def test_opacity_losses() -> None:
-    """Sparsity grows with the opacity, the entropy is largest at one half and finite at the ends."""
-    assert [float(losses.sparsity(rendered([o] * 5))) for o in (0, 1)] == pytest.approx([0.1, math.sqrt(1.01)])
-    values = [float(losses.opaque(rendered([o] * 3))) for o in (0.0, 0.2, 0.5, 0.8, 1.0)]
-    assert values[2] == max(values) == pytest.approx(math.log(2))
-    assert values[1] == pytest.approx(values[3], rel=1e-5) and values[0] == pytest.approx(values[4], rel=1e-4)
-    assert 0 < values[0] < 0.01
 
 
 @pytest.mark.parametrize(
@@ -112,14 +102,10 @@ def test_distortion_of_many_rays_in_float32_equals_float64(function: Any, tolera
     assert float(error) < tolerance * float(expected_gradient.abs().max())
 
 
-def test_distortion_is_zero_without_samples_and_small_for_a_surface() -> None:
+def test_distortion_is_zero_without_samples() -> None:
     empty = torch.zeros(0)
     for weights in (empty, torch.zeros(1)):  # a render without samples has one weight
         assert float(distortion(weights, pack(empty, empty, empty, 2))) == 0
-    t = torch.linspace(0, 1, 11)
-    samples = pack(torch.zeros(10), t[:-1], t[1:], 1)
-    spread, surface = (float(distortion(w, samples)) for w in (torch.full((10,), 0.1), torch.eye(10)[4]))
-    assert spread > 5 * surface > 0
     assert losses.distortion(rendered([1.0]), 1.0) is None
 
 
@@ -157,28 +143,6 @@ def sample(step: int, n: int = 400, **options) -> list[Shading]:
     return [material.sample_shading(step, True, g) for _ in range(n)]
 
 
-@pytest.mark.parametrize(
-    ("angle", "ambient", "expected"), [(0, 0, 1.0), (60, 0, 0.5), (90, 0, 0.0), (180, 0, 0.0), (180, 0.3, 0.3)]
-)
-def test_shade_follows_lambert_plus_ambient(angle, ambient, expected):
-    a = math.radians(angle)
-    light = 3 * torch.tensor([math.sin(a), 0.0, math.cos(a)])
-    colour = DiffuseMaterial()(UP, UP, torch.zeros(1, 3), light, Shading("textureless", ambient, 1 - ambient))
-    assert colour[0].tolist() == pytest.approx([expected] * 3, abs=1e-6)
-
-
-def test_materials_apply_albedo_per_mode():
-    features, light, at = torch.tensor([[0.0, 2.0, -2.0]]), torch.tensor([[0.0, 0.0, 5.0]]), torch.zeros(1, 3)
-    colour, material = torch.sigmoid(features), DiffuseMaterial()
-    textureless, diffuse = (Shading(mode, 0.1, 0.6) for mode in ("textureless", "diffuse"))
-    torch.testing.assert_close(material(features, UP, at, light, textureless), torch.full((1, 3), 0.7))
-    torch.testing.assert_close(material(features, UP, at, light, diffuse), colour * 0.7)
-    torch.testing.assert_close(material(features), colour)
-    torch.testing.assert_close(material(torch.cat([features, at], -1), UP, at, light, diffuse), colour * 0.7)
-    torch.testing.assert_close(Material()(features, UP, at, light, diffuse), colour)
-    assert not Material().sample_shading(10**6, True).lit
-
-
 def test_sample_shading_is_unlit_first_then_follows_probabilities():
     assert {s.mode for s in sample(step=99, ambient_only_steps=100)} == {"albedo"}
     modes = Counter(s.mode for s in sample(step=100, ambient_only_steps=100, n=4000))
@@ -202,8 +166,3 @@ def test_sample_shading_uses_no_random_numbers_in_evaluation():
     assert material.sample_shading(5000, False, g) == Shading("diffuse", 0.1, 0.9)
     assert DiffuseMaterial().sample_shading(9999, False, g) == Shading(), "no normals needed without a point light"
     assert torch.equal(g.get_state(), before)
-
-
-def test_options_do_not_shift_the_random_stream():
-    first, second = (sample(step=0, ambient_only_steps=0, diffuse_probability=p) for p in (0.75, 1.0))
-    assert all(a == b for a, b in zip(first, second, strict=True) if a.lit)

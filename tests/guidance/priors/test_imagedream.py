@@ -13,7 +13,6 @@ from tests.support.script_poses import script_poses
 from tests.support.tiny_imagedream import imagedream_file, imagedream_folder, recording
 from tests.support.tiny_prior import cpu, letter_tokenizer, tiny_text_encoder, tiny_vae
 from threedgen.guidance.guidance import Condition, predict
-from threedgen.guidance.losses.lora import PosedLoRA
 from threedgen.guidance.priors import imagedream, mvdream
 from threedgen.guidance.priors.imagedream import FEATURES, LATENTS, ImageDream
 from threedgen.guidance.priors.options import ImageDreamConfig, MVDreamConfig
@@ -103,22 +102,6 @@ def test_image_gets_the_background_of_the_renders(prior: ImageDream) -> None:
     assert grey is not None and same is not None and white is not None
     for name in (FEATURES, LATENTS):
         assert torch.equal(grey[name], same[name]) and (grey[name] - white[name]).abs().max() > 1e-3
-
-
-@torch.no_grad()
-def test_lora_of_vsd_leaves_the_image_without_a_pose(prior: ImageDream) -> None:
-    lora = PosedLoRA(prior.unet, generator=cpu())
-    x, c2w = torch.randn(8, 4, 8, 8, generator=cpu()), script_poses(4).repeat(2, 1, 1)
-    text = prior.encode_prompt(["a car"]).expand(8, -1, -1)
-
-    def output() -> Tensor:
-        with lora.applied(prior.unet, c2w.flatten(1)):
-            return prior.network(x, torch.tensor(500), text, prior.camera(c2w), 4)
-
-    plain = prior.network(x, torch.tensor(500), text, prior.camera(c2w), 4)
-    assert torch.equal(output(), plain)
-    lora.pose_out.copy_(torch.randn(lora.pose_out.shape, generator=cpu()))
-    assert (output() - plain).abs().max() > 1e-3
 
 
 def test_weights_of_another_prior_are_refused(tmp_path: Path) -> None:

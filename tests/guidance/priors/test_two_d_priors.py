@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from tests.support.errors import refused, refused_in_one_line
 from tests.support.official import official_checkpoint
@@ -16,13 +15,9 @@ from tests.support.tiny_methods import folders, if_pipeline, sd_pipeline
 from tests.support.tiny_prior import cpu
 from threedgen import config
 from threedgen.config import optional as extras
-from threedgen.guidance.guidance import Condition
-from threedgen.guidance.losses.options import VSDConfig
-from threedgen.guidance.losses.vsd import VSD
 from threedgen.guidance.priors import deepfloyd, from_options, latent_diffusion
 from threedgen.guidance.priors.mvdream import MVDream, camera_vector
 from threedgen.guidance.priors.options import DeepFloydConfig, StableDiffusionConfig
-from threedgen.guidance.priors.pipeline import MVDreamPipeline
 from threedgen.guidance.schedule import Schedule
 from threedgen.guidance.weights.meta_networks import meta_networks
 from threedgen.systems.meta_prior import MetaPrior, measure_sampling
@@ -50,8 +45,6 @@ def test_stable_diffusion_matches_diffusers() -> None:
 
     image = prior.sample("a red dog", None, steps=2, generator=cpu())
     assert image.shape == (1, 16, 16, 3) and image.std() > 0
-    call = {"n_view": 0, "num_inference_steps": 2, "output_type": "np", "guidance_scale": 3.0}
-    assert MVDreamPipeline.from_prior(prior)("a red dog", "", **call, generator=cpu()).images.shape == (1, 16, 16, 3)
 
 
 def test_stable_diffusion_uses_multi_view_weights_in_2d_mode() -> None:
@@ -66,20 +59,6 @@ def test_stable_diffusion_uses_multi_view_weights_in_2d_mode() -> None:
         assert not torch.allclose(eps, whole.denoise(x, t, text, camera_vector(script_poses(4)), 4), atol=1e-3)
         single = torch.cat([prior.denoise(x[k : k + 1], t[:1], text[:1]) for k in range(4)])
     torch.testing.assert_close(eps, single, atol=1e-5, rtol=0)
-
-
-def test_single_file_image_size_depends_on_camera_branch(tmp_path: Path) -> None:
-    """512 pixels for Stable Diffusion's files, which have no camera branch, 256 for MVDream's."""
-    path = official_checkpoint(tmp_path, "sd15")
-    options = {"dtype": "fp32", "tokenizer": str(tmp_path / "clip")}
-    assert from_options.build(StableDiffusionConfig(weights=str(path), **options)).image_size == 256
-    pruned = str(tmp_path / "v1-5-pruned.ckpt")
-    torch.save({n: v for n, v in torch.load(path).items() if "camera_embed" not in n}, pruned)
-    found = from_options.build(StableDiffusionConfig(weights=pruned, **options))
-    assert found.image_size == 512 and found.unet.class_embedding is None
-    assert meta_networks(pruned).unet.config["sample_size"] == 64
-    with refused("weights", pruned):
-        MVDream.load(pruned, tokenizer=str(tmp_path / "clip"))
 
 
 def test_deepfloyd_matches_diffusers() -> None:
@@ -122,29 +101,6 @@ def test_deepfloyd_holds_its_text_encoder_or_its_unet_but_not_both(monkeypatch: 
     assert found.kept == kept < found.parameters and found.vae is None and found.factor == 1
     large = found._replace(parameters=10 * kept)
     assert measure_sampling(MetaPrior(large, run.prior, torch.device("cuda"))).peak == 9 * kept * 2  # in half precision
-
-
-def test_deepfloyd_bfloat16_weights_are_close() -> None:
-    prior = deepfloyd.build(DeepFloydConfig(weights=str(folders() / "if"), dtype="bf16"))
-    assert prior.unet.dtype == torch.bfloat16
-    x, t = torch.randn(1, 3, 16, 16, generator=cpu()), torch.tensor([500])
-    text = prior.encode_prompt(["a dog"])
-    with torch.no_grad():
-        found, exact = prior.denoise(x, t, text), pixels().denoise(x, t, text)
-    assert found.dtype == torch.float32 and (found - exact).abs().max() < 0.1 * exact.std()
-
-
-def test_vsd_trains_lora_of_pixel_prior() -> None:
-    prior = pixels()
-    distil = VSD(VSDConfig(), prior.schedule, 100, prior, cpu())
-    x = torch.zeros(2, 3, 16, 16, requires_grad=True)
-    text = prior.encode_prompt(["a dog", ""])
-    condition = Condition((text[:1], text[1:]), c2w=script_poses(2))
-    loss, _ = distil(x, prior.denoise, condition, 0, cpu())
-    loss.backward()
-    ups: list[Tensor | None] = [p.grad for name, p in distil.named_parameters() if "up" in name]
-    assert x.grad is not None and x.grad.abs().max() > 0
-    assert ups and any(grad is not None and grad.abs().max() > 0 for grad in ups)
 
 
 @pytest.fixture
@@ -201,19 +157,6 @@ def test_deepfloyd_reads_other_files_of_its_text_encoder(if_folder: Path, name: 
         torch.save(tensors, file.with_name(name))
     found = deepfloyd.build(DeepFloydConfig(weights=str(if_folder), dtype="fp32")).encode_prompt(["a dog"])
     torch.testing.assert_close(found, pixels().encode_prompt(["a dog"]), atol=1e-2, rtol=0)
-
-
-def test_tasks_refuse_priors_that_cannot_do_them() -> None:
-    for name, prior, key in (
-        ("sample-toybox", "deepfloyd", "prior"),
-        ("mvdreambooth-toybox", "stable-diffusion", "prior"),
-        ("evaluate-toybox-prior", "deepfloyd", "prior"),
-    ):
-        with refused(None, key):
-            config.load(name, [f"prior.name={prior}"])
-    assert config.load("sample-toybox", ["prior.name=stable-diffusion", "rig.n_view=0"]).rig.n_view == 0
-    single = config.load("mvdream-toybox", ["prior.name=stable-diffusion"])
-    assert single.warm_steps == 0 < config.load("mvdream-toybox").warm_steps  # needs samples of several views
 
 
 @pytest.mark.parametrize("make", [sd, pixels, lambda: MVDream.load(str(prior_folder()), dtype="fp32")])

@@ -98,24 +98,6 @@ def test_opaque_layers_end_the_pixels() -> None:
         assert found["means"][30:].abs().max() == 0 and found["values"][0, 30:].abs().max() == 0
 
 
-def test_gradients_equal_finite_differences() -> None:
-    inputs, at = cloud(8, 1), cameras(1, 6, 7)
-    tensors = [inputs[name] for name in NAMES]
-
-    def function(*parts: Tensor) -> Tensor:
-        return image(dict(zip(NAMES, parts, strict=True)), at)
-
-    assert torch.autograd.gradcheck(function, tensors, eps=1e-6, atol=1e-5, rtol=1e-4, fast_mode=True)
-
-
-def test_dilation_adds_to_the_projected_variance() -> None:
-    inputs, at = cloud(30), cameras(1)
-    parts = [inputs[name].detach() for name in NAMES]
-    narrow, wide = (gaussians.project(*parts, at, dilation=value).conics[0] for value in (0.0, 0.7))
-    matrices = [torch.linalg.inv(torch.stack([c[:, :2], c[:, 1:]], dim=1)) for c in (narrow, wide)]
-    torch.testing.assert_close(matrices[1] - matrices[0], 0.7 * torch.eye(2).double().expand(30, 2, 2))
-
-
 @pytest.mark.parametrize("backend", ["torch", "numba"])
 def test_nothing_in_view_is_transparent(backend: str) -> None:
     inputs, at = cloud(8, 1, torch.float32), cameras(1)

@@ -16,7 +16,8 @@ from threedgen.geometry import raster
 from threedgen.geometry.rigs import orbit
 from threedgen.representations.field.background import SolidBackground
 from threedgen.representations.field.ngp import NGP
-from threedgen.representations.losses import laplacian, normal_consistency, vertex_normals
+from threedgen.representations.losses import laplacian, normal_consistency
+from threedgen.representations.mesh import dmtet
 from threedgen.representations.mesh.dmtet import DMTet, marching_tetrahedra, remove_small_parts, tetrahedral_grid
 from threedgen.representations.mesh.raster import antialias, surface_points, visible_faces_on_gpu
 from threedgen.representations.options import DMTetConfig, NGPConfig
@@ -43,18 +44,6 @@ def sphere(radius: float = 0.6, resolution: int = 12) -> tuple[Tensor, Tensor]:
     return marching_tetrahedra(points, points.norm(dim=-1) - radius, tets)
 
 
-@pytest.mark.parametrize("resolution", [1, 2, 5])
-def test_tetrahedral_grid_fills_the_cube(resolution: int) -> None:
-    points, tets = tetrahedral_grid(resolution)
-    assert len(points) == (resolution + 1) ** 3 and len(tets) == 6 * resolution**3
-    a, b, c, d = (points[tets[:, k]] for k in range(4))
-    volume = (torch.linalg.cross(b - a, c - a) * (d - a)).sum(-1) / 6
-    assert (volume > 0).all() and float(volume.sum()) == pytest.approx(8, rel=1e-5)
-    faces = torch.cat([tets[:, list(k)] for k in ((0, 1, 2), (0, 1, 3), (0, 2, 3), (1, 2, 3))]).sort(dim=1).values
-    _, times = torch.unique(faces, dim=0, return_counts=True)
-    assert int((times == 1).sum()) == 12 * resolution**2 and int(times.max()) == 2, "neighbours share whole faces"
-
-
 def test_marching_tetrahedra_gives_closed_outward_surfaces() -> None:
     """Random signs with an outside border contain all 14 cases."""
     points, tets = tetrahedral_grid(6)
@@ -68,13 +57,7 @@ def test_marching_tetrahedra_gives_closed_outward_surfaces() -> None:
     assert 0.1 < signed_volume(vertices.astype(np.float64), faces) / 8 < inside + 0.3
 
 
-def test_surface_of_a_ball_and_gradient_of_its_distances() -> None:
-    vertices, faces = sphere()
-    result = topology(vertices.numpy(), faces.numpy().astype(np.int32))
-    assert result.manifold and result.volume > 0, result
-    assert (vertices.norm(dim=-1) - 0.6).abs().max() < 0.02
-    outward = (vertex_normals(vertices, faces) * vertices).sum(-1) / vertices.norm(dim=-1)
-    assert outward.min() > 0.95
+def test_gradient_of_the_distances_moves_the_surface() -> None:
     points, tets = tetrahedral_grid(12)
     distance = (points.norm(dim=-1) - 0.6).requires_grad_()
     moved, _ = marching_tetrahedra(points, distance, tets)
@@ -216,7 +199,7 @@ def test_init_from_refuses_other_sizes_and_empty_fields() -> None:
         mesh().init_from(NGP(NGPConfig(**(PAINT | {"density_bias": -60.0}))))
 
 
-def test_init_from_functions_takes_shape_and_colours() -> None:
+def test_init_from_functions_takes_shape_and_colours(monkeypatch: pytest.MonkeyPatch) -> None:
     """As from the fused depth images of 3D Gaussians: density 80 inside, some outside, colours by position."""
 
     def density(x: Tensor) -> Tensor:
@@ -225,6 +208,7 @@ def test_init_from_functions_takes_shape_and_colours() -> None:
     def colour(x: Tensor) -> Tensor:
         return 0.5 + 0.4 * x
 
+    monkeypatch.setattr(dmtet, "POINTS_PER_QUERY", 1 << 13)  # smaller batches take less time
     made = mesh(resolution=24)
     made.init_from_functions(density, colour)
     vertices, faces = made.surface()
@@ -250,9 +234,6 @@ def test_smoothness_losses_on_known_meshes() -> None:
     folded = square.clone()
     folded[3] = torch.tensor([0.0, 0.0, 1.0])
     assert float(normal_consistency(folded, faces)) > 0.1
-    for loss in (normal_consistency, laplacian):
-        fine, coarse = (float(loss(*sphere(0.6, n))) for n in (16, 6))
-        assert fine < coarse
     corner = torch.tensor([[0.0, 0, 1], [1, 0, 0], [0, 1, 0], [-1, -1, 0]])
     closed = torch.tensor([[0, 1, 2], [0, 2, 3], [0, 3, 1], [1, 3, 2]])
     neighbour_mean = (corner.sum(0) - corner) / 3

@@ -3,7 +3,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from tests.support.errors import refused
 from tests.support.nerfacc_stand_in import nerfacc_on_a_cpu  # noqa: F401
 from tests.support.parity_files import recorded
 from tests.support.volume_recording import Recorded, unnormalised_z_variance
@@ -133,33 +132,6 @@ def test_thresholds_drop_samples_and_keep_the_image():
     assert float(opacity.detach().max()) > 0.2, "low density must be able to grow"
 
 
-@pytest.mark.usefixtures("nerfacc_on_a_cpu")
-def test_nerfacc_gives_the_same_image_and_gradient():
-    occupancy, results = grid(True), []
-    occupancy.binary[::3, :, 4:] = False
-    for name in ("nerfacc", "torch"):
-        options = MARCH.model_copy(update={"backend": name, "alpha_threshold": 0.01, "early_stop": 1e-4})
-        field = Ball(density=20.0)
-        result = render_scene(
-            field, occupancy, options, training=True, generator=generator(0, 0, "render"), need_normals=True
-        )
-        (result.rgb.square().sum() + result.depth.sum() + result.orientation.sum() + result.z_variance.sum()).backward()
-        results.append([result.samples.t_start, result.rgb, result.depth, *(p.grad for p in field.parameters())])
-    assert torch.equal(results[0][0], results[1][0]) and len(results[0][0]) > 1000
-    for actual, expected in zip(*results, strict=True):
-        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
-
-
-def test_render_is_random_only_in_training_and_by_its_generator():
-    state = torch.get_rng_state()
-    first, second, other = (render_scene(training=True, generator=generator(seed, 0, "render")) for seed in (0, 0, 1))
-    assert torch.equal(first.rgb, second.rgb) and not torch.equal(first.rgb, other.rgb)
-    assert torch.equal(render_scene().rgb, render_scene().rgb)
-    with refused(None, "generator", kind=ValueError):
-        render_scene(training=True)
-    assert torch.equal(torch.get_rng_state(), state)
-
-
 def assert_near(actual: Tensor, expected: Tensor, tolerance: float) -> None:
     actual, expected = actual.detach(), expected.reshape(actual.shape)
     assert (actual - expected).abs().max() <= tolerance * expected.abs().max().clamp(min=1e-6)
@@ -237,12 +209,3 @@ def test_low_density_lowers_the_threshold():
     module = cells()
     update(module, lambda x: (x[:, 0] > 0).float() * 0.01, range(0, 16, 16))
     assert 0.4 < module.binary.float().mean() < 0.6
-
-
-def test_update_after_warmup_samples_a_quarter_and_the_occupied_cells():
-    module, counts = cells(warmup=16, interval=16), []
-    count = lambda x: counts.append(len(x)) or ball_density(x)  # noqa: E731
-    update(module, count, range(48))
-    occupied = int(module.binary.sum())
-    assert len(counts) == 3 and counts[0] == 16**3
-    assert 16**3 // 4 < counts[1] <= 16**3 // 4 + occupied + 50

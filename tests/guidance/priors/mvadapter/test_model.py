@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from tests.support.errors import refused
@@ -23,18 +23,11 @@ from tests.support.tiny_prior import (
 )
 from threedgen.config.registry import build
 from threedgen.geometry.rigs import orbit
-from threedgen.geometry.views import framed
 from threedgen.guidance.guidance import Condition
 from threedgen.guidance.losses.options import SDSConfig
 from threedgen.guidance.losses.sds import SDS
 from threedgen.guidance.options import Shift
-from threedgen.guidance.priors.mvadapter.inputs import (
-    GEOMETRY_VIEWS,
-    RAY_VIEWS,
-    cameras_from_angles,
-    geometry_maps,
-    ray_maps,
-)
+from threedgen.guidance.priors.mvadapter.inputs import GEOMETRY_VIEWS, RAY_VIEWS, cameras_from_angles, ray_maps
 from threedgen.guidance.priors.mvadapter.model import MVAdapter
 from threedgen.guidance.priors.mvadapter.network import AdaptedUNet, AdapterSettings, make_guider
 from threedgen.guidance.priors.mvadapter.weights import convert_adapter, load_adapter, save_adapter
@@ -45,46 +38,12 @@ PROMPT = "a red dog"
 C2W = cameras_from_angles(RAY_VIEWS[:3], 16, 16).c2w
 
 
-@pytest.mark.parametrize("config", [{}, TOYBOX])
-def test_sample_views_follows_text_and_reference_image(config: Any) -> None:
-    model = adapted_model(**config)
-    control = model.camera(C2W)
-
-    def sample(image: Tensor | None = None, **options: Any) -> Tensor:
-        return model.sample_views(PROMPT, control, image, (16, 24), steps=2, generator=cpu(), **options)
-
-    text, image = sample(), torch.rand(24, 32, 3, generator=cpu(1))
-    assert text.shape == (3, 16, 24, 3) and torch.equal(text, sample())
-    both = sample(image)
-    cond = sample(image, guidance_scale=1.0)  # without the unconditional half of the batch
-    assert cond.shape == text.shape
-    assert all((both - other).abs().max() > 1e-4 for other in (text, sample(1 - image), cond))
-
-
-def test_geometry_adapter_takes_maps_of_a_mesh_only() -> None:
-    model = adapted_model(AdapterSettings("rowcol", control="geometry"), ("mv",))
-    cameras = cameras_from_angles(GEOMETRY_VIEWS, 16, 16)
-    origins, _ = cameras.rays()
-    maps = geometry_maps(origins, torch.ones_like(origins), torch.ones(6, 16, 16))
-    assert model.sample_views(PROMPT, maps, steps=1, generator=cpu()).shape == (6, 16, 16, 3)
-    with refused("adapter"):
-        model.camera(cameras.c2w)
-    with refused("adapter"):
-        model.sample_views(PROMPT, maps, torch.rand(16, 16, 3), steps=1)
-
-
-def test_perspective_adapter_takes_plucker_maps() -> None:
+def test_perspective_adapter_takes_rays_from_the_distance_of_its_training() -> None:
     model = adapted_model(AdapterSettings(fov=40.0))
-    cameras = cameras_from_angles(RAY_VIEWS, 16, 24, model.fov)
-    maps = model.camera(2 * cameras.c2w)  # the distance does not matter
-    assert maps.shape == (6, 6, model.image_size, model.image_size) and 0 <= maps.min() and maps.max() <= 1
-    front, middle = 2 * ray_maps(cameras)[0] - 1, (slice(None), slice(7, 9), slice(11, 13))
-    torch.testing.assert_close(front[middle].mean((1, 2))[:3], torch.tensor([0.0, 1.0, 0.0]), atol=0.01, rtol=0)
-    assert front[0, 0, 0] < -0.1 < 0.1 < front[0, 0, -1]  # left and right of the front, which is -y
-    assert front[3:, 8, 12].norm() < 0.1 < 0.5 < front[3:, 0, 0].norm()  # moment: distance of rays from the origin
-    controls = ray_maps(cameras), adapted_model().camera(cameras.c2w)
-    persp, ortho = (model.sample_views(PROMPT, c, size=(16, 24), steps=1, generator=cpu()) for c in controls)
-    assert persp.shape == (6, 16, 24, 3) and (persp - ortho).abs().max() > 1e-4
+    cameras = cameras_from_angles(RAY_VIEWS, model.image_size, model.image_size, 40.0)
+    far = cameras.c2w.clone()
+    far[:, :3, 3] *= 2
+    torch.testing.assert_close(model.camera(far), ray_maps(cameras))
 
 
 @torch.no_grad()
@@ -122,18 +81,6 @@ def test_prior_follows_reference_image_and_its_scale() -> None:
             assert (a - b).abs().max() > 1e-5
     with refused("adapter"):
         adapted_model(branches=("mv",)).with_reference(cut[0])
-
-
-def test_framed_places_object_on_grey() -> None:
-    cut = torch.zeros(40, 50, 4)
-    cut[5:25, 30:40] = torch.tensor([1.0, 0.0, 0.0, 1.0])
-    cut[0:30, 0:20, :3] = 1.0  # transparent
-    image = framed(cut, 40, 60)
-    rows, columns = ((image - 0.5).abs().amax(-1) >= 1e-3).nonzero(as_tuple=True)
-    assert rows.min() in (2, 3, 4) and rows.max() in (35, 36, 37)  # 36 of 40 rows, with the pixel around it
-    assert columns.min() + columns.max() == pytest.approx(59, abs=1)
-    torch.testing.assert_close(image[20, 30], torch.tensor([1.0, 0.0, 0.0]))
-    assert image.min() >= 0 and image.max() <= 1
 
 
 @pytest.mark.parametrize("mode", get_args(Shift))
@@ -184,12 +131,6 @@ def test_samples_start_from_coarse_prediction(tmp_path: Path, monkeypatch: pytes
     of_mesh = adapted_model(AdapterSettings("rowcol", control="geometry"), ("mv",))
     of_mesh.coarse_predictor = model.coarse_predictor
     assert model.init_latents(PROMPT, C2W) is None and of_mesh.init_latents(PROMPT, C2W) is None
-    # with a textual inversion
-    save_file({"<thing>": torch.ones(24)}, tmp_path / "thing.safetensors")
-    more = {"guess": str(tmp_path / "prior"), "embeddings": [str(tmp_path / "thing.safetensors")]}
-    model = build("prior", MVAdapterConfig(**tiny_prior_config(tmp_path, **more)))
-    first, second = (model.init_latents(prompt, C2W).latents for prompt in ("a red <thing>", PROMPT))
-    assert torch.isfinite(first).all() and not torch.equal(first, second)
 
 
 def test_build_refuses_unusable_coarse_predictors_and_multi_view_base(tmp_path: Path) -> None:
@@ -208,7 +149,7 @@ def test_build_refuses_unusable_coarse_predictors_and_multi_view_base(tmp_path: 
         MVAdapter(*parts, coarse=tiny_coarse())
 
 
-@pytest.mark.parametrize("fov", [0.0, 30.0, 90.0])
+@pytest.mark.parametrize("fov", [0.0, 90.0])
 @pytest.mark.parametrize("size", [(16, 16), (16, 24), (24, 16)])
 def test_cameras_see_the_whole_mesh(fov: float, size: tuple[int, int]) -> None:
     corner = torch.tensor([[0.5, 0.0, 0.0], [0.0, 0.0, 0.5], [0.0, -0.5, 0.0]])
@@ -219,40 +160,28 @@ def test_cameras_see_the_whole_mesh(fov: float, size: tuple[int, int]) -> None:
 # --- the network and its file
 
 
-def trained(branches: tuple = BOTH, settings: AdapterSettings | None = None) -> AdaptedUNet:
-    network = AdaptedUNet(tiny_base(), 8, settings or AdapterSettings(), branches)
+def trained(settings: AdapterSettings | None = None) -> AdaptedUNet:
+    network = AdaptedUNet(tiny_base(), 8, settings or AdapterSettings())
     awaken(network)
     return network.half().float().eval()
 
 
-@pytest.mark.parametrize("branches", [("mv",), ("mv", "ref"), ("ref",), ()])
 @torch.no_grad()
-def test_saved_adapter_loads_unchanged(branches: tuple, tmp_path: Path) -> None:
+def test_saved_adapter_loads_unchanged(tmp_path: Path) -> None:
     settings = AdapterSettings("rowcol", "serial", "geometry", 6.0, "default", timestep="matched")
-    network = trained(branches, settings)
+    network = trained(settings)
     save_adapter(tmp_path / "a.safetensors", network)
     base = tiny_base().half().float()
     loaded = load_adapter(tmp_path / "a.safetensors", base)
-    assert loaded.settings == settings and loaded.branches == branches
+    assert loaded.settings == settings and loaded.branches == BOTH
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
     x, t, text = inputs(6)
     control = torch.rand(6, 6, 1, 1)
     assert torch.equal(loaded(x, t, text, control, 6), network(x, t, text, control, 6))
     changed = load_adapter(tmp_path / "a.safetensors", base, layout="row", shift=None).settings
     assert changed == AdapterSettings("row", "serial", "geometry", 6.0, "default", timestep="matched")
-    if len(branches) == 2:
-        with refused("adapter", 16, 20):
-            load_adapter(tmp_path / "a.safetensors", tiny_base(cross_attention_dim=20))
-
-
-def test_saved_file_has_released_names_without_base(tmp_path: Path) -> None:
-    save_adapter(tmp_path / "a.safetensors", trained())
-    names = load_file(tmp_path / "a.safetensors").keys()
-    attn = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.processor"
-    every = [f"{attn}.to_{kind}_{branch}" for kind in "qkv" for branch in BOTH]
-    every += [f"{attn}.to_out_{branch}.0" for branch in BOTH] + ["adapter.conv_in", "adapter.body.1.resnets.0.block2"]
-    assert {f"{name}.weight" for name in every} <= names
-    assert not any(name.startswith("conv_in") or "attn2" in name or ".to_q." in name for name in names)
+    with refused("adapter", 16, 20):
+        load_adapter(tmp_path / "a.safetensors", tiny_base(cross_attention_dim=20))
 
 
 def released() -> dict[str, Tensor]:
@@ -272,11 +201,8 @@ def test_released_file_gets_default_form_and_unused_tensors_warn(tmp_path: Path,
         ({"adapter.new": torch.ones(1)}, {}, {}, [1, "adapter.new"]),
         ({"adapter.conv_in.bias": torch.ones(7)}, {}, {}, [1, "adapter.conv_in.bias"]),
         ({"adapter.conv_in.bias": torch.full((32,), torch.nan)}, {}, {}, ["adapter.conv_in.bias"]),
-        ({"mid_block.attentions.0.transformer_blocks.0.attn1.processor.to_k_ref.weight": None}, {}, {}, ["to_k_ref"]),
         ({}, TOYBOX, {}, ["to_q_mv"]),
-        ({}, {"block_out_channels": (64, 64)}, {}, ["to_q_mv"]),
         ({}, {}, {"layout": "full"}, ["layout", "full", "rowcol"]),
-        ({}, {}, {"shift": "0.5"}, ["shift", 0.5, 1]),
         ({}, {}, {"fov": "nan"}, ["fov", "nan"]),
     ],
 )
@@ -312,7 +238,7 @@ def test_adapters_of_released_bases_have_published_size(config: Any, attention: 
 
 
 @torch.no_grad()
-def test_downscaled_guider_matches_on_constant_blocks_and_is_recognised() -> None:
+def test_downscaled_guider_matches_on_constant_blocks() -> None:
     base = tiny_base(**TOYBOX)
     whole, less = make_guider(base), make_guider(base, downscale=4)
     weight: torch.Tensor = whole.adapter.conv_in.weight  # type: ignore[assignment]
@@ -327,12 +253,6 @@ def test_downscaled_guider_matches_on_constant_blocks_and_is_recognised() -> Non
     torch.testing.assert_close(*found)
     with refused(None, 16, 5, kind=ValueError):
         make_guider(base, downscale=5)
-    # a file's depth and downscale are recognised
-    deep = convert_adapter(AdaptedUNet(tiny_base(), depth=3).adapter_state(), tiny_base())
-    assert len(deep.guider.adapter.body[0].resnets) == 3
-    small = AdaptedUNet(tiny_base(), branches=("mv",), downscale=2)
-    back = convert_adapter(small.adapter_state(), tiny_base())
-    assert (back.guider.downscale_factor, back.size_multiple) == (2, 8)
 
 
 @pytest.mark.parametrize("config", [{}, TOYBOX])
@@ -353,8 +273,7 @@ def test_fine_guider_acts_on_first_layer(config: Any) -> None:
     torch.testing.assert_close(back(x, t, text, maps, 3), network(x, t, text, maps, 3))
 
 
-@pytest.mark.parametrize("config", [{}, TOYBOX])
-@pytest.mark.parametrize("downscale", [8, 4])
+@pytest.mark.parametrize(("config", "downscale"), [({}, 8), (TOYBOX, 4)])
 def test_gradients_reach_only_the_adapter(config: Any, downscale: int) -> None:
     network = AdaptedUNet(tiny_base(**config), downscale=downscale)
     awaken(network)

@@ -11,7 +11,7 @@ from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.poses import opencv_axes
 from threedgen.geometry.warp import pixel_grid
 from threedgen.guidance.priors.mvdiffusion import caa
-from threedgen.guidance.priors.mvdiffusion.caa import DepthBlock, PanoramaBlock, PositionalEncoding, frequencies
+from threedgen.guidance.priors.mvdiffusion.caa import DepthBlock, PanoramaBlock
 from threedgen.guidance.priors.mvdiffusion.geometry import (
     DepthGeometry,
     PanoramaGeometry,
@@ -56,26 +56,6 @@ def test_views_together_give_the_same_as_one_by_one(kind: Any, monkeypatch: pyte
     monkeypatch.setattr(caa, "view_groups", lambda keys, device: groups(keys, torch.device("cuda")))
     assert len(caa.view_groups(keys, CPU)) == (1 if panorama else 2)  # the middle one of three has more neighbours
     torch.testing.assert_close(output_and_gradients(block, x, keys, len(x) // 2), alone, rtol=1e-4, atol=1e-6)
-
-
-def test_masked_keys_take_part_in_softmax_as_bias_of_norm() -> None:
-    block, x = awaken(PanoramaBlock(32)), features()
-    keys = ring().keys(8, 8, CPU)[0]
-    nothing = [type(keys)(keys.views, keys.places, torch.zeros_like(keys.mask), keys.relation)] * 8
-    other = features() + 5  # of the other views
-    other[0] = x[0]
-    with torch.no_grad():
-        torch.testing.assert_close(block(x, nothing, 8)[0], block(other, nothing, 8)[0])
-        assert (block(x, nothing, 8)[0] - x[0]).abs().max() > 1e-3
-
-
-def test_capped_encoding_takes_odd_token_count() -> None:
-    capped = frequencies(80, "capped")
-    assert capped[0] == 0.25 and capped[-1] == 64
-    x = torch.rand(3, 1, 1)
-    out = PositionalEncoding(32, 1, "capped")(x)
-    assert out.shape == (3, 1, 32)
-    torch.testing.assert_close(out[..., :16].square() + out[..., 16:].square(), torch.ones(3, 1, 16))
 
 
 def test_non_square_images_use_reference_scale() -> None:
