@@ -41,6 +41,7 @@ try {
 } catch (error) { console.log(JSON.stringify({ error: error.message })); }
 """
 
+
 def run(script: str, code: str, data: bytes = b"") -> Any:
     """Run code after a script of the pages, with `data` on stdin; return the JSON that it prints."""
     text = (ASSETS / script).read_text(encoding="utf-8") + code
