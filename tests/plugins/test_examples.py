@@ -17,11 +17,11 @@ from tests.support.task_server import server, tiny_generate, weights
 from tests.support.toy_run import log
 from threedgen import folder
 from threedgen.config import load, optional, plugins, registry
-from threedgen.representations.base import ParameterGroup
+from threedgen.representations.base import ParameterGroup, Representation
 from threedgen.run.metrics import read_metrics, read_summary
 from threedgen.systems.generate.sections import OptimizerConfig
 from threedgen.systems.generate.system import GenerateSystem
-from threedgen.systems.generate.task import import_plugin_parts
+from threedgen.systems.generate.task import check_backends, import_plugin_parts
 from threedgen.testing import CAMERAS, check_distillation, check_prior, check_representation, tiny_prior
 
 EXAMPLES = folder("configs").parent / "docs" / "plugins"
@@ -86,6 +86,15 @@ def test_learning_rate_null_is_that_of_networks() -> None:
     sections = SimpleNamespace(optimizer=OptimizerConfig(name="adam", networks=0.5), field=SimpleNamespace(mine=None))
     system: Any = SimpleNamespace(config=sections)
     assert GenerateSystem.learning_rate(system, ParameterGroup("mine", [], "mine")) == 0.5
+
+
+def build_field(options: Any, generator: torch.Generator) -> Representation:
+    raise NotImplementedError
+
+
+def test_representation_may_be_built_by_a_function(example: Any, tmp_path: Path) -> None:
+    registry.register("representation", "ngp", f"{__name__}:build_field", "threedgen.representations.options:NGPConfig")
+    check_backends(load(tiny_generate(tmp_path)))
 
 
 @pytest.mark.parametrize(
