@@ -15,7 +15,7 @@ import pytest
 
 from tests.support import toy_task
 from tests.support.toy_task import YAML, ToyConfig, toy  # noqa: F401
-from threedgen import __version__, cli, config
+from threedgen import cli, config
 from threedgen.config import fields, layers, registry
 from threedgen.config.errors import FileError, WorkerLost
 from threedgen.config.sections import TrainerConfig
@@ -35,8 +35,7 @@ def ask(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]
 def shipped(toy: Path, monkeypatch: pytest.MonkeyPatch) -> Path:  # noqa: F811
     root = toy.parent / "shipped"
     root.mkdir()
-    (root / "mvdream-toybox.yaml").write_text(YAML + "about: A prompt becomes 3D.\nneeds: two cores\n")
-    (root / "broken.yaml").write_text("a: [")
+    (root / "mvdream-toybox.yaml").write_text(YAML)
     monkeypatch.setattr(layers, "folder", lambda name: root)
     return root
 
@@ -55,14 +54,11 @@ def test_parse_separates_flags_and_overrides() -> None:
     ("words", "parts"),
     [
         (["--confg", "a"], ["--confg", "unknown flag", "did you mean '--config'"]),
-        (["--prompt", "a"], ["prompt=..."]),
         (["--config"], ["--config"]),
-        (["--config", "--quiet"], ["--config"]),
         (["--quiet=yes"], ["--quiet", "'yes'"]),
         (["prompt=a", "blue", "dog"], ["key=value", 'prompt="a blue dog"', "'blue'"]),
         (["--config", "a", "--resume", "b"], ["--resume"]),
         (["\x1b[31m"], ["'\\x1b[31m'"]),
-        (["mvdream-toybx.yaml"], ["--config mvdream-toybox"]),
     ],
 )
 def test_wrong_words_are_one_line(refuses: Any, words: list[str], parts: list[str]) -> None:
@@ -92,19 +88,6 @@ def test_help_lists_common_options(capsys: pytest.CaptureFixture[str]) -> None:
         assert set(model.common) <= set(keys) or not model.common, name
 
 
-@pytest.mark.parametrize("columns", [60, 80, 100])
-def test_help_and_list_wrap_to_the_terminal(columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
-    monkeypatch.setenv("COLUMNS", str(columns))
-    for words in (["--help"], ["--help", "all"], ["--help", "-c", "combinations-toybox"], ["--list"]):
-        lines = ask(capsys, *words)[1].splitlines()
-        assert lines and not [line for line in lines if len(line) > columns and len(line.split()) > 1]
-
-
-def test_help_survives_broken_choice(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
-    monkeypatch.setitem(registry.TABLE["representation"], "broken", registry.Entry("no.such:x", "no.such:y"))
-    assert re.search(r"broken +cannot be loaded \(ModuleNotFoundError\)", ask(capsys, "--help", "field")[1])
-
-
 def test_help_section_lists_its_options(shipped: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = ask(capsys, "--help", "trainer")
     keys = [line.split()[0] for line in out.splitlines() if line.startswith("  ") and line[2] != " "]
@@ -112,11 +95,6 @@ def test_help_section_lists_its_options(shipped: Path, capsys: pytest.CaptureFix
     code, _, err = ask(capsys, "--help", "trainr")
     assert code == 2 and "did you mean 'trainer'" in err
     assert "prior.weights" in ask(capsys, "--help", "prior.weights")[1]
-
-
-def test_list_has_about_and_needs(shipped: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = ask(capsys, "--list")
-    assert code == 0 and all(text in out for text in ("A prompt becomes 3D.", "needs: two cores", "\n  broken\n"))
 
 
 def test_list_has_every_config_the_default_first(capsys: pytest.CaptureFixture[str]) -> None:
@@ -131,10 +109,6 @@ def test_print_config_is_complete(shipped: Path, capsys: pytest.CaptureFixture[s
     again = config.load("printed.yaml")
     assert code == 0 and again.prompt == "4k: best #1" and again.trainer.max_steps == 3
     assert not Path("outputs").exists()
-
-
-def test_version(capsys: pytest.CaptureFixture[str]) -> None:
-    assert ask(capsys, "--version")[:2] == (0, f"threedgen {__version__}\n")
 
 
 def test_run_prints_folder_and_resumes(shipped: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -163,11 +137,9 @@ def test_run_prints_folder_and_resumes(shipped: Path, capsys: pytest.CaptureFixt
     [
         (FileError("a.glb is missing"), 2),
         (OSError(errno.ENOSPC, "no space", "a.glb"), 3),
-        (OSError(errno.EDQUOT, "no quota"), 3),
         (MemoryError("30 GiB"), 4),
         (type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory"), 4),
         (WorkerLost("5 workers died"), 5),
-        (OSError(errno.EACCES, "permission denied", "a.glb"), 1),
         (RuntimeError("it broke"), 1),
         (KeyboardInterrupt(), 130),
     ],
@@ -197,30 +169,16 @@ def test_log_level_selects_the_records_on_stderr(capsys: pytest.CaptureFixture[s
     assert ask(capsys, "--version", "--log-level", "loud")[0] == 2
 
 
-def test_say_escapes_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
-    cli.say("a\x1b[31m\ud800 é")
-    out = capsys.readouterr().out
-    assert "\x1b" not in out and "a\\x1b[31m\\ud800 é" in out
-
-
 RUNNER = (
     "import sys; from tests.support import toy_task; toy_task.register(); from threedgen.cli import main; "
-    "code = main(); "
-    "sys.stderr.write(f'torch={\"torch\" in sys.modules}'); sys.exit(code)"
+    "sys.exit(main())"
 )
 
 
-def process(folder: Path, *words: str, code: str = RUNNER, stdout: Any = subprocess.PIPE) -> Any:
+def process(folder: Path, *words: str, stdout: Any = subprocess.PIPE) -> Any:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"}
-    command = [sys.executable, "-c", code, *words]
+    command = [sys.executable, "-c", RUNNER, *words]
     return subprocess.run(command, cwd=folder, env=environment, stdout=stdout, stderr=subprocess.PIPE, text=True)
-
-
-def test_bytes_that_are_not_text_are_a_mistake(toy: Path) -> None:  # noqa: F811
-    if os.name == "nt":
-        pytest.skip("arguments are text there")
-    done = process(toy.parent, "--config", "toy.yaml", os.fsdecode(b"prompt=\xff"))
-    assert done.returncode == 2 and "prompt" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_printed_config_is_the_same_in_any_encoding(toy: Path) -> None:  # noqa: F811
@@ -228,15 +186,6 @@ def test_printed_config_is_the_same_in_any_encoding(toy: Path) -> None:  # noqa:
     done = process(toy.parent, "--config", "toy.yaml", "--print-config", f"prompt={prompt}")
     toy.write_text(done.stdout)
     assert config.load(toy).prompt == prompt and done.stdout.isascii()
-
-
-def test_closed_pipe_is_no_error(toy: Path) -> None:  # noqa: F811
-    code = RUNNER.replace("code = main()", "sys.stdout.close = lambda: None; code = main()")
-    reader, writer = os.pipe()
-    os.close(reader)
-    with os.fdopen(writer, "w") as stdout:
-        done = process(toy.parent, "--config", "toy.yaml", "--help", code=code, stdout=stdout)
-    assert "Traceback" not in done.stderr and done.returncode == 0
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a full disk")
@@ -266,15 +215,3 @@ def test_missing_package_is_a_mistake(tmp_path: Path) -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
     assert "no_such_package" in done.stderr and sys.executable in done.stderr
-
-
-@pytest.mark.skipif(os.name == "nt", reason="folders in use stay there")
-def test_missing_working_folder_is_a_mistake(tmp_path: Path) -> None:
-    (tmp_path / "here").mkdir()
-    words = 'cd here; rmdir ../here; exec "$0" -m threedgen prompt=x'
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        ["sh", "-c", words, sys.executable], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
-    assert os.strerror(errno.ENOENT) in done.stderr

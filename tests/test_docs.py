@@ -1,8 +1,6 @@
-import importlib.util
 import re
 import shlex
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -119,24 +117,6 @@ def test_index_and_site_navigation_name_every_page() -> None:
     index, site = text(DOCS / "README.md"), text(ROOT / "mkdocs.yml")
     assert not [page.name for page in DOCS.glob("*.md") if page.name != "README.md" and f"({page.name})" not in index]
     assert not [page for page in DOCS.glob("**/*.md") if f" {page.relative_to(DOCS)}\n" not in site]
-
-
-@pytest.mark.slow
-def test_site_builds_without_broken_links_or_requests(tmp_path: Path) -> None:
-    """`make docs`, strict: a missing page, file or anchor is an error. Needs the extra docs."""
-    for package in ("mkdocs", "material", "mkdocstrings"):
-        if importlib.util.find_spec(package) is None:
-            pytest.skip(f"{package} is not installed")
-    words = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    pages = {page: page.read_text(encoding="utf-8") for page in (tmp_path / "site").rglob("*.html")}
-    asked = r"<(?:script|link|img|iframe)\b[^>]*\b(?:src|href)=\"?(?:https?:)?//[^>]*>"
-    assert not [found for html in pages.values() for found in re.findall(asked, html) if 'rel="canonical"' not in found]
-    for stem in ("index", "api/index", "api/guidance/index", "weights/index", "export/index"):
-        assert tmp_path / "site" / f"{stem}.html" in pages
-    api = pages[tmp_path / "site/api/guidance/index.html"]
-    assert "encode_prompt" in api and "sample_latents" in api
 
 
 ROWS = re.findall(

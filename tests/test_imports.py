@@ -129,11 +129,6 @@ LIGHT = [
 ]
 
 
-def test_configs_and_command_line_name_nothing_heavy() -> None:
-    named = [(module_name(path), name) for path in LIGHT for name in imports(path, top_only=True)]
-    assert not [pair for pair in named if pair[1].split(".")[0] in HEAVY]
-
-
 def test_lightning_waits_until_the_views_are_sampled() -> None:
     """A run of the task generate imports what trains after the first that a user sees (systems/generate/task.py)."""
     code = "import sys, threedgen.systems.generate.task; print('pytorch_lightning' in sys.modules)"

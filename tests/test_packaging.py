@@ -40,18 +40,6 @@ def test_only_the_package_is_importable() -> None:
     assert "threedgen.guidance" in bare and "threedgen.representations" in other and "threedgen.setup" in above
 
 
-def test_objects_travel_to_spawned_processes() -> None:
-    script = (
-        "import multiprocessing, pickle\n"
-        "from threedgen.representations.options import NGPConfig\n"
-        "if __name__ == '__main__':\n"
-        "    with multiprocessing.get_context('spawn').Pool(1) as pool:\n"
-        "        print(pool.map(type, [NGPConfig(width=7)]) == [NGPConfig])\n"
-    )
-    done = python("-c", script, cwd=ROOT)
-    assert done.stdout.strip() == "True", done.stderr
-
-
 def test_launch_runs_in_a_bare_checkout_and_from_elsewhere(tmp_path: Path) -> None:
     for cwd in (ROOT, tmp_path):
         done = python(str(ROOT / "launch.py"), "--version", cwd=cwd)
@@ -97,15 +85,9 @@ def test_every_entry_of_the_registry_exists() -> None:
 
 
 def test_the_pins_cover_what_is_required() -> None:
-    def plain(name: str) -> str:
-        return re.sub(r"[-_.]+", "-", name).lower()
-
-    setup = (ROOT / "setup.py").read_text(encoding="utf-8")
-    block = setup[setup.index("install_requires") : setup.index("extras_require")]
-    required = {plain(name) for name in re.findall(r'"([A-Za-z0-9_.-]+?)(?:[><=].*?)?",', block)}
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    pinned = {plain(line.split("==")[0]) for line in lines if "==" in line}
-    assert len(required) >= 19 and not required - pinned
+    pinned = {line.split("==")[0].lower().replace("_", "-") for line in lines if "==" in line}
+    assert not declared()[""] - pinned
     assert "torch==2.13.0" in lines
 
 
@@ -147,12 +129,6 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None
     product = set().union(*(names for group, names in groups.items() if group not in ("dev", "docs", "weights")))
     assert used - product == ON_NO_INDEX
     assert product - used == USED_BY_LIBRARIES
-
-
-def test_a_checkout_for_development_skips_no_test_for_want_of_a_package() -> None:
-    groups = declared()
-    optional = set().union(*(groups[group] for group in ("nerfacc", "parts", "ray", "triton", "usd", "viser")))
-    assert optional <= groups["dev"]
 
 
 @pytest.fixture

@@ -82,30 +82,6 @@ def test_blobs_fulfil_the_interface(example: Any) -> None:
     check_representation(lambda rng: blobs.Blobs(options, rng))
 
 
-def test_blobs_are_split_and_removed(example: Any) -> None:
-    blobs = example("blobs")
-    field = blobs.Blobs(blobs.BlobsConfig(count=20, interval=1, split_gradient=1.0, max_count=24))
-    optimizer = torch.optim.Adam([{"params": group.parameters} for group in field.parameter_groups()], lr=0.0)
-    field.means.grad = torch.zeros_like(field.means)
-    field.means.grad[:6] = 9.0  # six want to be split, but there is room for four
-    field.after_step(0, optimizer)
-    assert len(field.means) == len(field.features) == 24 and {len(p) for p in field.parameters()} == {24}
-    with torch.no_grad():
-        field.opacity_logits[:10] = -9.0
-    field.after_step(1, optimizer)
-    assert len(field.means) == 14 and {id(p) for g in optimizer.param_groups for p in g["params"]} == {
-        id(p) for p in field.parameters()
-    }
-
-
-def test_resize_keeps_parameters_frozen(example: Any) -> None:
-    blobs = example("blobs")
-    field, other = (blobs.Blobs(blobs.BlobsConfig(count=count)) for count in (3, 5))
-    field.rotations.requires_grad_(False)
-    field.resize(other.state_dict())
-    assert [(len(p), p.requires_grad) for p in (field.rotations, field.means)] == [(5, False), (5, True)]
-
-
 def test_learning_rate_null_is_that_of_networks() -> None:
     sections = SimpleNamespace(optimizer=OptimizerConfig(name="adam", networks=0.5), field=SimpleNamespace(mine=None))
     system: Any = SimpleNamespace(config=sections)
@@ -128,7 +104,6 @@ def test_representation_may_be_built_by_a_function(example: Any, tmp_path: Path)
         ("exporter", "mine", "result.exporters=[mine]"),
         ("regulariser", "mine", "loss.mine=2"),
         ("logger", "csv", "seed=0"),
-        ("camera", "multiview", "seed=0"),
     ],
 )
 def test_misspelt_part_fails_before_the_work(kind: str, name: str, word: str, example: Any, tmp_path: Path) -> None:
@@ -230,16 +205,6 @@ def test_logger_receives_the_metrics_and_summary_the_entries_of_an_exporter(tmp_
     assert summary["mine"] == 3 and summary["seconds"] > 0 and "mine.txt" in summary["files"]
     lines = (tmp_path / "run" / "extra" / "metrics.csv").read_text().splitlines()
     assert len(lines) == 1 + len(read_metrics(tmp_path / "run")) and "loss" in lines[0].split(",")
-
-
-def test_tensorboard_receives_metrics_and_images(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    place = run(tmp_path, "two_inputs", "system.name=two-inputs", "logger=tensorboard")
-    events = EventAccumulator(str(place / "tensorboard"))
-    events.Reload()
-    assert "normals" in events.Tags()["images"] and {"loss", "opacity"} <= set(events.Tags()["scalars"])
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb"])

@@ -1,7 +1,3 @@
-import os
-import platform
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,8 +7,6 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tests.support.errors import full_disk, refused
-from threedgen.config.errors import DiskFull
 from threedgen.run import dtypes, memory, seeding
 from threedgen.run.cache import cached_tensor
 from threedgen.run.memory import free_bytes, graph_bytes
@@ -51,28 +45,6 @@ def test_free_bytes_of_a_gpu() -> None:
     assert free_bytes(device) >= before - (1 << 24), "torch's cache counts as free"
 
 
-FAULTS = """
-import resource, torch
-from threedgen.run.memory import keep_freed_memory
-def fault_bytes():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(4):
-        torch.ones(25_000_000)  # 100 MB
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) * resource.getpagesize()
-before = fault_bytes()
-keep_freed_memory()
-fault_bytes()
-print(before, fault_bytes())
-"""
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc only")
-def test_keep_freed_memory_reuses_pages() -> None:
-    done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
-    before, after = map(int, done.stdout.split())
-    assert after < min(before, 20e6)
-
-
 def test_cached_tensor_is_computed_again_only_if_it_does_not_fit(tmp_path: Path) -> None:
     path, value = tmp_path / "x.safetensors", torch.rand(2, 3)
     assert torch.equal(cached_tensor(path, "x", (2, None), lambda: value), value)
@@ -88,13 +60,6 @@ def test_cached_tensor_is_computed_again_only_if_it_does_not_fit(tmp_path: Path)
         other = torch.rand(2, 3)
         assert torch.equal(cached_tensor(path, "x", (2, 3), lambda other=other: other, inputs), other)
         assert torch.equal(cached_tensor(path, "x", (2, 3), lambda: 1 / 0, inputs), other)
-
-
-def test_cached_tensor_reports_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", full_disk)
-    with refused(None, tmp_path, kind=DiskFull) as caught:
-        cached_tensor(tmp_path / "x.safetensors", "x", (1,), lambda: torch.zeros(1))
-    assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("fast", [True, False])

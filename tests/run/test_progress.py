@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from threedgen.run.text import clean, duration, number
+from threedgen.run.text import clean
 from threedgen.train.progress import Progress
 
 
@@ -73,15 +73,6 @@ def test_time_left_is_shown_when_it_is_known(total, steps, left):
     assert run.progress.display.left() == left
 
 
-def test_progress_prints_each_new_stage_at_once_with_its_first_loss_term():
-    run = FakeRun(total=100)
-    for stage, name in (("fitting", "loss_views"), ("distilling", "distillation")):
-        run.module.stage, run.module.terms = stage, {name: 0.25, "opaque": 1.0}
-        run.steps(1, 1.0, loss=20.0)
-    found = [(line.split(":")[0], line.split(", ")[-1]) for line in run.end()[1:]]
-    assert found == [("fitting", "loss_views 0.25"), ("distilling", "distillation 0.25")]
-
-
 def test_progress_shows_a_bar_in_a_terminal_but_not_in_ci(monkeypatch):
     text = "\n".join(FakeRun(total=40, terminal=True).steps(40, 1.0).end())
     assert "generate 64 px" in text and "40/40" in text and "loss 0.5" in text
@@ -89,17 +80,6 @@ def test_progress_shows_a_bar_in_a_terminal_but_not_in_ci(monkeypatch):
         assert FakeRun(quiet=True, terminal=terminal).steps(100, 60.0).end() == []
     monkeypatch.setenv("CI", "1")
     assert FakeRun(total=40, terminal=True).steps(10, 1.0).end()[0] == "generate 64 px: 0/40"
-
-
-def test_track_progress_of_a_resumed_run_does_not_change_the_step_time() -> None:
-    run = FakeRun(total=40, start=8).steps(2, 1.0)
-    with run.module.track_progress("drawing views", 2) as count:
-        for _ in range(2):
-            run.now += 300.0
-            count.add(1)
-    lines = run.steps(10, 2.0).end()
-    assert lines[0] == "generate 64 px: 8/40" and lines[2] == "drawing views: 1/2, 5:00 min left"
-    assert lines[5].startswith("generate 64 px: 20/40, 2 s/step, 40 s left")
 
 
 @pytest.mark.parametrize("terminal", [False, True])
@@ -117,9 +97,3 @@ def test_clean_returns_one_line(text):
     assert "\n" not in cleaned and "\x1b" not in cleaned
     assert cleaned == clean(cleaned)
     cleaned.encode("utf-8")
-
-
-def test_duration_and_number():
-    assert [duration(s) for s in (59.6, 185, 7390, float("nan"))] == ["1:00 min", "3:05 min", "2:03 h", "?"]
-    values = {0.123456: "0.1235", 9999.9: "10,000", -12345: "-12,340", 1.2345e7: "1.234e+07"}
-    assert [number(value) for value in values] == list(values.values())

@@ -1,4 +1,3 @@
-import errno
 import os
 import signal
 import sys
@@ -121,17 +120,10 @@ def test_restarted_process_keeps_its_gpu() -> None:
     worker.close()
 
 
-def test_run_jobs_stops_if_workers_keep_dying_or_none_can_be_started(run: Run, monkeypatch) -> None:
+def test_run_jobs_stops_if_workers_keep_dying(run: Run) -> None:
     with refused(None, 5, kind=WorkerLost):
         run([run.job(name, "die") for name in "abcdefgh"], attempts=1)
     assert len(run.failed) == 4 and not run.done
-
-    def no_semaphore(*args: Any) -> None:
-        raise FileNotFoundError(errno.ENOENT, "no /dev/shm")
-
-    monkeypatch.setattr(workers, "ProcessPoolExecutor", no_semaphore)
-    with refused("engine", "no /dev/shm", "engine=here"):
-        run([run.job("a")])
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -142,21 +134,6 @@ def test_run_jobs_raises_config_errors_and_stops_after_a_stopped_job(run: Run, e
     jobs = [run.job("a", "obeyed", once=True), run.job("b"), run.job("c"), run.job("d")]
     assert run(jobs, engine, workers=1) == 143 and not run.done and not run.failed
     assert run(jobs, engine, workers=1) == 0 and set(run.done) == set("abcd")
-
-
-def test_run_jobs_reads_at_most_one_job_ahead(run: Run) -> None:
-    names_read: list[str] = []
-
-    def jobs(names: str) -> Any:
-        for name in names:
-            names_read.append(name)
-            assert len(names_read) - len(run.done) <= ahead
-            yield run.job(name)
-
-    ahead = 1
-    assert run(jobs("abc"), "here") == 0
-    ahead = 3
-    assert run(jobs("defgh")) == 0 and set(run.done) == set("abcdefgh")
 
 
 @pytest.mark.parametrize(("signal_", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

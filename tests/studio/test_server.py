@@ -2,7 +2,6 @@ import errno
 import json
 import os
 import re
-import resource
 import shutil
 import signal
 import socket
@@ -10,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,12 +27,10 @@ from threedgen import cli
 from threedgen.config import load, plugins
 from threedgen.export.options import PRESETS, AssetConfig
 from threedgen.run.folder import write_config
-from threedgen.run.interrupts import Interrupts
 from threedgen.studio import job_queue, server, state
-from threedgen.studio.job_queue import LAST_NUMBER, Conflict, Queue, start_process
+from threedgen.studio.job_queue import Conflict, Queue, start_process
 from threedgen.studio.jobs import export_job, make_job
 from threedgen.studio.options import StudioConfig
-from threedgen.studio.state import plain_words
 from threedgen.systems.generate.options import GenerateConfig
 from threedgen.systems.novel_view.options import ImageTo3DConfig
 from threedgen.systems.texture.options import TextureConfig
@@ -70,12 +66,6 @@ def test_foreign_requests_are_forbidden(client: Client, path: str, headers: dict
     assert client.states() == []
 
 
-def test_token_in_path_or_header_admits(client: Client) -> None:
-    for headers in ({}, {"Host": "localhost:9000", "Origin": "http://localhost:9000"}):
-        assert client.ask(f"/{TOKEN}/api/v1/jobs", **headers).status == 200
-        assert client.ask("/api/v1/jobs", Authorization=f"Bearer {TOKEN}", **headers).status == 200
-
-
 def test_other_hosts_need_a_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("THREEDGEN_TOKEN", raising=False)
     with refused(None, "host", "0.0.0.0"):
@@ -102,16 +92,6 @@ def test_other_hosts_need_a_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert client.ask(f"/{TOKEN}/api/v1/jobs", **forged).status == 403
 
 
-def test_other_hosts_are_warned_of(tmp_path: Path, monkeypatch, caplog) -> None:
-    interrupts = Interrupts()
-    interrupts.stop = True
-    monkeypatch.setattr(server, "Interrupts", lambda note: interrupts)
-    for host in ("127.0.0.1", "0.0.0.0"):
-        assert server.run(StudioConfig(task="studio", host=host, port=0, token=TOKEN, out=str(tmp_path / "runs"))) == 0
-    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert "0.0.0.0" in warning
-
-
 def test_pages_refer_to_themselves_only(client: Client) -> None:
     for path in ("", "api/v1/"):
         answer = client.ask(path)
@@ -135,23 +115,14 @@ def test_forms_of_foreign_pages_change_nothing(client: Client) -> None:
     assert client.states() == [] and len(client.api("runs")) == 1 and not (client.root / "uploads").exists()
 
 
-def test_description_for_programs_has_token_bodies_and_types(client: Client) -> None:
-    text = client.api("openapi.json")
-    paths = text["paths"]
+def test_every_path_is_documented_and_names_its_methods(client: Client) -> None:
     table = "\n".join(line for line in DOCS.read_text(encoding="utf-8").splitlines() if line.startswith("|"))
-    for path in paths:
+    for path in client.api("openapi.json")["paths"]:
         name = path.removeprefix("/api/v1/")
         for field, word in (("{name}/files/{file}", "RUN/files/FILE"), ("runs/{name}", "runs/RUN"), ("{name}", "NAME"),
                             ("{number}", "N")):  # fmt: skip
             name = name.replace(field, word)
         assert re.search(rf"[ `]{re.escape(name)}[`?]", table), f"{name} is not documented"
-    assert text["servers"] == [{"url": "../.."}] and text["components"]["securitySchemes"]
-    assert all(operation["security"] for methods in paths.values() for operation in methods.values())
-    assert "application/octet-stream" in paths["/api/v1/files/{name}"]["put"]["requestBody"]["content"]
-    for path, kind in (("events", "text/event-stream"), ("runs/{name}/image", "image/jpeg")):
-        answers = paths[f"/api/v1/{path}"]["get"]["responses"]
-        assert list(answers["200"]["content"]) == [kind]
-        assert list(answers["404"]["content"]) == ["application/json"]
     allowed = {"jobs": "GET, POST", "jobs/1": "DELETE, GET", "runs/one": "DELETE, GET", "runs/one/image": "GET"}
     for path, methods in allowed.items():
         answer = client.ask(f"api/v1/{path}", method="PATCH")
@@ -284,11 +255,6 @@ def test_job_numbers_are_not_reused_after_a_restart(tmp_path: Path, monkeypatch:
     with studio(tmp_path, monkeypatch) as client:
         assert client.submit("a cat") == 3
         assert client.ask("api/v1/jobs/1").status == 404 and client.api("jobs/3")["prompt"] == "a cat"
-        (client.root / LAST_NUMBER).write_bytes(b"\xff")  # damaged
-        assert client.submit("a dog") == 4
-        (client.root / LAST_NUMBER).unlink()
-        (client.root / LAST_NUMBER).mkdir()  # cannot be written
-        assert client.submit("an owl") == 5
 
 
 def test_events_report_each_change(client: Client) -> None:
@@ -326,31 +292,6 @@ def test_two_hundred_clients_are_served_together(client: Client) -> None:
     (client.root / "it-waits-0.go").touch()
     when(lambda: client.queue.jobs()[0].state == "finished")
     when(lambda: len(os.listdir("/proc/self/fd")) < before + 10)
-
-
-@unix
-def test_no_file_descriptors_left_does_not_spin(client: Client, caplog: pytest.LogCaptureFixture) -> None:
-    client.ask("api/v1/jobs", Connection="close").read()  # imports all modules, which needs descriptors
-    before, place = resource.getrlimit(resource.RLIMIT_NOFILE), client.url.split("/")[2].split(":")
-    connections, others = [socket.socket() for _ in range(2)], []
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 20, before[1]))
-        with suppress(OSError):
-            while True:
-                others.append(os.open(os.devnull, os.O_RDONLY))
-        start = time.process_time()
-        for connection in connections:
-            connection.connect((place[0], int(place[1])))
-        time.sleep(0.6)
-        assert time.process_time() - start < 0.1
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, before)
-        for number in others:
-            os.close(number)
-        for connection in connections:
-            connection.close()
-    assert 0 < sum(record.name == "asyncio" for record in caplog.records) < 100
-    when(lambda: client.ask("api/v1/jobs").status == 200)
 
 
 def test_runs_can_be_exported_again_and_deleted(client: Client) -> None:
@@ -481,33 +422,10 @@ def test_prompt_words_are_checked(client: Client) -> None:
     found = client.api("words?prompt=a%20red%20hel")
     assert found["typed"] == "hel" and found["nouns"] == ["helicopter"]
     assert [word["word"] for word in found["words"] if word["known"]] == ["a", "red"]
-    found = client.api("words?prompt=a%20puppy%20with%20a%20pen")
-    assert found["typed"] == "" and found["nouns"] == [] and not found["words"][-1]["known"]
-    found = client.api("words?prompt=a%20dog%20and%20a%20car")
-    assert found["nouns"] == [] and "dog" in found["notes"][0] and "car" in found["notes"][0]
-    found = client.api("words?prompt=an%20adorable%20dog")
-    assert [word["word"] for word in found["words"] if not word["known"]] == ["adorable"], "'a dog' has an article"
-    found = client.api("words?prompt=a%20light%20house%20with%20icecream")
-    assert [word["word"] for word in found["words"] if word["known"]] == ["a", "light", "house", "with", "icecream"]
     found = client.api("words?prompt=a%20puppy%20on%20a%20red%20sofa%20without%20a%20hat")
     assert [word["word"] for word in found["words"] if word["known"]] == ["a", "puppy"]
     assert all(any(part in note for note in found["notes"]) for part in ("'puppy'", "'sofa'", "'hat'", "'a dog'"))
     assert not any("negative_prompt" in note for note in found["notes"]), "an order has no such field"
-
-
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        ("prior.weights: there is no such file", "prior.weights: there is no such file"),
-        ("prompt: is empty. Set it, for example prompt=\"a dog\"", "The prompt is empty."),
-        ("seed: should be positive (got -1)", "The seed should be positive"),
-        ("the disk is full. Run `python launch.py --resume x` again", "the disk is full."),
-        ("export.formats: usdz needs usd-core: pip install usd-core, or remove usdz",
-         "usdz needs usd-core. Ask whoever runs this studio to install it, or remove usdz."),
-    ],
-)  # fmt: skip
-def test_errors_have_no_command_line_advice(text: str, shown: str) -> None:
-    assert plain_words(text) == shown
 
 
 @pytest.mark.parametrize("language", ["python", "bash"])
@@ -522,17 +440,10 @@ def test_documented_client_makes_an_object(client: Client, tmp_path: Path, langu
     assert (tmp_path / "square.glb").read_bytes() == asset_glb((0, 0, 1))
 
 
-def test_job_has_the_options_of_its_request_and_invalid_ones_are_refused(tmp_path: Path) -> None:
-    config = StudioConfig(task="studio", config=str(tiny_generate(tmp_path)))
-    job = make_job(config, tmp_path, "a dog", 3)
+def test_options_of_a_request_replace_those_of_the_studio(tmp_path: Path) -> None:
+    tiny = tiny_generate(tmp_path)
+    job = make_job(StudioConfig(task="studio", config=str(tiny)), tmp_path, "a dog", 3)
     assert job.state == "waiting" and job.command[-3:] == ["prompt=a dog", "seed=3", f"out={tmp_path / job.name}"]
-    smaller = make_job(config, tmp_path, "a dog", 3, AssetConfig(preset="mobile", height=0.4))
-    assert smaller.name != job.name and {"export.preset=mobile", "export.height=0.4"} < set(smaller.command)
-    with refused(None, "seed", -1):
-        make_job(config, tmp_path, "a dog", -1)
-    with refused(None, "prompt"):
-        make_job(config, tmp_path, " ", 0)
-    tiny = config.config  # options of a request replace those of the studio
     config = StudioConfig(task="studio", config=f"{tiny} export.budget=2000", overrides=("export.height=1",))
     exports = (None, AssetConfig(height=2), AssetConfig(height=3), AssetConfig(budget=3000))
     jobs = [make_job(config, tmp_path, "a dog", 3, export) for export in exports]
@@ -567,7 +478,6 @@ def test_invalid_config_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture
         (f"out={tmp_path / 'file'}", ("out: ", str(tmp_path / "file"))),
         ("config=gallery", ("config: ", "gallery")),
         ("overrides=[prompt=a]", ("overrides: ", "prompt")),
-        ("port=70000", ("port", "70000")),
     ):
         assert cli.main(["--config", "studio", override]) == 2
         error = capsys.readouterr().err

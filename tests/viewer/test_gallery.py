@@ -1,6 +1,4 @@
 import io
-import json
-import os
 import re
 import shutil
 from pathlib import Path
@@ -115,17 +113,6 @@ def test_card_shows_the_first_readable_contact_sheet(tmp_path: Path) -> None:
     assert card_image() is None and write_gallery(tmp_path).has_class("missing")
 
 
-def test_card_names_config_and_overrides(tmp_path: Path) -> None:
-    for name, overrides in (("mvdream-toybox", ""), ("<mine>", ""), ("mvdream-toybox", " field.name=sdf size=8")):
-        run = example(tmp_path / "run", field={"name": "sdf"})
-        (run / "config.yaml").write_text(f"# {name}\n" + (run / "config.yaml").read_text())
-        if overrides:
-            (run / "job.json").write_text(json.dumps({"method": name + overrides}))
-        page = write_gallery(tmp_path)
-        assert f"finished {name}{overrides} seed 3 " in page.has_class("card")[0]["data-search-text"]
-        assert name in page.texts["body"][0]
-
-
 def test_out_is_a_folder_or_an_html_file_and_mistakes_are_one_line(tmp_path: Path, monkeypatch, refuses) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("x")
@@ -139,15 +126,6 @@ def test_out_is_a_folder_or_an_html_file_and_mistakes_are_one_line(tmp_path: Pat
         assert cli.main(["--config", "gallery", *([out] if out else [])]) == 0
         assert (tmp_path / path).is_file()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["outputs", "x", "y"]
-
-
-def test_runs_without_an_end_time_are_sorted_by_file_time(tmp_path: Path) -> None:
-    page = write_gallery(tmp_path)
-    assert page.has_class("missing") and prompts(page) == []
-    for age, name in enumerate(("new", "middle", "old")):
-        run = example(tmp_path / name, {"ended": None}, prompt=name)
-        os.utime(run / "summary.json", (1e9 - age, 1e9 - age))
-    assert prompts(write_gallery(tmp_path)) == ["new", "middle", "old"]
 
 
 FORBIDDEN = [

@@ -13,7 +13,6 @@ from tests.support.errors import refused
 from tests.support.fake_window import FakeWindow
 from tests.support.task_server import assert_same, finished_run, server, tiny_generate, weights
 from tests.support.toy_run import log
-from threedgen import config
 from threedgen.config import optional as extras
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.metrics import read_summary
@@ -85,12 +84,6 @@ def test_window_that_cannot_open_is_refused() -> None:
         run.start()
     run.trainer.is_global_zero = False
     assert run.start().steps(3).render_seconds == 0 and run.window.updates == []
-
-
-def test_view_options_are_not_part_of_the_run_config() -> None:
-    plain, viewed = (config.load("mvdream-toybox", words) for words in ([], ["view.enabled=true", "view.port=9000"]))
-    assert viewed.view.enabled and viewed.view.port == 9000 and not plain.view.enabled
-    assert config.dump(viewed) == config.dump(plain) and config.config_hash(viewed) == config.config_hash(plain)
 
 
 def test_mistakes_are_reported_before_the_run(tmp_path, monkeypatch, refuses) -> None:

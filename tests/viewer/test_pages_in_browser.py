@@ -119,8 +119,8 @@ def asset_in_mode(chromium: Any, folder: Path, asset: bytes, mode: str) -> Tab:
 
 @pytest.mark.parametrize(
     ("bump", "colour"),
-    [((0, 0, 1), (128, 128, 255)), ((0.6, 0, 0.8), (204, 128, 230)), ((0, 0.6, 0.8), (128, 204, 230))],
-    ids=["flat", "to-the-right", "upwards"],
+    [((0.6, 0, 0.8), (204, 128, 230)), ((0, 0.6, 0.8), (128, 204, 230))],
+    ids=["to-the-right", "upwards"],
 )
 def test_normal_map_is_applied(chromium: Any, tmp_path: Path, bump: tuple, colour: tuple) -> None:
     """On a square that faces the camera, red of the normal map points right and green points up."""
@@ -129,34 +129,6 @@ def test_normal_map_is_applied(chromium: Any, tmp_path: Path, bump: tuple, colou
         if (fraction := near(tab.picture(), colour, 6)) > 0.1:
             break
     assert fraction > 0.1 and tab.outside() == [] and tab.errors == []
-
-
-def test_wires_are_visible_on_a_dark_model(chromium: Any, tmp_path: Path) -> None:
-    tab = asset_in_mode(chromium, tmp_path, asset_glb(grey=10), "Wireframe")
-    for _ in range(5):  # the textures are loaded after the first frame
-        tab.page.wait_for_timeout(500)
-        height, width, _ = (image := tab.picture()).shape
-        inside = image[height // 3 : -height // 3, width // 3 : -width // 3]  # of the square
-        lines = float((inside.min(axis=2) > np.median(inside) + 50).mean())  # its diagonal
-        if 0.0005 < lines < 0.1:
-            break
-    assert 0.0005 < lines < 0.1 and np.median(inside) < 60
-
-
-def test_views_replace_a_broken_video_and_an_unreadable_mesh_is_reported(chromium: Any, tmp_path: Path) -> None:
-    run = example(tmp_path / "run")
-    (run / "turntable.mp4").write_bytes(b"no video")
-    (run / "mesh.glb").write_bytes(b"no mesh")
-    tab = Tab(chromium, write_report(run))
-    tab.page.wait_for_selector("#message:not([hidden])")
-    assert "GLB" in tab.page.text_content("#message") and not tab.page.is_visible("#view") and tab.errors == []
-    tab.until("!document.querySelector('#frames').hidden")
-    size, colours = tab.page.evaluate(
-        "(() => { const c = document.querySelector('#frames'); const p = c.getContext('2d');"
-        " return [[c.width, c.height], [...new Set(p.getImageData(0, 0, 32, 32).data)].length] })()"
-    )
-    assert size == [32, 32] and colours > 2
-    assert not tab.page.is_visible("#film")
 
 
 def test_missing_webgl_or_javascript_is_reported(chromium: Any, tmp_path: Path) -> None:
@@ -170,19 +142,6 @@ def test_missing_webgl_or_javascript_is_reported(chromium: Any, tmp_path: Path) 
     assert page.is_visible("#message") and not page.is_visible("#view") and not page.is_visible("#modes")
     scriptless = Tab(chromium, path, java_script_enabled=False)
     assert "JavaScript" in scriptless.page.text_content("#message") and scriptless.page.is_visible("#message")
-
-
-def test_script_in_the_prompt_does_not_run(chromium: Any, tmp_path: Path) -> None:
-    """Escaping keeps it out of the page; the content security policy blocks it even inside the page."""
-    prompt = "<img src=x onerror=\"document.title='ran'\"><script>document.title='ran'</script>"
-    path = make_report(tmp_path / "run", prompt=prompt)
-    tab = Tab(chromium, path)
-    tab.drawn()
-    assert tab.page.text_content("h1") == prompt and tab.page.title() != "ran" and tab.errors == []
-    path.write_text(path.read_text(encoding="utf-8").replace("</h1>", f"</h1>{prompt}"), encoding="utf-8")
-    tab = Tab(chromium, path)
-    tab.drawn()
-    assert tab.page.title() != "ran" and any("Content Security Policy" in error for error in tab.errors)
 
 
 def test_gallery_filter(chromium: Any, tmp_path: Path) -> None:

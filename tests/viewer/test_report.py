@@ -1,7 +1,6 @@
 import base64
 import hashlib
 import json
-import math
 import os
 import re
 from pathlib import Path
@@ -9,19 +8,15 @@ from typing import Any
 from urllib.parse import unquote_to_bytes
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from rich.filesize import decimal
 
-from tests.support.errors import full_disk, refused
-from tests.support.example_run import CONFIG, SHOWN, SUMMARY, Page, asset_glb, decoded, example, make_page
+from tests.support.example_run import SHOWN, Page, asset_glb, decoded, example, make_page
 from threedgen import cli
 from threedgen.run.text import visible
 from threedgen.viewer import page as pages
 from threedgen.viewer import report as reports
 from threedgen.viewer.page import SCRIPTS
-from threedgen.viewer.record import Record, Summary
-from threedgen.viewer.report import PAGE, plot, report, write_report
+from threedgen.viewer.report import PAGE, plot, write_report
 
 TOP_NAME = re.compile(r"^(?:(?:async )?function|const|let|class) (\w+)", re.MULTILINE)
 
@@ -93,7 +88,6 @@ def test_asset_is_shown_in_3d_and_described(tmp_path: Path) -> None:
     "changes",
     [
         {"files": {"../mesh.glb": 1, "/etc/passwd": 1}},
-        {"files": ["a_blue_dog.glb"], "preset": ["mobile"]},
         {"files": {"gone.glb": 1}, "levels": [], "size_m": {"wide": "x"}, "texture": "<b>"},
         {"files": {"a_blue_dog.obj": 1, "a_blue_dog_collision_godot.glb": 1}},
     ],
@@ -122,19 +116,6 @@ def test_page_sends_no_requests_and_policy_allows_only_our_scripts(tmp_path: Pat
     assert not [name for _, given in page.attributes for name in given if name.startswith("on") or name == "style"]
 
 
-@pytest.mark.parametrize(
-    ("missing", "name", "placeholders"),
-    [("mesh.glb", "mesh.glb", 1), ("metrics.jsonl", "metrics", 2), ("summary.json", "", 1)],
-)
-def test_missing_file_is_named(tmp_path: Path, missing: str, name: str, placeholders: int) -> None:
-    run = example(tmp_path / "run")
-    (run / missing).unlink()
-    page = make_page(run)
-    assert len(page.has_class("missing")) == placeholders  # one is the hint about JavaScript, or of the mesh
-    assert f"./{missing}" not in page.addresses() and name in body(page)
-    assert bool(page.has_class("notes")) == (missing == "summary.json")  # the note of an unfinished run
-
-
 def test_page_of_a_run_with_only_a_config(tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
@@ -143,16 +124,6 @@ def test_page_of_a_run_with_only_a_config(tmp_path: Path) -> None:
     assert "turntable.mp4" in body(page) and page.has_class("state")[0]["class"] == "state unfinished"
     assert page.by_id("view") is page.by_id("film") is page.by_id("frames") is None
     assert len(page.has_class("missing")) == 5
-
-
-@pytest.mark.parametrize("content", [b"", b"\x89PNG", b"not a mesh"])
-def test_damaged_files_are_tolerated(tmp_path: Path, content: bytes) -> None:
-    run = example(tmp_path / "run")
-    for name in ("mesh.glb", "turntable.mp4", "views.png", "preview.png", "metrics.jsonl"):
-        (run / name).write_bytes(content)
-    page = make_page(run)
-    assert page.decoded("mesh") == page.decoded("film") == content
-    assert "svg" not in page.tags
 
 
 def test_large_file_is_linked_instead_of_embedded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,7 +140,6 @@ def test_large_file_is_linked_instead_of_embedded(tmp_path: Path, monkeypatch: p
         ({"status": "interrupted", "steps": 7}, {}, "interrupted", "7 of 20 steps"),
         ({"status": "failed", "reason": "the loss term 'x' is not finite"}, {}, "failed", "the loss term 'x'"),
         ({}, {"trainer": {"max_steps": 40}}, "unfinished", "20 of 40 steps"),
-        ({"status": "terminated"}, {}, "unfinished", "20 steps"),
         ({"notes": ["this prior does not know 'dgo'"]}, {}, "finished", "this prior does not know 'dgo'"),
     ],
 )
@@ -177,15 +147,6 @@ def test_state_and_reason_are_shown(tmp_path, summary, config, state, part) -> N
     page = make_page(example(tmp_path / "run", summary, **config))
     assert page.has_class("state")[0]["class"] == f"state {state}"
     assert part in page.texts["body"][0]
-
-
-@pytest.mark.parametrize(
-    "changes", [{"status": ["finished"]}, {"seconds": math.inf}, {"notes": 3}, {"ended": "yesterday"}]
-)
-def test_summary_with_values_of_other_types_is_damaged(tmp_path: Path, changes: dict[str, Any]) -> None:
-    run = example(tmp_path / "run", changes)
-    with refused(None, run / "summary.json", "--resume"):
-        write_report(run)
 
 
 def test_metrics_without_a_number_are_skipped(tmp_path: Path) -> None:
@@ -221,11 +182,7 @@ def test_report_rewrites_only_the_page(tmp_path: Path, capsys: pytest.CaptureFix
 
 @pytest.mark.parametrize(
     ("files", "parts"),
-    [
-        (None, ["run: ", "config.yaml"]),
-        ({"config.yaml": "task: sample\nprompt: x\n"}, ["generate", "'sample'"]),
-        ({"config.yaml": "task: generate", "summary.json": "{"}, ["summary.json", "--resume"]),
-    ],
+    [(None, ["run: ", "config.yaml"]), ({"config.yaml": "task: sample\nprompt: x\n"}, ["generate", "'sample'"])],
 )
 def test_folder_without_a_valid_run_is_refused(tmp_path, refuses, files, parts) -> None:
     run = tmp_path / "run"
@@ -235,17 +192,6 @@ def test_folder_without_a_valid_run_is_refused(tmp_path, refuses, files, parts) 
             (run / name).write_text(text)
     refuses(["--config", "report", f"run={run}"], *parts)
     assert not (run / PAGE).exists()
-
-
-def test_full_disk_keeps_the_old_page(tmp_path: Path, monkeypatch, capsys) -> None:
-    run = example(tmp_path / "run")
-    before = write_report(run).read_bytes()
-    (run / "mesh.glb").unlink()
-    monkeypatch.setattr(os, "fsync", full_disk)
-    assert cli.main(["--config", "report", f"run={run}"]) == 3
-    error = capsys.readouterr().err
-    assert PAGE in error and os.strerror(28) in error
-    assert (run / PAGE).read_bytes() == before and not list(run.glob("*.tmp"))
 
 
 HOSTILE = [
@@ -258,11 +204,6 @@ HOSTILE = [
     "two\nlines\r\nand\rmore\ttabs \x00\x07\x1b[31mred\x7f\x85\u2028",
     "a red dog and " * 800,
 ]
-ANYTHING = st.recursive(
-    st.none() | st.booleans() | st.integers(-(10**400), 10**400) | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-    max_leaves=5,
-)
 
 
 @pytest.mark.parametrize("text", HOSTILE)
@@ -284,14 +225,6 @@ def test_text_from_any_source_is_escaped(tmp_path: Path, text: str) -> None:
     assert page.texts["script"] == harmless.texts["script"]
 
 
-@settings(max_examples=200)
-@given(st.text(alphabet="<>/&'\"{}%#!-=;` \n\r\t\x00\x1b\x85\u2028\u202e🐶abscript", max_size=40))
-def test_any_prompt_is_shown_unchanged(text: str) -> None:
-    page = Page(report(Record(Path("nowhere"), CONFIG | {"prompt": text}, Summary.model_validate(SUMMARY))))
-    assert page.texts["h1"] == [visible(text or "(no prompt)")]
-    assert page.tags == Page(report(Record(Path("nowhere"), CONFIG, Summary.model_validate(SUMMARY)))).tags
-
-
 @pytest.mark.skipif(os.name != "posix", reason="names that Windows forbids")
 def test_file_names_are_escaped(tmp_path: Path) -> None:
     run = example(tmp_path / "run")
@@ -306,13 +239,6 @@ def test_file_names_are_escaped(tmp_path: Path) -> None:
         address = links[page.texts["a"].index(text)]
         assert address.startswith("./") and re.fullmatch(r"[\w./%~-]+", address)
         assert unquote_to_bytes(address[2:]) == os.fsencode(name)
-
-
-@settings(max_examples=100)
-@given(st.sampled_from(sorted(CONFIG)), ANYTHING)
-def test_config_values_of_any_type_are_tolerated(option: str, value: Any) -> None:
-    record = Record(Path("nowhere"), CONFIG | {option: value}, Summary.model_validate(SUMMARY))
-    assert Page(report(record)).texts["h1"]
 
 
 def test_plot_shows_the_logged_values() -> None:

@@ -103,12 +103,3 @@ def test_report_turns_gaussians_and_mesh(chromium: Any, tmp_path: Path) -> None:
         tab.page.get_by_role("link", name="gaussians.glb").first.click()
     assert Path(download.value.path()).read_bytes() == (run / "gaussians.glb").read_bytes()
     assert tab.outside() == [] and tab.errors == []
-
-
-def test_page_with_gaussians_alone(chromium: Any, tmp_path: Path) -> None:
-    run = example(tmp_path / "run")
-    (run / "mesh.glb").unlink()
-    (run / "gaussians.glb").write_bytes(splat_glb_bytes(SplatArrays.of(gaussians(0))))
-    tab = Tab(chromium, write_report(run))
-    assert (np.ptp(tab.picture(), axis=2) > 40).mean() > 0.05
-    assert not tab.page.is_visible("#modes") and tab.errors == []
