@@ -152,12 +152,13 @@ def costs(record: Record) -> dict[str, str]:
 def files(folder: Path) -> list[tuple[str, int]]:
     """Return (path relative to `folder`, size in bytes) of the files of a run, without its report page.
 
-    Hidden and temporary files are left out. Files of the asset (subfolder asset/) are first, then files directly in
-    `folder`, then files in other subfolders.
+    Hidden and temporary files, and those in hidden folders, are left out. Files of the asset (subfolder asset/) are
+    first, then files directly in `folder`, then files in other subfolders.
     """
-    paths = [path for path in folder.rglob("[!.]*") if path.is_file() and path.suffix != ".tmp"]
-    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths if path != folder / PAGE}
-    return sorted(sizes.items(), key=lambda item: (not item[0].startswith(f"{FOLDER}/"), "/" in item[0], item[0]))
+    paths = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".tmp" and path != folder / PAGE]
+    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
+    shown = [item for item in sizes.items() if "/." not in f"/{item[0]}"]
+    return sorted(shown, key=lambda item: (not item[0].startswith(f"{FOLDER}/"), "/" in item[0], item[0]))
 
 
 def plots(record: Record) -> list[tuple[str, Markup]]:
