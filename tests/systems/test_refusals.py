@@ -88,6 +88,7 @@ MISTAKES = [  # refused before the model is loaded
     # textures of objects
     ("sides", [], ("mesh: ",)),
     ("sides", ["mesh=sides.yaml"], ("mesh: ", "sides.yaml", ".glb")),
+    ("sides", ["mesh=points.ply"], ("mesh: ", "triangles")),
     ("sides", ["mesh=box.glb", "front=-y"], ("front: ", "-y", "+z")),
     ("sides", ["mesh=box.glb", "views=nowhere"], ("views: ", "nowhere")),
     ("sides", ["mesh=box.glb", "matte=rembg"], ("matte: ", "rembg", "image")),
@@ -104,6 +105,7 @@ MISTAKES = [  # refused before the model is loaded
     ("tiny", ["trainer.accumulate_grad_batches=2"], ("trainer.accumulate_grad_batches=2", "scenes_per_step")),
     ("tiny", ["result.exporters=[nothing]"], ("result.exporters", "nothing")),
     ("tiny", ["prior.weights=nowhere.pt"], ("prior.weights: ", "nowhere.pt")),
+    ("tiny", ["march.backend=nerfacc", "--dry-run"], ("march.backend: ", "'nerfacc'", "CUDA")),
     ("tiny", ["--dry-run", "--resume", "run-generate"], ("--dry-run: ", "--resume")),
     ("mvdream-toybox", ["image=white.png"], ("image: ", "white.png")),
     ("quick-toybox", ["prompt=a red dog", "fit.matte=nowhere"], ("fit.matte: ", "nowhere", "toybox-matte")),
@@ -123,6 +125,7 @@ MISTAKES = [  # refused before the model is loaded
     ("mvdream-toybox", ["prompt=a dog", "result.exporters=[splats]"], ("result.exporters=[]",)),
     ("gaussians-toybox", ["prompt=a dog", "field.densify=adaptive", "trainer.precision=16-mixed"], ("densify=mcmc",)),
     ("gaussians-toybox", ["prompt=a dog", "material.name=diffuse"], ("needs normals",)),
+    ("gaussians-toybox", ["prompt=a dog", "field.max_count=10"], ("max_count",)),
     ("gaussians-toybox", ["prompt=a dog", "start=nowhere"], ("start: ", "config.yaml")),
     ("mvdream-toybox", ["prompt=a dog", "start=points.ply"], ("start: ", "gaussians")),
     # stages

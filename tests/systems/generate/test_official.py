@@ -1,4 +1,5 @@
 import functools
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,10 @@ def test_config_runs_to_a_mesh(name: str, kind: Kind, more: list[str]) -> None:
     assert all((run / file).stat().st_size > 100 for file in ("mesh.glb", "turntable.mp4", "views.png"))
     with Image.open(run / "preview.png") as image:
         assert image.size == (4 * 64 + 5 * 2, 64 + 2 * 2)
+    content = (place / NAMES[kind]).read_bytes()
+    digest, output = hashlib.sha256(content).hexdigest(), log(place)
+    assert f"weights: {NAMES[kind]} ({len(content) / 1e9:.2f} GB, SHA-256 {digest})" in output
+    assert output.index(digest) < output.index("distilling at 8 px"), "before anything else"
 
 
 @pytest.mark.usefixtures("no_hub")

@@ -11,6 +11,7 @@ from tests.support.tiny_prior import TEXT_WIDTH, tiny_prior
 from threedgen import cli, config
 from threedgen.guidance.weights.meta_networks import meta_networks
 from threedgen.run.memory import PeakMemory
+from threedgen.systems.generate import plan as module
 from threedgen.systems.generate.memory import MeasuredSystem, memory
 from threedgen.systems.generate.system import GenerateSystem
 from threedgen.systems.meta_prior import MetaPrior
@@ -79,6 +80,25 @@ def test_dry_run_of_other_tasks(words: list[str], lines: list[str], tmp_path: Pa
     assert cli.main(["--dry-run", "threads=1", "--config", *words]) == 0 and not list(tmp_path.iterdir())
     out = f"\n{capsys.readouterr().out}"
     assert all(f"\n{line}" in out for line in lines) and out.endswith("\nnothing was run or written\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], []),
+        ([f"prompt={' and '.join(['a red dog'] * 200)}"], ["note: the prompt is too long"]),
+        (["prompt=a fluffy dog and a cat"], ["'fluffy'", "'a dog and a cat'", "dog and cat"]),
+        (["prompt=a wooden fluffy dog", "export.enabled=true"], ["does not know 'fluffy'", "'wooden'"]),
+        (["negative_prompt=ugly zebra"], ["note: negative_prompt: ", "'ugly', 'zebra'"]),
+    ],
+    ids=lambda value: str(value)[:60],
+)
+def test_notes_name_what_is_ignored_or_changed(tmp_path: Path, monkeypatch, capsys, words, expected) -> None:
+    monkeypatch.setattr(module, "memory", lambda config, device: {"step at 12 px": 2000.0})
+    code, out, _ = dry(tmp_path, capsys, *words)
+    notes = [line for line in out.splitlines() if line.startswith("note: ")]
+    assert code == 0 and bool(notes) == bool(expected)
+    assert all(any(part in note for note in notes) for part in expected), notes
 
 
 @pytest.mark.parametrize("name", ["gpu", "mps"])
