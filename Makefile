@@ -3,8 +3,8 @@
 # make weights                                       prints the commands that train the embedded models
 # make docs                                          the documentation as a site, in site/, its links checked
 # make blender                                       the Blender add-on, as dist/threedgen-blender.zip
-# All but the last and `make weights` make the virtual environment .venv first, once, all but demo with the developers'
-# packages. The same commands without make are in README.md.
+# demo, test, test-slow, lint, types and docs first make the virtual environment .venv, once; all but demo also install
+# the developers' packages. The same commands without make are in README.md.
 #
 # PYTHON    a Python of 3.11 or newer
 # TORCH     what pip installs first

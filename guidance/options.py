@@ -88,7 +88,7 @@ class PriorConfig(Config):
         return copy
 
     def check_sampling(self) -> None:
-        """Raise ConfigError if the weights can only be trained further; the base class takes all."""
+        """Raise ConfigError if the prior cannot sample with its weights, only be trained from them."""
 
     @property
     def alters_weights(self) -> bool:

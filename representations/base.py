@@ -120,9 +120,9 @@ class Representation(nn.Module):
     def before_step(self, step: int, max_steps: int | None = None) -> None:
         """Prepare training step `step` of `max_steps`, for example set options to their scheduled values.
 
-        It is called before each step, again if the step is repeated after it ran out of memory, and for the last step
-        before the state of a checkpoint is loaded. `max_steps` is needed only for options scheduled in percent of the
-        run.
+        It is called before each step, and again if the step is repeated after it ran out of memory. Before a checkpoint
+        is loaded, it is called with the number of the last step before the checkpoint. `max_steps` is needed only for
+        options scheduled in percent of the run.
         """
 
     def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:

@@ -236,10 +236,10 @@ def build_from_tensors(make: Callable[[], Module], tensors: Mapping[str, Tensor]
 def replaced_folder(folder: Path, label: str) -> Iterator[Path]:
     """Replace the model in `folder`: yield a temporary folder to write into, whose files replace the old ones on exit.
 
-    On exit, SHA256SUMS is also written. Entries of `folder` that neither its old SHA256SUMS and model_index.json list
-    nor the new model has, such as README.md or .git, stay. `label` is the name of a file that every saved model of this
-    kind has, such as "model_index.json". Raises ConfigError, and changes nothing, if `folder` has files but none with
-    this name: it is then a folder of another kind.
+    On exit, SHA256SUMS is also written, and files of the old model (those in its SHA256SUMS or model_index.json) that
+    the new one lacks are removed. All other files, such as README.md or .git, stay. `label` is the name of a file that
+    every saved model of this kind has, such as "model_index.json". Raises ConfigError, and changes nothing, if `folder`
+    has files but none with this name: it is then a folder of another kind.
     """
     exists = folder.exists() and (folder.is_file() or any(folder.iterdir()))
     if exists and not (folder / label).is_file():
@@ -259,8 +259,8 @@ def replaced_folder(folder: Path, label: str) -> Iterator[Path]:
 
 def _replace_entries(folder: Path, new: Path) -> None:
     # in place, so that an error or a killed process cannot lose the files that stay
-    index, sums = (folder / "model_index.json", folder / SUMS)
-    old = set(read_json(index)) if index.is_file() else set()  # networks of a model without SHA256SUMS, too
+    index, sums = folder / "model_index.json", folder / SUMS
+    old = set(read_json(index)) if index.is_file() else set()  # its keys are folders; older models have no SHA256SUMS
     if sums.is_file():
         old |= {line.partition("  ")[2].partition("/")[0] for line in sums.read_text("utf-8", "replace").splitlines()}
     names = sorted(path.name for path in new.iterdir())  # SHA256SUMS first: a mixture of old and new does not fit it

@@ -30,6 +30,7 @@ from threedgen.run.disk import write_atomic
 from threedgen.run.torch_file import read_safetensors
 
 from .addition_files import SUBJECT_FORMAT, subject_card
+from .tokens import KNOWN_IDENTIFIER
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -68,7 +69,7 @@ def check_identifier(tokenizer: PreTrainedTokenizerBase, identifier: str) -> Non
         raise ConfigError("should be one word, such as [v]", "identifier", identifier)
     pieces = tokenizer.tokenize(identifier)
     if len(pieces) == 1 and pieces[0] != tokenizer.unk_token:
-        raise ConfigError("is in the vocabulary; choose one that is no word, such as [v]", "identifier", identifier)
+        raise ConfigError(KNOWN_IDENTIFIER, "identifier", identifier)
 
 
 def add_word(

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 OPEN_CLIP_PAD = "!"  # padding token of OpenCLIP, with number 0; OpenAI's CLIP pads with the end token instead
 VOCABULARY_FILE = Path("tokenizer", "tokenizer.json")
 MAX_VOCABULARY_BYTES = 64 << 20
+KNOWN_IDENTIFIER = "is in the vocabulary; choose one that is no word, such as [v]"
+"""Error message for an identifier, the word for a DreamBooth subject, that the tokenizer already has as a token."""
 
 
 def read_tokenizer(path: Path) -> PreTrainedTokenizerBase:
@@ -210,8 +212,10 @@ def caption_notes(captions: Collection[str], vocabulary: Vocabulary | None) -> l
 
     `vocabulary` is the closed vocabulary of the prior; None: the prior takes any text, and there are no warnings.
     """
+    if vocabulary is None:
+        return []
     reader, unknown, changed = prompt_reader(vocabulary), list[str](), list[str]()
-    for caption in captions if vocabulary else ():
+    for caption in captions:
         reading = reader.read(caption)
         example = f"{short(caption)} as {short(reading.text)}"
         try:

@@ -1,3 +1,4 @@
+import io
 import re
 from pathlib import Path
 from typing import Any
@@ -227,8 +228,11 @@ def test_mistakes_in_list_entries_name_entry_and_option(value: str, found: tuple
 
 def test_wandb_without_login_is_refused_unless_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("threedgen.config.optional.installed", lambda module: True)
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    for name in ("WANDB_MODE", "WANDB_API_KEY"):
+    monkeypatch.setattr("sys.stdin", io.StringIO())  # no terminal
+    monkeypatch.chdir(tmp_path)
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(tmp_path))
+    for name in ("NETRC", "WANDB_MODE", "WANDB_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     with refused("name", "WANDB_MODE=offline", "WANDB_API_KEY"):
         LoggerConfig(name="wandb").check()
@@ -236,6 +240,11 @@ def test_wandb_without_login_is_refused_unless_offline(tmp_path: Path, monkeypat
         with monkeypatch.context() as patched:
             patched.setenv(name, value)
             LoggerConfig(name="wandb").check()
+    for name in (".netrc", "_netrc", "wandb/settings"):
+        (file := tmp_path / name).parent.mkdir(exist_ok=True)
+        file.touch()
+        LoggerConfig(name="wandb").check()
+        file.unlink()
 
 
 def test_list_of_devices_names_the_variable_that_chooses_gpus() -> None:

@@ -75,7 +75,7 @@ def test_check_ignores_other_vocabularies(embedded: Vocabulary) -> None:
         ("an apple tree", ["apple and tree"]),
         ("a blue dog wearing a red hat", []),
         ("a robot with red eyes", ["robot with eyes"]),
-        ("a red mushroom with white spots", ["mushroom with spots, and may leave this out. It knows: dots, stem."]),
+        ("a red mushroom with white spots", ["dots, stem"]),
         ("a house with a red door and a blue roof wearing a hat", ["door and roof and hat", "house with door or hat"]),
         ("a red room with a window, a door and a blue sofa", []),
         ("a unicorn", []),

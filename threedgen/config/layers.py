@@ -268,10 +268,11 @@ def _override_layer(model: type[BaseModel], layers: Sequence[Layer], given: list
     # unknown keys are included: `validate` reports them
     layer, problems = Layer(COMMAND_LINE, {}), []
     inner = {key[:length] for key, _ in given for length in range(1, len(key))}
+    files = merged(layers)
     for key, text in sorted(given, key=lambda one: _order(one[0], one[1], inner)):
         try:
             tree = merged([*layers, layer])
-            _check_stage(merged(layers), tree, key)
+            _check_stage(files, tree, key)
             value = _value(model, tree, key, text)
             layer = Layer(COMMAND_LINE, merge(layer.tree, nested(key, value)))
         except ConfigError as error:
@@ -289,7 +290,7 @@ def _check_stage(files: Tree, tree: Tree, key: Key) -> None:
     names = [*map(str, names)]
     if key[1] in names:
         return
-    last = f"the last part is the run itself: {'.'.join(key[2:])}"
+    last = f"the run after the stages takes {'.'.join(key[2:])}=..."
     raise ConfigError(f"unknown stage{did_you_mean(nearest(key[1], names))} (there are: {', '.join(names)}; {last})")
 
 

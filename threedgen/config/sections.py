@@ -95,10 +95,11 @@ class OrbitCameraConfig(Config):
 class TrainerConfig(Config):
     """Arguments of Lightning's Trainer, under the same names.
 
-    Three options differ from Lightning's:
+    Four options differ from Lightning's:
 
-    - `precision` is 32-true or bf16-mixed: weights stay in float32. The task "generate" also has 16-mixed. Trainings
-      compute in bfloat16 on every device that has it.
+    - `accelerator` "auto" and "gpu" never select MPS, which must be named.
+    - `precision` is 32-true or bf16-mixed, in the task "generate" also 16-mixed: weights stay in float32. Whatever the
+      value, the networks of training tasks compute in bfloat16 by default on every device that has it.
     - `val_check_interval` is not passed on, because the callback `Validation` writes the validation images.
     - `deterministic` "warn" becomes False on a CUDA device. Some sums in the hash grid's Triton kernels have no fixed
       order there, so the run is not reproducible anyway, and other deterministic algorithms would only cost time. On a
@@ -152,9 +153,9 @@ class TrainerConfig(Config):
         gpus = torch.cuda.device_count() if self.accelerator in ("auto", "gpu", "cuda") else 0
         devices = (gpus or 1) if self.devices == "auto" else self.devices
         per_node = int(os.environ.get("SLURM_NTASKS_PER_NODE", 0))
-        if not tasks == per_node == devices or devices > gpus > 0:
-            problem = f"srun started {tasks} processes for {devices} devices, of which each process sees {gpus} GPUs"
-            advice = f"Use srun --ntasks=1 --gres=gpu:{tasks} (it starts the others)"
+        if not (tasks == per_node == devices) or 0 < gpus < devices:
+            problem = f"srun started {tasks} processes, the run has {devices} devices, each process sees {gpus} GPUs"
+            advice = f"Use srun --ntasks=1 --gres=gpu:{tasks} (the run then starts the other processes)"
             raise ConfigError(f"{problem}. {advice} or srun --ntasks-per-node={tasks} --gres=gpu:{tasks}", "devices")
 
 
@@ -237,14 +238,18 @@ class TaskConfig(Config):
 class RunConfig(TaskConfig):
     """Base class of the config models of tasks that write to a run folder.
 
-    The config of a run must not change when the run is resumed. Exceptions are the keys in `changeable_on_resume`, such
-    as the number of evaluated scenes, those in `movable_inputs`, and keys that may change in every task, such as
-    trainer.max_steps.
+    The config of a run must not change when the run is resumed. Exceptions are keys that may change in every task, such
+    as trainer.max_steps, and the keys in the first two attributes.
+
+    Attributes:
+        changeable_on_resume: keys that may change, such as the number of evaluated scenes.
+        movable_inputs: keys of input paths, which only --resume may change. Checkpoints have the hashes of the inputs.
+        shares_default_folder: whether, without `out`, runs that differ only in `changeable_on_resume` share a folder.
     """
 
     changeable_on_resume: ClassVar[tuple[str, ...]] = ()
-    shares_default_folder: ClassVar[bool] = False  # without `out`, also of runs whose `changeable_on_resume` differ
-    movable_inputs: ClassVar[tuple[str, ...]] = ()  # paths that --resume may change, as checkpoints have their hashes
+    movable_inputs: ClassVar[tuple[str, ...]] = ()
+    shares_default_folder: ClassVar[bool] = False
 
     seed: int = Field(
         0, ge=0, lt=2**63, description="random seed; same seed, machine and package versions: identical result files"

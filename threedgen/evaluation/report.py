@@ -91,8 +91,8 @@ def rounded(value: Any) -> Any:
 def csv_tables(figures: Json) -> dict[str, str]:
     """Return CSV text for each entry of a report that is a table: a list of dicts, or a dict of dicts by name.
 
-    The result maps the key of an entry to its text. The key "" has the figures with an interval that are entries
-    themselves. Columns of nested dicts have names like "raw.low"; lists in a row are left out.
+    The result maps the key of an entry to its text. The key "" has the entries that are a single figure with an
+    interval. Columns of nested dicts have names like "raw.low"; lists in a row are left out.
     """
 
     def cells(row: Json, prefix: str = "") -> Json:

@@ -17,18 +17,17 @@ import shutil
 import unicodedata
 from collections.abc import Iterable
 from contextlib import suppress
-from functools import reduce
 from itertools import count
-from operator import getitem
 from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
 from pydantic import BaseModel
 
-from threedgen.config import COMMAND_LINE, help, load, plain, shipped, yaml_text
+from threedgen.config import COMMAND_LINE, help, load, merge, plain, shipped, yaml_text
 from threedgen.config.command import command
 from threedgen.config.errors import ConfigError, short
+from threedgen.config.fields import nested
 from threedgen.config.plain_file import read_json, read_text
 from threedgen.config.scheduled import is_schedule
 from threedgen.run.disk import TEMPORARY_NAME, Tree, prepare, write_atomic, writing
@@ -363,16 +362,17 @@ def restore_keys(folder: Path, config: Any, old_config: str, keys: Iterable[str]
     """Set `keys`, such as trainer.max_steps, in `folder`/config.yaml to their old values, after a refused resume.
 
     `config` is the refused config of the run, and `old_config` the YAML text of the config in its checkpoint. Nothing
-    is written if the file does not exist or `old_config` has none of the keys.
+    is written if the file does not exist, `old_config` has none of the keys, or this process is not rank 0.
     """
+    if not is_rank_zero():
+        return
     before = flat(yaml_text.parse(old_config, "the config in the checkpoint"))
     found = [key for key in keys if key in before]
     if found and (folder / CONFIG).is_file():
         tree = plain(config)
         for key in found:
-            *sections, last = key.split(".")
-            reduce(getitem, sections, tree)[last] = before[key]
-        _write_config(folder, tree, stored_config_name((folder / CONFIG).read_text(encoding="utf-8")))
+            tree = merge(tree, nested(tuple(key.split(".")), before[key]))
+        _write_config(folder, tree, stored_config_name(read_text(folder / CONFIG)))
 
 
 def stored_config_name(text: str) -> str:

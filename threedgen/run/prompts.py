@@ -104,7 +104,7 @@ def prompt_warnings(
 def word_notes(
     prompt: str, unknown: Sequence[tuple[str, list[str]]], reading: Reading, used_word: str, takes_negative: bool
 ) -> list[str]:
-    """Return warnings about the words of a prompt that are unknown, replaced or left out, and the prompt without them.
+    """Return warnings about words of a prompt that are unknown, replaced or left out, and about the received text.
 
     `unknown` are pairs (unknown word, similar known words), and `reading` is the prompt in words that the prior
     (diffusion model) knows. `used_word` and `takes_negative` are those of `prompt_warnings`.

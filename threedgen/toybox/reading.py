@@ -144,9 +144,9 @@ def _read_words(prompt: str, known: Collection[str], added: list[str]) -> list[_
     text = unicodedata.normalize("NFKC", prompt).lower().replace("’", "'")
     text = re.sub(r" shaped(?! (?:like|as)\b)", "-shaped", text)
     text = re.sub(r"\b(that|which|who|it)'s\b", r"\1 is", re.sub(r"\s-+\s", ", ", text))
-    of_two_words = {noun.replace(" ", ""): noun for noun in NOUNS if " " in noun and {*noun.split()} <= {*known}}
+    of_two_words = {noun.replace(" ", ""): noun for noun in NOUNS if " " in noun and {*noun.split()}.issubset(known)}
     only_within = {word for noun in of_two_words.values() for word in noun.split()} - NOUNS.keys()  # "ice"
-    single = {*known, *of_two_words} - only_within
+    single, objects = {*known, *of_two_words} - only_within, {*NOUNS, *ACCESSORIES}
     if not re.search(r"\brooms?\b", text):
         single.discard("two")  # only captions of rooms have it
 
@@ -162,7 +162,7 @@ def _read_words(prompt: str, known: Collection[str], added: list[str]) -> list[_
         tokens += [token] if token in added or form(token) or parts[0] in NEGATIONS or compound else parts
     for k in range(len(tokens) - 1, 0, -1):
         pair = tokens[k - 1 : k + 1]  # "light house", "ice cream"
-        if "".join(pair).isalpha() and form("".join(pair)) in {*NOUNS, *ACCESSORIES} and {*pair}.isdisjoint(added):
+        if "".join(pair).isalpha() and form("".join(pair)) in objects and {*pair}.isdisjoint(added):
             tokens[k - 1 : k + 1] = [" ".join(pair)]
     for token, following in zip(tokens, [*tokens[1:], ""], strict=False):
         name = token if token in added else form(token)

@@ -156,9 +156,8 @@ def _resume_path(
             problem = f"{checkpoints.parent} already has {done} steps. Set at least {done}, or choose another folder"
             raise ConfigError(problem, MAX_STEPS_KEY, str(max_steps))
     except ConfigError:
-        if is_rank_zero():
-            keys = (MAX_STEPS_KEY, *getattr(config, "movable_inputs", ()))
-            restore_keys(checkpoints.parent, config, checkpoint.get(CONFIG_KEY, ""), keys)
+        keys = (MAX_STEPS_KEY, *getattr(config, "movable_inputs", ()))
+        restore_keys(checkpoints.parent, config, checkpoint.get(CONFIG_KEY, ""), keys)
         raise
     module.resize(checkpoint["state_dict"])
     check_architecture(checkpoint["state_dict"], module.state_dict(), "the checkpoint")

@@ -22,6 +22,8 @@ from threedgen.evaluation.janus.report import Result, method_row
 from threedgen.export.files.glb import save_glb
 from threedgen.geometry.images import write_png
 
+SCORE = "task: janus-score\nmeter: {classifier: {name: stub}, size: 24}\n"
+
 
 def test_benchmark_counts_and_reports(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
     assert cli.main(words("prompts=[a blue dog, a red ball, a red car]")) == 0
@@ -144,8 +146,7 @@ def test_score_of_mesh_files_names_each_that_is_not_evaluated(capsys: pytest.Cap
     Path("assets/other/a-cow.obj").write_text("v 0 0 0\n")
     for name in ("a-cat.glb", "a-pig.stl", "a-cow.mtl"):
         Path("assets/other", name).write_bytes(b"\xff\xd8")
-    score = "task: janus-score\nmeter: {classifier: {name: stub}, size: 24}\n"
-    Path("score.yaml").write_text(f"{score}prompts: {{x: a red car}}\n")
+    Path("score.yaml").write_text(f"{SCORE}prompts: {{x: a red car}}\n")
     assert cli.main(["--config", "score.yaml", "assets=assets", "out=run"]) == 0
     other, ours, theirs = report()["methods"]
     assert other["states"] == {"seen": 1, "empty": 1, "unreadable": 1} and other["raw"]["total"] == 1
@@ -186,7 +187,7 @@ def test_captions_describe_single_files() -> None:
     box = janus_stub.box()  # in a z-up world; a file has its y, z, x
     save_glb(replace(box, vertices=box.vertices[:, [2, 1, 0]] * np.float32([1, -1, 1])), Path("assets/theirs/x.glb"))
     Path("assets/captions.csv").write_text("file,caption,up,turn\ntheirs/x.glb,a cat,z,-90\nlost.glb,a,,\n")
-    Path("score.yaml").write_text("task: janus-score\nmeter: {classifier: {name: stub}, size: 24}\n")
+    Path("score.yaml").write_text(SCORE)
     assert cli.main(["--config", "score.yaml", "assets=assets", "orientation=known", "out=run", "-q"]) == 0
     assert [(one["prompt"], all(one["right"])) for one in report()["assets"]] == [("a dog", True), ("a cat", True)]
     assert list(report()["left_out"]) == ["captions.csv, line 3"]
@@ -215,7 +216,7 @@ def test_readings_and_errors_follow_textures_and_weights(monkeypatch: pytest.Mon
     corners = "v 0 0 0\nv 1 0 0\nv 0 1 0\nv 0 0 1\nvt 0 0\nvt 1 0\nvt 0 1\n"
     Path("assets/a-dog.obj").write_text(f"mtllib a.mtl\n{corners}usemtl m\nf 1/1 2/2 3/3\nf 1/1 2/2 4/3\n")
     Path("assets/a.mtl").write_text("newmtl m\nmap_Kd a.png\n")
-    Path("score.yaml").write_text("task: janus-score\nmeter: {classifier: {name: stub}, size: 24}\n")
+    Path("score.yaml").write_text(SCORE)
     calls: list[int] = []
     real = janus_stub.StubSides.sides
     monkeypatch.setattr(janus_stub.StubSides, "sides", lambda *args: calls.append(1) or real(*args))

@@ -10,7 +10,7 @@ from PIL import Image
 from tests.support import command
 from tests.support.task_server import prior_folder, write_config
 from tests.support.tiny_mvadapter import GEOMETRY, tiny_prior_config
-from threedgen.systems.sample.mesh import SIDES
+from threedgen.systems.sample.options import SIDES
 
 TINY = {"task": "sample", "threads": 1, "steps": 2}
 

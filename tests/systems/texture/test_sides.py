@@ -15,7 +15,8 @@ from tests.support.task_server import write_config
 from tests.support.tiny_mvadapter import GEOMETRY, tiny_prior_config
 from threedgen import cli
 from threedgen.geometry.images import write_png
-from threedgen.systems.sample.mesh import SIDES, SourceMesh, six_sides
+from threedgen.systems.sample.mesh import SourceMesh, six_sides
+from threedgen.systems.sample.options import SIDES
 from threedgen.systems.texture.mesh_views import read_sides
 
 

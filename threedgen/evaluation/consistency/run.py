@@ -79,8 +79,8 @@ class Consistency(Evaluation[ConsistencyConfig, Job, Json]):
         self.notes += [note for scene in self.scenes for note in camera_warnings(scene)]
         if few := [scene.name for scene in self.scenes if len(scene.cameras) < MANY_VIEWS]:
             self.notes.append(
-                f"scenes with fewer than {MANY_VIEWS} views: {len(few)}, such as {few[0]}. The field sees little, so "
-                "any sampler scores low. Compare only with scores of the same cameras, such as of true views."
+                f"scenes with fewer than {MANY_VIEWS} views: {len(few)}, such as {few[0]}. So few views determine the "
+                "field poorly, and any sampler scores low. Compare only scores of the same cameras, such as true views."
             )
         self.strips: dict[str, list[tuple[str, np.ndarray]]] = {}
         self.work: Callable[[Job], Json] = partial(

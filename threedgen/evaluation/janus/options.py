@@ -142,13 +142,12 @@ class JanusScoreConfig(MeteredConfig):
         folder = folder_of_assets(self.assets, "assets")
         found = list_assets(folder, CAPTIONS, self.up) if (folder / CAPTIONS).is_file() else Listing((), {})
         described = {asset.file: asset for asset in found.assets}
-        prompts = prompts_of([path.relative_to(folder) for path in asset_files(folder)])
+        prompts, assets = prompts_of([path.relative_to(folder) for path in asset_files(folder)]), list[Asset]()
         for path, prompt in prompts.items():
             asset = described.get(path.as_posix(), Asset(path.as_posix(), prompt, self.up))
-            described[asset.file] = replace(asset, caption=self.prompts.get(path.stem) or asset.caption)
-        files = [path.as_posix() for path in prompts]
-        unused = {line: reason for line, reason in found.left_out.items() if line not in described}
-        return Listing(tuple(described[file] for file in files), unused)
+            assets.append(replace(asset, caption=self.prompts.get(path.stem) or asset.caption))
+        files = {asset.file for asset in assets}
+        return Listing(tuple(assets), {line: why for line, why in found.left_out.items() if line not in files})
 
 
 def folder_of_assets(text: str, key: str) -> Path:
@@ -166,9 +165,13 @@ def asset_files(folder: Path, suffixes: tuple[str, ...] = MESHES) -> list[Path]:
 def prompts_of(paths: Sequence[Path]) -> dict[Path, str]:
     """Return the prompts of mesh files METHOD/a-blue-dog.glb or METHOD/a-blue-dog/model.glb.
 
-    The folder in METHOD is the prompt of a file whose name is none: it has no letters, as in METHOD/a-blue-dog/0.glb,
-    it is a usual name of any mesh (`NO_PROMPTS`), or it is the only name in its folder, and also in one for another
-    prompt. ``paths`` are relative to the folder of the methods.
+    The prompt is the name of the file. It is the name of the folder in METHOD if the file name
+
+    - has no letters, as in METHOD/a-blue-dog/0.glb,
+    - is a usual name of any mesh (`NO_PROMPTS`), such as "model", or
+    - is that of all mesh files of this folder, and of all those of another prompt's folder.
+
+    ``paths`` are relative to the folder of the methods.
     """
     names = defaultdict[tuple[str, ...], set[str]](set)  # by (METHOD, folder in METHOD)
     inside = [path for path in paths if len(path.parts) > 2]

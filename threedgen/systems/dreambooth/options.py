@@ -8,7 +8,7 @@ from threedgen.config import Config, ConfigError, Scheduled
 from threedgen.config.registry import Component
 from threedgen.config.sections import CheckpointConfig, TrainerConfig
 from threedgen.guidance.options import MatteName
-from threedgen.guidance.weights.tokens import Vocabulary, prompt_reader
+from threedgen.guidance.weights.tokens import KNOWN_IDENTIFIER, Vocabulary, prompt_reader
 from threedgen.run.prompts import missing_words_note, normalise_prompt, remove_words
 from threedgen.systems.prompted import PromptedConfig
 from threedgen.systems.train.options import Guidance, default_trainer
@@ -100,6 +100,8 @@ class MVDreamBoothConfig(PromptedConfig):
     def vocabulary(self) -> Vocabulary | None:
         found = super().vocabulary()
         if found is not None:
+            if self.identifier.lower() in found.known:
+                raise ConfigError(KNOWN_IDENTIFIER, "identifier", self.identifier)
             found.added.append(self.identifier)  # the run adds it to the tokenizer
         return found
 

@@ -145,7 +145,7 @@ class GenerateConfig(PromptedConfig):
 
     @field_validator("preset", mode="before")
     @classmethod
-    def _preset_saves_memory(cls, value: object) -> object:
+    def _no_asset_preset(cls, value: object) -> object:
         if isinstance(value, str) and value in PRESETS:
             raise ValueError(f"{value} is a preset of the asset. Set export.preset={value}")
         return value
@@ -262,11 +262,12 @@ class GenerateConfig(PromptedConfig):
                 notes.append(
                     f"edit: the asset has other options: {'; '.join(changed)}. Set them in export to keep them"
                 )
-        stages = self.stages if "weights" in self.needs else ()
-        for key, part in {"prior": self, **{f"stages.{name}.prior": self.stage(name) for name in stages}}.items():
-            if "weights" in self.needs and (weights := getattr(part.prior, "weights", None)) in EMBEDDED:
-                default = f"{key}.weights={weights}, the default of {key}.name={part.prior.name}"
-                notes.append(f"{default}, knows toybox objects only. Set {key}.weights")
+        if "weights" in self.needs:
+            parts = {"prior": self, **{f"stages.{name}.prior": self.stage(name) for name in self.stages}}
+            for key, part in parts.items():
+                if (weights := getattr(part.prior, "weights", None)) in EMBEDDED:
+                    default = f"{key}.weights={weights}, the default of {key}.name={part.prior.name}"
+                    notes.append(f"{default}, knows toybox objects only. Set {key}.weights")
         return notes
 
     @model_validator(mode="after")

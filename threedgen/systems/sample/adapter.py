@@ -22,8 +22,8 @@ from threedgen.run.prompts import prompt_warnings
 from threedgen.run.seeding import generator
 from threedgen.train.task import Task
 
-from .mesh import SIDES, control_maps, preview, read_object, without_uv
-from .options import AnglesConfig, SampleConfig, SamplingConfig
+from .mesh import control_maps, preview, read_object, without_uv
+from .options import SIDES, AnglesConfig, SampleConfig, SamplingConfig
 
 VIEWS, PREVIEW = "views.png", "preview.png"
 MAX_ROW = 8  # maximum number of columns in views.png

@@ -24,7 +24,6 @@ from .options import SamplingConfig
 
 logger = logging.getLogger(__name__)
 
-SIDES = ("front", "right", "back", "left", "top", "bottom")
 MAX_COORDINATE = 1e7  # maximum absolute coordinate in metres
 MAX_RELATIVE_DISTANCE = 100
 """Maximum distance from the origin, relative to the size of an object, at which float32 vertices are exact enough."""

@@ -25,6 +25,7 @@ PRIORS = {
 }
 """Names of the priors that can sample each rig (set of cameras)."""
 SAMPLERS = ("mvdream", "stable-diffusion", "mvadapter", "mvdiffusion")
+SIDES = ("front", "right", "back", "left", "top", "bottom")  # of an object, in the order of MV-Adapter's views
 MAX_PHOTO_ASPECT = 2.5
 """Maximum ratio of width to height of an image that counts as one photo; that of a wide cinema frame is 2.4.
 

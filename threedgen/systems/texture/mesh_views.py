@@ -30,7 +30,8 @@ from threedgen.geometry.poses import opencv_axes
 from threedgen.geometry.raster import rasterise_views
 from threedgen.geometry.views import resize
 from threedgen.run.arrays import Array, evenly_spaced
-from threedgen.systems.sample.mesh import SIDES, MeshFrame, six_sides
+from threedgen.systems.sample.mesh import MeshFrame, six_sides
+from threedgen.systems.sample.options import SIDES
 
 from .options import SidesConfig, TextureConfig
 
@@ -217,8 +218,8 @@ def lead_warning(mesh: TexturedMesh, placed: dict[str, Cameras], scores: dict[st
     second = max((score for world, score in scores.items() if differs(world)), default=0.0)
     if scores[best] >= second + MIN_GAIN:
         return []
-    text = f"the photos fit the mesh in several axes alike: score={scores[best]:.3f}, with other axes {second:.3f}"
-    return [f"{text}. Look at after.png; if it is wrong, give poses in coordinates of the mesh"]
+    text = f"the axes of the photos are uncertain: score={scores[best]:.3f}, with other axes {second:.3f}"
+    return [f"{text}. Look at after.png; if the texture is wrong, give poses in coordinates of the mesh"]
 
 
 def place_photos(photos: PosedPhotos, mesh: TexturedMesh, frame: MeshFrame) -> tuple[MeshViews, list[str]]:

@@ -9,7 +9,7 @@ from threedgen.config.plain_file import read_text
 from threedgen.config.registry import Component
 from threedgen.data.posed.options import PoseConvention
 from threedgen.run.folder import user_path
-from threedgen.systems.sample.options import SAMPLERS, SamplingConfig
+from threedgen.systems.sample.options import SAMPLERS, SIDES, SamplingConfig
 
 AUTO = "auto"
 Poses = Literal["c2w", "w2c"]
@@ -106,7 +106,6 @@ class TextureConfig(SamplingConfig):
 
     def _check_sides(self) -> None:
         from threedgen.data.posed.reader import posed_source
-        from threedgen.systems.sample.mesh import SIDES
 
         if self.mesh is None:
             raise ConfigError("is missing. Give the object, mesh=chair.glb", "mesh")

@@ -33,6 +33,7 @@ from threedgen.run.disk import Tree, writing
 from threedgen.run.progress import ProgressDisplay
 from threedgen.systems.sample import mesh as meshes
 from threedgen.systems.sample.adapter import sample_views, write_views
+from threedgen.systems.sample.options import SIDES
 from threedgen.train.task import Task, run_task
 from threedgen.viewer.page import write_textured_page
 
@@ -78,8 +79,8 @@ def texture_sides(task: Task, rig: SidesConfig) -> None:
             check_sides(views, mesh, source.frame)
     maps, files = meshes.control_maps(mesh, sides), list[str]()
     with writing(task.folder):
-        write_png(task.folder / PREVIEW, grid(meshes.preview(mesh, SHEET_SIZE), 3, meshes.SIDES))
-        for side, both in zip(meshes.SIDES, maps.permute(0, 2, 3, 1), strict=True):
+        write_png(task.folder / PREVIEW, grid(meshes.preview(mesh, SHEET_SIZE), 3, SIDES))
+        for side, both in zip(SIDES, maps.permute(0, 2, 3, 1), strict=True):
             write_png(task.folder / "maps" / "position" / f"{side}.png", both[..., :3])
             write_png(task.folder / "maps" / "normal" / f"{side}.png", both[..., 3:])
         if config.samples:
@@ -91,7 +92,7 @@ def texture_sides(task: Task, rig: SidesConfig) -> None:
 
             sync, keys = ViewSync(config.synchronise, synchronise), ("rig.size", "rig.size")
             images, prompt_notes = sample_views(task, model, sides, maps, keys, sync)
-            views, files = MeshViews(images.numpy(), sides), write_views(task.folder, images, meshes.SIDES)
+            views, files = MeshViews(images.numpy(), sides), write_views(task.folder, images, SIDES)
             notes += prompt_notes
         figures: Tree = {"triangles": len(mesh.faces)}
         if views is not None:

@@ -266,8 +266,7 @@ def train_own(task: Task) -> Status:
         trained_assets = {asset["name"] for shard in index["shards"] for asset in shard["assets"]}
         listed = {asset.name for asset in config.listing().assets if asset.file not in index.get("left_out", {})}
         if trained_assets != listed:
-            if is_rank_zero():
-                restore_keys(task.folder, config, found[1].get(CONFIG_KEY, ""), config.movable_inputs)
+            restore_keys(task.folder, config, found[1].get(CONFIG_KEY, ""), config.movable_inputs)
             raise ConfigError("has other meshes than this run. Use the same files, or another output folder", "data")
     shards = render(config, task.folder, task.quiet) if config.rendered is None else Shards(config.rendered)
     if config.rendered is None and not task.quiet and is_rank_zero():
