@@ -116,6 +116,8 @@ MISTAKES = [  # refused before the model is loaded
         ("quick-toybox", ["prompt=a red dog", *words], ("refine.share: ", "prior.name=", "refine.strengths=[]"))
         for words in (
             ["prior.name=stable-diffusion"],
+            ["prior.name=deepfloyd"],
+            ["prior.name=mvdiffusion"],
             ["prior.name=mvadapter", "prior.adapter=null"],
             ["camera.n_view=1"],
             ["prior.name=stable-diffusion", "stages={a: {}, b: {refine: {strengths: []}}}"],

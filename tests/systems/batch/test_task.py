@@ -11,6 +11,7 @@ from tests.support.janus_bench import log, method, stub  # noqa: F401
 from tests.support.task_server import tiny_generate
 from threedgen import cli
 from threedgen.config import load
+from threedgen.run.folder import open_run
 from threedgen.systems.batch import jobs
 from threedgen.systems.batch.jobs import plan
 
@@ -46,6 +47,16 @@ def test_batch_runs_each_job_in_its_own_folder_and_only_missing_ones(capsys, cap
     more = ["seeds=[0, 1, 2]", "configs=[good, bad fronts=1, bad]", "strict=true"]
     assert command(*more) == 0 and len(table()) == 27
     assert command(*more, "overrides=[fronts=1]") == 2
+
+
+def test_added_jobs_share_the_default_folder() -> None:
+    def folder(*more: str) -> Path:
+        return Path(open_run(load("batch", ["prompts=prompts.txt", *more]), "batch")[0].out)
+
+    first = folder("configs=[good]")
+    (first / "batch.csv").touch()
+    assert folder("configs=[good, bad]", "seeds=[0, 1]", "atlas=true", "strict=true") == first
+    assert folder("configs=[good]", "style=teal") != first
 
 
 def test_failed_jobs_are_listed(caplog: pytest.LogCaptureFixture) -> None:

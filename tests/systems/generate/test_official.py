@@ -1,6 +1,7 @@
 import functools
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -9,8 +10,11 @@ from tests.support.kept_folder import kept_folder
 from tests.support.official import NAMES, Kind, official_checkpoint
 from tests.support.small_run import SMALL, small_field
 from tests.support.task_server import server
+from tests.support.tiny_prior import coarse_prior, tiny_prior
 from tests.support.toy_run import log
 from threedgen import cli
+from threedgen.guidance.priors.mvdream import MVDream
+from threedgen.guidance.weights.meta_networks import meta_networks
 from threedgen.run.metrics import read_summary
 
 PRIOR = ["prior.tokenizer=clip", "prior.image_size=64"]
@@ -27,6 +31,24 @@ def folder(kind: Kind) -> Path:
     place = kept_folder()
     official_checkpoint(place, kind)
     return place
+
+
+@pytest.mark.parametrize("name", ["sd21", "tiny", "coarse"])
+def test_meta_networks_are_those_of_the_prior(name: Any, tmp_path: Path) -> None:
+    if name == "sd21":
+        path = folder(name) / NAMES[name]
+        prior = MVDream.load(str(path), dtype="fp32", tokenizer=str(folder(name) / "clip"), image_size=64)
+    else:
+        path, prior = tmp_path, {"tiny": tiny_prior, "coarse": coarse_prior}[name]()
+        prior.save(path)
+    found = meta_networks(str(path))
+    for seen, loaded in ((found.unet, prior.unet), (found.vae, prior.vae)):
+        shapes = {key: tensor.shape for key, tensor in seen.state_dict().items()}
+        assert shapes == {key: tensor.shape for key, tensor in loaded.state_dict().items()}
+        assert {parameter.device.type for parameter in seen.parameters()} == {"meta"}
+    for count in (found.parameters, found.kept):
+        assert count == sum(p.numel() for network in prior.networks.values() for p in network.parameters())
+        prior.free_text_encoder()
 
 
 @pytest.mark.parametrize(

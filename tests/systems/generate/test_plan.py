@@ -90,6 +90,7 @@ def test_dry_run_of_other_tasks(words: list[str], lines: list[str], tmp_path: Pa
         (["prompt=a fluffy dog and a cat"], ["'fluffy'", "'a dog and a cat'", "dog and cat"]),
         (["prompt=a wooden fluffy dog", "export.enabled=true"], ["does not know 'fluffy'", "'wooden'"]),
         (["negative_prompt=ugly zebra"], ["note: negative_prompt: ", "'ugly', 'zebra'"]),
+        (["prior.dtype=fp16"], ["note: dtype fp16"]),
     ],
     ids=lambda value: str(value)[:60],
 )

@@ -8,6 +8,7 @@ import pytest
 import torch
 import trimesh
 from PIL import Image
+from scipy.spatial.transform import Rotation
 
 from tests.support import box_room, command
 from tests.support.errors import refused
@@ -88,6 +89,14 @@ def test_world_of_the_photos_is_turned_to_that_of_the_mesh(tmp_path: Path, opaqu
     edit_transforms(moved, lambda tree: tree.update(applied_transform=away[:3].tolist()))
     found, notes = place_photos(open_photos(moved, 64), mesh, source.frame)
     assert torch.allclose(found.cameras.c2w, around().c2w, atol=1e-4) and len(notes) == 1
+
+
+def test_photos_in_an_arbitrary_world_are_noted(tmp_path: Path) -> None:
+    turn = np.eye(4)
+    turn[:3, :3] = Rotation.from_rotvec([0.5, 0.4, -0.6]).as_matrix()
+    source, mesh, scene = photos_of(tmp_path, True, turn)
+    _, notes = place_photos(open_photos(scene, 64), mesh, source.frame)
+    assert any("after.png" in note for note in notes)
 
 
 @pytest.mark.parametrize("opaque", [False, True])

@@ -76,7 +76,7 @@ def test_lora_of_the_first_stage_moves_to_the_device() -> None:
     assert {parameter.device.type for parameter in lora.parameters()} == {"meta"}
 
 
-def test_attention_of_another_variant_starts_from_a_run(tmp_path: Path) -> None:
+def test_attention_of_another_variant_starts_from_a_run(tmp_path: Path, refused) -> None:
     path = scene_config(tmp_path, "panorama", single_view=None)
     first = train(path, "run", "trainer.max_steps=2")
     assert not any(".up" in name or ".down" in name for name in first if "lora" in name)
@@ -85,6 +85,9 @@ def test_attention_of_another_variant_starts_from_a_run(tmp_path: Path) -> None:
     deep = train(scene_config(tmp_path, "depth"), "deep", *STILL, FROM_RUN)
     for name in (name for name in first if ".transformer." in name):
         assert torch.equal(first[name], deep[name.replace(".transformer.", ".attn1.transformer.")])
+    path = scene_config(tmp_path, "panorama", single_view=None)
+    words = ["out=reference", *STILL[:2], FROM_RUN, "training.encoding=reference"]
+    refused(["--config", str(path), *words], "blocks", "training.encoding=capped")
 
 
 def test_both_stages_or_the_attention_continue_a_run(tmp_path: Path, refused) -> None:

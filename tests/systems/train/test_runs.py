@@ -96,6 +96,8 @@ ERRORS: list[tuple[str, list[str], tuple[Any, ...]]] = [
     ("mvdiffusion-depth", ["training.encoding=reference", "scenes.height=20", "scenes.width=20"], ("scenes: ", "24")),
     ("mvdiffusion-outpaint", ["scenes.size=17"], ("scenes: ", "17 x 17", "4", "16", "20")),
     ("mvdiffusion-depth", ["single_view=null"], ("start: ", "single_view", "depth")),
+    ("dreambooth", ["photos=none"], ("photos: ", "'none'")),
+    ("dreambooth", ["photos=photos/0.png"], ("photos: ", "one")),
     ("dreambooth", ["prompt="], ("prompt: ", "a [v] dog")),
     ("dreambooth", ["identifier=dog"], ("identifier: ", "'dog'")),
     ("dreambooth", ["prior.personalisation=x.safetensors"], ("prior.personalisation",)),
