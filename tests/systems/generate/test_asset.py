@@ -17,12 +17,12 @@ from threedgen.systems.generate.result import Run
 
 WORDS = [
     "field.name=ball", "occupancy=null", "prompt=a ball", "trainer.max_steps=10", "export.texture=128",
-    "export.lods=[]", "export.resolution=32", "export.refine=0",
+    "export.lods=[]", "export.resolution=32", "export.refine=0", "export.budget=200",
 ]  # fmt: skip
 
 
-def system(*words: str, **place: float) -> Any:
-    config = load("mvdream-toybox", [*WORDS, "export.budget=200", *words])
+def system(**place: float) -> Any:
+    config = load("mvdream-toybox", WORDS)
     field = Ball()
     with torch.no_grad():
         for key, value in place.items():
@@ -44,20 +44,16 @@ def run(tmp_path: Path) -> Path:
     return Path(shutil.copytree(earlier(), tmp_path / "run"))
 
 
-def test_run_writes_an_asset_and_keeps_a_changed_file(tmp_path: Path) -> None:
-    notes: list[str] = []
-    figures = write_asset(system("export.lods=[40]"), tmp_path, notes)
-    assert figures["asset"]["file"] == "asset/a_ball.glb" and figures["asset"]["levels"]["a_ball"] <= 200
-    assert (tmp_path / "asset/a_ball.glb").is_file() and (tmp_path / "asset/asset.json").is_file() and notes == []
-    (tmp_path / "summary.json").write_text('{"asset": {"file": "asset/a_ball.glb"}}')
-    mine = tmp_path / "asset/a_ball.glb"
-    assert Run(tmp_path, "finished").asset == mine
+def test_changed_file_is_kept(run: Path) -> None:
+    notes, mine = list[str](), run / "asset/a_ball.glb"
+    (run / "summary.json").write_text('{"asset": {"file": "asset/a_ball.glb"}}')
+    assert Run(run, "finished").asset == mine
     mine.write_bytes(b"painted for hours")
-    assert write_asset(system(), tmp_path, notes) == {}
+    assert write_asset(system(), run, notes) == {}
     assert len(notes) == 1 and notes[0].startswith("no asset: ") and str(mine) in notes[0]
-    assert list((tmp_path / "asset").iterdir()) == [mine] and mine.read_bytes() == b"painted for hours"
+    assert list((run / "asset").iterdir()) == [mine] and mine.read_bytes() == b"painted for hours"
     mine.unlink()
-    assert Run(tmp_path, "finished").asset is None
+    assert Run(run, "finished").asset is None
 
 
 @pytest.mark.parametrize(

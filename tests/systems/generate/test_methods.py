@@ -28,10 +28,6 @@ def small_mesh(first: str) -> list[str]:
 STAGED: dict[str, tuple[str, str, list[str]]] = {
     "magic3d-if-sd": ("if", "sd", small_mesh("coarse")),
     "prolificdreamer-toybox": ("toybox", "toybox", [*small_mesh("field"), "stages.shape.trainer.max_steps=4"]),
-    "csd-sd21": (
-        "sd", "sd", [*small_mesh("coarse"), "view_prompts.perp_neg=true", "trainer.max_steps=20",
-                     "stages.coarse.trainer.max_steps=20", "stages.coarse.material.ambient_only_steps=5"],
-    ),
 }  # fmt: skip
 """Config -> weights of the first and of the last stage, small sizes."""
 SD = ["size=12", "field.density_blob_scale=40", "field.levels={0: 1, 5: 3}", *EARLY]

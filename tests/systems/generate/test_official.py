@@ -10,7 +10,7 @@ from tests.support.kept_folder import kept_folder
 from tests.support.official import NAMES, Kind, official_checkpoint
 from tests.support.small_run import SMALL, small_field
 from tests.support.task_server import server
-from tests.support.tiny_prior import coarse_prior, tiny_prior
+from tests.support.tiny_prior import coarse_prior
 from tests.support.toy_run import log
 from threedgen import cli
 from threedgen.guidance.priors.mvdream import MVDream
@@ -33,13 +33,13 @@ def folder(kind: Kind) -> Path:
     return place
 
 
-@pytest.mark.parametrize("name", ["sd21", "tiny", "coarse"])
+@pytest.mark.parametrize("name", ["sd21", "coarse"])
 def test_meta_networks_are_those_of_the_prior(name: Any, tmp_path: Path) -> None:
     if name == "sd21":
         path = folder(name) / NAMES[name]
         prior = MVDream.load(str(path), dtype="fp32", tokenizer=str(folder(name) / "clip"), image_size=64)
     else:
-        path, prior = tmp_path, {"tiny": tiny_prior, "coarse": coarse_prior}[name]()
+        path, prior = tmp_path, coarse_prior()
         prior.save(path)
     found = meta_networks(str(path))
     for seen, loaded in ((found.unet, prior.unet), (found.vae, prior.vae)):

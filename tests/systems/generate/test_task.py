@@ -185,8 +185,6 @@ def test_nan_of_the_prior_stops_the_run_and_keeps_the_state(tmp_path: Path) -> N
     assert sentence in " ".join(Page((run / PAGE).read_text(encoding="utf-8")).texts["li"])
     state = weights(run)
     assert all(torch.isfinite(value).all() for value in state.values() if value.is_floating_point())
-    assert server().run(tmp_path, words=words) == 0, log(tmp_path)  # with a prior that is well again
-    assert read_summary(run)["status"] == "finished" and "reason" not in read_summary(run)
 
 
 def test_damaged_caches_are_rebuilt(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

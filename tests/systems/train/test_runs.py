@@ -35,7 +35,7 @@ def test_run_leaves_its_files_and_the_recorded_loss(kind: str) -> None:
     assert last["loss"] == pytest.approx(TRAININGS[kind].loss, rel=0.02)
 
 
-@pytest.mark.parametrize("kind", TRAININGS)
+@pytest.mark.parametrize("kind", [kind for kind in TRAININGS if kind != "base"])  # toybox/training/test_prior_runs.py
 def test_killed_run_resumes_exactly(tmp_path: Path, kind: str) -> None:
     training = TRAININGS[kind]
     assert_killed_ends_the_same(tmp_path, training.command, training.kills, training.files)
