@@ -103,6 +103,7 @@ MISTAKES = [  # refused before the model is loaded
     ("tiny", ["warm_start.share=0.9"], ("warm_start.share=0.9", "0.88", "warm_start.share=0.44")),
     ("tiny", ["refine.share=0.6"], ("refine.share=0.6", "2 rounds")),
     ("tiny", ["trainer.accumulate_grad_batches=2"], ("trainer.accumulate_grad_batches=2", "scenes_per_step")),
+    ("tiny", ["loss.laplacian={0: 0, 10: 1}"], ("loss.laplacian", "field.name=ngp")),
     ("tiny", ["result.exporters=[nothing]"], ("result.exporters", "nothing")),
     ("tiny", ["prior.weights=nowhere.pt"], ("prior.weights: ", "nowhere.pt")),
     ("tiny", ["march.backend=nerfacc", "--dry-run"], ("march.backend: ", "'nerfacc'", "CUDA")),

@@ -126,9 +126,21 @@ def test_inverted_poses_are_refused(scan: Path) -> None:
     torch.testing.assert_close(moved.cameras.c2w, box_room.look(48, LARGE).c2w[:COUNT], atol=1e-5, rtol=0)
 
 
+def test_missing_prompts_and_key_frames_are_refused(scan: Path) -> None:
+    (scan / "prompt" / "3.txt").unlink()
+    with refused("prompt", "prompt=TEXT"):
+        read_scan(scan)
+    (scan / "key_frame_0.6.txt").write_text("0\n99\n")
+    with refused("rig.scannet", 99):
+        read_scan(scan)
+
+
 def test_depth_of_another_kind_or_shape_is_refused(scan: Path) -> None:
     with refused("rig.width", 32, 48):
         read_scan(scan, width=48)
+    Image.fromarray(np.zeros(LARGE, np.uint8)).save(scan / "depth" / "3.png")
+    with refused("rig.scannet", "16-bit"):
+        read_scan(scan)
     for path in (scan / "depth").iterdir():
         Image.fromarray(np.zeros(LARGE, np.uint16)).save(path)
     with refused("rig.scannet", "0 of 10", "depth"):
