@@ -24,8 +24,9 @@ RESULT = "adapter.safetensors"
 
 
 @pytest.fixture(autouse=True)
-def few_steps_of_the_sheet(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_sheet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mvadapter, "SHEET_STEPS", 2)
+    monkeypatch.setattr(mvadapter, "SHEET_OBJECTS", 1)
 
 
 def load() -> MVAdapter:
