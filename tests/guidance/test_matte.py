@@ -36,9 +36,7 @@ def test_matte_takes_any_image_size_and_is_saved_in_float16(tmp_path: Path) -> N
     assert not any(p.requires_grad for p in found.parameters()) and not found.training
 
 
-def test_matte_refuses_wrong_sizes_and_damaged_folders(tmp_path: Path) -> None:
-    with refused(None, "size", 12, kind=ValueError):
-        Matte(12, (4, 4, 4))
+def test_matte_refuses_damaged_folders(tmp_path: Path) -> None:
     with refused("matte", "nowhere", "toybox-matte"):
         Matte.load("nowhere")
     config = tmp_path / "config.json"
@@ -48,18 +46,10 @@ def test_matte_refuses_wrong_sizes_and_damaged_folders(tmp_path: Path) -> None:
     folder = tmp_path / "m"
     Matte(16, (4, 6)).save(folder)
     config = folder / "config.json"
-    text = config.read_text()
     (folder / "SHA256SUMS").unlink()
-    config.write_text(text.replace("16", "1600000"))
+    config.write_text(config.read_text().replace("16", "1600000"))
     with refused(None, "1600000"):
         Matte.load(str(folder))
-    config.write_text(text)
-    file = folder / "diffusion_pytorch_model.safetensors"
-    file.write_bytes(file.read_bytes()[:-40])
-    with refused(None, file):
-        Matte.load(str(folder))
-    with refused(None, file):
-        Matte(16, (4, 6)).save(file)
 
 
 def render_on_grey(assets: list, count: int, grey: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -128,18 +118,11 @@ def test_unusable_removers_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         remover("toybox-mate")
 
 
-@pytest.mark.parametrize("name", ["toybox-matte", "grabcut", "rembg"])
+@pytest.mark.parametrize("name", ["toybox-matte", "rembg"])
 def test_remover_cuts_out_opaque_photos(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     images, truth = render_on_grey([Toybox(77, "held-out").asset(1)], 1, 0.45)
     pixels = np.round(255 * images[0].numpy()).astype(np.uint8)
     pixels[:12] = np.random.default_rng(0).integers(90, 140, (12, 128, 3))  # no background of one colour
-    if name == "grabcut":  # in front of a wall and a floor
-        pytest.importorskip("cv2")
-        room = np.repeat(np.linspace(200, 160, 128)[:, None], 128, 1)[..., None] * (1, 0.9, 0.8)
-        room[80:] = (110, 80, 60)
-        room[79:81], room[20:24, 100:104] = 20, 240  # an edge and a spot
-        solid = truth[0].numpy()[..., None]
-        pixels = (room * (1 - solid) + 255 * images[0].numpy() * solid).round().astype(np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     with refused("image", tmp_path / "a.png"):
         read_foreground(str(tmp_path / "a.png"))
@@ -148,7 +131,6 @@ def test_remover_cuts_out_opaque_photos(tmp_path: Path, name: str, monkeypatch: 
     found = read_foreground(str(tmp_path / "a.png"), remover(name))
     inside, solid = found[..., 3] > 0.5, truth[0].numpy() > 0.5
     assert (inside & solid).sum() / (inside | solid).sum() > 0.9
-    assert name != "grabcut" or (inside.any(0) == solid.any(0)).mean() > 0.9  # not as wide as the edge of the wall
     assert np.array_equal(np.round(255 * found[..., :3]), pixels)
     Image.fromarray(np.dstack([pixels, alpha])).save(tmp_path / "b.png")
     assert np.array_equal(*(read_foreground(str(tmp_path / "b.png"), by) for by in (None, remover(name))))

@@ -85,8 +85,6 @@ def test_adapter_on_sdxl_samples_and_distils(pipe: tuple[Path, Any], tmp_path: P
     z = x.clone().requires_grad_()
     SDS(SDSConfig(), loaded.schedule, 100)(z, loaded.denoise, Condition(text, control, 3), 0, cpu())[0].backward()
     assert z.grad is not None and z.grad.abs().sum() > 0
-    loaded.free_text_encoder()
-    assert loaded.denoise(x, t, text[0].expand(3, -1, -1), control, 3).shape == x.shape
 
 
 @pytest.mark.parametrize("lost", ["text_encoder_2", "tokenizer_2"])

@@ -10,7 +10,6 @@ from tests.support.errors import refused
 from tests.support.parity_files import recorded, tensors
 from tests.support.tiny_prior import tiny_prior
 from tests.support.tiny_threedim import inputs, poses, tiny_network
-from threedgen import config as configs
 from threedgen.config import registry
 from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.rigs import orbit
@@ -74,13 +73,7 @@ def test_latent_model_is_saved_and_samples_images(tmp_path: Path) -> None:
     assert views.shape == (3, 16, 16, 3) and torch.isfinite(views).all() and 0 <= views.min() and views.max() <= 1
 
 
-def test_save_refuses_float16_overflow_and_foreign_folders(tmp_path: Path) -> None:
-    network = tiny_network()
-    with torch.no_grad():
-        network.unet.conv_in.weight[0] = 1e6
-    with refused(None, "unet.conv_in.weight", "float16"):
-        folder.save(network, tmp_path / "model")
-    assert not list(tmp_path.iterdir())
+def test_save_refuses_foreign_folders(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     with refused(None, tmp_path / "mine"):
@@ -90,11 +83,7 @@ def test_save_refuses_float16_overflow_and_foreign_folders(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("name", "change", "values"),
     [
-        ("model.safetensors", None, ["model.safetensors"]),
-        ("model.safetensors", lambda data: data[:-9], ["model.safetensors"]),
         ("model.safetensors", lambda data: data[:-3] + bytes([data[-3] ^ 4]) + data[-2:], ["SHA"]),
-        ("config.json", None, ["config.json"]),
-        ("config.json", lambda data: data[:-9], ["config.json", "JSON"]),
         ("config.json", lambda data: b'{"_class_name": "UNet2DModel"}', ["UNet2DModel"]),
         ("config.json", lambda data: data.replace(b'"channels": 8', b'"channels": 16'), ["3DiM network"]),
         ("config.json", lambda data: data.replace(b'"channels": 8', b'"channels": 7'), [7, "groups"]),
@@ -103,21 +92,10 @@ def test_save_refuses_float16_overflow_and_foreign_folders(tmp_path: Path) -> No
 def test_load_refuses_damaged_folders(saved: Path, name: str, change: Any, values: list[Any]) -> None:
     if name == "config.json":
         (saved / "SHA256SUMS").unlink()
-    if change is None:
-        (saved / name).unlink()
-    else:
-        (saved / name).write_bytes(change((saved / name).read_bytes()))
+    (saved / name).write_bytes(change((saved / name).read_bytes()))
     with refused(None, *values) as caught:
         folder.load(str(saved))
     assert "\n" not in str(caught.value)
-
-
-def test_sampler_config_check_refuses_missing_and_foreign_weights(tmp_path: Path) -> None:
-    tiny_prior().save(tmp_path / "prior")
-    for path in (Path("/nowhere"), tmp_path / "prior", tmp_path):
-        config = configs.load("consistency", ["sampler.name=threedim", f"sampler.weights={path}"])
-        with refused("weights", path):
-            config.sampler.check()
 
 
 def test_embedded_model_uses_its_condition() -> None:
@@ -260,16 +238,6 @@ def test_scene_depends_on_its_generator_and_not_on_other_scenes(architecture: st
     assert half.dtype == torch.float32 and half.isfinite().all() and not half.requires_grad
 
 
-def test_strategy_and_guidance_do_not_change_start_noise() -> None:
-    starts = []
-    for options in ({}, {"strategy": "first"}, {"strategy": "last", "last": 2, "guidance_scale": 3.0}):
-        model = RecordingModel()
-        sample_views(model, **scenes() | options, steps=4)
-        starts.append(torch.stack([call["z"][:2] for call in model.calls[::4]]))  # of each view's chain
-    assert torch.equal(starts[0], starts[1]) and torch.equal(starts[0], starts[2])
-    assert (starts[0][0] - starts[0][1]).abs().max() > 0.1
-
-
 class Gaussian:
     """The exact model of images N(0.3, 0.5^2), whatever the condition."""
 
@@ -327,10 +295,6 @@ def test_one_step_regression_is_one_call_with_white_noise() -> None:
     assert all(call["logsnr"].tolist() == [-20.0, -20.0] for call in model.calls)
     assert model.stacked("z").std().item() == pytest.approx(1, abs=0.1)
     torch.testing.assert_close(views, torch.full_like(views, 0.7))
-    network, outputs = tiny_network(prediction="sample"), list[Tensor]()
-    network.register_forward_hook(lambda _m, _i, out: outputs.append(out))
-    views = sample_views(network, **scenes(size=8, targets=1), steps=1)
-    torch.testing.assert_close(views[:, 0], outputs[0].clamp(-1, 1), rtol=0, atol=1e-5)
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:

@@ -28,9 +28,7 @@ def influence(network: XUNet, batch: Inputs, **changed: Tensor) -> list[bool]:
 @pytest.mark.parametrize(
     "options",
     [
-        {},
         {"image_size": (16, 24), "channel_mult": (1, 2, 2), "attn_resolutions": (4, 8)},
-        {"image_size": 16, "channel_mult": (1, 1, 1, 2), "attn_resolutions": (2,)},
         {"image_size": 4, "channel_mult": (3,), "num_res_blocks": 2},
         {"origin_degrees": 4, "direction_degrees": 0},
     ],
@@ -42,37 +40,6 @@ def test_output_has_shape_of_target(architecture: str, options: dict[str, Any]) 
         out = network(*batch)
     assert out.shape == batch.z.shape and out.isfinite().all()
     assert influence(network, batch, z=batch.z.roll(1, 0)) == [True] * 3
-
-
-@pytest.mark.parametrize(
-    ("options", "size", "tolerance"),
-    [
-        ({}, 461.66e6, 5e3),
-        ({"image_size": 64}, 474.62e6, 5e3),
-        ({"architecture": "concat"}, 421e6, 0.02 * 421e6),  # without cross-attention, about the paper's 421 M
-    ],
-)
-def test_parameter_count_matches_paper(options: dict[str, Any], size: float, tolerance: float) -> None:
-    """Counted by an abstract initialisation of the JAX listing."""
-    with torch.device("meta"):
-        network = XUNet(XUNetConfig(**options))
-    assert sum(parameter.numel() for parameter in network.parameters()) == pytest.approx(size, abs=tolerance)
-
-
-@pytest.mark.parametrize(
-    ("options", "reached"),
-    [
-        ({"attn_resolutions": (4,)}, True),
-        ({"attn_resolutions": ()}, False),
-        ({"architecture": "concat", "attn_resolutions": ()}, True),
-    ],
-)
-def test_condition_reaches_target_by_cross_attention_or_concatenation(options: dict[str, Any], reached: bool) -> None:
-    network = tiny_network(**options)
-    batch = inputs(network)
-    moved = batch.c2w.clone()
-    moved[:, 0, :3, 3] += 1  # camera of the condition
-    assert influence(network, batch, x=batch.x + 1) == [reached] * 2 == influence(network, batch, c2w=moved)
 
 
 @BOTH
@@ -118,19 +85,16 @@ def test_gradients_reach_all_weights_and_both_images(architecture: str) -> None:
 
 
 @BOTH
-@pytest.mark.parametrize("training", [False, True])
-def test_autocast_is_close_to_float32(architecture: str, training: bool) -> None:
+def test_autocast_is_close_to_float32(architecture: str) -> None:
     network = tiny_network(architecture=architecture)
     batch = inputs(network)
-    with torch.set_grad_enabled(training):
-        exact = network(*batch)
-        with torch.autocast("cpu", torch.bfloat16):
-            half = network(*batch)
+    exact = network(*batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = network(*batch)
     assert half.dtype == torch.bfloat16
     assert (half - exact).abs().max() < 0.1 * exact.abs().max()
-    if training:
-        half.float().square().mean().backward()
-        assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+    half.float().square().mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
 
 
 @pytest.mark.parametrize(

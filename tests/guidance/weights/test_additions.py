@@ -12,7 +12,7 @@ from tests.support.errors import refused, refused_in_one_line
 from tests.support.ldm_names import unet_prefixes
 from tests.support.task_server import prior_folder
 from tests.support.tiny_mvdiffusion import tiny_model
-from tests.support.tiny_pipelines import KINDS, lora, pipelines, prior_of, states
+from tests.support.tiny_pipelines import lora, pipelines, prior_of, states
 from tests.support.tiny_prior import cpu
 from threedgen.config import registry
 from threedgen.guidance.options import EmbeddingFile, LoraFile
@@ -29,12 +29,13 @@ def pipes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("kind", "form"),
     [
-        *((kind, form) for kind in KINDS for form in ("kohya", "diffusers")),
+        ("sd15", "kohya"),
+        ("sdxl", "kohya"),
+        ("sd21", "diffusers"),
+        ("sdxl", "diffusers"),
         ("sd15", "kohya without alpha"),
         ("sd15", "kohya with convolutions"),
-        ("sd21", "kohya of the text"),
         ("sdxl", "kohya of the text"),
-        ("sd15", "kohya of the unet"),
     ],
 )
 def test_fused_lora_equals_fusion_of_diffusers(pipes: Any, tmp_path: Path, kind: str, form: str) -> None:
@@ -116,10 +117,7 @@ def sdxl_blocks(pipe: Any) -> Names:
     ("kind", "names"),
     [
         ("sd21", lambda pipe: peft(pipe, "{}", "lora_{}.default")),
-        ("sd21", lambda pipe: peft(pipe, "base_model.model.unet.{}")),
-        ("sd21", lambda pipe: peft(pipe, "unet.base_model.model.{}")),
         ("sd21", lambda pipe: peft(pipe, "base_model.model.{}")),
-        ("sd15", lambda pipe: one_trainer(pipe, "lora_{}.weight")),
         ("sdxl", lambda pipe: one_trainer(pipe, "lora.{}.weight")),
         ("sd15", without_unet),
         ("sd21", two_styles),
@@ -133,26 +131,17 @@ def test_other_names_of_a_lora_give_the_same_weights(pipes: Any, tmp_path: Path,
     assert any(not torch.equal(found[name], tensor) for name, tensor in states(prior_of(pipes[kind]).networks).items())
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn])
-def test_small_dtypes(pipes: Any, tmp_path: Path, dtype: torch.dtype) -> None:
-    small = {name: tensor.to(dtype) for name, tensor in lora(pipes["sd15"], "kohya").items()}
-    found = fused(pipes["sd15"], small, tmp_path)
-    expected = fused(pipes["sd15"], {name: tensor.float() for name, tensor in small.items()}, tmp_path)
-    assert max((found[name] - expected[name]).abs().max().item() for name in found) < 2e-3
-
-
-@pytest.mark.parametrize("kind", ["sd15", "sdxl"])
-def test_every_layer_has_its_own_alpha(pipes: Any, tmp_path: Path, kind: str) -> None:
+def test_every_layer_has_its_own_alpha(pipes: Any, tmp_path: Path) -> None:
     """scale alpha / rank B A, and 1 for alpha / rank without alpha: diffusers mixes up alphas that differ by layer."""
-    tensors, scale = lora(pipes[kind], "kohya of the unet"), 0.8
+    tensors, scale = lora(pipes["sdxl"], "kohya of the unet"), 0.8
     for number, name in enumerate([name for name in tensors if name.endswith(".alpha")]):
         tensors[name] = torch.tensor([0.5 + number], dtype=torch.float16)
         if number % 3 == 0:
             del tensors[name]
     save_file({name: tensor.half() for name, tensor in tensors.items()}, tmp_path / "lora.safetensors")
-    prior = prior_of(pipes[kind])
+    prior = prior_of(pipes["sdxl"])
     additions.add(prior, [LoraFile(file=str(tmp_path / "lora.safetensors"), scale=scale)], [])
-    before, checked = pipes[kind].unet.state_dict(), 0
+    before, checked = pipes["sdxl"].unet.state_dict(), 0
     for name, after in prior.unet.state_dict().items():
         stem = f"lora_unet_{name.removesuffix('.weight').replace('.', '_')}"
         if f"{stem}.lora_up.weight" in tensors:
@@ -193,11 +182,9 @@ PROJECTION = "unet.mid_block.attentions.0.proj_in"
     ("kind", "tensors", "values"),
     [
         ("sd15", "sd21", ["Stable Diffusion 2.x"]),
-        ("sd21", "sdxl", ["SDXL"]),
         ("sd15", {"lora_unet_double_blocks_0_img_attn_proj.lora_down.weight": (4, 8)}, ["FLUX"]),
         ("sd15", {"unet.down_blocks.0.attn.to_q.lora_A.weight": (4, 8)}, []),
         ("sd15", {"lora_unet_mid_block_attn1_to_q.hada_w1_a": (4, 4)}, ["LoHa"]),
-        ("sd15", {"unet.x.lora_A.weight": (4, 4), "unet.x.lora_magnitude_vector": (4,)}, ["DoRA"]),
         ("sd15", {"emb_params": (1, 32)}, ["no LoRA", "emb_params"]),
         ("sd15", {f"{PROJECTION}.lora_A.weight": (128,), f"{PROJECTION}.lora_B.weight": (128,)}, ["unet.mid_block"]),
     ],

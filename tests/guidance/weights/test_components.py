@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDPMScheduler, StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
@@ -29,10 +29,10 @@ from threedgen.guidance.priors.latent_diffusion import LatentDiffusion
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.guidance.priors.options import MVDreamConfig
 from threedgen.guidance.schedule import Schedule
-from threedgen.guidance.weights import components, files, loading, saving, tokens
+from threedgen.guidance.weights import components, files, loading, tokens
 from threedgen.run.memory import PeakMemory
 
-UNET, VAE = "unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors"
+UNET = "unet/diffusion_pytorch_model.safetensors"
 SCHEDULER = "scheduler/scheduler_config.json"
 
 
@@ -89,9 +89,6 @@ def test_stock_diffusers_loads_saved_prior(saved: Path, prior: MVDream) -> None:
     stock = StableDiffusionPipeline.from_pretrained(saved, local_files_only=True).to(torch.float32)
     back = MVDream(stock.unet, stock.vae, stock.text_encoder, stock.tokenizer, dtype="fp32")
     assert (output(back.to("cpu")) - output(prior)).abs().max() < 1e-2
-    schedule = Schedule.scaled_linear(T=500)
-    other: Any = DDPMScheduler.from_config(saving.scheduler(schedule).config)
-    torch.testing.assert_close(other.alphas_cumprod, schedule.alpha_bar, rtol=1e-4, atol=0)
 
 
 def test_save_replaces_only_saved_priors_and_refuses_float16_overflow(tmp_path: Path) -> None:
@@ -121,14 +118,11 @@ def test_save_replaces_only_saved_priors_and_refuses_float16_overflow(tmp_path: 
     ("file", "change", "values"),
     [
         ("unet/config.json", {"_class_name": "MyUNet"}, ["unet", "MyUNet", "UNet2DConditionModel"]),
-        ("unet/config.json", {"layers_per_block": 2}, ["UNet"]),
         ("unet/config.json", {"layers_per_block": 10**9}, ["UNet", "layers_per_block", 10**9]),
         ("unet/config.json", {"sample_size": 100_000}, ["sample_size"]),
         ("vae/config.json", {"latent_channels": 8}, ["VAE"]),
         ("vae/config.json", {"block_out_channels": None}, ["VAE"]),
-        ("vae/config.json", {"scaling_factor": 0}, ["scaling_factor"]),
         ("vae/config.json", {"scaling_factor": float("nan")}, ["config.json"]),  # no JSON number
-        ("text_encoder/config.json", {"hidden_size": 32}, ["text encoder"]),
         ("text_encoder/config.json", {"model_type": "t5"}, ["text_encoder", "'t5'"]),
         (SCHEDULER, {"beta_schedule": "square"}, ["scheduler", "square"]),
         (SCHEDULER, {"num_train_timesteps": 5}, ["scheduler", "num_train_timesteps", 5]),
@@ -146,15 +140,10 @@ def test_load_refuses_wrong_configs(folder: Path, file: str, change: dict[str, A
     assert len(str(caught.value)) < 400
 
 
-@pytest.mark.parametrize(
-    ("file", "bias", "value"),
-    [(UNET, None, 6e4), (VAE, "decoder.conv_in.bias", float("nan"))],
-    ids=["unet overflows", "vae holds NaN"],
-)
-def test_load_refuses_weights_that_give_nan(folder: Path, file: str, bias: str | None, value: float) -> None:
-    tensors = load_file(folder / file)
-    save_file({name: t.fill_(value) if bias in (None, name) else t for name, t in tensors.items()}, folder / file)
-    with refused(None, bias or "NaN"):
+def test_load_refuses_weights_that_give_nan(folder: Path) -> None:
+    tensors = load_file(folder / UNET)
+    save_file({name: torch.full_like(t, 6e4) for name, t in tensors.items()}, folder / UNET)
+    with refused(None, "NaN"):
         MVDream.load(str(folder))
 
 
@@ -181,8 +170,6 @@ def test_load_refuses_broken_tokenizer_and_token_ids_beyond_text_encoder(folder:
 
 def test_parts_that_do_not_fit_are_refused(prior: MVDream, tmp_path: Path) -> None:
     parts = {name: getattr(prior, name) for name in ("unet", "vae", "text_encoder", "tokenizer")}
-    with refused(None, 10):
-        MVDream(**parts | {"text_encoder": tiny_text_encoder(vocab=10)})
     with refused("image_size", 17, 2):
         MVDream(**parts, image_size=17)
     for change in ({"unet": tiny_unet(cross_attention_dim=32)}, {"vae": tiny_vae(latent_channels=8)}):
@@ -244,13 +231,6 @@ def test_padding_of_another_tokenizer_is_that_of_the_text_encoder(
     assert MVDream.load(str(tmp_path / "x"), tokenizer=clip_folder).tokenizer.pad_token == pad
 
 
-def test_load_refuses_other_checkpoints(tmp_path: Path) -> None:
-    path = tmp_path / "x.pt"
-    torch.save({"layer.weight": torch.ones(2)}, path)
-    with refused(None, path, "model.diffusion_model"):
-        MVDream.load(str(path))
-
-
 def test_diffusers_folder_with_ldm_names_is_converted(folder: Path) -> None:
     unet = tiny_unet(use_linear_projection=False, attention_head_dim=8)
     ldm = to_ldm(unet.state_dict(), unet_prefixes(unet.config))
@@ -293,7 +273,6 @@ def test_embedded_models_load_and_share_vae_and_text_encoder() -> None:
         loading.check(name)
         embedded = kind.load(name, dtype="fp32")
         assert (embedded.unet.class_embedding is not None) == (kind is MVDream)
-        assert embedded.unknown_words("zzgrblx")[0][0] == "zzgrblx"
     for part in loading.SHARED_PARTS:
         assert loading.tensor_files(weights / "toybox-base" / part)[0].parent == weights / "toybox-prior" / part
     with refused(None, "vae"):

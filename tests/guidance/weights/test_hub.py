@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from tests.support.errors import refused
-from tests.support.tiny_prior import letter_tokenizer, word_tokenizer
+from tests.support.tiny_prior import letter_tokenizer
 from threedgen import config
 from threedgen.guidance.options import LoraFile
 from threedgen.guidance.priors.options import MVAdapterConfig, StableDiffusionConfig
@@ -83,7 +83,6 @@ def test_removed_repositories_name_their_copy(cache: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "overrides", "file"),
     [
-        ("mvadapter-sd21", [], "mvadapter_t2mv_sd21"),
         ("mvadapter-sd21", ["image=cat.png"], "mvadapter_i2mv_sd21"),
         ("mvadapter-sd21", ["mesh=car.glb"], "mvadapter_tg2mv_sd21"),
         ("mvadapter-sdxl", ["image=cat.png", "mesh=car.glb"], "mvadapter_ig2mv_sdxl"),
@@ -143,16 +142,6 @@ def test_ids_may_name_a_revision(cache: Path) -> None:
         StableDiffusionConfig(weights="me/loras@v2").check()
     with refused("weights", "hf download me/model --local-dir", "--revision v2"):
         other_models.novel_view_model("me/model@v2")
-
-
-def test_tokens_cut_returns_words_beyond_limit_and_padding_is_needed() -> None:
-    assert tokens.tokens_cut(letter_tokenizer(), "abcdefghij klm", 16) == ""
-    assert tokens.tokens_cut(letter_tokenizer(), "abcdefghij klmnop Qr", 16) == "op Qr"
-    assert tokens.closed_vocabulary(letter_tokenizer().backend_tokenizer) is None
-    bare = word_tokenizer()
-    bare.pad_token = None
-    with refused():
-        tokens.token_ids(bare, ["a"], 5)
 
 
 def clip_files(path: Path) -> Path:

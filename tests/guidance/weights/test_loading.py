@@ -1,14 +1,10 @@
-import hashlib
 import json
 import pickle
-import random
 import shutil
 import subprocess
 import sys
 import zipfile
-from collections import OrderedDict, defaultdict
-from collections.abc import Iterator
-from datetime import datetime
+from collections import OrderedDict
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +18,6 @@ from torch import Tensor, nn
 
 from tests.support.errors import refused, refused_in_one_line
 from threedgen import folder
-from threedgen.config import ConfigError
 from threedgen.guidance.weights import files, loading
 from threedgen.train.checkpoint import check_weights
 from threedgen.train.task import Task
@@ -67,15 +62,7 @@ class Slotted:
 
 @pytest.mark.parametrize(
     "foreign",
-    [
-        Settings(lr=0.1, inner=Slotted()),
-        Slotted,
-        Path("x"),
-        datetime(2024, 1, 1),
-        np.float64(2),
-        defaultdict(list, a=[1]),
-        {int: partial(print, 1), Settings: nn.ReLU()},
-    ],
+    [Settings(lr=0.1, inner=Slotted()), np.float64(2), {int: partial(print, 1), Settings: nn.ReLU()}],
     ids=lambda value: type(value).__name__,
 )
 def test_python_objects_beside_a_state_dict_are_skipped_and_not_imported(tmp_path: Path, foreign: Any) -> None:
@@ -99,7 +86,6 @@ def test_python_objects_beside_a_state_dict_are_skipped_and_not_imported(tmp_pat
     [
         (b"", ""),
         (b"<!DOCTYPE html><html>not found</html>", ""),
-        (b"\n <html><body>", ""),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n", "git lfs pull"),
         (b"PK\x03\x04 and no more", ""),
         ((1 << 40).to_bytes(8, "little") + b'{"a"', ""),
@@ -107,12 +93,10 @@ def test_python_objects_beside_a_state_dict_are_skipped_and_not_imported(tmp_pat
         ((2).to_bytes(8, "little") + b"{]", "safetensors"),
         (b"RIFF0000WAVE", "safetensors"),
         (pickle.dumps({"a": 1}), "pickle"),
-        ([1, 2], ""),
         ({"a": 1}, ""),
-        ({"state_dict": {}}, ""),
         ({"a": torch.ones(2, 2).to_sparse()}, "sparse"),
-        ({"a": torch.ones(2, dtype=torch.complex64)}, "'a'"),
         ({"a": torch.ones(2, device="meta")}, ""),
+        (b"GGUF" + bytes(100), "GGUF"),
     ],
 )
 def test_read_tensors_refuses_other_content(tmp_path: Path, content: Any, value: str) -> None:
@@ -125,43 +109,16 @@ def test_read_tensors_refuses_other_content(tmp_path: Path, content: Any, value:
         files.read_tensors(path)
 
 
-def test_read_tensors_refuses_missing_files_folders_and_compressed_zips(tmp_path: Path) -> None:
-    plain, packed = torch_file(tmp_path / "w.pt"), tmp_path / "p.pt"
+def test_read_tensors_refuses_flipped_bits_missing_files_folders_and_compressed_zips(tmp_path: Path) -> None:
+    plain, packed, flipped = torch_file(tmp_path / "w.pt"), tmp_path / "p.pt", tmp_path / "f.pt"
+    data, number = plain.read_bytes(), TENSORS["a.weight"].numpy().tobytes()
+    flipped.write_bytes(data.replace(number, bytes([number[0] ^ 1]) + number[1:]))
     with zipfile.ZipFile(plain) as old, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as new:
         for entry in old.infolist():
             new.writestr(entry.filename, old.read(entry))
-    for path in (tmp_path / "none.pt", tmp_path, packed):
+    for path in (tmp_path / "none.pt", tmp_path, packed, flipped):
         with refused_in_one_line(None, path):
             files.read_tensors(path)
-
-
-def mutants(data: bytes, count: int) -> Iterator[bytes]:
-    rng = random.Random(0)
-    for _ in range(count):
-        at, run = rng.randrange(len(data)), rng.randrange(1, 20)
-        end, noise = min(at + run, len(data)), rng.randbytes(run)
-        cut, changed = data[:at], data[:at] + noise[: end - at] + data[end:]
-        yield rng.choice([cut, changed, cut + data[end:], cut + noise + data[at:]])
-
-
-@pytest.mark.parametrize("kind", ["torch", "safetensors", "safetensors with sums"])
-def test_mutated_files_are_refused_or_read_correctly(tmp_path: Path, kind: str) -> None:
-    """Without sums safetensors may hold other numbers; all other files are refused or equal."""
-    path = tmp_path / "w.safetensors"
-    data = (torch_file(path) if kind == "torch" else safe_file(path)).read_bytes()
-    if "sums" in kind:
-        files.write_sums(tmp_path)
-    read = []
-    for mutant in mutants(data, 300):
-        path.unlink()  # overwriting hundreds of times waits for the disk
-        path.write_bytes(mutant)
-        try:
-            files.check_sums(tmp_path)
-            read.append(equal(files.read_tensors(path)))
-        except ConfigError as error:
-            assert "weights_only" not in str(error) and "\n" not in str(error)
-    assert kind == "safetensors" or all(read)
-    assert len(read) < {"torch": 75, "safetensors": 300, "safetensors with sums": 30}[kind]
 
 
 def test_save_tensors_raises_os_error_if_the_file_cannot_be_written(tmp_path: Path) -> None:
@@ -208,16 +165,6 @@ class Layer(nn.Module):
 LAYER = {"linear.weight": torch.arange(6.0).view(2, 3).half(), "linear.bias": torch.ones(2)}
 
 
-def test_fill_returns_frozen_float32_network_and_samples_no_random_number() -> None:
-    state = torch.get_rng_state()
-    layer = files.build_from_tensors(Layer, LAYER, "layer")
-    assert torch.equal(torch.get_rng_state(), state)
-    assert torch.equal(layer.linear.weight, torch.arange(6.0).view(2, 3))
-    assert torch.equal(layer.position_ids, torch.arange(4)[None])
-    assert not layer.training and not any(p.requires_grad for p in layer.parameters())
-    assert all(p.dtype == torch.float32 for p in layer.parameters())
-
-
 @pytest.mark.parametrize(
     ("change", "values"),
     [
@@ -226,7 +173,6 @@ def test_fill_returns_frozen_float32_network_and_samples_no_random_number() -> N
         ({"linear.weight": torch.ones(3, 2)}, ["linear.weight", (3, 2), (2, 3)]),
         ({"linear.bias": torch.ones(1).expand(10**12)}, ["linear.bias"]),
         ({"linear.bias": torch.tensor([1.0, float("nan")])}, ["linear.bias"]),
-        ({"linear.bias": torch.tensor([1.0, float("inf")])}, ["linear.bias"]),
         ({"linear.bias": torch.tensor([1, 2])}, ["linear.bias", torch.int64]),
     ],
 )
@@ -299,25 +245,14 @@ def test_check_refuses_damaged_folders(tmp_path: Path, monkeypatch: Any) -> None
         loading.check("toybox-base")
 
 
-def test_describe_gives_path_size_and_digest(tmp_path: Path) -> None:
-    """The digest is what sha256sum prints; for a folder, that of its output for the tensor files."""
-
-    def digest(data: bytes) -> str:
-        return hashlib.sha256(data).hexdigest()
-
-    file, folder = torch_file(tmp_path / "w.pt"), part_folder(tmp_path / "good")
-    assert loading.describe(str(file)) == f"{file} (0.00 GB, SHA-256 {digest(file.read_bytes())})"
-    names = [f"{part}/model.safetensors" for part in loading.PARTS]
-    lines = "".join(f"{digest((folder / name).read_bytes())}  {name}\n" for name in names)
-    before = loading.describe(str(folder))
-    assert before == f"{folder} (0.00 GB, SHA-256 {digest(lines.encode())})"
+def test_digest_of_a_folder_depends_on_all_networks(tmp_path: Path) -> None:
+    folder = part_folder(tmp_path / "good")
+    digests = [loading.identify(str(folder)).digest]
     (folder / "vae" / "model.safetensors").write_bytes(b"changed")
-    changed = loading.describe(str(folder))
-    assert changed != before
+    digests.append(loading.identify(str(folder)).digest)
     shutil.copytree(folder / "vae", folder / "coarse")
-    assert loading.describe(str(folder)) not in (before, changed), "includes a coarse predictor"
-    with refused_in_one_line("weights", tmp_path / "nowhere"):
-        loading.describe(str(tmp_path / "nowhere"))
+    digests.append(loading.identify(str(folder)).digest)
+    assert len(set(digests)) == 3
 
 
 @pytest.mark.parametrize("name", ["scheduler/scheduler_config.json", "vae/config.json", "tokenizer/merges.txt"])

@@ -8,12 +8,12 @@ from safetensors.torch import load_file, save_file
 
 from tests.support.errors import refused, refused_in_one_line
 from tests.support.script_poses import script_poses
-from tests.support.tiny_prior import coarse_prior, cpu, letter_tokenizer, tiny_prior, tiny_text_encoder, tiny_unet
+from tests.support.tiny_prior import coarse_prior, cpu, letter_tokenizer, tiny_prior, tiny_text_encoder
 from threedgen.config import registry
 from threedgen.guidance.priors.mvdream import MVDream, camera_vector
 from threedgen.guidance.priors.options import MVDreamConfig
 from threedgen.guidance.priors.pipeline import MVDreamPipeline
-from threedgen.guidance.weights import subject_weights, tokens
+from threedgen.guidance.weights import subject_weights
 from threedgen.guidance.weights.addition_files import subject_card
 
 
@@ -127,13 +127,10 @@ BIAS, WEIGHT = "unet.conv_in.bias", "unet.conv_in.weight"
     [
         (lambda tensors, card: tensors[BIAS].fill_(torch.nan), "dog.safetensors"),
         (lambda tensors, card: tensors.update({BIAS: tensors[BIAS][:3].clone()}), "dog.safetensors"),
-        (lambda tensors, card: tensors.update({"unet.conv_in.bain": tensors[BIAS].clone()}), "dog.safetensors"),
         (lambda tensors, card: tensors.update({f"{WEIGHT}.lora_B": tensors[WEIGHT].clone()}), "dog.safetensors"),
         (lambda tensors, card: tensors.pop("identifier"), "dog.safetensors"),
-        (lambda tensors, card: card.update(identifier=""), "''"),
         (lambda tensors, card: card.update(identifier="dog"), "'dog'"),  # a known word
         (lambda tensors, card: card.update(sum="0" * 64), "dog.safetensors"),
-        (lambda tensors, card: card.update(sum=None), "dog.safetensors"),
     ],
 )
 def test_load_refuses_damaged_personalisation(saved: Path, change: Any, value: str) -> None:
@@ -143,24 +140,9 @@ def test_load_refuses_damaged_personalisation(saved: Path, change: Any, value: s
     change(tensors, card)
     content = {key: value for key, value in card.items() if key not in ("format", "sum")}
     card = {"sum": subject_weights.content_sum(tensors, content)} | card
-    save_file(tensors, path, {key: text for key, text in card.items() if text is not None})
+    save_file(tensors, path, card)
     with refused("personalisation", value):
         load(saved)
-
-
-def test_low_rank_personalisation_is_added(saved: Path) -> None:
-    base = load(saved, None)
-    name = next(n for n, _ in base.unet.named_parameters() if n.endswith("attn1.to_q.weight"))
-    weight = base.unet.get_parameter(name).clone()
-    a, b = torch.randn(2, weight.shape[1], generator=cpu(1)), torch.randn(weight.shape[0], 2, generator=cpu(2))
-    inner = name.removesuffix(".weight")
-    terms = subject_weights.low_rank([inner], [a], [b])
-    card = {"kind": "lora", "scale": "0.5"} | identity(base)
-    subject_weights.write(saved / "lora.safetensors", terms, torch.zeros(24), card)
-    found = load(saved, "lora.safetensors")
-    assert torch.allclose(found.unet.get_parameter(name), weight + 0.5 * b @ a, atol=1e-6)
-    others = {n: p for n, p in base.unet.named_parameters() if n != name}
-    assert all(torch.equal(p, found.unet.get_parameter(n)) for n, p in others.items())
 
 
 def test_coarse_predictor_takes_prompt_without_identifier() -> None:
@@ -188,30 +170,10 @@ def test_coarse_predictor_takes_prompt_without_identifier() -> None:
     assert torch.equal(prior.sample_code(both, cpu()), both), "a code of another object"
 
 
-@pytest.mark.parametrize("tokenizer", ["words", "letters"])
-def test_add_word_extends_both_kinds_of_tokenizer_by_unknown_words(tokenizer: str) -> None:
-    prior = tiny_prior()
-    words = prior.tokenizer if tokenizer == "words" else letter_tokenizer()
-    known, encoder = ("Dog" if tokenizer == "words" else "a"), tiny_text_encoder(100)
-    with refused("identifier", known):
-        subject_weights.check_identifier(words, known)
-    for fresh in ("[v]", "sks"):
-        subject_weights.check_identifier(words, fresh)
+def test_added_word_starts_as_the_mean_of_similar_words() -> None:
+    words, encoder = letter_tokenizer(), tiny_text_encoder(100)
     old = encoder.get_input_embeddings().weight.detach().clone()
     number = subject_weights.add_word(words, encoder, "[v]", like="dog")
     ids = words("dog", add_special_tokens=False).input_ids
     table = encoder.get_input_embeddings().weight
     assert torch.allclose(table[number], old[ids].mean(0)) and torch.equal(table[:number], old[:number])
-    assert not table.requires_grad and tokens.added_words(words) == ["[v]"]
-    assert words("a [v] dog", add_special_tokens=False).input_ids.count(number) == 1
-
-
-def test_checksum_depends_on_weights_not_files(tmp_path: Path) -> None:
-    prior = tiny_prior()
-    prior.save(tmp_path / "one")
-    one = MVDream.load(str(tmp_path / "one"), dtype="fp32")
-    one.save(tmp_path / "two")
-    two = MVDream.load(str(tmp_path / "two"), dtype="bf16")
-    sums = {subject_weights.checksum(p.unet, p.text_encoder) for p in (one, two)}
-    other = subject_weights.checksum(tiny_unet(layers_per_block=2), one.text_encoder)
-    assert len(sums) == 1 and other not in sums
