@@ -73,13 +73,6 @@ def test_failed_jobs_are_listed(caplog: pytest.LogCaptureFixture) -> None:
     assert "failed: 'a blue dog', fails, seed 0 (the loss was no longer a number)" in caplog.text
 
 
-def test_finished_job_has_no_reason_of_an_earlier_attempt() -> None:
-    assert command("configs=[good]", "seeds=[0]") == 0
-    jobs.write_record(Path("run") / table()[0]["folder"], jobs.REFUSED, reason="no memory")
-    assert command("configs=[good]", "seeds=[0]") == 0 and sum(log().values()) == 6
-    assert [(row["state"], row["reason"]) for row in table()] == [("finished", "")] * 2
-
-
 def test_stopped_batch_continues() -> None:
     method("stops", "trouble: stops once")
     for _ in range(2):
@@ -111,9 +104,6 @@ def test_style_and_atlas_of_real_runs() -> None:
         (["configs=[toybox-sheet]"], ("configs: ", "toybox-sheet")),
         (["configs=[good, good]"], ("configs", "'good'")),
         (["overrides=[seed=3]"], ("overrides: ", "seed")),
-        (["overrides=[export.palette=teal,white]"], ("overrides: ", "'white'")),
-        (["overrides=[export.lods=[1000, [300]]]"], ("overrides: ", "value")),
-        (["style=brwon"], ("style: ", "'brown'")),
         (["style=brown"], ("style: ", "good")),  # without an asset
         (["atlas=true"], ("atlas: ", "good")),
         (["configs=[quick-toybox]", "atlas=true", 'overrides=["export.formats=[obj]"]'], ("atlas: ", "[glb]")),
@@ -142,28 +132,6 @@ def test_wrong_prompts_are_skipped_and_reported(caplog, monkeypatch) -> None:
     assert len(lines) == 2, "before and after the work"
     Path("prompts.txt").write_text("a nebula\njustice\n")
     assert command("configs=[good]", "seeds=[0]", "out=other") == 2 and not Path("other").exists()
-
-
-def test_overrides_can_have_lists() -> None:
-    Path("prompts.txt").write_text("a blue dog\n")
-    words = ["configs=[quick-toybox export.lods=[900, 300]]", "overrides=[export.formats=[glb, obj], export.refine=0]"]
-    (made,) = plan(load("batch", ["prompts=prompts.txt", *words]))
-    assert made.config.export.lods == (900, 300) and made.config.export.refine == 0
-    assert made.config.export.formats == ("glb", "obj")
-
-
-def test_notes_name_skipped_lines_and_ignored_words() -> None:
-    Path("prompts.txt").write_text("a nebula\na potion\na dog on a potion\n")
-    count, *notes = load("batch", ["prompts=prompts.txt", "configs=[quick-toybox]", "seeds=[0, 1]"]).notes()
-    assert "2 of 6" in count and "'a nebula'" in notes[0] and "'a potion'" in notes[1]
-    assert all("'a dog on a potion'" in note for note in notes[2:]) and "'potion'" in notes[2]
-
-
-def test_prompt_files_of_text_editors_are_read() -> None:
-    for encoding in ("utf-8", "utf-8-sig", "utf-16", "cp1252"):
-        for end in ("\n", "\r\n", "\r"):
-            Path("prompts.txt").write_bytes(end.join(["a red café", "# a remark", "a blue dog"]).encode(encoding))
-            assert load("batch", ["prompts=prompts.txt"]).lines() == ["a red café", "a blue dog"]
 
 
 def test_job_can_be_pickled_and_its_key_depends_on_the_config_alone() -> None:

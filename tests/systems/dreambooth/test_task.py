@@ -7,7 +7,6 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from tests.support.errors import refused
 from tests.support.official import official_checkpoint
 from tests.support.task_server import assert_same, finished_run, prior_folder, server, weights
 from tests.support.tiny_prior import coarse_prior, tiny_prior
@@ -18,7 +17,6 @@ from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.guidance.weights import subject_weights
 from threedgen.guidance.weights.addition_files import subject_card
 from threedgen.run.metrics import read_summary
-from threedgen.run.prompts import prompt_warnings
 from threedgen.systems.dreambooth import system as system_module
 from threedgen.systems.dreambooth.options import MVDreamBoothConfig
 from threedgen.systems.dreambooth.system import DreamBoothSystem, augment, preservation
@@ -139,30 +137,13 @@ def test_preservation_has_value_and_gradient_of_its_formula(norm: str) -> None:
     assert all(map(torch.equal, found, expected))
 
 
-@pytest.mark.parametrize("norm", ["l1", "l2"])
-def test_preservation_limits_the_drift(tmp_path: Path, norm: str) -> None:
+def test_preservation_limits_the_drift(tmp_path: Path) -> None:
     count = sum(p.numel() for p in tiny_prior().unet.parameters())
     free = system_of(tmp_path, tiny_prior(), "tuning.preservation=none")
-    held = system_of(tmp_path, tiny_prior(), f"tuning.preservation={norm}", f"tuning.weight={100 * count}")
+    held = system_of(tmp_path, tiny_prior(), "tuning.preservation=l1", f"tuning.weight={100 * count}")
     assert distance(free) == distance(held) == 0
     steps(free, 12), steps(held, 12)
     assert 0 < distance(held) < 0.5 * distance(free)
-
-
-def test_only_unet_and_identifier_change(tmp_path: Path) -> None:
-    prior = coarse_prior()
-    around = {name: {k: v.clone() for k, v in network.state_dict().items()} for name, network in prior.networks.items()}
-    system = system_of(tmp_path, prior)
-    word = system.word.detach().clone()
-    steps(system, 4)
-    assert not torch.equal(system.word, word)
-    for name in ("vae", "coarse"):
-        assert_same(dict(prior.networks[name].state_dict()), around[name])
-    table = "embeddings.token_embedding.weight"
-    now, before = prior.text_encoder.state_dict(), around["text_encoder"]
-    assert all(torch.equal(now[key], before[key]) for key in before if key != table)
-    other = [k for k in range(len(before[table])) if k != system.token]
-    assert torch.equal(now[table][other], before[table][other])
 
 
 @torch.no_grad()
@@ -207,20 +188,3 @@ def test_augmentation_is_light_and_never_mirrors() -> None:
     moved = augment(x, torch.Generator().manual_seed(0))
     assert moved.min() >= 0 and moved.max() <= 1 and len({float(m.mean()) for m in moved}) > 8
     assert (moved[:, :, :12] > 0.9).all() and (moved[:, :, 20:] < 0.1).all()
-
-
-def test_prompt_without_the_identifier_gives_a_note(tmp_path: Path) -> None:
-    prior = system_of(tmp_path, tiny_prior()).model
-    assert any("[v]" in note for note in prompt_warnings("a dog", prior)) and not prompt_warnings("a [v] dog", prior)
-
-
-def test_notes_take_the_identifier_as_known(tmp_path: Path) -> None:
-    def load(prompt: str) -> MVDreamBoothConfig:
-        return config.load(dreambooth_config(tmp_path, prompt=prompt))
-
-    assert load("a [v] dog").notes() == []
-    (note,) = load("a dog").notes()
-    assert "[v]" in note
-    load("a [v] dog").check_prompt()
-    with refused("prompt"):
-        load("a [v] unicorn").check_prompt()

@@ -1,4 +1,3 @@
-import shutil
 from pathlib import Path
 
 import pytest
@@ -12,8 +11,6 @@ from threedgen.guidance.completion import KnownViews, known_views
 from threedgen.guidance.guidance import Condition
 from threedgen.guidance.priors import latent_diffusion
 from threedgen.guidance.priors.mvdream import MVDream
-from threedgen.run.folder import write_config
-from threedgen.systems.generate import phases
 from threedgen.systems.generate.phases import resample_views
 from threedgen.systems.generate.task import embeddings
 from threedgen.systems.generate.views import object_text
@@ -69,26 +66,6 @@ def test_noise_of_the_code_follows_from_seed_and_prompt(run: Path, tmp_path: Pat
     assert len({dog[0], noise(0, "a cat", "")[0], noise(1, "a dog", "")[0]}) == 3
     edited = noise(0, "a red dog", "", config_name="edit-toybox", words=(f"edit={run}",))
     assert edited == dog[:1], "an edit starts with the noise of the run, so that the object stays similar"
-    again = tmp_path / "again"
-    again.mkdir()
-    (again / "config.yaml").write_text(f"task: generate\nprompt: a red dog\nedit: {run}\n")
-    shutil.copy(run / "text.safetensors", again)
-    twice = noise(0, "a red old dog", "", config_name="edit-toybox", words=(f"edit={again}",))
-    assert twice == dog[:1], "so does an edit of an edit"
-    (again / "config.yaml").write_text("task: generate\nimage: dog.png\n")
-    assert len(noise(0, "a red old dog", "", config_name="edit-toybox", words=(f"edit={again}",))) == 1, "no prompt"
-
-
-def test_note_names_asset_options_that_differ_from_the_run(tmp_path: Path) -> None:
-    write_config(tmp_path, config.load("mvdream-toybox", ["prompt=a red robot", "export.height=1.2"]))
-    words = ["prompt=a blue robot", f"edit={tmp_path}"]
-    (note,) = config.load("edit-toybox", words).prompt_notes()
-    assert "preset: 'prop' -> 'mobile'" in note and "height: 1.2 -> None" in note
-    assert config.load("edit-toybox", [*words, "export.preset=prop", "export.height=1.2"]).prompt_notes() == []
-    (tmp_path / "asset").mkdir()
-    (tmp_path / "asset/asset.json").write_text('{"options": {"preset": "hero"}}')  # of another export
-    (note,) = config.load("edit-toybox", words).prompt_notes()
-    assert "preset: 'hero' -> 'mobile'" in note and "height" not in note
 
 
 @torch.no_grad()
@@ -131,20 +108,3 @@ def test_resampled_views_depend_on_known_views(prior: MVDream) -> None:
     alone, seen, other = resampled(second), *(resampled(second, known) for known in views)
     assert (seen - alone).abs().max() > 1e-6 and (seen - other).abs().max() > 1e-6
     torch.testing.assert_close(resampled(second, views[0]), seen)
-
-
-@torch.no_grad()
-def test_known_views_take_fewer_steps(prior: MVDream, monkeypatch) -> None:
-    options = config.load("quick-toybox", ["prompt=a dog", "refine.steps=10"]).refine
-    rig = ring_rig(1, 4, (0.0, 30.0), 2.6, 40.0, prior.image_size)
-    condition = Condition((prior.encode_prompt(["a dog"]), prior.encode_prompt([""])), None, 4, c2w=rig.cameras.c2w)
-    known, steps = KnownViews(torch.zeros(4, *prior.latent_shape), torch.zeros(4, 16)), list[int]()
-
-    def sampled(predict: object, noise: torch.Tensor, schedule: object, count: int, init: object) -> torch.Tensor:
-        steps.append(count)
-        return noise
-
-    monkeypatch.setattr(phases, "sample_latents", sampled)
-    for views in (None, known):
-        resample_views(prior, None, rig, condition, options, 0.5, torch.Generator(), None, views)
-    assert steps == [10, 6]

@@ -9,7 +9,6 @@ from tests.support.small_run import SMALL, small_field
 from tests.support.task_server import prior_folder, server, tiny_generate, weights
 from tests.support.tiny_methods import folders
 from tests.support.toy_run import log
-from tests.systems.generate.test_official import PRIOR, folder
 from threedgen.run.metrics import read_summary
 
 FEW = ["field.count=60", "field.max_count=90", "field.interval=4", "field.opacity=0.6"]
@@ -29,14 +28,10 @@ def run(place: Path, *words: str) -> dict[str, Any]:
         ("gaussians-toybox", FEW),
         ("dreamgaussian-sd21", [*STAGE, *MESH]),
         ("luciddreamer-sd21", [*FEW, "scenes_per_step=1", "field.sphere=0.8"]),
-        ("mvdream-gaussians-sd21", [*FEW, *PRIOR]),
     ],
 )
 def test_config_runs_to_splats_and_a_mesh(name: str, more: list[str], tmp_path: Path) -> None:
     source = prior_folder() if name == "gaussians-toybox" else folders() / "sd"
-    if name == "mvdream-gaussians-sd21":
-        source = folder("sd21") / "sd-v2.1-base-4view.pt"
-        more = [*more, f"prior.tokenizer={folder('sd21') / 'clip'}"]
     summary = run(tmp_path, "--config", name, *WORDS, f"prior.weights={source}", *more)
     assert (summary["status"], summary["steps"]) == ("finished", 20) and summary["triangles"] > 10
     place = tmp_path / "run"

@@ -4,15 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from PIL import Image
 
 from tests.support.kept_folder import kept_folder
 from tests.support.official import NAMES, Kind, official_checkpoint
-from tests.support.script_poses import script_poses
 from tests.support.small_run import SMALL, small_field
 from tests.support.task_server import server
-from tests.support.tiny_prior import coarse_prior, tiny_prior
+from tests.support.tiny_prior import coarse_prior
 from tests.support.toy_run import log
 from threedgen import cli
 from threedgen.guidance.priors.mvdream import MVDream
@@ -35,16 +33,13 @@ def folder(kind: Kind) -> Path:
     return place
 
 
-@pytest.mark.parametrize("name", ["sd21", "sd15", "tiny", "coarse"])
-def test_checkpoint_samples_and_meta_networks_are_its_networks(name: Any, tmp_path: Path) -> None:
-    if name in NAMES:
+@pytest.mark.parametrize("name", ["sd21", "coarse"])
+def test_meta_networks_are_those_of_the_prior(name: Any, tmp_path: Path) -> None:
+    if name == "sd21":
         path = folder(name) / NAMES[name]
         prior = MVDream.load(str(path), dtype="fp32", tokenizer=str(folder(name) / "clip"), image_size=64)
-        assert prior.factor == 8 and prior.schedule.prediction == "epsilon"
-        views = prior.sample("a dog", script_poses(4), steps=2, generator=torch.Generator().manual_seed(0))
-        assert views.shape == (4, 64, 64, 3) and torch.isfinite(views).all() and views.std() > 0
     else:
-        path, prior = tmp_path, {"tiny": tiny_prior, "coarse": coarse_prior}[name]()
+        path, prior = tmp_path, coarse_prior()
         prior.save(path)
     found = meta_networks(str(path))
     for seen, loaded in ((found.unet, prior.unet), (found.vae, prior.vae)):
@@ -57,12 +52,7 @@ def test_checkpoint_samples_and_meta_networks_are_its_networks(name: Any, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("name", "kind", "more"),
-    [
-        ("mvdream-sd21", "sd21", []),
-        ("mvdream-sd21-shading", "sd21", SHADING),
-        pytest.param("mvdream-sd15", "sd15", [], marks=pytest.mark.slow),  # another file for the same config
-    ],
+    ("name", "kind", "more"), [("mvdream-sd21", "sd21", []), ("mvdream-sd21-shading", "sd21", SHADING)]
 )
 def test_config_runs_to_a_mesh(name: str, kind: Kind, more: list[str]) -> None:
     """The checkpoint is in the working directory under its released name."""
@@ -81,23 +71,14 @@ def test_config_runs_to_a_mesh(name: str, kind: Kind, more: list[str]) -> None:
 
 
 @pytest.mark.usefixtures("no_hub")
-@pytest.mark.parametrize(
-    ("tokenizer", "expected"),
-    [
-        ([], "prior.tokenizer: this checkpoint holds no tokenizer, and openai/clip-vit"),
-        (["prior.tokenizer=empty"], "prior.tokenizer: empty holds no tokenizer"),
-        (["prior.tokenizer=nowhere"], "prior.tokenizer: there is no folder 'nowhere'"),
-    ],
-)
-def test_missing_tokenizer_is_refused_before_the_weights(tokenizer, expected, tmp_path, monkeypatch, capsys) -> None:
+def test_missing_tokenizer_is_refused_before_the_weights(tmp_path: Path, monkeypatch, capsys) -> None:
     """The weights are neither hashed nor read, and no folder is left."""
     read: list[Path] = []
     monkeypatch.setattr("threedgen.guidance.weights.files.sha256", lambda path: read.append(path) or "")
     monkeypatch.setattr("threedgen.guidance.weights.files.read_tensors", lambda path, *more: read.append(path) or {})
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "empty").mkdir()
     words = ["--config", "mvdream-sd21", "prompt=a dog", f"prior.weights={folder('sd21') / NAMES['sd21']}", "out=run"]
     for more in ([], ["--dry-run"]):
-        assert cli.main([*words, *tokenizer, *more]) == 2
-        assert capsys.readouterr().err.startswith(expected)
+        assert cli.main([*words, *more]) == 2
+        assert capsys.readouterr().err.startswith("prior.tokenizer: ")
     assert read == [] and not (tmp_path / "run").exists()

@@ -9,19 +9,12 @@ from tests.support.official import NAMES, WIDTHS, Kind, ldm_unet
 from tests.support.task_server import prior_folder, tiny_generate
 from tests.support.tiny_prior import TEXT_WIDTH, tiny_prior
 from threedgen import cli, config
-from threedgen.config import plugins
 from threedgen.guidance.weights.meta_networks import meta_networks
 from threedgen.run.memory import PeakMemory
 from threedgen.systems.generate import plan as module
 from threedgen.systems.generate.memory import MeasuredSystem, memory
 from threedgen.systems.generate.system import GenerateSystem
 from threedgen.systems.meta_prior import MetaPrior
-
-
-@pytest.fixture
-def known_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A plan whose memory is not measured."""
-    monkeypatch.setattr(module, "memory", lambda config, device: {"step at 12 px": 2000.0})
 
 
 def dry(folder: Path, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
@@ -40,19 +33,18 @@ def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path: Path, monkeypatch,
 
 
 @pytest.mark.usefixtures("no_hub")
-@pytest.mark.parametrize("kind", ["sd21", "sd15"])
-def test_missing_released_weights_are_planned_then_refused(kind: Kind, tmp_path: Path, monkeypatch, capsys) -> None:
+def test_missing_released_weights_are_planned_then_refused(tmp_path: Path, monkeypatch, capsys) -> None:
     """Without weights nothing is fetched, the plan is printed, and the exit code is that of the run."""
     monkeypatch.chdir(tmp_path)
     small = ["field.encoding.log2_hashmap_size=8", "march.samples=24", "occupancy.resolution=8", "threads=1"]
-    assert cli.main(["--config", f"mvdream-{kind}", "prompt=an astronaut riding a horse", "--dry-run", *small]) == 2
+    assert cli.main(["--config", "mvdream-sd21", "prompt=an astronaut riding a horse", "--dry-run", *small]) == 2
     output = capsys.readouterr()
     lines = dict(line.split(": ", 1) for line in output.out.splitlines()[:-1])
     assert lines["would generate"] == "an astronaut riding a horse"
-    how = f"`hf download MVDream/MVDream {NAMES[kind]}` fetches it"
-    assert lines["weights"] == f"{NAMES[kind]}, not on this machine yet; {how}"
+    how = f"`hf download MVDream/MVDream {NAMES['sd21']}` fetches it"
+    assert lines["weights"] == f"{NAMES['sd21']}, not on this machine yet; {how}"
     assert "GB at most (loading" in lines["memory"]
-    assert output.err.count("\n") == 1 and output.err.startswith(f"prior.weights: '{NAMES[kind]}' is neither a file")
+    assert output.err.count("\n") == 1 and output.err.startswith(f"prior.weights: '{NAMES['sd21']}' is neither a file")
     assert not list(tmp_path.iterdir())
 
 
@@ -90,53 +82,27 @@ def test_dry_run_of_other_tasks(words: list[str], lines: list[str], tmp_path: Pa
     assert all(f"\n{line}" in out for line in lines) and out.endswith("\nnothing was run or written\n")
 
 
-@pytest.mark.usefixtures("known_memory")
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
         ([], []),
         ([f"prompt={' and '.join(['a red dog'] * 200)}"], ["note: the prompt is too long"]),
-        ([f"prompt=a dog, {', '.join(['shiny'] * 200)}"], ["does not know 'shiny'", "receives 'a dog'"]),
         (["prompt=a fluffy dog and a cat"], ["'fluffy'", "'a dog and a cat'", "dog and cat"]),
         (["prompt=a wooden fluffy dog", "export.enabled=true"], ["does not know 'fluffy'", "'wooden'"]),
-        (["prompt=a wooden fluffy dog", "export.enabled=false"], ["does not know 'wooden', 'fluffy'"]),
-        (["prompt=a wooden fluffy dog", "export.material=glass"], ["does not know 'wooden', 'fluffy'"]),
         (["negative_prompt=ugly zebra"], ["note: negative_prompt: ", "'ugly', 'zebra'"]),
-        (["negative_prompt=no hat"], ["note: negative_prompt: negations have no effect: 'hat'"]),
         (["prior.dtype=fp16"], ["note: dtype fp16"]),
     ],
     ids=lambda value: str(value)[:60],
 )
-def test_notes_name_what_is_ignored_or_changed(tmp_path: Path, capsys, words: list[str], expected: list[str]) -> None:
+def test_notes_name_what_is_ignored_or_changed(tmp_path: Path, monkeypatch, capsys, words, expected) -> None:
+    monkeypatch.setattr(module, "memory", lambda config, device: {"step at 12 px": 2000.0})
     code, out, _ = dry(tmp_path, capsys, *words)
     notes = [line for line in out.splitlines() if line.startswith("note: ")]
     assert code == 0 and bool(notes) == bool(expected)
     assert all(any(part in note for note in notes) for part in expected), notes
-    assert any("too long" in note for note in notes) == any("too long" in part for part in expected)
 
 
-@pytest.mark.usefixtures("known_memory")
-def test_dry_run_without_memory_of_a_plugin_that_needs_values(tmp_path: Path, monkeypatch, capsys) -> None:
-    def unmeasured(*arguments: object) -> None:
-        raise TypeError("no value")
-
-    monkeypatch.setattr(module, "memory", unmeasured)
-    assert dry(tmp_path, capsys)[0] == 1
-    monkeypatch.setitem(plugins.LOADED, "mine", plugins.Plugin(tmp_path / "mine.py", ""))
-    code, out, _ = dry(tmp_path, capsys)
-    assert code == 0 and "no value" in out
-
-
-def test_missing_gpu_is_reported(tmp_path: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
-    auto = "trainer.accelerator=auto"
-    assert "no GPU was found\n" in dry(tmp_path, capsys, auto)[1]
-    assert "no GPU was found, and this config" in dry(tmp_path, capsys, auto, "needs=weights, a GPU")[1]
-    assert "no GPU" not in dry(tmp_path, capsys, "trainer.accelerator=cpu")[1]
-
-
-@pytest.mark.parametrize("name", ["gpu", "cuda", "mps"])
+@pytest.mark.parametrize("name", ["gpu", "mps"])
 def test_missing_device_is_refused_before_loading(name: str, tmp_path: Path, monkeypatch, refuses) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
@@ -144,8 +110,8 @@ def test_missing_device_is_refused_before_loading(name: str, tmp_path: Path, mon
     for more in ([], ["--dry-run"]):
         assert refuses([*words, *more]).startswith("trainer.accelerator: ")
     assert not (tmp_path / "run").exists()
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    if name != "mps":
+    if name == "gpu":
+        monkeypatch.setattr("torch.cuda.is_available", lambda: True)
         config.load(tiny_generate(tmp_path), [f"trainer.accelerator={name}"]).trainer.check()
 
 
@@ -166,9 +132,6 @@ def test_memory_is_measured_for_each_kind_of_step(tmp_path: Path) -> None:
     assert vsd["step at 8 px"] > whole["step at 8 px"], "the graph of the UNet"
     lit = needed(tmp_path, "material={name: diffuse, ambient_only_steps: 0, diffuse_probability: 1}")
     assert lit["step at 12 px"] > whole["step at 12 px"], "normals"
-    lit_late = needed(tmp_path, "material={name: diffuse, ambient_only_steps: 5, diffuse_probability: 1}")
-    assert lit_late["step at 8 px"] == pytest.approx(whole["step at 8 px"], rel=1e-3)
-    assert lit_late["step at 12 px"] == pytest.approx(lit["step at 12 px"], rel=1e-3)
     for schedule in ("{0: 0, 5: 1}", "{0%: 0, 100%: 1}"):
         oriented = needed(tmp_path, f"loss={{orientation: {schedule}}}")
         assert oriented["step at 12 px"] > whole["step at 12 px"]

@@ -61,16 +61,12 @@ def test_run_writes_its_files_its_page_and_a_checkpoint_without_prior_and_path()
     assert np.asarray(Image.open(run / "views.png")).std() > 1
     output = log(run.parent)
     assert output.splitlines()[0] == "tiny: generate in run" and output.splitlines()[-1] == "run"
-    assert "fitting the sampled views" in output and "distilling at 12 px" in output
-    assert "\nsampling views: 0/2\n" in output and "\nsampling views, round 2 of 2: 4/4\n" in output, "all are counted"
     parts = {name.partition(".")[0] for name in weights(run)}
     assert parts == {"field", "background", "occupancy", "refine_images"}
     assert str(run.parent).encode() not in (run / "checkpoints" / "last.ckpt").read_bytes()
     page = Page((run / PAGE).read_text(encoding="utf-8"))
     for name, file in SHOWN.items():
         assert page.decoded(name) == (run / file).read_bytes(), file
-    text = page.texts["body"][0]
-    assert page.texts["h1"] == ["a red dog"] and f"seed 0 · {STEPS} steps" in text
     keys = {title: key for key, title, _ in PLOTS}
     plots = [given["aria-label"].split(":")[0] for tag, given in page.attributes if tag == "svg"]
     assert [keys[title] for title in plots] == ["loss", "step_seconds", "opacity", "t"]
@@ -86,15 +82,8 @@ def test_run_writes_its_asset(tmp_path: Path) -> None:
     summary, asset = read_summary(run), run / "asset" / "a_shiny_red_dog.glb"
     assert summary["asset"]["file"] == "asset/a_shiny_red_dog.glb"
     assert summary["files"] == [*FILES, "asset/a_shiny_red_dog.glb", PAGE]
-    assert all(note.startswith(("asset: ", "the prior receives", "'shiny' sets")) for note in summary["notes"])
-    for phase in ("sampling views", "turntable", "surface", "asset: khronos", "page"):
-        assert f"\n{phase}: " in log(tmp_path), phase
-    assert log(tmp_path).splitlines()[-4:] == [
-        "asset: run/asset/a_shiny_red_dog.glb (0.5 m high, as a dog usually is)",
-        "another height: python launch.py --config export run=run height=METRES",
-        f"page: run/{PAGE}",
-        "run",
-    ]
+    assert not any("does not know" in note for note in summary["notes"]), "shiny sets the material"
+    assert "(0.5 m high" in log(tmp_path) and log(tmp_path).splitlines()[-1] == "run"
     assert_same(weights(run), weights(undisturbed()))  # the asset has no part in what is learnt
     before = asset.read_bytes()
     assert server().run(tmp_path, words=["--resume", "run"]) == 0
@@ -169,44 +158,12 @@ def test_repeated_command_does_no_work(copy: Path) -> None:
     assert log(copy).splitlines()[-1] == "run"
 
 
-@pytest.mark.parametrize("lost", ["mesh.glb", PAGE])
-def test_lost_result_is_rewritten_without_training(copy: Path, lost: str) -> None:
+def test_lost_result_is_rewritten_without_training(copy: Path) -> None:
     trained = saved_at(copy / "run")
-    (copy / "run" / lost).unlink()
+    (copy / "run" / "mesh.glb").unlink()
     assert server().run(copy, words=command(copy)) == 0, log(copy)
-    assert (copy / "run" / PAGE).exists()
     assert (copy / "run" / "mesh.glb").read_bytes() == (undisturbed() / "mesh.glb").read_bytes()
     assert saved_at(copy / "run") == trained
-
-
-def test_longer_run_resumes_a_finished_one(copy: Path) -> None:
-    words = ["--resume", "run", f"trainer.max_steps={STEPS + 2}", "march.chunk=50"]  # another chunk is the same run
-    assert server().run(copy, words=words) == 0, log(copy)
-    assert read_summary(copy / "run")["steps"] == STEPS + 2
-    assert log(copy).count("percent now refer to the new number of steps") == 1
-    before = snapshot(copy / "run")
-    assert server().run(copy, words=command(copy)) == 0, "the shorter run is in it"
-    assert "finished already" in log(copy) and snapshot(copy / "run") == before
-
-
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        (["out=run", "seed=1"], "seed: 0 -> 1"),
-        (["out=run", "prompt=a blue dog"], "prompt: 'a red dog' -> 'a blue dog'"),
-        (["out=run", "loss.opaque=0.5"], "loss.opaque: 0.0 -> 0.5"),
-        (["out=run", "prior.dtype=bf16"], "prior.dtype: 'fp32' -> 'bf16'"),
-        (["--resume", "run", "march.samples=13", "seed=1"], "march.samples: 12 -> 13"),
-    ],
-)
-def test_resume_refuses_another_config(copy: Path, monkeypatch, capsys, words: list[str], expected: str) -> None:
-    config_words = [] if words[0] == "--resume" else command(copy)[:2]
-    monkeypatch.chdir(copy)
-    before = snapshot(copy / "run")
-    assert cli.main([*config_words, *words]) == 2
-    error = capsys.readouterr().err
-    assert expected in error and error.count("\n") == 1
-    assert snapshot(copy / "run") == before
 
 
 def test_refused_shorter_run_keeps_its_config(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,12 +185,9 @@ def test_nan_of_the_prior_stops_the_run_and_keeps_the_state(tmp_path: Path) -> N
     assert sentence in " ".join(Page((run / PAGE).read_text(encoding="utf-8")).texts["li"])
     state = weights(run)
     assert all(torch.isfinite(value).all() for value in state.values() if value.is_floating_point())
-    assert server().run(tmp_path, words=words) == 0, log(tmp_path)  # with a prior that is well again
-    assert read_summary(run)["status"] == "finished" and "reason" not in read_summary(run)
 
 
-@pytest.mark.parametrize("how", ["cut", "empty", "junk"])
-def test_damaged_caches_are_rebuilt(tmp_path: Path, caplog: pytest.LogCaptureFixture, how: str) -> None:
+def test_damaged_caches_are_rebuilt(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     prior = MVDream.load(str(prior_folder()), dtype="fp32")
     options = config.load(tiny_generate(tmp_path / "config"))
 
@@ -245,7 +199,7 @@ def test_damaged_caches_are_rebuilt(tmp_path: Path, caplog: pytest.LogCaptureFix
     assert first[0].shape[0] == 2 and first[1].shape == (2, 16, 16, 3)
     for name in ("text.safetensors", "preview.safetensors"):
         whole = (tmp_path / name).read_bytes()
-        (tmp_path / name).write_bytes({"cut": whole[: len(whole) // 2], "empty": b"", "junk": b"x" * 100}[how])
+        (tmp_path / name).write_bytes(whole[: len(whole) // 2])
         (tmp_path / "preview.png").unlink()
         for made, again in zip(first, ask(), strict=True):
             assert torch.equal(made, again)

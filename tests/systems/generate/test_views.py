@@ -53,10 +53,6 @@ def test_groups_are_completed_from_the_first_if_the_prior_can(prior: MVDream, tm
     torch.testing.assert_close(azimuth[:4], torch.tensor([30.0, 120, 210, 300]), atol=1e-3, rtol=0)
     torch.testing.assert_close(elevation[:4], torch.full((4,), 20.0), atol=1e-3, rtol=0)
     assert elevation[4:].min() > -1e-3 and elevation[4:].max() < 30
-    one = config.load("mvdream-toybox", [*SHORT, "warm_start.groups=1"])
-    (tmp_path / "one").mkdir()
-    first, _ = views_of(one, prior, "a red dog", tmp_path / "one")
-    torch.testing.assert_close(first, views[:4])
     again, _ = views_of(options, prior, "another prompt", tmp_path)
     assert torch.equal(again, views), "a resumed run reads them"
     (tmp_path / "single").mkdir()
@@ -111,7 +107,7 @@ def test_views_of_a_changed_image_are_sampled_again(prior: MVDream, tmp_path: Pa
     assert not torch.equal(first, other) and all(a != b for a, b in zip(same, changed, strict=True))
 
 
-@pytest.mark.parametrize("share", [0.5, 0.75, 0.8])
+@pytest.mark.parametrize("share", [0.5, 0.8])
 def test_size_of_an_image_is_that_which_the_prior_expects(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
     prior, cut, at = coarse_prior(), torch.ones(64, 64, 4), min(OBJECT_SIZES, key=lambda each: abs(each - share))
     expected = framed(cut, prior.image_size, prior.image_size, at).permute(2, 0, 1)
@@ -131,19 +127,11 @@ def test_size_of_an_image_is_that_which_the_prior_expects(share: float, monkeypa
 
 
 @torch.no_grad()
-def test_object_code_is_that_of_the_seed_or_of_the_image(tmp_path: Path) -> None:
-    prior, folders = coarse_prior(), [tmp_path / name for name in ("0", "1", "red", "blue")]
-    for folder in folders:
-        folder.mkdir()
-    text, other = (
-        embeddings(config.load("mvdream-toybox", [f"seed={seed}", "prompt=a dog"]), prior, ["a dog", ""], None, folder)
-        for seed, folder in enumerate(folders[:2])
-    )
-    assert torch.equal(text[:, :-1], other[:, :-1]) and not text[1, -1].any()
-    assert (text[0, -1] - other[0, -1]).abs().max() > 1e-3
-    options = config.load("mvdream-toybox", ["prompt=a dog"])
-    red, blue = (
-        embeddings(options, prior, ["a dog", ""], torch.tensor(colour).expand(1, 16, 16, 3), folder)
-        for colour, folder in zip(([0.9, 0.1, 0.1], [0.1, 0.1, 0.9]), folders[2:], strict=True)
-    )
-    assert red[0, -1].square().mean() == pytest.approx(1, abs=0.1) and (red[0, -1] - blue[0, -1]).abs().max() > 1e-4
+def test_object_code_is_that_of_the_image(tmp_path: Path) -> None:
+    prior, options = coarse_prior(), config.load("mvdream-toybox", ["prompt=a dog"])
+    codes = []
+    for name, colour in (("red", [0.9, 0.1, 0.1]), ("blue", [0.1, 0.1, 0.9])):
+        (tmp_path / name).mkdir()
+        image = torch.tensor(colour).expand(1, 16, 16, 3)
+        codes.append(embeddings(options, prior, ["a dog", ""], image, tmp_path / name)[0, -1])
+    assert codes[0].square().mean() == pytest.approx(1, abs=0.1) and (codes[0] - codes[1]).abs().max() > 1e-4

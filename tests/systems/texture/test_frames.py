@@ -120,9 +120,8 @@ def test_frames_without_pose_or_depth_are_left_out(scan: Path) -> None:
 def test_inverted_poses_are_refused(scan: Path) -> None:
     for path in (scan / "pose").iterdir():
         np.savetxt(path, np.linalg.inv(np.loadtxt(path)))
-    for every in (1, 3):  # slowly and fast
-        with refused("rig.scannet", "poses=w2c"):
-            read_scan(scan, every=every)
+    with refused("rig.scannet", "poses=w2c"):
+        read_scan(scan)
     moved, _ = read_scan(scan, poses="w2c")
     torch.testing.assert_close(moved.cameras.c2w, box_room.look(48, LARGE).c2w[:COUNT], atol=1e-5, rtol=0)
 

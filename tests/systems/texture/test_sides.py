@@ -62,14 +62,6 @@ def test_given_sides_are_projected_and_need_no_weights(tmp_path: Path, capsys) -
     assert code == 2 and err.startswith("views: ") and "front.png" in err and "transforms.json" in err
 
 
-def test_room_seen_from_outside_is_no_object(capsys: pytest.CaptureFixture[str]) -> None:
-    box_room.write_glb(Path("room.glb"))
-    for mesh, count in (("room", 1), ("a", 0)):
-        assert run(capsys, f"mesh={mesh}.glb", f"out={mesh}")[0] == 0
-        notes = json.loads(Path(mesh, "summary.json").read_text())["notes"]
-        assert len(notes) == count and all("mvdiffusion-depth-toybox" in note for note in notes)
-
-
 @pytest.mark.parametrize("first", [12, 24])
 def test_reversed_parts_are_double_sided(tmp_path: Path, capsys: pytest.CaptureFixture[str], first: int) -> None:
     mesh = nose_box()
