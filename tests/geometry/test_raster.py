@@ -12,9 +12,9 @@ from tests.support.brute_force import cross_triangles
 from tests.support.errors import refused
 from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.poses import orbit_c2w
-from threedgen.geometry.raster import NEAR, Buffers, interpolate, rasterise, rasterise_uv, rasterise_views
+from threedgen.geometry.raster import Buffers, interpolate, rasterise, rasterise_uv, rasterise_views
 from threedgen.geometry.rigs import orbit
-from threedgen.geometry.texture import fill, sample, scatter
+from threedgen.geometry.texture import fill, sample
 
 
 def rasterised(cameras: Cameras, vertices, faces) -> Buffers:
@@ -111,29 +111,6 @@ def test_rasterise_closed_surface_around_the_camera_has_no_gap(elevation, azimut
     assert buffers.mask.all()
 
 
-def test_rasterise_first_of_equally_distant_faces_is_visible():
-    vertices, faces, _ = square()
-    cameras = orbit(1, 0.2, 3.0, 0.7, 24, 24, azimuth=0.3)
-    twice = rasterised(cameras, vertices, np.concatenate([faces, faces, faces[::-1]]))
-    once = rasterised(cameras, vertices, faces)
-    assert np.array_equal(twice.face, once.face) and np.array_equal(twice.bary, once.bary)
-
-
-def test_rasterise_clips_exactly_at_the_near_plane():
-    """The first image row of a strip below the viewing axis shows at which depth it was clipped."""
-    vertices = np.array([[5, -1, -0.5], [5, 1, -0.5], [-5, 1, -0.5], [-5, -1, -0.5]])
-    faces = np.array([[0, 1, 2], [0, 2, 3]])
-    for near in (0.6, 0.9, 1.7):
-        scale = NEAR / near  # of the scene
-        cameras = orbit(1, 0.0, 2.0 * scale, 1.5, 200, 40)
-        buffers = rasterised(cameras, vertices * scale, faces)
-        z = buffers.z[0][buffers.mask[0]] / scale
-        assert z.min() >= near * 0.999 and z.min() == pytest.approx(near, rel=0.02)
-        lowest = np.flatnonzero(buffers.mask[0].any(1)).max()
-        assert lowest + 0.5 == pytest.approx(100 + 0.5 / near * float(cameras.K[0, 1, 1]), abs=1)
-    assert not rasterised(cameras, vertices + [10, 0, 0], faces).mask.any()  # entirely behind the camera
-
-
 def test_rasterise_degenerate_and_empty_meshes_cover_nothing():
     vertices, faces, _ = square()
     cameras = orbit(1, 0.0, 3.0, 0.7, 16, 16)
@@ -183,14 +160,6 @@ def test_sample_is_bilinear_inside_and_constant_outside():
     texture = np.array([[[0.0], [1.0]], [[2.0], [3.0]]], np.float32)
     values = sample(texture, np.array([[0.5, 0.5], [0.375, 0.75], [0.0, 1.0], [1.0, 0.0], [-3.0, 9.0]]))
     assert values[:, 0].tolist() == pytest.approx([1.5, 0.25, 0.0, 3.0, 0.0])
-
-
-def test_scatter_is_the_adjoint_of_sample():
-    rng = np.random.default_rng(0)
-    texture, uv = rng.random((7, 5, 3)), rng.uniform(-0.2, 1.2, (400, 2))
-    values = rng.standard_normal((400, 3))
-    adjoint = (texture * scatter(values, uv, (7, 5))).sum()
-    assert (sample(texture, uv) * values).sum() == pytest.approx(adjoint, rel=1e-4)
 
 
 def test_fill_uses_the_nearest_covered_texel():

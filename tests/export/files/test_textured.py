@@ -16,7 +16,7 @@ from tests.support.textured_box import Textures, files, textured
 from threedgen.export.asset import convex_parts, hull
 from threedgen.export.files.glb import textured_glb_bytes, to_gltf_axes
 from threedgen.export.files.obj_usdz import obj_zip, usdz_bytes
-from threedgen.export.shape.mesh import TexturedMesh, placed, placement, vertex_tangents
+from threedgen.export.shape.mesh import TexturedMesh, vertex_tangents
 from threedgen.export.shape.topology import topology
 
 MESH, TEXTURES = textured()
@@ -67,16 +67,6 @@ def test_textured_glb_is_deterministic_and_omits_missing_textures() -> None:
     assert codes(alone) == set()
 
 
-def test_placement_sets_pivot_and_height() -> None:
-    moved = MESH.vertices * 3 + np.float32([5, -2, 7])
-    body = dataclasses.replace(MESH, vertices=moved)
-    points = placed(body, *placement(moved, 1.7)).vertices
-    low, high = points.min(0), points.max(0)
-    assert low[2] == pytest.approx(0, abs=1e-6) and high[2] == pytest.approx(1.7, abs=1e-5)
-    assert np.allclose(low[:2], -high[:2], atol=1e-5)
-    assert np.allclose(np.ptp(placed(body, *placement(moved)).vertices, axis=0), np.ptp(moved, axis=0), atol=1e-5)
-
-
 def test_obj_zip_has_mesh_material_and_textures() -> None:
     data = obj_zip({"ball": MESH, "ball_LOD1": MESH}, PNGS, "ball")
     assert data == obj_zip({"ball": MESH, "ball_LOD1": MESH}, PNGS, "ball")
@@ -112,15 +102,9 @@ def test_usdz_is_read_by_pxr(tmp_path: object, capfd: pytest.CaptureFixture[str]
     [
         (lambda m: {"faces": m.faces[1:]}, "open"),
         (lambda m: {"faces": m.faces[:, ::-1]}, "inside-out"),
-        (lambda m: {"faces": np.concatenate([m.faces, m.faces[:1]])}, "crowded"),
         (lambda m: {"vertices": m.vertices + 1}, "pivot"),
-        (lambda m: {"tangents": m.tangents * np.float32("nan")}, "finite"),
         (lambda m: {"normals": -m.normals}, "normals"),
-        (lambda m: {"normals": m.normals * 2}, "normals"),
         (lambda m: {"tangents": m.tangents * np.float32([1, 1, 1, -1])}, "tangents"),
-        (lambda m: {"tangents": m.tangents * 3}, "tangents"),
-        (lambda m: {"uv": m.uv * 1.5}, "uv-range"),
-        (lambda m: {"uv": m.uv * 0.5}, "uv-layout"),
         (lambda m: {"uv": np.abs(m.uv * 2 - 1)}, "uv-overlap"),
         (lambda m: {"faces": np.where(m.faces == 0, 10**5, m.faces)}, "indices"),
     ],

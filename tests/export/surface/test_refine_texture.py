@@ -7,10 +7,9 @@ import torch
 from benchmarks.mesh_render import render
 from tests.support.ball_run import Ball
 from tests.support.globe import globe
-from threedgen.config.sections import OrbitCameraConfig
 from threedgen.export.asset import make_asset
 from threedgen.export.options import AssetConfig
-from threedgen.export.renders import FOV, field_renderer, spiral_cameras
+from threedgen.export.renders import field_renderer, spiral_cameras
 from threedgen.export.run_field import field_view
 from threedgen.export.shape.from_field import dense_surface
 from threedgen.export.shape.mesh import TexturedMesh
@@ -67,19 +66,6 @@ def test_gradient_matches_finite_differences():
         up[j, i, c] += step
         down[j, i, c] -= step
         assert (half_square(up) - half_square(down)) / (2 * step) == pytest.approx(grad[j, i, c], abs=2e-5)
-
-
-def test_optimise_finds_the_least_squares_solution():
-    """Two contradictory pixels per texel give their mean, pulled to the start by `prior_weight`."""
-    centres = (np.arange(4) + 0.5) / 4
-    u, v = np.meshgrid(centres, 1 - centres)
-    uv = np.repeat(np.stack([u, v], -1).reshape(16, 1, 2), 2, axis=0).astype(np.float32)
-    target = np.tile([[0.4] * 3, [0.8] * 3], (16, 1)).astype(np.float32)
-    start = np.full((4, 4, 3), 0.2, np.float32)
-    free, before, after = module.optimise(start, PixelTargets(uv, target), 300, 0.05, 0.0)
-    assert np.allclose(free, 0.6, atol=2e-3) and before < after == pytest.approx(psnr(np.array(0.2), np.array(0.0)))
-    regularised, _, _ = module.optimise(start, PixelTargets(uv, target), 300, 0.05, 2.0)
-    assert np.allclose(regularised, 0.4, atol=2e-3)
 
 
 def test_refine_texture_sharpens_training_and_held_out_views():
@@ -159,18 +145,6 @@ def test_refine_texture_refills_the_background():
 
 MARCH = MarchConfig(samples=96)
 SMALL = AssetConfig(budget=400, texture=256, lods=(), collision="none", resolution=40, refine=6)
-
-
-def test_spiral_cameras_surround_and_face_the_origin() -> None:
-    cameras = spiral_cameras(60, 32, 2.0)
-    position = cameras.c2w[:, :3, 3].numpy()
-    assert np.allclose(np.linalg.norm(position, axis=1), 6, atol=1e-4)
-    forward = -cameras.c2w[:, :3, 2].numpy()
-    assert np.allclose(forward, -position / 6, atol=1e-5)
-    directions = position / 6
-    spacing = np.arccos(np.clip(directions @ directions.T - 2 * np.eye(60), -1, 1)).min(axis=1)
-    assert spacing.min() > np.radians(12)
-    assert OrbitCameraConfig().fov == pytest.approx(np.degrees(FOV))
 
 
 def test_field_renderer_returns_unlit_colours_and_opacity() -> None:
