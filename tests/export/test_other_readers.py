@@ -21,7 +21,6 @@ from threedgen.geometry.images import png
 MESH, TEXTURES = textured()
 PNGS = files(TEXTURES)
 EXTRAS = {"prompt": "a ball \u00e9 </script>", "seed": 3}
-DATA = textured_glb_bytes(MESH, PNGS, "ball", EXTRAS)
 
 
 LEVELS = {"ball": MESH, "ball_LOD1": textured(trimesh.creation.box((1, 2, 3)), 64)[0]}

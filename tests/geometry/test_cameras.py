@@ -56,6 +56,13 @@ def test_project_computes_in_float32_under_autocast():
     assert torch.equal(pixels, expected[0]) and torch.equal(depth, expected[1])
 
 
+def test_with_size_scales_pixels():
+    cameras, points = random_cameras(0), torch.rand(5, 3, generator=torch.Generator().manual_seed(0)) - 0.5
+    (after, deep), (before, depth) = cameras.with_size(24, 60).project(points), cameras.project(points)
+    torch.testing.assert_close(after, before * torch.tensor([3.0, 2.0]), atol=1e-3, rtol=1e-5)
+    assert torch.equal(deep, depth)
+
+
 SIZE = (24, 32)
 
 

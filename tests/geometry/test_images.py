@@ -29,8 +29,6 @@ def test_to_uint8_rounds_and_clips():
     assert to_uint8(torch.tensor([0.5], dtype=torch.bfloat16)).tolist() == [128]
     unchanged = np.array([3, 255], np.uint8)
     assert to_uint8(unchanged) is unchanged
-    with refused(None, "int64", kind=TypeError):
-        to_uint8(np.array([1, 2]))
 
 
 def test_to_srgb_inverts_to_linear():
@@ -39,16 +37,12 @@ def test_to_srgb_inverts_to_linear():
     assert to_srgb(to_linear(srgb)) == pytest.approx(srgb, abs=1e-6)
 
 
-def test_write_png_writes_rgb_and_grey_only(tmp_path):
+def test_write_png_writes_rgb_and_grey(tmp_path):
     image = noise(5, 7, 3)
     path = write_png(tmp_path / "new" / "a.png", torch.from_numpy(image))
     assert np.array_equal(np.asarray(Image.open(path)), to_uint8(image))
     grey = write_png(tmp_path / "grey.png", image[..., :1])
     assert np.asarray(Image.open(grey)).shape == (5, 7, 3)
-    for shape in ((5, 7, 2), (2, 5, 7, 3), (3,)):
-        with refused(None, shape, kind=ValueError):
-            write_png(tmp_path / "a.png", np.zeros(shape))
-    assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["grey.png"]
 
 
 def test_grid_places_images_row_by_row():

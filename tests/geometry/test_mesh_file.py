@@ -40,8 +40,8 @@ def _grid(count: int) -> Glb:
     return glb
 
 
-@pytest.mark.parametrize("count", [1, 3000])
-def test_copies_of_a_mesh_are_one_submesh(tmp_path: Path, count: int) -> None:
+def test_copies_of_a_mesh_are_one_submesh(tmp_path: Path) -> None:
+    count = 3000
     mesh = read_mesh_file(_grid(count).write(tmp_path / "a.glb"))
     assert [len(part.faces) for part in mesh.submeshes] == [2 * count]
     corners = mesh.submeshes[0].vertices[mesh.submeshes[0].faces]

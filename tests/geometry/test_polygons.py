@@ -103,7 +103,7 @@ def test_ply_texture_coordinates_of_polygons(tmp_path: Path, faces: list[list[in
 
 
 @pytest.mark.parametrize(("line", "kind"), [("property float f_dc_0", "Gaussians"), ("property float a", "points")])
-def test_ply_without_faces_is_refused(tmp_path: Path, line: str, kind: str) -> None:
+def test_ply_without_faces_names_its_content(tmp_path: Path, line: str, kind: str) -> None:
     header = f"ply\nformat ascii 1.0\nelement vertex 2\n{AXES}{line}\nend_header\n"
     (tmp_path / "a.ply").write_text(header + "0 0 0 1\n1 1 1 1\n")
     with refused("mesh", tmp_path / "a.ply", kind):

@@ -13,7 +13,6 @@ from threedgen.export.files.glb import plain_glb_bytes, textured_glb_bytes, vali
 
 unix = pytest.mark.skipif(os.name == "nt", reason="needs a shell")
 TWO = {"a.glb": b"one", "b.glb": b"two"}
-CLEAN = '{"validatorVersion": "9", "issues": {"messages": []}}'
 FAULTY = """{"validatorVersion": "9", "issues": {"messages": [
     {"severity": 0, "code": "ACCESSOR_INDEX_OOB", "message": "too far", "pointer": "/accessors/0"},
     {"severity": 1, "code": "NODE_EMPTY", "message": "empty", "pointer": "/nodes/0"},

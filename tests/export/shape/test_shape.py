@@ -7,7 +7,6 @@ from skimage.measure import marching_cubes
 
 from tests.support.errors import refused
 from threedgen.export.shape import unwrap as unwrap_module
-from threedgen.export.shape.collapse import collapse
 from threedgen.export.shape.simplify import simplify, simplify_level
 from threedgen.export.shape.topology import compact, pieces, topology, weld
 from threedgen.export.shape.unwrap import UnwrapError, covering_faces, overlap, unwrap
@@ -172,22 +171,3 @@ def uv_areas(uv: np.ndarray, corners: np.ndarray) -> np.ndarray:
     """Return twice the signed UV area of each face; negative: flipped."""
     a, b, c = (uv[corners[:, k]].astype(float) for k in range(3))
     return (b - a)[:, 0] * (c - a)[:, 1] - (b - a)[:, 1] * (c - a)[:, 0]
-
-
-def test_collapse_keeps_faces_on_their_side_of_a_seam() -> None:
-    """A UV seam along y = 0 from the border to the middle."""
-    points, faces = sheet(7)
-    points[:, :2] = np.round(points[:, :2])
-    end = next(k for k, p in enumerate(points) if not p.any())
-    points[end + 1, 0] = -0.4  # the edge from the seam's end is the shortest, so it collapses first
-    seam = np.flatnonzero((points[:, 1] == 0) & (points[:, 0] < 0))
-    below = {k: len(points) + n for n, k in enumerate(seam)}
-    lower = points[faces].mean(axis=1)[:, 1] < 0
-    corners = np.array([[below.get(k, k) if low else k for k in face] for face, low in zip(faces, lower, strict=True)])
-    uv = np.concatenate([points[:, :2], points[seam, :2] - (0, 0.3)])
-    for target in range(len(faces) - 2, 30, -6):
-        fewer, uv_rows = collapse(points, faces, target, corners, uv)
-        y = points[fewer].mean(axis=1)[:, 1]
-        assert (y[np.isin(uv_rows, list(below.values())).any(axis=1)] < 0).all()
-        assert (y[np.isin(uv_rows, seam).any(axis=1)] > 0).all()
-        assert len(fewer) <= max(target, 50)

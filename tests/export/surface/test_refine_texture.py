@@ -2,14 +2,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 
 from benchmarks.mesh_render import render
 from tests.support.ball_run import Ball
 from tests.support.globe import globe
 from threedgen.export.asset import make_asset
 from threedgen.export.options import AssetConfig
-from threedgen.export.renders import field_renderer, spiral_cameras
 from threedgen.export.run_field import field_view
 from threedgen.export.shape.from_field import dense_surface
 from threedgen.export.shape.mesh import TexturedMesh
@@ -20,8 +18,7 @@ from threedgen.geometry.images import psnr
 from threedgen.geometry.raster import rasterise_uv
 from threedgen.geometry.rigs import orbit
 from threedgen.geometry.texture import fill
-from threedgen.representations.volume.options import MarchConfig, OccupancyConfig
-from threedgen.representations.volume.render import OccupancyGrid
+from threedgen.representations.volume.options import MarchConfig
 
 SIZE = 48
 GLOBE = globe(48, 24)
@@ -145,22 +142,6 @@ def test_refine_texture_refills_the_background():
 
 MARCH = MarchConfig(samples=96)
 SMALL = AssetConfig(budget=400, texture=256, lods=(), collision="none", resolution=40, refine=6)
-
-
-def test_field_renderer_returns_unlit_colours_and_opacity() -> None:
-    rgb, opacity = field_renderer(Ball(), None, MARCH)(spiral_cameras(3, 40))
-    assert rgb.shape == (3, 40, 40, 3) and opacity.shape == (3, 40, 40)
-    assert rgb.min() >= 0 and rgb.max() <= 1 and 0 <= opacity.min() and opacity.max() <= 1.0001
-    solid = rgb[opacity > 0.95]
-    assert 0.02 < (opacity > 0.95).mean() < 0.5 and opacity[:, 0, 0].max() < 0.01
-    assert (np.abs(solid - [0.9975, 0.0025, 0.0025]).max(1) < 0.1).any(), "the red half"
-    assert np.minimum(solid[:, 0], solid[:, 2]).max() < 0.6, "red and blue, not mixed with a background"
-    grid = OccupancyGrid(OccupancyConfig(resolution=16), 1.0, 0.03)
-    centres = (torch.stack(torch.meshgrid(*[torch.arange(16.0)] * 3, indexing="ij"), -1) + 0.5) / 8 - 1
-    near = Ball().density(centres).detach()[None]
-    grid.binary.copy_(torch.nn.functional.max_pool3d(near, 3, 1, 1)[0] > 1e-3)
-    assert grid.binary.float().mean() < 0.6
-    assert np.abs(field_renderer(Ball(), grid, MARCH)(spiral_cameras(3, 40))[1] - opacity).max() < 0.01
 
 
 def test_refinement_improves_the_psnr_and_is_skipped_for_empty_renders() -> None:
