@@ -10,6 +10,7 @@ import numpy as np
 import pygltflib as gl
 import pytest
 import trimesh
+from PIL import Image
 
 from tests.support.errors import refused
 from tests.support.mesh_files import FACES, SPOTS, SQUARE, TEXTURE, UV, Glb, assert_colours, seen, texel, uv_of
@@ -324,6 +325,14 @@ def test_light_is_ignored_beside_other_colours(tmp_path: Path, other: str) -> No
         colours = {"COLOR_0": glb.accessor(np.tile(np.float32([0, 1, 0]), (4, 1)))}
     glb.square(number, **colours)
     assert_colours(glb.write(tmp_path / "a.glb"), np.tile([0, 255, 0], (100, 1)))
+
+
+def test_dds_textures(tmp_path: Path) -> None:
+    Image.fromarray(TEXTURE).save(tmp_path / "tex.dds")
+    glb = Glb()
+    glb.square(glb.material(glb.texture(uri="tex.dds")))
+    glb.gltf.textures[0].extensions, glb.gltf.textures[0].source = {"MSFT_texture_dds": {"source": 0}}, None
+    assert_colours(glb.write(tmp_path / "a.gltf"), texel(uv_of()))
 
 
 @pytest.mark.parametrize("scene", [1, None])

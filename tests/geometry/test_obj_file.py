@@ -146,7 +146,7 @@ def test_missing_vertices_and_library_are_named(tmp_path: Path) -> None:
             read_mesh(tmp_path / "a.obj")
 
 
-@pytest.mark.parametrize("rest", ["", "\n# not of ZBrush", "\n#MRGB ff0000zz"])
+@pytest.mark.parametrize("rest", ["", "\n#MRGB ff0000zz"])
 def test_polypaint(tmp_path: Path, rest: str) -> None:
     """ZBrush writes the colours of the vertices in comments, with a mask before each colour."""
     vertices, colours = "v -1 -1 0\nv 1 -1 0\nv 1 1 0\nv -1 1 0", "#MRGB ffff330000ff3300\n#MRGB ffFF330080ff3300"

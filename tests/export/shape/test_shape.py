@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from skimage.measure import marching_cubes
 
 from tests.support.errors import refused
+from threedgen.export.shape import simplify as simplify_module
 from threedgen.export.shape import unwrap as unwrap_module
 from threedgen.export.shape.simplify import simplify, simplify_level
 from threedgen.export.shape.topology import compact, pieces, topology, weld
@@ -66,6 +67,19 @@ def test_simplify_keeps_budget_and_topology(seed: int, share: float) -> None:
     assert euler == len(points) - len(faces) // 2, "the genus changed"
     again = simplify(points, faces, budget)
     assert np.array_equal(again[0], vertices) and np.array_equal(again[1], fewer)
+
+
+def test_simplify_rejects_broken_library_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    points, faces = bodies(4)
+    targets: list[int] = []
+
+    def leave_holes(vertices: np.ndarray, triangles: np.ndarray, target: int) -> tuple[np.ndarray, np.ndarray]:
+        targets.append(target)
+        return vertices, triangles[: target - 1]
+
+    monkeypatch.setattr(simplify_module, "_library", leave_holes)
+    vertices, fewer = simplify(points, faces, 300)
+    assert targets and topology(vertices, fewer).solid and 295 <= len(fewer) <= 300
 
 
 def test_simplify_level_keeps_charts_and_uv_orientation() -> None:

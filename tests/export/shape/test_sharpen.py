@@ -60,3 +60,14 @@ def test_sharp_normals_smooth_noise_on_curves() -> None:
     errors = np.degrees(np.arccos(np.clip(cosines, -1, 1))).mean(axis=1)
     assert errors[0] > 9 and errors[1] < 0.4 * errors[0]
     assert np.allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5) and found.dtype == np.float32
+
+
+def test_sharpen_leaves_a_ball_round() -> None:
+    axis = np.linspace(-1, 1, SIZE)
+    distance = np.linalg.norm(np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), -1), axis=-1)
+    vertices, faces = isosurface((0.6 - distance).astype(np.float32), 0.0, CELL, 1.0)
+    sharp = sharpen(vertices, faces)
+    mesh = trimesh.Trimesh(sharp, faces, process=False)
+    errors = np.degrees(np.arccos(np.clip((mesh.face_normals * unit(mesh.triangles_center)).sum(1), -1, 1)))
+    assert np.average(errors, weights=mesh.area_faces) < 2
+    assert np.abs(np.linalg.norm(sharp, axis=1) - 0.6).max() < 0.1 * CELL
