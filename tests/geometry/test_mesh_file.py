@@ -134,11 +134,11 @@ def test_textures_above_the_limit_are_left_out(tmp_path: Path, monkeypatch: pyte
 def test_repeated_parts_take_linear_time(tmp_path: Path) -> None:
     """Lines that switch between two materials, and copies of a box at one place."""
     start = time.process_time()
-    (tmp_path / "a.obj").write_text(TRIANGLE + "usemtl a\nusemtl b\n" * 200_000 + "f 1 2 3\n")
+    (tmp_path / "a.obj").write_text(TRIANGLE + "usemtl a\nusemtl b\n" * 100_000 + "f 1 2 3\n")
     (submesh,) = read_mesh_file(tmp_path / "a.obj").submeshes
-    assert len(submesh.faces) == 1 and time.process_time() - start < 8  # 1.5 s; 2 million lines had no end
+    assert len(submesh.faces) == 1 and time.process_time() - start < 8  # 2 million lines had no end
     path = _grid(1).write(tmp_path / "a.gltf")
-    tree = json.loads(path.read_text()) | {"nodes": [{"mesh": 0}] * 300_000, "scenes": [{"nodes": [*range(300_000)]}]}
+    tree = json.loads(path.read_text()) | {"nodes": [{"mesh": 0}] * 100_000, "scenes": [{"nodes": [*range(100_000)]}]}
     path.write_text(json.dumps(tree))
     with refused("", path, "copies"):
         read_mesh_file(path)

@@ -12,7 +12,7 @@ from tests.support.brute_force import cross_triangles
 from tests.support.errors import refused
 from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.poses import orbit_c2w
-from threedgen.geometry.raster import Buffers, interpolate, rasterise, rasterise_uv, rasterise_views
+from threedgen.geometry.raster import NEAR, Buffers, interpolate, rasterise, rasterise_uv, rasterise_views
 from threedgen.geometry.rigs import orbit
 from threedgen.geometry.texture import fill, sample
 
@@ -88,6 +88,21 @@ def test_rasterise_closed_surface_around_the_camera_has_no_gap(elevation, azimut
     assert buffers.mask.all()
 
 
+def test_rasterise_clips_exactly_at_the_near_plane():
+    """The first image row of a strip below the viewing axis shows at which depth it was clipped."""
+    vertices = np.array([[5, -1, -0.5], [5, 1, -0.5], [-5, 1, -0.5], [-5, -1, -0.5]])
+    faces = np.array([[0, 1, 2], [0, 2, 3]])
+    for near in (0.6, 0.9, 1.7):
+        scale = NEAR / near  # of the scene
+        cameras = orbit(1, 0.0, 2.0 * scale, 1.5, 200, 40)
+        buffers = rasterised(cameras, vertices * scale, faces)
+        z = buffers.z[0][buffers.mask[0]] / scale
+        assert z.min() >= near * 0.999 and z.min() == pytest.approx(near, rel=0.02)
+        lowest = np.flatnonzero(buffers.mask[0].any(1)).max()
+        assert lowest + 0.5 == pytest.approx(100 + 0.5 / near * float(cameras.K[0, 1, 1]), abs=1)
+    assert not rasterised(cameras, vertices + [10, 0, 0], faces).mask.any()  # entirely behind the camera
+
+
 def test_rasterise_degenerate_and_empty_meshes_cover_nothing():
     vertices, faces = square()
     cameras = orbit(1, 0.0, 3.0, 0.7, 16, 16)
@@ -124,7 +139,7 @@ def test_rasterise_views_orthographic_matches_rays_and_project(elevation, azimut
     points, mask = interpolate(vertices, faces, buffers), buffers.mask
     on_rays = (origins + directions * torch.from_numpy(buffers.z)[..., None]).numpy()
     np.testing.assert_allclose(points[mask], on_rays[mask], atol=2e-2 if near else 5e-3)
-    assert buffers.z.min() >= 1e-2 - 1e-6
+    assert buffers.z.min() > 0, "clipped at 0.01, up to the rounding of corners to 1/256 pixel"
     pixels, depth = cameras.project(torch.from_numpy(points[mask]))
     rows, columns = np.nonzero(mask[0])
     expected = np.stack([columns, rows], 1) + 0.5
