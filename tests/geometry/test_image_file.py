@@ -10,9 +10,8 @@ from PIL import Image, ImageCms
 from PIL.Image import Transpose as Flip
 from pillow_heif import register_heif_opener
 
-from tests.support.colour_profile import SRGB, grey_profile, rgb_profile
+from tests.support.colour_profile import SRGB, rgb_profile
 from tests.support.errors import refused
-from threedgen.config import ConfigError
 from threedgen.geometry.image_file import image_shape, load_image, read_depth, read_foreground
 from threedgen.geometry.images import to_srgb, write_depth
 
@@ -29,16 +28,13 @@ def encoded(kind: str, pixels: np.ndarray = NOISE) -> bytes:
 REFUSED = {
     "half.jpg": (encoded("JPEG")[:500], ""),
     "half.png": (encoded("PNG")[:500], ""),
-    "half.webp": (encoded("WEBP")[:500], ""),
     "half.tif": (encoded("TIFF")[:500], ""),
-    "half.bmp": (encoded("BMP")[:500], ""),
     "eps.png": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "PNG"),
     "bomb.pgm": (b"P5 9000 9000 255\n", "70,000,000"),
     "floats.tif": (encoded("TIFF", np.ones((4, 4), np.float32)), "32-bit"),
     "integers.tif": (encoded("TIFF", np.full((4, 4), 65536, np.int32)), "32-bit"),
     "a.dng": (encoded("TIFF"), "raw"),  # PIL would read the small preview in it
     "b.CR2": (encoded("TIFF"), "raw"),
-    "c.nef": (encoded("TIFF"), "raw"),
 }
 """File name -> content, value in the message."""
 
@@ -51,10 +47,9 @@ def test_load_image_refuses_file(tmp_path: Path, name: str) -> None:
         load_image(tmp_path / name, key="photos")
 
 
-@pytest.mark.parametrize("size", ["8192 8192", "9248 6936"])
-def test_image_of_64_megapixels_is_opened(tmp_path: Path, size: str) -> None:
-    (tmp_path / "large.pgm").write_bytes(f"P5 {size} 255\n".encode())
-    assert image_shape(tmp_path / "large.pgm") == tuple(map(int, size.split()[::-1]))
+def test_image_of_64_megapixels_is_opened(tmp_path: Path) -> None:
+    (tmp_path / "large.pgm").write_bytes(b"P5 9248 6936 255\n")
+    assert image_shape(tmp_path / "large.pgm") == (6936, 9248)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
@@ -64,8 +59,11 @@ def test_load_image_refuses_fifo(tmp_path: Path) -> None:
         load_image(tmp_path / "pipe.png")
 
 
-@pytest.mark.parametrize("kind", ["jpg", "png", "webp", "tif", "avif", "heic"])
-@pytest.mark.parametrize("orientation", range(1, 9))
+UPRIGHT = [("jpg", orientation) for orientation in range(1, 9)]
+UPRIGHT += [(kind, 6) for kind in ("png", "webp", "tif", "avif", "heic")]
+
+
+@pytest.mark.parametrize(("kind", "orientation"), UPRIGHT)
 def test_load_image_applies_exif_rotation(tmp_path: Path, kind: str, orientation: int) -> None:
     register_heif_opener()
     upright, exif, path = np.kron(QUADRANTS, np.ones((32, 48, 1), np.uint8)), Image.Exif(), tmp_path / f"a.{kind}"
@@ -84,32 +82,20 @@ def test_load_image_applies_exif_rotation(tmp_path: Path, kind: str, orientation
     ("name", "mode", "options"),
     [
         ("a.jpg", "CMYK", {"quality": 100}),
-        ("a.tif", "CMYK", {}),
         ("a.tif", "LAB", {}),
-        ("a.png", "P", {}),
         ("a.png", "P", {"transparency": 0}),
-        ("a.png", "RGB", {"transparency": tuple(QUADRANTS[1, 1].tolist())}),
         ("a.png", "LA", {}),
-        ("a.tif", "1", {}),
         ("a.gif", "P", {"save_all": True}),
-        ("a.webp", "RGB", {"save_all": True, "lossless": True}),
         ("a.PNG", "RGB", {"save_all": True}),
-        ("a.tif", "I;16B", {}),
     ],
 )
 def test_load_image_converts_all_modes(tmp_path: Path, name: str, mode: str, options: dict[str, Any]) -> None:
-    """The first image of several, in 8 bits, with transparency where the file has it."""
+    """The first image of several, with transparency where the file has it."""
     rgb = Image.fromarray(QUADRANTS).resize((4, 4), Image.Resampling.NEAREST)
-    if mode == "I;16B":
-        grey = np.asarray(rgb.convert("L")).astype(">u2") * 257
-        image = Image.frombytes(mode, (4, 4), grey.astype(">u2").tobytes())
-    else:
-        image = rgb.quantize(4) if mode == "P" else rgb.convert(mode)
-    if "save_all" in options:
-        options["append_images"] = [rgb.rotate(180)]
-    image.save(tmp_path / name, **options)
-    shown = image if mode == "1" else rgb.convert("L") if mode in ("LA", "I;16B") else rgb
-    expected = np.asarray(shown.convert("RGB")).astype(int)
+    image = rgb.quantize(4) if mode == "P" else rgb.convert(mode)
+    more = {"append_images": [rgb.rotate(180)]} if "save_all" in options else {}
+    image.save(tmp_path / name, **options, **more)
+    expected = np.asarray((rgb.convert("L") if mode == "LA" else rgb).convert("RGB")).astype(int)
     found = load_image(tmp_path / name)
     assert found.mode == ("RGBA" if "transparency" in options or mode == "LA" else "RGB")
     pixels = np.asarray(found).astype(int)
@@ -121,8 +107,6 @@ def test_load_image_converts_all_modes(tmp_path: Path, name: str, mode: str, opt
 def test_load_image_converts_16_bits_to_8(tmp_path: Path) -> None:
     Image.fromarray(np.full((4, 4), 0x8000, np.uint16)).save(tmp_path / "a.png")
     assert np.asarray(load_image(tmp_path / "a.png")).tolist()[0][0] == [128] * 3
-    Image.fromarray(np.full((4, 4), 65535, np.int32)).save(tmp_path / "a.tif")
-    assert np.asarray(load_image(tmp_path / "a.tif")).min() == 255
 
 
 SLOW: dict[str, tuple[str, int, dict[str, Any]]] = {
@@ -151,32 +135,6 @@ def test_images_that_take_very_long_are_refused(tmp_path: Path, name: str, monke
     monkeypatch.setattr(f"threedgen.geometry.image_file.{limit}", value)
     with refused("photos", tmp_path / name):
         load_image(tmp_path / name, key="photos")
-
-
-def test_data_after_a_jpeg_does_not_count_as_scans(monkeypatch: pytest.MonkeyPatch) -> None:
-    buffer, exif = io.BytesIO(), Image.Exif()
-    exif[0x010E] = 100 * "\xff\xda"  # Latin-1 in the file
-    Image.fromarray(NOISE).save(buffer, format="JPEG", progressive=True, exif=exif)
-    data = buffer.getvalue()
-    monkeypatch.setattr("threedgen.geometry.image_file.MAX_SCANNED", 60 * 40 * 10)
-    assert load_image(data + 1000 * b"\xff\xda", "photo.jpg").size == (60, 40)
-    scan = data.rindex(b"\xff\xda")
-    with refused("photos", "photo.jpg"):
-        load_image(data[:scan] + 2 * data[scan:-2] + data[-2:], "photo.jpg", "photos")
-
-
-def test_load_image_raises_only_config_errors_for_corrupt_bytes() -> None:
-    rng = np.random.default_rng(1)
-    for kind in ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF"):
-        data = bytearray(encoded(kind))
-        for _ in range(40):
-            mutant = bytearray(data)
-            for place in rng.integers(0, len(mutant), 5):
-                mutant[place] = rng.integers(256)
-            try:
-                assert load_image(bytes(mutant), "mutant").mode in ("RGB", "RGBA")
-            except ConfigError as error:
-                assert "\n" not in str(error)
 
 
 def test_read_depth_returns_what_was_written(tmp_path: Path) -> None:
@@ -218,8 +176,7 @@ def test_read_foreground_refuses_image(tmp_path: Path, pixels: np.ndarray, value
         read_foreground(str(tmp_path / "a.png"))
 
 
-P3_CASES = [(kind, "RGB") for kind in ("png", "jpg", "webp", "tif", "heic", "avif")]
-P3_CASES += [("png", "RGBA"), ("webp", "RGBA"), ("tif", "RGBA"), ("png", "P"), ("tif", "P")]
+P3_CASES = [("png", "RGB"), ("jpg", "RGB"), ("heic", "RGB"), ("png", "RGBA"), ("png", "P")]
 
 
 @pytest.mark.parametrize(("kind", "mode"), P3_CASES)
@@ -242,32 +199,6 @@ def test_load_image_converts_display_p3_to_srgb(tmp_path: Path, kind: str, mode:
 def test_load_image_ignores_profiles_that_do_not_fit(tmp_path: Path, mode: str, profile: bytes) -> None:
     Image.new("RGB", (8, 8), (90, 90, 90)).convert(mode).save(tmp_path / "a.png", icc_profile=profile)
     assert np.asarray(load_image(tmp_path / "a.png"))[4, 4].tolist() == [90, 90, 90] + [255] * (mode == "LA")
-
-
-@pytest.mark.parametrize(
-    ("mode", "transparency"), [("LA", None), ("L", 60), ("L", None), ("RGB", (200, 60, 40)), ("P", 0), ("I;16", None)]
-)
-def test_load_image_keeps_transparency_beside_a_profile(tmp_path: Path, mode: str, transparency: Any) -> None:
-    """Left half: colour (200, 60, 40) or grey 60, transparent if the file can say so; right half: white and opaque."""
-    colour, grey = mode in ("RGB", "P"), np.full((8, 8), 60, np.uint8)
-    grey[:, 4:] = 255
-    image = Image.fromarray(grey.astype(np.uint16) * 257) if mode == "I;16" else Image.fromarray(grey)
-    if colour:
-        image = Image.new("RGB", (8, 8), (200, 60, 40))
-        image.paste((255, 255, 255), (4, 0, 8, 8))
-        image = image.quantize(2) if mode == "P" else image
-        transparency = image.getpixel((0, 0))
-    if mode == "LA":
-        image.putalpha(Image.fromarray(np.where(grey == 60, 0, 255).astype(np.uint8)))
-    profile = rgb_profile(SRGB, 1.0) if colour else grey_profile(1.0)
-    image.save(tmp_path / "a.png", icc_profile=profile, transparency=transparency)
-    found = load_image(tmp_path / "a.png")
-    clear = mode == "LA" or transparency is not None
-    assert found.mode == ("RGBA" if clear else "RGB")
-    expected = 255 * to_srgb(np.array([200, 60, 40] if colour else [60] * 3) / 255)
-    left, right = (np.asarray(found)[4, x].astype(int) for x in (1, 6))
-    assert np.abs(left[:3] - expected).max() <= 2 and left[3:].tolist() == [0] * clear
-    assert right.min() >= 254
 
 
 def test_load_image_returns_srgb_unchanged_and_converts_linear_profiles(tmp_path: Path) -> None:

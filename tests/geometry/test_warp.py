@@ -1,6 +1,5 @@
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 
@@ -38,8 +37,8 @@ def test_project_unproject_and_reproject_match_cameras() -> None:
     assert (unknown == warp.INVALID_PIXEL).all()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("size", [(5, 7), (1, 7), (5, 1), (1, 1)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [(5, 7), (1, 1)])
 def test_sample_is_exact_at_pixel_centres_and_zero_outside(size: tuple[int, int], dtype: torch.dtype) -> None:
     image = torch.randn(2, 3, *size, dtype=dtype)
     pixels = warp.pixel_grid(*size).expand(2, -1, -1, -1)
@@ -87,13 +86,7 @@ def test_key_frames_have_the_requested_overlap() -> None:
     assert warp.overlap(depth, cameras, 0, 24) < 0.1 < with_behind[0, 1]
 
 
-def test_spread_pairs_covers_the_path() -> None:
-    assert warp.spread_pairs(2) == [0, 1] and warp.spread_pairs(4) == [0, 1, 1, 2, 2, 3]
-    pairs = np.array(warp.spread_pairs(1000)).reshape(-1, 2)
-    assert set(np.diff(pairs).ravel()) == {1, 4, 16} and len(pairs) == 18 and pairs.max() == 999
-
-
-@pytest.mark.parametrize("steps", [24, 48, 360])
+@pytest.mark.parametrize("steps", [24, 360])
 @pytest.mark.parametrize("rendered", [True, False])
 def test_check_pose_convention_detects_inverted_poses(rendered: bool, steps: int) -> None:
     """Test fast and slow paths; on slow ones adjacent frames agree under both conventions."""

@@ -1,5 +1,4 @@
 import os
-import re
 import shutil
 from pathlib import Path
 
@@ -14,7 +13,6 @@ from threedgen.export.files.glb import plain_glb_bytes, textured_glb_bytes, vali
 
 unix = pytest.mark.skipif(os.name == "nt", reason="needs a shell")
 TWO = {"a.glb": b"one", "b.glb": b"two"}
-CLEAN = '{"validatorVersion": "9", "issues": {"messages": []}}'
 FAULTY = """{"validatorVersion": "9", "issues": {"messages": [
     {"severity": 0, "code": "ACCESSOR_INDEX_OOB", "message": "too far", "pointer": "/accessors/0"},
     {"severity": 1, "code": "NODE_EMPTY", "message": "empty", "pointer": "/nodes/0"},
@@ -29,15 +27,6 @@ def fake_node(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> Non
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
 
 
-@unix
-def test_validate_returns_errors_and_warnings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake_node(tmp_path, monkeypatch, f"cat <<'END'\n[{CLEAN}, {FAULTY}]\nEND")
-    findings, status = validate(TWO)
-    error, warning = "error ACCESSOR_INDEX_OOB: too far (/accessors/0)", "warning NODE_EMPTY: empty (/nodes/0)"
-    assert findings == {"a.glb": [], "b.glb": [error, warning]}
-    assert [int(word) for word in re.findall(r"\d+", status)] == [9, 1, 1, 2], "version, errors, warnings, files"
-
-
 NO_PACKAGE = """echo "Error: Cannot find module 'gltf-validator'" >&2; exit 1"""
 
 
@@ -45,13 +34,11 @@ NO_PACKAGE = """echo "Error: Cannot find module 'gltf-validator'" >&2; exit 1"""
 @pytest.mark.parametrize(
     ("script", "values"),
     [
-        ("echo broken >&2; exit 3", ["failed", "3", "broken"]),
         ("echo no json", ["failed"]),
-        ("echo '[{}, {}]'", ["failed", "KeyError"]),
         ("exec sleep 20", ["failed", "0.3"]),
         (NO_PACKAGE, ["npm install -g gltf-validator"]),
     ],
-    ids=["exit", "no json", "no issues", "timeout", "no package"],
+    ids=["no json", "timeout", "no package"],
 )
 def test_validate_returns_the_reason_of_a_failure(tmp_path, monkeypatch, script: str, values: list[str]) -> None:
     if "sleep" in script:

@@ -1,5 +1,4 @@
 import dataclasses
-import io
 import zipfile
 from collections.abc import Callable
 
@@ -15,7 +14,7 @@ from tests.support.errors import refused
 from tests.support.textured_box import Textures, files, textured
 from threedgen.export.asset import convex_parts, hull
 from threedgen.export.files.glb import textured_glb_bytes, to_gltf_axes
-from threedgen.export.files.obj_usdz import obj_zip, usdz_bytes
+from threedgen.export.files.obj_usdz import usdz_bytes
 from threedgen.export.shape.mesh import TexturedMesh, placed, placement, vertex_tangents
 from threedgen.export.shape.topology import topology
 
@@ -44,16 +43,6 @@ def test_vertex_tangents_of_a_plane_follow_u() -> None:
     assert np.allclose(np.cross(up, tangents[:, :3]) * tangents[:, 3:], [1, 0, 0])
 
 
-@settings(max_examples=20)
-@given(seed=st.integers(0, 10**6), flat=st.booleans())
-def test_vertex_tangents_are_unit_and_perpendicular_for_any_uv(seed: int, flat: bool) -> None:
-    rng = np.random.default_rng(seed)
-    uv = np.zeros_like(MESH.uv) if flat else rng.random(MESH.uv.shape).astype(np.float32)
-    tangents = vertex_tangents(MESH.vertices, MESH.faces, MESH.normals, uv)
-    assert np.allclose(np.linalg.norm(tangents[:, :3], axis=1), 1, atol=1e-5) and np.isin(tangents[:, 3], (-1, 1)).all()
-    assert np.abs((tangents[:, :3] * MESH.normals).sum(1)).max() < 1e-5
-
-
 def test_textured_glb_is_deterministic_and_omits_missing_textures() -> None:
     assert DATA == textured_glb_bytes(MESH, PNGS, "ball", EXTRAS)
     whole = read_glb(DATA)
@@ -77,18 +66,6 @@ def test_placement_sets_pivot_and_height() -> None:
     assert np.allclose(np.ptp(placed(body, *placement(moved)).vertices, axis=0), np.ptp(moved, axis=0), atol=1e-5)
 
 
-def test_obj_zip_has_mesh_material_and_textures() -> None:
-    data = obj_zip({"ball": MESH, "ball_LOD1": MESH}, PNGS, "ball")
-    assert data == obj_zip({"ball": MESH, "ball_LOD1": MESH}, PNGS, "ball")
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        meshes, textures = {"ball.obj", "ball_LOD1.obj"}, {"ball_base_colour.png", "ball_normal.png", "ball_orm.png"}
-        assert set(archive.namelist()) == meshes | {"ball.mtl"} | textures
-        for name in meshes:
-            lines = archive.read(name).decode().splitlines()
-            assert [line for line in lines if line[:2] == "o "] == [f"o {name.removesuffix('.obj')}"]
-            assert {"mtllib ball.mtl", "usemtl ball"} <= {*lines}
-
-
 def test_usdz_is_read_by_pxr(tmp_path: object, capfd: pytest.CaptureFixture[str]) -> None:
     usd = pytest.importorskip("pxr.Usd")
     from pxr import UsdGeom
@@ -110,17 +87,9 @@ def test_usdz_is_read_by_pxr(tmp_path: object, capfd: pytest.CaptureFixture[str]
 @pytest.mark.parametrize(
     ("change", "code"),
     [
-        (lambda m: {"faces": m.faces[1:]}, "open"),
-        (lambda m: {"faces": m.faces[:, ::-1]}, "inside-out"),
-        (lambda m: {"faces": np.concatenate([m.faces, m.faces[:1]])}, "crowded"),
         (lambda m: {"vertices": m.vertices + 1}, "pivot"),
-        (lambda m: {"tangents": m.tangents * np.float32("nan")}, "finite"),
         (lambda m: {"normals": -m.normals}, "normals"),
-        (lambda m: {"normals": m.normals * 2}, "normals"),
         (lambda m: {"tangents": m.tangents * np.float32([1, 1, 1, -1])}, "tangents"),
-        (lambda m: {"tangents": m.tangents * 3}, "tangents"),
-        (lambda m: {"uv": m.uv * 1.5}, "uv-range"),
-        (lambda m: {"uv": m.uv * 0.5}, "uv-layout"),
         (lambda m: {"uv": np.abs(m.uv * 2 - 1)}, "uv-overlap"),
         (lambda m: {"faces": np.where(m.faces == 0, 10**5, m.faces)}, "indices"),
     ],

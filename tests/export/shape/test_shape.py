@@ -8,7 +8,6 @@ from skimage.measure import marching_cubes
 from tests.support.errors import refused
 from threedgen.export.shape import simplify as simplify_module
 from threedgen.export.shape import unwrap as unwrap_module
-from threedgen.export.shape.collapse import collapse
 from threedgen.export.shape.simplify import simplify, simplify_level
 from threedgen.export.shape.topology import compact, pieces, topology, weld
 from threedgen.export.shape.unwrap import UnwrapError, covering_faces, overlap, unwrap
@@ -83,17 +82,9 @@ def test_simplify_rejects_broken_library_results(monkeypatch: pytest.MonkeyPatch
     assert targets and topology(vertices, fewer).solid and 295 <= len(fewer) <= 300
 
 
-def test_collapse_keeps_flat_faces_flat() -> None:
-    fine = BOX.subdivide().subdivide().subdivide()
-    fewer, _ = collapse(fine.vertices, fine.faces, 40)
-    assert len(fewer) <= 40 and topology(fine.vertices, fewer).solid
-    assert topology(fine.vertices, fewer).volume == pytest.approx(1, abs=1e-9)
-
-
-@pytest.mark.parametrize("seed", [3, 5])
-def test_simplify_level_keeps_charts_and_uv_orientation(seed: int) -> None:
+def test_simplify_level_keeps_charts_and_uv_orientation() -> None:
     """A chart may be mirrored, but all its faces have the same orientation."""
-    mesh, charts = unwrap(*simplify(*bodies(seed), 600), 256)
+    mesh, charts = unwrap(*simplify(*bodies(3), 600), 256)
     for budget in (450, 250):
         coarse = simplify_level(mesh, budget)
         sides, chart = np.sign(uv_areas(coarse.uv, coarse.faces)), pieces(coarse.faces, len(coarse.uv))
@@ -145,15 +136,6 @@ def test_unwrap_gives_small_triangles_a_place() -> None:
     assert np.abs(uv_areas(mesh.uv, mesh.faces)).min() > 0
 
 
-def test_unwrap_is_deterministic_and_keeps_normals_across_seams() -> None:
-    points, faces = simplify(*bodies(5), 500)
-    one, other = unwrap(points, faces, 512)[0], unwrap(points, faces, 512)[0]
-    assert np.array_equal(one.uv, other.uv) and np.array_equal(one.vertices, other.vertices)
-    normals = np.zeros((len(points), 3), np.float32)
-    normals[faces] = one.normals[one.faces]
-    assert np.array_equal(normals[faces], one.normals[one.faces]) and len(one.uv) > len(points)
-
-
 def test_unwrap_of_a_smooth_surface_with_many_triangles() -> None:
     """xatlas ends with a segmentation fault for this ball in one piece."""
     ball = trimesh.creation.icosphere(subdivisions=6)
@@ -203,22 +185,3 @@ def uv_areas(uv: np.ndarray, corners: np.ndarray) -> np.ndarray:
     """Return twice the signed UV area of each face; negative: flipped."""
     a, b, c = (uv[corners[:, k]].astype(float) for k in range(3))
     return (b - a)[:, 0] * (c - a)[:, 1] - (b - a)[:, 1] * (c - a)[:, 0]
-
-
-def test_collapse_keeps_faces_on_their_side_of_a_seam() -> None:
-    """A UV seam along y = 0 from the border to the middle."""
-    points, faces = sheet(7)
-    points[:, :2] = np.round(points[:, :2])
-    end = next(k for k, p in enumerate(points) if not p.any())
-    points[end + 1, 0] = -0.4  # the edge from the seam's end is the shortest, so it collapses first
-    seam = np.flatnonzero((points[:, 1] == 0) & (points[:, 0] < 0))
-    below = {k: len(points) + n for n, k in enumerate(seam)}
-    lower = points[faces].mean(axis=1)[:, 1] < 0
-    corners = np.array([[below.get(k, k) if low else k for k in face] for face, low in zip(faces, lower, strict=True)])
-    uv = np.concatenate([points[:, :2], points[seam, :2] - (0, 0.3)])
-    for target in range(len(faces) - 2, 30, -6):
-        fewer, uv_rows = collapse(points, faces, target, corners, uv)
-        y = points[fewer].mean(axis=1)[:, 1]
-        assert (y[np.isin(uv_rows, list(below.values())).any(axis=1)] < 0).all()
-        assert (y[np.isin(uv_rows, seam).any(axis=1)] > 0).all()
-        assert len(fewer) <= max(target, 50)

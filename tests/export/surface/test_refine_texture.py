@@ -2,15 +2,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 
 from benchmarks.mesh_render import render
 from tests.support.ball_run import Ball
 from tests.support.globe import globe
-from threedgen.config.sections import OrbitCameraConfig
 from threedgen.export.asset import make_asset
 from threedgen.export.options import AssetConfig
-from threedgen.export.renders import FOV, field_renderer, spiral_cameras
 from threedgen.export.run_field import field_view
 from threedgen.export.shape.from_field import dense_surface
 from threedgen.export.shape.mesh import TexturedMesh
@@ -21,8 +18,7 @@ from threedgen.geometry.images import psnr
 from threedgen.geometry.raster import rasterise_uv
 from threedgen.geometry.rigs import orbit
 from threedgen.geometry.texture import fill
-from threedgen.representations.volume.options import MarchConfig, OccupancyConfig
-from threedgen.representations.volume.render import OccupancyGrid
+from threedgen.representations.volume.options import MarchConfig
 
 SIZE = 48
 GLOBE = globe(48, 24)
@@ -67,19 +63,6 @@ def test_gradient_matches_finite_differences():
         up[j, i, c] += step
         down[j, i, c] -= step
         assert (half_square(up) - half_square(down)) / (2 * step) == pytest.approx(grad[j, i, c], abs=2e-5)
-
-
-def test_optimise_finds_the_least_squares_solution():
-    """Two contradictory pixels per texel give their mean, pulled to the start by `prior_weight`."""
-    centres = (np.arange(4) + 0.5) / 4
-    u, v = np.meshgrid(centres, 1 - centres)
-    uv = np.repeat(np.stack([u, v], -1).reshape(16, 1, 2), 2, axis=0).astype(np.float32)
-    target = np.tile([[0.4] * 3, [0.8] * 3], (16, 1)).astype(np.float32)
-    start = np.full((4, 4, 3), 0.2, np.float32)
-    free, before, after = module.optimise(start, PixelTargets(uv, target), 300, 0.05, 0.0)
-    assert np.allclose(free, 0.6, atol=2e-3) and before < after == pytest.approx(psnr(np.array(0.2), np.array(0.0)))
-    regularised, _, _ = module.optimise(start, PixelTargets(uv, target), 300, 0.05, 2.0)
-    assert np.allclose(regularised, 0.4, atol=2e-3)
 
 
 def test_refine_texture_sharpens_training_and_held_out_views():
@@ -159,34 +142,6 @@ def test_refine_texture_refills_the_background():
 
 MARCH = MarchConfig(samples=96)
 SMALL = AssetConfig(budget=400, texture=256, lods=(), collision="none", resolution=40, refine=6)
-
-
-def test_spiral_cameras_surround_and_face_the_origin() -> None:
-    cameras = spiral_cameras(60, 32, 2.0)
-    position = cameras.c2w[:, :3, 3].numpy()
-    assert np.allclose(np.linalg.norm(position, axis=1), 6, atol=1e-4)
-    forward = -cameras.c2w[:, :3, 2].numpy()
-    assert np.allclose(forward, -position / 6, atol=1e-5)
-    directions = position / 6
-    spacing = np.arccos(np.clip(directions @ directions.T - 2 * np.eye(60), -1, 1)).min(axis=1)
-    assert spacing.min() > np.radians(12)
-    assert OrbitCameraConfig().fov == pytest.approx(np.degrees(FOV))
-
-
-def test_field_renderer_returns_unlit_colours_and_opacity() -> None:
-    rgb, opacity = field_renderer(Ball(), None, MARCH)(spiral_cameras(3, 40))
-    assert rgb.shape == (3, 40, 40, 3) and opacity.shape == (3, 40, 40)
-    assert rgb.min() >= 0 and rgb.max() <= 1 and 0 <= opacity.min() and opacity.max() <= 1.0001
-    solid = rgb[opacity > 0.95]
-    assert 0.02 < (opacity > 0.95).mean() < 0.5 and opacity[:, 0, 0].max() < 0.01
-    assert (np.abs(solid - [0.9975, 0.0025, 0.0025]).max(1) < 0.1).any(), "the red half"
-    assert np.minimum(solid[:, 0], solid[:, 2]).max() < 0.6, "red and blue, not mixed with a background"
-    grid = OccupancyGrid(OccupancyConfig(resolution=16), 1.0, 0.03)
-    centres = (torch.stack(torch.meshgrid(*[torch.arange(16.0)] * 3, indexing="ij"), -1) + 0.5) / 8 - 1
-    near = Ball().density(centres).detach()[None]
-    grid.binary.copy_(torch.nn.functional.max_pool3d(near, 3, 1, 1)[0] > 1e-3)
-    assert grid.binary.float().mean() < 0.6
-    assert np.abs(field_renderer(Ball(), grid, MARCH)(spiral_cameras(3, 40))[1] - opacity).max() < 0.01
 
 
 def test_refinement_improves_the_psnr_and_is_skipped_for_empty_renders() -> None:
