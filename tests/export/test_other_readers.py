@@ -1,4 +1,5 @@
 import io
+import shutil
 import zipfile
 from dataclasses import replace
 from importlib.util import find_spec
@@ -10,7 +11,7 @@ import pytest
 import trimesh
 
 from tests.support import janus_stub
-from tests.support.other_readers import READERS, Mesh, Meshes, difference
+from tests.support.other_readers import READERS, Mesh, Meshes, difference, read_godot
 from tests.support.textured_box import files, textured
 from threedgen.export.files.glb import plain_glb_bytes, save_glb, textured_glb_bytes, to_gltf_axes
 from threedgen.export.files.obj_usdz import obj_zip, usdz_bytes
@@ -21,6 +22,33 @@ from threedgen.geometry.images import png
 MESH, TEXTURES = textured()
 PNGS = files(TEXTURES)
 EXTRAS = {"prompt": "a ball \u00e9 </script>", "seed": 3}
+DATA = textured_glb_bytes(MESH, PNGS, "ball", EXTRAS)
+
+
+def test_assimp_reads_mesh_and_textures(tmp_path: Path) -> None:
+    """Assimp is the importer of many engines; its bitangents show how it uses the tangent sign."""
+    assimp: Any = pytest.importorskip("assimp_py")
+    (tmp_path / "ball.glb").write_bytes(DATA)
+    scene = assimp.import_file(str(tmp_path / "ball.glb"), assimp.Process_Triangulate)
+    assert (scene.num_meshes, scene.root_node.name) == (1, "ball")
+    (mesh,) = scene.meshes
+    order = MESH.faces.reshape(-1)  # assimp reorders vertices, so compare face corners
+
+    def corners(values: Any, columns: int = 3) -> np.ndarray:
+        return np.asarray(values).reshape(-1, columns)[np.asarray(mesh.indices)]
+
+    assert mesh.num_vertices == len(MESH.vertices) and mesh.num_faces == len(MESH.faces)
+    assert np.array_equal(corners(mesh.vertices), to_gltf_axes(MESH.vertices)[order])
+    normals, tangents = to_gltf_axes(MESH.normals), to_gltf_axes(MESH.tangents[:, :3])
+    assert np.allclose(corners(mesh.normals), normals[order], atol=1e-6)
+    assert np.allclose(corners(mesh.tangents), tangents[order], atol=1e-6)
+    bitangents = np.cross(normals, tangents) * MESH.tangents[:, 3:]
+    assert np.allclose(corners(mesh.bitangents), bitangents[order], atol=1e-6)
+    uv = corners(mesh.texcoords[0], mesh.num_uv_components[0])[:, :2]
+    assert np.allclose(uv, MESH.uv[order], atol=1e-6), "v upwards"
+    textures = scene.materials[mesh.material_index]["TEXTURES"]
+    kinds = assimp.TextureType_DIFFUSE, assimp.TextureType_NORMALS, assimp.TextureType_LIGHTMAP
+    assert len({textures[kind][0] for kind in kinds}) == 3, "base colour, normal map, occlusion"
 
 
 LEVELS = {"ball": MESH, "ball_LOD1": textured(trimesh.creation.box((1, 2, 3)), 64)[0]}
@@ -100,3 +128,27 @@ def test_programs_read_exports(tmp_path: Path, program: str) -> None:
             wrong = {key: value for key, value in differences.items() if value > LIMITS[key]}
             assert not wrong, (file, name)
             assert mesh.material == truth.material or file.endswith("usdz")  # three.js does not name it
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("godot3-server") is None, reason="no Godot here: see tests/support/other_readers.py")
+def test_godot_imports_meshes_with_textures_and_convex_colliders(tmp_path: Path) -> None:
+    written = exports(tmp_path)
+    boxes = [trimesh.creation.box((1, 2, 3)), trimesh.creation.box(bounds=((1, 1, 1), (2, 2, 2)))]  # closed and convex
+    nodes = {ENGINES["godot"].format(name="ball", number=k): box for k, box in enumerate(boxes)}
+    parts = {name: (np.asarray(box.vertices, np.float32), np.asarray(box.faces)) for name, box in nodes.items()}
+    (tmp_path / "godot.glb").write_bytes(plain_glb_bytes(parts))
+    found = read_godot(sorted(tmp_path.glob("*.glb")), tmp_path / "project")
+    (mesh,) = found["ball_LOD1.glb"]["meshes"].values()
+    truth = written["ball_LOD1.glb"]["ball_LOD1"]
+    assert mesh["triangles"] == len(truth.corners) / 3
+    assert np.allclose((mesh["low"], mesh["high"]), truth.bounds(), atol=1e-5)
+    names = ("albedo", "normal", "roughness", "metallic", "ao")
+    assert mesh["maps"] == [f"{name}_texture" for name in names]
+    collider = found["godot.glb"]
+    assert collider["meshes"] == {}, "not rendered"
+    assert len(collider["convex"]) == len(parts) == 2
+    for shapes, part in zip(collider["convex"].values(), parts.values(), strict=True):
+        assert [len(points) for points in shapes] == [8]
+        bounds, truth = np.array((np.min(shapes[0], 0), np.max(shapes[0], 0))), expected(part).bounds()
+        assert np.abs(bounds - truth).max() <= 0.015 * np.ptp(truth, 0).max(), "Godot 3 makes them of small cubes"
