@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import register_dataclass, tree_leaves, tree_map_only
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 ROOT = Path(__file__).parents[2]
@@ -281,32 +281,17 @@ def march_kernels() -> ModuleType:
     from threedgen.representations.march import Samples, differentiable
     from threedgen.representations.march import numba_kernels as numba
 
-    def place(origins: Any, directions: Any, spans: Any, options: Any, grid: Any, total: int | None = None) -> Samples:
+    register_dataclass(Samples)  # `kernel` finds its tensors
+    marched = kernel("march place", numba.place, 5)
+
+    def place(*args: Any, total: int | None = None) -> Samples:
         if total is None:
             current[-1].sync("number of samples")
-        columns = ("ray_index", "t_start", "t_end", "start", "count")
+        return marched(*args)
 
-        def run(*args: Any) -> list[Tensor]:
-            samples = numba.place(*args[:3], options, args[3])
-            return [getattr(samples, name) for name in columns]
-
-        return Samples(*kernel("march place", run, 5)(origins, directions, spans, grid))
-
-    def counts(origins: Any, directions: Any, spans: Any, options: Any, grid: Any) -> Tensor:
-        def run(*args: Any) -> Tensor:
-            return numba.place(*args[:3], options, args[3]).count
-
-        return kernel("march count", run)(origins, directions, spans, grid)
-
-    def visible(sigma: Any, samples: Any, alpha_threshold: float, early_stop: float) -> Any:
-        def run(sigma: Tensor, *columns: Tensor) -> Tensor:
-            return numba.visible(sigma, Samples(*columns), alpha_threshold, early_stop)
-
-        columns = (samples.ray_index, samples.t_start, samples.t_end, samples.start, samples.count)
-        return kernel("march visible", run)(sigma, *columns)
-
-    module = ModuleType("card_march")
-    module.place, module.counts, module.visible = place, counts, visible  # type: ignore[attr-defined]
+    module: Any = ModuleType("card_march")
+    module.place, module.visible = place, kernel("march visible", numba.visible)
+    module.counts = kernel("march count", lambda *args: numba.place(*args).count)
     forward, backward = kernel("composite", numba.forward), kernel("composite backward", numba.backward)
-    module.composite = differentiable(forward, backward)  # type: ignore[attr-defined]
+    module.composite = differentiable(forward, backward)
     return module
