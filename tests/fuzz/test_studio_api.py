@@ -23,6 +23,7 @@ VALID = st.sampled_from([{"prompt": "a red dog"}, {"height": 2.0}, {}, b"data"])
 KEYS = st.sampled_from(["prompt", "seed", "edit", "image", "mesh", "export", "height"])
 
 
+@pytest.mark.slow
 def test_any_request_gets_a_documented_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     jsonschema = pytest.importorskip("jsonschema")
 
