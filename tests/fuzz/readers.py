@@ -181,16 +181,11 @@ def _read_asset(folder: Path) -> None:
         assert (folder / NEIGHBOUR).is_file(), "deleted an unrelated file"
 
 
-def _image(seed: int, size: int = 32) -> Image.Image:
-    rng = np.random.default_rng(seed)
-    pixels = np.full((size, size, 3), 255, np.uint8)
-    pixels[8:24, 6:26] = rng.integers(0, 200, (16, 20, 3))
-    return Image.fromarray(pixels)
-
-
 def _make_photos(folder: Path) -> None:
     for k, suffix in enumerate(("png", "jpg", "png")):
-        _image(k).save(folder / f"{k}.{suffix}")
+        pixels = np.full((32, 32, 3), 255, np.uint8)
+        pixels[8:24, 6:26] = np.random.default_rng(k).integers(0, 200, (16, 20, 3))
+        Image.fromarray(pixels).save(folder / f"{k}.{suffix}")
 
 
 def _read_photos(folder: Path) -> Any:

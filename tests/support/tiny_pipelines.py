@@ -78,7 +78,7 @@ def prior_of(pipe: Any) -> LatentDiffusion:
     return LatentDiffusion(*networks, second=second, image_size=16, dtype="fp32")
 
 
-def lora(pipe: Any, form: str, rank: int = 4) -> dict[str, Tensor]:
+def lora(pipe: Any, form: str) -> dict[str, Tensor]:
     """Random low-rank changes of attention and feed-forward layers in a format of kohya, diffusers or peft."""
     tensors, generator = {}, cpu(1)
     short = {"unet": "lora_unet", "text_encoder": "lora_te1" if hasattr(pipe, "text_encoder_2") else "lora_te"}
@@ -89,8 +89,8 @@ def lora(pipe: Any, form: str, rank: int = 4) -> dict[str, Tensor]:
             if other or not name.endswith(layers) or "time_emb" in name:
                 continue
             weight, kernel = layer.weight, layer.weight.shape[2:]
-            a = torch.randn(rank, weight.shape[1], *kernel, generator=generator) / 8
-            b = torch.randn(weight.shape[0], rank, *(1 for _ in kernel), generator=generator) / 8
+            a = torch.randn(4, weight.shape[1], *kernel, generator=generator) / 8
+            b = torch.randn(weight.shape[0], 4, *(1 for _ in kernel), generator=generator) / 8
             if form.startswith("kohya"):
                 name = name if part == "unet" or name.startswith("text_model.") else f"text_model.{name}"
                 stem = f"{short.get(part, 'lora_te2')}_{name.replace('.', '_')}"
