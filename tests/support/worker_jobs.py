@@ -25,7 +25,7 @@ class Job(NamedTuple):
 def work(job: Job) -> int:
     trace(job, "started")
     if job.trouble and not (job.once and job.traces("started") > 1):
-        meet(job)
+        fail(job)
     trace(job, "done")
     return os.getpid()
 
@@ -34,7 +34,7 @@ def trace(job: Job, word: str) -> None:
     (Path(job.folder) / f"{job.name}.{word}.{time.time_ns()}").write_text(str(os.getpid()))
 
 
-def meet(job: Job) -> None:
+def fail(job: Job) -> None:
     match job.trouble:
         case "fail":
             raise ValueError("no memory")
