@@ -1,29 +1,26 @@
-"""Fuzzing process: runs readers on damaged inputs, each in a forked child with time and memory limits.
+"""Readers on damaged inputs, each in a forked child with time and memory limits.
 
-    python tests/fuzz/judge.py        then lines on stdin: {"reader": ..., "cases": ..., "seed": ...}
-
-The answer to a line is {"counts": {outcome: number}, "bad": ["damage -> outcome", ...]}. Case 0 is the undamaged input.
-The process itself computes nothing and starts no threads, so that forking is safe.
+`fuzz` runs in a child of fork_server.py, computes nothing and starts no threads, so that forking is safe.
 """
 
-import contextlib
 import json
 import os
 import random
 import resource
 import shutil
 import signal
-import sys
-import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub import constants
+from torch.utils._pytree import tree_leaves
 
 from tests.fuzz.mutations import TRAP, damage
 from tests.fuzz.readers import READERS, Reader
+from threedgen.config import ConfigError
+from threedgen.run.metrics import peak_memory
 
 GOOD = ("clean error", "accepted")
 BAD = ("not finite", "exception", "hang", "memory", "code run")
@@ -32,24 +29,17 @@ SECONDS, MEBIBYTES = 30, 2048  # limits of a reader on a small input: time on a 
 
 def finite(value: Any) -> bool:
     """Return whether all numbers in nested tensors, arrays, lists and dicts are finite."""
-    if isinstance(value, torch.Tensor):
-        return not value.is_floating_point() or bool(torch.isfinite(value).all())
-    if isinstance(value, dict):
-        return all(map(finite, value.values()))
-    if isinstance(value, (list, tuple)):
-        return all(map(finite, value))
-    return not isinstance(value, (float, np.ndarray)) or bool(np.isfinite(value).all())
+    numbers = (leaf for leaf in tree_leaves(value) if isinstance(leaf, (float, np.ndarray, torch.Tensor)))
+    return all(bool(torch.as_tensor(number).isfinite().all()) for number in numbers)
 
 
 def outcome(reader: Reader, folder: Path) -> tuple[str, str]:
     """Read the folder; return the outcome (one of GOOD or BAD) and the error message."""
-    from threedgen.run.metrics import peak_memory
-
     before = peak_memory() or 0.0
     try:
         value = reader.read(folder)
         result = ("accepted" if finite(value) else "not finite"), ""
-    except reader.clean as error:
+    except ConfigError as error:
         lines = str(error).splitlines()
         clean = lines and all(line.isprintable() and len(line) < 1500 for line in lines)
         result = ("clean error" if clean else "exception"), str(error)[:300]
@@ -68,11 +58,8 @@ def isolated_outcome(reader: Reader, folder: Path) -> tuple[str, str]:
     read_end, write_end = os.pipe()
     pid = os.fork()
     if not pid:
-        os.close(read_end)
         os.chdir(folder)
-        log = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
+        signal.alarm(SECONDS)  # ends the process
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + 2 * MEBIBYTES * 2**20,) * 2)
         try:
@@ -80,69 +67,35 @@ def isolated_outcome(reader: Reader, folder: Path) -> tuple[str, str]:
         finally:
             os._exit(0)
     os.close(write_end)
-    end = time.monotonic() + SECONDS
-    done = 0
-    while not done and time.monotonic() < end:
-        done, _ = os.waitpid(pid, os.WNOHANG)
-        time.sleep(0.005)
-    if not done:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
     with open(read_end, "rb") as pipe:
         answer = pipe.read()
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     if not answer:
-        return ("exception", "the process died") if done else ("hang", f"after {SECONDS} s")
+        return ("hang", f"after {SECONDS} s") if code == -signal.SIGALRM else ("exception", f"exit code {code}")
     kind, message = json.loads(answer)
     return kind, message
 
 
-def make_input(reader: Reader, folder: Path) -> None:
-    """Write the undamaged input in a child, so that this process starts no threads."""
-    folder.mkdir()
-    kind, message = isolated_outcome(Reader(reader.name, reader.make, reader.make), folder)
-    assert kind == "accepted", message
+def fuzz(folder: str, name: str, cases: int, seed: int) -> int:
+    """Run a reader on `cases` damaged inputs; case number and seed determine the damage, and case 0 is undamaged.
 
-
-def fuzz(name: str, cases: int, seed: int) -> dict[str, Any]:
-    """Run a reader on `cases` damaged inputs and count the outcomes; case number and seed determine the damage."""
+    Writes {"counts": {outcome: number}, "bad": ["damage -> outcome", ...]} to result.json.
+    """
+    constants.HF_HUB_OFFLINE = True
     reader, counts, bad = READERS[name], dict.fromkeys((*GOOD, *BAD), 0), []
-    with tempfile.TemporaryDirectory(prefix="fuzz-") as temporary:
-        good, case = Path(temporary) / "good", Path(temporary) / "case"
-        make_input(reader, good)
-        for number in range(cases + 1):
-            shutil.copytree(good, case)
-            rng = random.Random(f"{name} {seed} {number}")
-            files = sorted(path for path in case.glob(reader.damaged) if path.is_file())
-            what = damage(rng.choice(files), rng) if number else "nothing"
-            kind, message = isolated_outcome(reader, case)
-            if number:
-                counts[kind] += 1
-            if kind in BAD or (not number and kind != "accepted"):
-                bad.append(f"{number} {what} -> {kind}: {message}")
-            shutil.rmtree(case)
-    return {"counts": counts, "bad": bad}
-
-
-def prepare() -> None:
-    """Import what the readers import lazily, before forking."""
-    import trimesh  # noqa: F401
-
-    import threedgen.systems.generate.task
-    import threedgen.viewer.report  # noqa: F401
-    from tests.support import fork_server
-
-    torch.set_num_threads(1)
-    fork_server.load_kernels()
-
-
-def serve() -> None:
-    prepare()
-    for line in sys.stdin:
-        request = json.loads(line)
-        with contextlib.redirect_stdout(sys.stderr):
-            answer = fuzz(request["reader"], request["cases"], request["seed"])
-        print(json.dumps(answer), flush=True)
-
-
-if __name__ == "__main__":
-    serve()
+    good, case = Path(folder, "good"), Path(folder, "case")
+    good.mkdir()
+    kind, message = isolated_outcome(Reader(reader.make, reader.make), good)  # its threads end with the child
+    assert kind == "accepted", message
+    for number in range(cases + 1):
+        shutil.copytree(good, case)
+        rng = random.Random(f"{name} {seed} {number}")
+        files = sorted(path for path in case.glob(reader.damaged) if path.is_file())
+        what = damage(rng.choice(files), rng) if number else "nothing"
+        kind, message = isolated_outcome(reader, case)
+        counts[kind] += number > 0
+        if kind in BAD or (not number and kind != "accepted"):
+            bad.append(f"{number} {what} -> {kind}: {message}")
+        shutil.rmtree(case)
+    Path(folder, "result.json").write_text(json.dumps({"counts": counts, "bad": bad}))
+    return 0

@@ -16,12 +16,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from tests.support.errors import Trap
 
 TRAP = "code-was-run"  # name of a folder that appears next to the damaged file if code in the file was executed
 NEIGHBOUR = "thesis.docx"  # name of an unrelated file, which damaged data may refer to
@@ -69,27 +70,18 @@ def _splice(data: bytes, rng: random.Random, middle: Callable[[bytes], bytes]) -
     return data[:a] + middle(data[a:b]) + data[b:]
 
 
-class Trap:
-    """Object whose unpickling runs code."""
-
-    def __reduce__(self) -> Any:
-        return os.mkdir, (TRAP,)
-
-
 BYTES: dict[str, Callable[[bytes, random.Random], bytes]] = {
     "bits flipped": _flip,
     "cut off": lambda data, rng: data[: rng.randrange(len(data) + 1)],
     "start lost": lambda data, rng: data[rng.randrange(len(data) + 1) :],
-    "zeros inside": lambda data, rng: _splice(data, rng, lambda part: bytes(len(part))),
     "block lost": lambda data, rng: _splice(data, rng, lambda part: b""),
     "block repeated": lambda data, rng: _splice(data, rng, lambda part: part * 2),
     "noise inside": lambda data, rng: _splice(data, rng, lambda part: noise(rng, 50)),
-    "noise appended": lambda data, rng: data + noise(rng),
     "only noise": lambda data, rng: noise(rng),
     "empty": lambda data, rng: b"",
     "a web page": lambda data, rng: b"<!DOCTYPE html><html>404</html>",
-    "a pickle that runs code": lambda data, rng: pickle.dumps(Trap()),
-    "a torch file that runs code": lambda data, rng: _torch_bytes({"state_dict": Trap()}),
+    "a pickle that runs code": lambda data, rng: pickle.dumps(Trap(Path(TRAP))),
+    "a torch file that runs code": lambda data, rng: _torch_bytes({"state_dict": Trap(Path(TRAP))}),
     "deep brackets": lambda data, rng: b"[" * 100_000,
     "many keys": lambda data, rng: b"".join(b"k%d: 1\n" % k for k in range(60_000)),
 }
@@ -167,10 +159,8 @@ TENSORS: dict[str, Callable[[Tensor], Tensor]] = {
     "one infinity": lambda t: t.clone().reshape(-1).index_fill(0, torch.tensor(0), INF).reshape(t.shape),
     "1e30": lambda t: torch.full_like(t.float(), 1e30),
     "of another shape": lambda t: torch.cat([t.reshape(-1), t.reshape(-1)]),
-    "flat": lambda t: t.reshape(-1),
     "empty": lambda t: t.reshape(-1)[:0],
     "whole numbers": lambda t: t.long(),
-    "doubles": lambda t: t.double(),
     "booleans": lambda t: t != 0,
     "complex": lambda t: t + 1j,
     "sparse": lambda t: t.to_sparse(),
@@ -189,14 +179,6 @@ def _tree(read: Callable[[Path], Any], write: Callable[[Any, Path], object]) -> 
         return change
 
     return change
-
-
-def _read_text(path: Path) -> str:
-    return path.read_text(encoding="utf-8")
-
-
-def _write_text(text: str, path: Path) -> None:
-    path.write_text(text, encoding="utf-8")
 
 
 def _safetensors(path: Path, rng: random.Random) -> str:
@@ -223,38 +205,28 @@ def _safetensors(path: Path, rng: random.Random) -> str:
 
 def _text(path: Path, rng: random.Random) -> str:
     """Replace one word of a text, such as a number in a matrix or an override."""
-    lines = [line.split(" ") for line in path.read_text(encoding="utf-8").splitlines()] or [[""]]
+    lines = [line.split(" ") for line in path.read_text().splitlines()] or [[""]]
     line = rng.choice(lines)
     k = rng.randrange(len(line))
     value = rng.choice(HOSTILE)
     word = value if isinstance(value, str) else json.dumps(value)
     key, equals, _ = line[k].partition("=")
     line[k] = key + equals + word if equals else word
-    path.write_text("\n".join(map(" ".join, lines)) + "\n", encoding="utf-8")
+    path.write_text("\n".join(map(" ".join, lines)) + "\n")
     return f"word = {word!r:.40}"
 
 
 def _image(path: Path, rng: random.Random) -> str:
-    """Save the image in another mode, with a rotation tag, tiny, or with a huge size in its header."""
+    """Save the image tiny, without visible pixels, or with a huge size in its header."""
     with Image.open(path) as opened:
         image = opened.convert("RGB")
-    exif, clear = Image.Exif(), image.copy()
-    exif[0x0112] = 6
+    clear = image.copy()
     clear.putalpha(0)
-    variants: dict[str, tuple[Image.Image, dict[str, Any]]] = {
-        "16 bit": (Image.fromarray(np.asarray(image.convert("L")).astype("uint16") * 257), {}),
-        "grey": (image.convert("L"), {}),
-        "palette": (image.convert("P"), {}),
-        "CMYK": (image.convert("CMYK"), {"format": "JPEG"}),
-        "turned": (image, {"format": "JPEG", "exif": exif}),
-        "one pixel": (image.resize((1, 1)), {}),
-        "a line": (image.resize((3000, 1)), {}),
-        "enormous": (image, {}),
-        "clear": (clear, {}),
-    }
+    variants = {
+        "one pixel": image.resize((1, 1)), "a line": image.resize((3000, 1)), "enormous": image, "clear": clear,
+    }  # fmt: skip
     name = rng.choice(list(variants))
-    changed, options = variants[name]
-    changed.save(path, **{"format": "PNG"} | options)
+    variants[name].save(path, format="PNG")
     if name == "enormous":
         data = bytearray(path.read_bytes())
         side = rng.choice((5000, 30_000, 2**31 - 1))
@@ -277,18 +249,18 @@ def _glb(path: Path, rng: random.Random) -> str:
     return change
 
 
-_json = _tree(lambda path: json.loads(_read_text(path)), lambda tree, path: _write_text(json.dumps(tree), path))
+_json = _tree(lambda path: json.loads(path.read_text()), lambda tree, path: path.write_text(json.dumps(tree)))
 KINDS: dict[str, Callable[[Path, random.Random], str]] = {
     ".pt": _tree(lambda path: torch.load(path, weights_only=True), torch.save),
     ".json": _json,
     ".gltf": _json,
     ".yaml": _tree(
-        lambda path: yaml.safe_load(_read_text(path)),
-        lambda tree, path: _write_text(yaml.safe_dump(tree, allow_unicode=True), path),
+        lambda path: yaml.safe_load(path.read_text()),
+        lambda tree, path: path.write_text(yaml.safe_dump(tree, allow_unicode=True)),
     ),
     ".jsonl": _tree(
-        lambda path: [json.loads(line) for line in _read_text(path).splitlines()],
-        lambda rows, path: _write_text("".join(json.dumps(row) + "\n" for row in rows), path),
+        lambda path: [json.loads(line) for line in path.read_text().splitlines()],
+        lambda rows, path: path.write_text("".join(json.dumps(row) + "\n" for row in rows)),
     ),
     ".safetensors": _safetensors, ".txt": _text, ".obj": _text, ".mtl": _text, ".ply": _text,
     ".off": _text, ".png": _image, ".jpg": _image, ".glb": _glb,

@@ -43,12 +43,6 @@ def test_override_with_any_text(key: str, text: str) -> None:
 
 
 @MANY
-@given(st.sampled_from(KEYS), TREES)
-def test_config_value_of_any_type(key: str, tree: Any) -> None:
-    is_refused(load, "mvdream-toybox", (), {key: tree})
-
-
-@MANY
 @given(TREES | st.dictionaries(st.sampled_from(["step", "loss", "files", "status"]), TREES))
 def test_run_records_with_any_data(tmp_path: Path, tree: Any) -> None:
     text = json.dumps(tree)

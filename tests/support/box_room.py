@@ -55,13 +55,13 @@ def colour(points: Array) -> Array:
     return (0.5 + 0.4 * np.stack(waves, -1)).astype(np.float32)
 
 
-def look(count: int, size: tuple[int, int], first: float = 0.0, tilt: float = 0.0, fov: float = 70.0) -> Cameras:
+def look(count: int, size: tuple[int, int], first: float = 0.0, tilt: float = 0.0) -> Cameras:
     """Cameras that turn around near the middle; ``first`` in steps, ``tilt`` upwards, of all of them."""
     turn = 2 * np.pi * (torch.arange(count) + first) / count
     position = torch.stack([0.5 * torch.cos(turn), 0.5 * torch.sin(turn), torch.full_like(turn, 1.4)], -1)
     ahead = torch.stack([-torch.cos(turn), -torch.sin(turn), torch.full_like(turn, tilt)], -1)
     c2w = look_at(position, position + ahead, torch.tensor([[0.0, 0, 1]]).expand(count, 3))
-    return Cameras(c2w, Projection.perspective(torch.full((count,), radians(fov)), *size), *size)
+    return Cameras(c2w, Projection.perspective(torch.full((count,), radians(70)), *size), *size)
 
 
 def truth(mesh: SourceMesh, at: Cameras) -> Array:

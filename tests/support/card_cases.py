@@ -51,12 +51,10 @@ STEPS: dict[str, Case] = {
     "prolificdreamer-sd, field": ("sd", VSD, [0, 6], 3),
     "prolificdreamer-sd, shape": ("sd", VSD, [0, 6], 24),
     "prolificdreamer-sd": ("sd", VSD, [0, 6], 24),
-    "magic3d-if-sd, coarse": ("if", COARSE, [0, 6], 3),
     "magic3d-if-sd": ("sd", COARSE, [0, 6], 24),
     "csd-sd21, coarse": ("sd", COARSE, [0, 6], 3),
     "csd-sd21": ("sd", COARSE, [0, 6], 24),
     "sdi-sd21": ("sd", CLASSIC, [0, 6], 4),  # the inversion reads its timesteps
-    "dreamgaussian-sd21, coarse": ("sd", [*MESH, "stages.coarse.field.count=60", "stages.coarse.size=12"], [0, 6], 3),
     # the second of four rounds: the renders are resampled, then the texture of the mesh is fitted to the samples
     "dreamgaussian-sd21": ("sd", [*MESH, "refine.steps=2", "refine.groups=2"], [50, 51], 15),
     "luciddreamer-sd21": ("sd", GAUSSIANS, [0, 6], 3),

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pygltflib as gl
 
 from tests.support.kept_folder import made_once
 from tests.support.mesh_files import Glb
@@ -72,7 +71,8 @@ def box_glb(textured: bool = False, **node: Any) -> bytes:
     """
     glb, sides = Glb(), [(-1, -1), (1, -1), (1, 1), (-1, 1)]
     corners = [(axis, sign, np.roll([sign, sign * a, b], axis)) for axis, sign in FACES for a, b in sides]
-    attributes = {
+    attributes: dict[str, int | None] = {
+        "TEXCOORD_0": None,
         "POSITION": glb.accessor(np.array([corner * (0.5, 0.3, 0.7) for _, _, corner in corners], "<f4")),
         "NORMAL": glb.accessor(np.array([np.eye(3)[axis] * sign for axis, sign, _ in corners], "<f4")),
     }
@@ -87,16 +87,10 @@ def box_glb(textured: bool = False, **node: Any) -> bytes:
         colours = np.where(own, 255, other)
         attributes["COLOR_0"] = glb.accessor(np.pad(colours.astype(np.uint8), ((0, 0), (0, 1))), normalized=True)
         glb.gltf.accessors[-1].type, glb.gltf.bufferViews[-1].byteStride = "VEC3", 4
-    indices = np.arange(0, 24, 4)[:, None] + [0, 1, 2, 0, 2, 3]
-    material = glb.material(texture)
-    glb.gltf.materials[material].pbrMetallicRoughness.metallicFactor = 0
-    order = glb.accessor(indices.astype("<u2").reshape(-1))
-    primitive = gl.Primitive(attributes=gl.Attributes(**attributes), indices=order, material=material)
-    glb.gltf.meshes.append(gl.Mesh(primitives=[primitive]))
-    glb.gltf.nodes.append(gl.Node(mesh=0, **node))
-    glb.gltf.buffers = [gl.Buffer(byteLength=len(glb.data))]
-    glb.gltf.set_binary_blob(bytes(glb.data))
-    return b"".join(glb.gltf.save_to_bytes())
+    order = np.arange(0, 24, 4, "<u2")[:, None] + np.array([0, 1, 2, 0, 2, 3], "<u2")
+    glb.square(glb.material(texture), node, **attributes).indices = glb.accessor(order.reshape(-1))
+    glb.gltf.materials[0].pbrMetallicRoughness.metallicFactor = 0
+    return glb.to_bytes()
 
 
 @functools.cache

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from threedgen.guidance.novel_view.blocks import Attention, Block, ResBlock
+from threedgen.guidance.novel_view.blocks import Block, ResBlock
 from threedgen.guidance.novel_view.options import XUNetConfig
 from threedgen.guidance.novel_view.xunet import XUNet
 
@@ -14,6 +14,16 @@ OPTIONS = {
     "ch": "channels", "ch_mult": "channel_mult", "emb_ch": "emb_channels", "num_res_blocks": "num_res_blocks",
     "attn_resolutions": "attn_resolutions", "attn_heads": "attn_heads",
 }  # fmt: skip
+RESIDUAL = {
+    "Conv_0": "conv1", "Conv_1": "conv2", "GroupNorm_0": "norm1", "GroupNorm_1": "norm2", "FiLM_0/Dense_0": "film",
+    "Dense_0": "shortcut",
+}  # fmt: skip
+LAYERS = {
+    "ConditioningProcessor_0/Dense_0": "conditioning.logsnr.0", "Conv_0": "unet.conv_in",
+    "ConditioningProcessor_0/Dense_1": "conditioning.logsnr.2", "Conv_1": "unet.conv_out",
+    "GroupNorm_0": "unet.norm_out",
+}  # fmt: skip
+"""Their names -> ours: of options, of the layers of a residual block, of single layers."""
 
 
 def network_of(meta: Mapping[str, Any], weights: Mapping[str, Tensor], size: tuple[int, int]) -> XUNet:
@@ -25,68 +35,53 @@ def network_of(meta: Mapping[str, Any], weights: Mapping[str, Tensor], size: tup
 
 
 def converted(network: XUNet, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    unet, found = network.unet, {}
-    conditioning = network.conditioning
-    processor = "ConditioningProcessor_0/"
-    found |= dense(weights, processor + "Dense_0", "conditioning.logsnr.0")
-    found |= dense(weights, processor + "Dense_1", "conditioning.logsnr.2")
-    for level in range(len(conditioning.poses)):
-        found |= conv(weights, f"{processor}Conv_{level}", f"conditioning.poses.{level}")
-    found["conditioning.pos_emb"] = weights[processor + "pos_emb"].permute(2, 0, 1)
-    if conditioning.frame_emb is not None:
-        rows = [weights[f"{processor}ref_pose_emb_{name}"] for name in ("first", "other")]
-        found["conditioning.frame_emb"] = torch.stack(rows)
-    found |= conv(weights, "Conv_0", "unet.conv_in") | conv(weights, "Conv_1", "unet.conv_out")
-    found |= norm(weights, "GroupNorm_0", "unet.norm_out")
-    blocks = [module for module in in_call_order(unet) if isinstance(module, Block)]
-    resampling = [module for module in in_call_order(unet) if isinstance(module, ResBlock)]
+    shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
     names = {module: name for name, module in network.named_modules()}
-    for number, block in enumerate(blocks):
-        found |= residual(weights, f"XUNetBlock_{number}/ResnetBlock_0", names[block] + ".residual", block.residual)
-        for k, layer in enumerate((block.self_attention, block.cross_attention)):
-            if layer is not None:
-                found |= attention(weights, f"XUNetBlock_{number}/AttnBlock_{k}", names[layer], layer)
-    for number, block in enumerate(resampling):
-        found |= residual(weights, f"ResnetBlock_{number}", names[block], block)
+    found = dict[str, Tensor]()
+
+    def layer(theirs: str, ours: str) -> None:
+        norm = f"{theirs}/GroupNorm_0/"
+        if norm + "scale" in weights:
+            weight, bias = weights[norm + "scale"], weights[norm + "bias"]
+        else:
+            kernel, bias = weights[theirs + "/kernel"], weights[theirs + "/bias"]
+            weight = kernel.T if kernel.ndim == 2 else kernel[0].permute(3, 2, 0, 1)
+        found[ours + ".weight"] = weight.reshape(shapes[ours + ".weight"])  # some dense layers are convolutions here
+        found[ours + ".bias"] = bias
+
+    def residual(theirs: str, ours: str) -> None:
+        for name, part in RESIDUAL.items():
+            if f"{ours}.{part}.weight" in shapes:
+                layer(f"{theirs}/{name}", f"{ours}.{part}")
+
+    def attention(theirs: str, ours: str) -> None:
+        parts = [f"{theirs}/AttnLayer_0/DenseGeneral_{k}/" for k in range(3)]
+        found[ours + ".qkv.weight"] = torch.cat([weights[part + "kernel"].flatten(1).T for part in parts])
+        found[ours + ".qkv.bias"] = torch.cat([weights[part + "bias"].flatten() for part in parts])
+        layer(theirs + "/GroupNorm_0", ours + ".norm")
+        layer(theirs + "/DenseGeneral_0", ours + ".out")
+
+    for theirs, ours in LAYERS.items():
+        layer(theirs, ours)
+    for level in range(len(network.conditioning.poses)):
+        layer(f"ConditioningProcessor_0/Conv_{level}", f"conditioning.poses.{level}")
+    found["conditioning.pos_emb"] = weights["ConditioningProcessor_0/pos_emb"].permute(2, 0, 1)
+    if network.conditioning.frame_emb is not None:
+        rows = [weights[f"ConditioningProcessor_0/ref_pose_emb_{name}"] for name in ("first", "other")]
+        found["conditioning.frame_emb"] = torch.stack(rows)
+    unet: Any = network.unet
+    called = [
+        *sum(map(list, unet.down), []),
+        *unet.downsample,
+        unet.middle,
+        *sum(map(list, unet.up), []),
+        *unet.upsample,
+    ]
+    for number, block in enumerate(module for module in called if isinstance(module, Block)):
+        residual(f"XUNetBlock_{number}/ResnetBlock_0", names[block] + ".residual")
+        for k, part in enumerate((block.self_attention, block.cross_attention)):
+            if part is not None:
+                attention(f"XUNetBlock_{number}/AttnBlock_{k}", names[part])
+    for number, block in enumerate(module for module in called if isinstance(module, ResBlock)):
+        residual(f"ResnetBlock_{number}", names[block])
     return found
-
-
-def in_call_order(unet: Any) -> list[Any]:
-    down = [block for row in unet.down for block in row]
-    up = [block for row in unet.up for block in row]
-    return [*down, *unet.downsample, unet.middle, *up, *unet.upsample]
-
-
-def conv(weights: Mapping[str, Tensor], theirs: str, ours: str) -> dict[str, Tensor]:
-    kernel = weights[theirs + "/kernel"][0].permute(3, 2, 0, 1)
-    return {ours + ".weight": kernel, ours + ".bias": weights[theirs + "/bias"]}
-
-
-def dense(weights: Mapping[str, Tensor], theirs: str, ours: str, as_conv: bool = False) -> dict[str, Tensor]:
-    kernel = weights[theirs + "/kernel"].T
-    kernel = kernel[:, :, None, None] if as_conv else kernel
-    return {ours + ".weight": kernel, ours + ".bias": weights[theirs + "/bias"]}
-
-
-def norm(weights: Mapping[str, Tensor], theirs: str, ours: str) -> dict[str, Tensor]:
-    inner = theirs + "/GroupNorm_0/"
-    return {ours + ".weight": weights[inner + "scale"], ours + ".bias": weights[inner + "bias"]}
-
-
-def residual(weights: Mapping[str, Tensor], theirs: str, ours: str, block: ResBlock) -> dict[str, Tensor]:
-    found = conv(weights, theirs + "/Conv_0", ours + ".conv1") | conv(weights, theirs + "/Conv_1", ours + ".conv2")
-    found |= norm(weights, theirs + "/GroupNorm_0", ours + ".norm1")
-    found |= norm(weights, theirs + "/GroupNorm_1", ours + ".norm2")
-    found |= dense(weights, theirs + "/FiLM_0/Dense_0", ours + ".film", as_conv=True)
-    if not isinstance(block.shortcut, torch.nn.Identity):
-        found |= dense(weights, theirs + "/Dense_0", ours + ".shortcut", as_conv=True)
-    return found
-
-
-def attention(weights: Mapping[str, Tensor], theirs: str, ours: str, layer: Attention) -> dict[str, Tensor]:
-    parts = [f"{theirs}/AttnLayer_0/DenseGeneral_{k}/" for k in range(3)]
-    kernels = [weights[part + "kernel"].flatten(1).T for part in parts]
-    biases = [weights[part + "bias"].flatten() for part in parts]
-    found = {ours + ".qkv.weight": torch.cat(kernels), ours + ".qkv.bias": torch.cat(biases)}
-    found |= norm(weights, theirs + "/GroupNorm_0", ours + ".norm")
-    return found | dense(weights, theirs + "/DenseGeneral_0", ours + ".out")

@@ -3,7 +3,6 @@ a known time, and a classifier that knows the colours. Known by name to worker p
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -28,9 +27,7 @@ class StubConfig(RunConfig):
     seconds: float = 0.0
     boxes: str = Field("", description="folder with 0.glb, 1.glb and 2.glb, so that workers need no torch")
     log: str = Field("", description="file with a line for each time that a box is started, and for each that is done")
-    trouble: Literal[
-        "", "weights", "late weights", "error once", "error", "fails", "empty", "damaged", "stops once", "dies once"
-    ] = ""
+    trouble: Literal["", "weights", "late weights", "error", "fails", "empty", "damaged", "stops once"] = ""
 
     def check(self) -> None:
         if self.trouble == "weights":
@@ -82,12 +79,10 @@ def run(config: StubConfig, resume: Path | None = None, quiet: bool = False) -> 
     started = note(config, "started")
     if config.trouble == "late weights":
         raise ConfigError("weights: the hub has no such id")
-    if config.trouble == "error" or (config.trouble == "error once" and started == 1):
+    if config.trouble == "error":
         raise RuntimeError("no memory")
     if config.trouble == "stops once" and started == 1:
         return 130
-    if config.trouble == "dies once" and started == 1:
-        os._exit(9)
     if config.trouble == "fails":
         write_summary(folder, config, 1.0, status="failed", reason="the loss was no longer a number")
         return 2

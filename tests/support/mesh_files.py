@@ -96,17 +96,19 @@ class Glb:
         self.gltf.nodes.append(gl.Node(mesh=len(self.gltf.meshes) - 1, **(node or {})))
         return primitive
 
+    def to_bytes(self) -> bytes:
+        self.gltf.buffers = [gl.Buffer(byteLength=len(self.data))]
+        self.gltf.set_binary_blob(bytes(self.data))
+        return b"".join(self.gltf.save_to_bytes())
+
     def write(self, path: Path, buffer: str | None = None) -> Path:
         """Write a GLB, or a glTF file whose buffer is the side file `buffer` or, for "", a data URI."""
-        uri = None
         if path.suffix == ".gltf":
             uri = buffer or f"data:application/octet-stream;base64,{base64.b64encode(self.data).decode()}"
-        self.gltf.buffers = [gl.Buffer(byteLength=len(self.data), uri=uri)]
-        if uri is None:
-            self.gltf.set_binary_blob(bytes(self.data))
-            path.write_bytes(b"".join(self.gltf.save_to_bytes()))
-        else:
+            self.gltf.buffers = [gl.Buffer(byteLength=len(self.data), uri=uri)]
             path.write_text(self.gltf.gltf_to_json())
+        else:
+            path.write_bytes(self.to_bytes())
         return path
 
 

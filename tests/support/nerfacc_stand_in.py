@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 from types import SimpleNamespace
+from typing import Any
 
 import nerfacc.grid
 import pytest
@@ -20,23 +21,10 @@ class Functions:
     ray_aabb_intersect = staticmethod(nerfacc.grid._ray_aabb_intersect)
 
     @staticmethod
-    def traverse_grids(
-        origins: Tensor,
-        directions: Tensor,
-        mask: Tensor,
-        cells: Tensor,
-        boxes: Tensor,
-        t_sorted: Tensor,
-        t_indices: Tensor,
-        hits: Tensor,
-        near: Tensor,
-        far: Tensor,
-        step: float,
-        cone: float,
-        *more: object,
-    ) -> tuple[SimpleNamespace, SimpleNamespace, Tensor]:
+    def traverse_grids(*given: Any) -> tuple[SimpleNamespace, SimpleNamespace, Tensor]:
         """One grid: from the near plane on step is added to step; a midpoint in a full cell keeps its interval."""
-        assert mask.all() and len(cells) == len(boxes) == 1 and cone == 0 and more == (True, True, True, -1, False)
+        origins, directions, mask, cells, boxes, t_sorted, _, hits, near, far, step, cone, *more = given
+        assert mask.all() and len(cells) == len(boxes) == 1 and cone == 0 and more == [True, True, True, -1, False]
         inputs = (origins, directions, boxes, near, far)
         assert cells.dtype == torch.bool and all(t.dtype == torch.float32 for t in inputs)
         begin, end = t_sorted[:, 0].maximum(near), t_sorted[:, 1].minimum(far)

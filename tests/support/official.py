@@ -1,13 +1,15 @@
 """Checkpoints in the exact form of the released MVDream files, but for the widths."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from tests.support.ldm_names import to_ldm, unet_prefixes, vae_prefixes
-from tests.support.tiny_prior import letter_tokenizer, open_clip_names, tiny_text_encoder, tiny_unet, tiny_vae
+from tests.support.ldm_names import to_ldm, unet_prefixes
+from tests.support.tiny_pipelines import single_file
+from tests.support.tiny_prior import letter_tokenizer, tiny_text_encoder, tiny_unet, tiny_vae
 
 Kind = Literal["sd21", "sd15"]
 NAMES: dict[Kind, str] = {"sd21": "sd-v2.1-base-4view.pt", "sd15": "sd-v1.5-4view.pt"}
@@ -52,25 +54,16 @@ def official_checkpoint(folder: Path, kind: Kind) -> Path:
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
     )
-    layers = (".q.", ".k.", ".v.", ".proj_out.")
     act = "gelu" if kind == "sd21" else "quick_gelu"
     encoder = tiny_text_encoder(100, hidden_size=64, num_attention_heads=1, hidden_act=act)
-    parts = {
-        "model.diffusion_model.": ldm_unet(kind, TINY_WIDTHS),
-        "first_stage_model.": {  # attention weights are the 1 x 1 convolutions of ldm
-            name: tensor[:, :, None, None] if tensor.ndim == 2 and any(layer in name for layer in layers) else tensor
-            for name, tensor in to_ldm(vae.state_dict(), vae_prefixes(vae.config)).items()
-        },
-    }
-    if kind == "sd21":
-        parts["cond_stage_model.model."] = open_clip_names(encoder)
-    else:
-        parts["cond_stage_model.transformer.text_model."] = encoder.state_dict() | {
-            "embeddings.position_ids": torch.arange(16)[None]
-        }
-    tensors = dict.fromkeys(BUFFERS.split(), torch.zeros(1000))
-    for prefix, found in parts.items():
-        tensors |= {prefix + name: tensor for name, tensor in found.items()}
+    unet = tiny_unet(**TOPOLOGY, **TINY_WIDTHS[kind])
+    tensors = single_file(kind, SimpleNamespace(unet=unet, vae=vae, text_encoder=encoder))
+    for name, tensor in tensors.items():  # attention weights are the 1 x 1 convolutions of ldm
+        if ".attn_1." in name and tensor.ndim == 2:
+            tensors[name] = tensor[:, :, None, None]
+    tensors |= dict.fromkeys(BUFFERS.split(), torch.zeros(1000))
+    if kind == "sd15":
+        tensors["cond_stage_model.transformer.text_model.embeddings.position_ids"] = torch.arange(16)[None]
     folder.mkdir(parents=True, exist_ok=True)
     torch.save(tensors, folder / NAMES[kind])
     letter_tokenizer().save_pretrained(folder / "clip")

@@ -87,7 +87,7 @@ def studio(folder: Path, monkeypatch: pytest.MonkeyPatch, config: StudioConfig |
 class Client:
     """A page without a browser."""
 
-    def __init__(self, url: str, root: Path, queue: Queue, app: Any) -> None:
+    def __init__(self, url: str, root: Any, queue: Any, app: Any) -> None:
         self.url, self.root, self.queue, self.app = url, root, queue, app
 
     def ask(self, path: str, body: Any = None, method: str | None = None, **headers: str) -> http.client.HTTPResponse:

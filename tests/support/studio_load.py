@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
+from typing import Any
 
-PATIENCE = 300.0  # seconds
+from tests.support.studio import Client
+
 EXPECTED = {"POST": (201, 202), "GET": (200,), "DELETE": (204, 409), "PUT": (201,)}
 """Status codes of answers by method. 409: the job runs."""
 
@@ -34,24 +34,20 @@ def load(url: str, run: str, clients: int = 200, rounds: int = 1) -> Load:
     `run` is the name of a finished run, whose file asset/square.glb is read. Every client that is not on the event
     stream makes `rounds` times seven requests, each on a connection of its own.
     """
-    place, result, reading, done = urlsplit(url), Load(), threading.Barrier(clients), threading.Event()
+    client: Any = Client(url, None, None, None)
+    result, reading, done = Load(), threading.Barrier(clients), threading.Event()
 
-    def ask(method: str, path: str, body: bytes | None = None) -> bytes:
-        connection = http.client.HTTPConnection(str(place.hostname), place.port, timeout=PATIENCE)
+    def ask(method: str, path: str, body: Any = None) -> bytes:
         start = time.perf_counter()
-        connection.request(method, f"{place.path}api/v1/{path}", body, {"Content-Type": "application/json"})
-        answer = connection.getresponse()
+        answer = client.ask(f"api/v1/{path}", body, method)
         data = answer.read()
         result.seconds.append(time.perf_counter() - start)
-        connection.close()
         if answer.status not in EXPECTED[method]:
             result.unexpected.append(f"{method} {path}: {answer.status} {data[:200]!r}")
         return data
 
     def stream() -> None:
-        connection = http.client.HTTPConnection(str(place.hostname), place.port, timeout=PATIENCE)
-        connection.request("GET", f"{place.path}api/v1/events")
-        answer = connection.getresponse()
+        answer = client.ask("api/v1/events")
         reading.wait()
         count = 0
         while True:
@@ -61,13 +57,12 @@ def load(url: str, run: str, clients: int = 200, rounds: int = 1) -> Load:
             if done.is_set():  # each job that ends is an event, also the last one
                 break
         result.events.append(count)
-        connection.close()
+        answer.close()
 
     def work(number: int) -> None:
         reading.wait()
         for repeat in range(rounds):
-            body = json.dumps({"prompt": f"dog {number} {repeat}", "seed": number}).encode()
-            job = json.loads(ask("POST", "jobs", body))["number"]
+            job = json.loads(ask("POST", "jobs", {"prompt": f"dog {number} {repeat}", "seed": number}))["number"]
             ask("GET", f"jobs/{job}")
             ask("GET", f"runs/{run}/files/asset/square.glb")
             ask("PUT", f"files/{number}.png", b"image %d" % number)
@@ -75,15 +70,12 @@ def load(url: str, run: str, clients: int = 200, rounds: int = 1) -> Load:
             ask("GET", "jobs")
             ask("DELETE", f"jobs/{job}")
 
-    def last() -> None:
-        done.set()
-        ask("POST", "jobs", json.dumps({"prompt": "the last dog", "seed": 1}).encode())
-
     with ThreadPoolExecutor(clients) as pool:
         streams = [pool.submit(stream) for _ in range(clients // 2)]
         for worker in [pool.submit(work, number) for number in range(clients - clients // 2)]:
             worker.result()
-        last()
+        done.set()
+        ask("POST", "jobs", {"prompt": "the last dog", "seed": 1})
         for one in streams:
             one.result()
     return result

@@ -16,70 +16,67 @@ from tests.support.storage_faults import inject
 from tests.support.waiting import when
 from threedgen.run import lock
 
-TINY = {
-    "task": "generate", "prompt": "a red dog", "threads": 1,
-    "field": {
+
+def tiny(task: str, steps: int, log_every: int = 5, check_every: int = 0, **values: Any) -> dict[str, Any]:
+    """Return a config of a run on one thread of a CPU that is saved after each step."""
+    trainer = {"max_steps": steps, "log_every_n_steps": log_every, "val_check_interval": check_every}
+    trainer["accelerator"] = "cpu"
+    return {"task": task, "threads": 1, "trainer": trainer, "checkpoint": {"seconds": 0}, **values}
+
+
+TINY = tiny(
+    "generate", 16, prompt="a red dog",
+    field={
         "encoding": {"n_levels": 3, "log2_hashmap_size": 8, "base_resolution": 4},
         "width": 8, "density_blob_scale": 20.0,
     },
-    "background": {"name": "neural"},
-    "march": {"samples": 12, "chunk": 400},  # two to five chunks in a step
-    "occupancy": {"resolution": 8, "interval": 4, "warmup": 8},
-    "size": {"0%": 8, "50%": 12}, "scenes_per_step": {"0%": 1, "75%": 2}, "camera": {"n_view": 2},
-    "preview": {"steps": 2}, "fit": {"rays": 64}, "warm_start": {"share": 0.2},
-    "refine": {"strengths": [0.6, 0.3], "share": 0.0625, "groups": 2, "steps": 2},
-    "result": {"turntable": {"n_view": 2, "height": 16, "width": 16, "distance": 2.6}, "mesh_resolution": 16},
-    "export": {"enabled": False},
-    "trainer": {"max_steps": 16, "val_check_interval": 0, "log_every_n_steps": 5, "accelerator": "cpu"},
-    "checkpoint": {"seconds": 0},
-}  # fmt: skip
+    background={"name": "neural"},
+    march={"samples": 12, "chunk": 400},  # two to five chunks in a step
+    occupancy={"resolution": 8, "interval": 4, "warmup": 8},
+    size={"0%": 8, "50%": 12}, scenes_per_step={"0%": 1, "75%": 2}, camera={"n_view": 2},
+    preview={"steps": 2}, fit={"rays": 64}, warm_start={"share": 0.2},
+    refine={"strengths": [0.6, 0.3], "share": 0.0625, "groups": 2, "steps": 2},
+    result={"turntable": {"n_view": 2, "height": 16, "width": 16, "distance": 2.6}, "mesh_resolution": 16},
+    export={"enabled": False},
+)  # fmt: skip
 """A generate run of a second: everything in it, everything small."""
 
-TINY_BASE = {
-    "task": "train-base", "threads": 1, "image_size": 32,
-    "autoencoder": {"channels": [8, 16], "batch": 3, "max_steps": 6}, "decoder": {"max_steps": 4},
-    "network": {"channels": [16, 32]}, "words": {"max_steps": 5, "batch": 4},
-    "training": {"batch": 4, "fresh": 2, "first": 16, "pictures": 40},
-    "trainer": {"max_steps": 10, "val_check_interval": 0, "log_every_n_steps": 5, "accelerator": "cpu"},
-    "checkpoint": {"seconds": 0},
-}  # fmt: skip
-TINY_PRIOR = {
-    "task": "train-prior", "threads": 1, "start": "base",
-    "coarse": {"max_steps": 4, "sampler_steps": 3, "fusion_steps": 2, "objects": 16},
-    "training": TINY_BASE["training"] | {"n_view": 2, "two_d": 0.5},
-    "trainer": TINY_BASE["trainer"], "checkpoint": TINY_BASE["checkpoint"],
-}  # fmt: skip
-TINY_THREEDIM = {
-    "task": "train-threedim", "threads": 1,
-    "data": {"name": "toybox", "scenes": 12, "views": 4, "held_out": 4},
-    "model": {
+TINY_BASE = tiny(
+    "train-base", 10, image_size=32,
+    autoencoder={"channels": [8, 16], "batch": 3, "max_steps": 6}, decoder={"max_steps": 4},
+    network={"channels": [16, 32]}, words={"max_steps": 5, "batch": 4},
+    training={"batch": 4, "fresh": 2, "first": 16, "pictures": 40},
+)  # fmt: skip
+TINY_PRIOR = tiny(
+    "train-prior", 10, start="base",
+    coarse={"max_steps": 4, "sampler_steps": 3, "fusion_steps": 2, "objects": 16},
+    training=TINY_BASE["training"] | {"n_view": 2, "two_d": 0.5},
+)  # fmt: skip
+TINY_THREEDIM = tiny(
+    "train-threedim", 10, check_every=5,
+    data={"name": "toybox", "scenes": 12, "views": 4, "held_out": 4},
+    model={
         "name": "pixels",
         "network": {
             "image_size": 8, "channels": 8, "channel_mult": [1, 2], "emb_channels": 8, "num_res_blocks": 1,
             "attn_resolutions": [4], "attn_heads": 2, "groups": 4, "dropout": 0.1, "origin_degrees": 4,
         },
     },
-    "training": {"batch": 4, "warmup": 16, "ema_half_life": 8, "learning_rate": 1e-2},
-    "trainer": {"max_steps": 10, "val_check_interval": 5, "log_every_n_steps": 5, "accelerator": "cpu"},
-    "checkpoint": {"seconds": 0},
-}  # fmt: skip
-TINY_DREAMBOOTH = {
-    "task": "mvdreambooth", "threads": 1, "prompt": "a [v] dog", "photos": "photos",
-    "tuning": {"batch": 2, "learning_rate": 1e-3, "word_learning_rate": 1e-2}, "sheet": {"steps": 1},
-    "trainer": {"max_steps": 8, "val_check_interval": 4, "log_every_n_steps": 2, "accelerator": "cpu"},
-    "checkpoint": {"seconds": 0},
-}  # fmt: skip
-TINY_MVADAPTER: dict[str, Any] = {
-    "task": "train-mvadapter", "threads": 1,
-    "seed": 4,  # draws both sets of views early
-    "objects": {"name": "toybox", "count": 8},
-    "training": {
+    training={"batch": 4, "warmup": 16, "ema_half_life": 8, "learning_rate": 1e-2},
+)  # fmt: skip
+TINY_DREAMBOOTH = tiny(
+    "mvdreambooth", 8, log_every=2, check_every=4, prompt="a [v] dog", photos="photos",
+    tuning={"batch": 2, "learning_rate": 1e-3, "word_learning_rate": 1e-2}, sheet={"steps": 1},
+)  # fmt: skip
+TINY_MVADAPTER = tiny(
+    "train-mvadapter", 6, log_every=2,
+    seed=4,  # draws both sets of views early
+    objects={"name": "toybox", "count": 8},
+    training={
         "batch": 2, "first": 3, "no_text": 0.5, "view_sets": [[0, 1, 2, 3, 4, 5], [0, 3]], "learning_rate": 0.01,
         "ema": 0.5,
     },
-    "trainer": {"max_steps": 6, "val_check_interval": 0, "log_every_n_steps": 2, "accelerator": "cpu"},
-    "checkpoint": {"seconds": 0},
-}  # fmt: skip
+)  # fmt: skip
 
 
 def child(

@@ -10,7 +10,8 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
 from tests.support.kept_folder import kept_folder
-from tests.support.tiny_prior import NO_CAMERA, TEXT_WIDTH, letter_tokenizer, tiny_text_encoder, tiny_unet, tiny_vae
+from tests.support.tiny_pipelines import pipeline
+from tests.support.tiny_prior import NO_CAMERA, TEXT_WIDTH, tiny_text_encoder, tiny_unet
 
 T5_WIDTH = 32
 
@@ -20,12 +21,8 @@ def sd_pipeline(**unet: Any) -> StableDiffusionPipeline:
     schedule = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
     network = tiny_unet(**NO_CAMERA, **unet)
     network.set_attn_processor(AttnProcessor2_0())
-    parts = {
-        "vae": tiny_vae(), "text_encoder": tiny_text_encoder(100), "tokenizer": letter_tokenizer(), "unet": network,
-        "scheduler": PNDMScheduler(**schedule, skip_prk_steps=True, set_alpha_to_one=False),
-    }  # fmt: skip
-    none = {"safety_checker": None, "feature_extractor": None, "image_encoder": None}
-    return StableDiffusionPipeline(**parts, **none, requires_safety_checker=False)
+    scheduler = PNDMScheduler(**schedule, skip_prk_steps=True, set_alpha_to_one=False)
+    return pipeline(network, tiny_text_encoder(100), scheduler)
 
 
 def if_unet(**config: Any) -> UNet2DConditionModel:

@@ -18,7 +18,7 @@ from tests.support.tiny_prior import (
     tiny_unet,
     tiny_vae,
 )
-from tests.support.tiny_sdxl import sdxl_file, tiny_sdxl
+from tests.support.tiny_sdxl import tiny_sdxl
 from threedgen.guidance.priors.latent_diffusion import LatentDiffusion
 from threedgen.guidance.weights.components import SecondText
 
@@ -26,11 +26,11 @@ KINDS = ["sd15", "sd21", "sdxl"]
 LAYERS = ("attn2.to_q", "attn2.to_k", "proj_in", "ff.net.2", "q_proj", "out_proj")
 
 
-def pipeline(unet: Any, text_encoder: Any) -> StableDiffusionPipeline:
+def pipeline(unet: Any, text_encoder: Any, scheduler: Any = None) -> StableDiffusionPipeline:
+    ddim = DDIMScheduler(1000, 0.00085, 0.012, "scaled_linear", clip_sample=False, steps_offset=1)
     return StableDiffusionPipeline(
         unet=unet.eval(), vae=tiny_vae(), text_encoder=text_encoder, tokenizer=letter_tokenizer(),
-        scheduler=DDIMScheduler(1000, 0.00085, 0.012, "scaled_linear", clip_sample=False, steps_offset=1),
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+        scheduler=scheduler or ddim, safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
 
 
@@ -59,15 +59,20 @@ def released(folder: Path) -> dict[str, Any]:
 
 def single_file(kind: str, pipe: Any) -> dict[str, Tensor]:
     """Return the tensors of a pipeline under the names of its kind's single file."""
-    if kind == "sdxl":
-        return sdxl_file(pipe)
     encoder = pipe.text_encoder
-    text = {"sd15": ("transformer.text_model.", encoder.state_dict()), "sd21": ("model.", open_clip_names(encoder))}
     parts = {
         "model.diffusion_model.": to_ldm(pipe.unet.state_dict(), unet_prefixes(pipe.unet.config)),
         "first_stage_model.": to_ldm(pipe.vae.state_dict(), vae_prefixes(pipe.vae.config)),
-        f"cond_stage_model.{text[kind][0]}": text[kind][1],
     }
+    if kind == "sd15":
+        parts["cond_stage_model.transformer.text_model."] = encoder.state_dict()
+    elif kind == "sd21":
+        parts["cond_stage_model.model."] = open_clip_names(encoder)
+    else:
+        second = open_clip_names(pipe.text_encoder_2.text_model, more=False)
+        second["text_projection"] = pipe.text_encoder_2.text_projection.weight.T
+        parts["conditioner.embedders.0.transformer.text_model."] = encoder.state_dict()
+        parts["conditioner.embedders.1.model."] = second
     return {prefix + name: t.contiguous() for prefix, named in parts.items() for name, t in named.items()}
 
 
@@ -78,7 +83,7 @@ def prior_of(pipe: Any) -> LatentDiffusion:
     return LatentDiffusion(*networks, second=second, image_size=16, dtype="fp32")
 
 
-def lora(pipe: Any, form: str, rank: int = 4) -> dict[str, Tensor]:
+def lora(pipe: Any, form: str) -> dict[str, Tensor]:
     """Random low-rank changes of attention and feed-forward layers in a format of kohya, diffusers or peft."""
     tensors, generator = {}, cpu(1)
     short = {"unet": "lora_unet", "text_encoder": "lora_te1" if hasattr(pipe, "text_encoder_2") else "lora_te"}
@@ -89,8 +94,8 @@ def lora(pipe: Any, form: str, rank: int = 4) -> dict[str, Tensor]:
             if other or not name.endswith(layers) or "time_emb" in name:
                 continue
             weight, kernel = layer.weight, layer.weight.shape[2:]
-            a = torch.randn(rank, weight.shape[1], *kernel, generator=generator) / 8
-            b = torch.randn(weight.shape[0], rank, *(1 for _ in kernel), generator=generator) / 8
+            a = torch.randn(4, weight.shape[1], *kernel, generator=generator) / 8
+            b = torch.randn(weight.shape[0], 4, *(1 for _ in kernel), generator=generator) / 8
             if form.startswith("kohya"):
                 name = name if part == "unet" or name.startswith("text_model.") else f"text_model.{name}"
                 stem = f"{short.get(part, 'lora_te2')}_{name.replace('.', '_')}"

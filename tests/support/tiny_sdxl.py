@@ -5,11 +5,9 @@ from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
-from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
-from tests.support.ldm_names import to_ldm, unet_prefixes, vae_prefixes
-from tests.support.tiny_prior import TEXT_WIDTH, letter_tokenizer, open_clip_names, tiny_text_encoder, tiny_vae
+from tests.support.tiny_prior import TEXT_WIDTH, letter_tokenizer, tiny_text_encoder, tiny_vae
 
 SECOND_WIDTH, SUMMARY, TIME = 16, 20, 8
 WORDS = 82  # of the letters' tokenizer
@@ -50,16 +48,3 @@ def tiny_sdxl(folder: Path, released: bool = False) -> StableDiffusionXLPipeline
     )  # fmt: skip
     pipe.save_pretrained(folder)
     return pipe
-
-
-def sdxl_file(pipe: StableDiffusionXLPipeline) -> dict[str, Tensor]:
-    """Return the tensors of a pipeline under the names of SDXL's single file."""
-    first, second = pipe.text_encoder.state_dict(), open_clip_names(pipe.text_encoder_2.text_model, more=False)
-    second["text_projection"] = pipe.text_encoder_2.text_projection.weight.T
-    parts = {
-        "model.diffusion_model.": to_ldm(pipe.unet.state_dict(), unet_prefixes(pipe.unet.config)),
-        "first_stage_model.": to_ldm(pipe.vae.state_dict(), vae_prefixes(pipe.vae.config)),
-        "conditioner.embedders.0.transformer.text_model.": first,
-        "conditioner.embedders.1.model.": second,
-    }
-    return {prefix + name: t.contiguous() for prefix, tensors in parts.items() for name, t in tensors.items()}

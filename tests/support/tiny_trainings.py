@@ -17,31 +17,30 @@ from tests.support.task_server import (
     TINY_THREEDIM,
     finished_run,
     prior_folder,
+    tiny,
     write_config,
 )
 from tests.support.tiny_mvadapter import adapter_base
 from tests.support.tiny_mvdiffusion import tiny_model as multiview
 
-TRAINER = {"max_steps": 6, "val_check_interval": 0, "log_every_n_steps": 2, "accelerator": "cpu"}
-TINY_OWN: dict[str, Any] = {
-    "task": "train-own-prior", "threads": 1, "engine": "here", "held_out": 1, "views": {"size": 16, "azimuths": 4},
-    "training": {
+TINY_OWN = tiny(
+    "train-own-prior", 6, log_every=1, engine="here", held_out=1, views={"size": 16, "azimuths": 4},
+    training={
         "batch": 4, "fresh": 2, "first": 4, "pictures": 12, "n_view": 2, "two_d": 0.5, "learning_rate": 0.01,
     },
-    "trainer": TRAINER | {"log_every_n_steps": 1}, "checkpoint": {"seconds": 0},
-}  # fmt: skip
-TINY_MATTE: dict[str, Any] = {
-    "task": "train-matte", "threads": 1, "network": {"size": 32, "channels": [4, 6]},
-    "training": {"batch": 4, "first": 8, "pictures": 32}, "trainer": TRAINER, "checkpoint": {"seconds": 0},
-}  # fmt: skip
+)  # fmt: skip
+TINY_MATTE = tiny(
+    "train-matte", 6, log_every=2, network={"size": 32, "channels": [4, 6]},
+    training={"batch": 4, "first": 8, "pictures": 32},
+)  # fmt: skip
 PANORAMAS = {"name": "toy-panoramas", "count": 6, "views": 4, "size": 16, "fov": 100.0}
 PATHS = {"name": "toy-paths", "count": 6, "views": 3, "height": 16, "width": 16}
 SCENES = {"panorama": PANORAMAS, "outpaint": PANORAMAS, "depth": PATHS}
-TINY_MVDIFFUSION: dict[str, Any] = {
-    "task": "train-mvdiffusion", "threads": 1, "single_view": {"max_steps": 4, "batch": 3, "rank": 2},
-    "training": {"batch": 2, "first": 3, "learning_rate": 0.01, "ema": 0.5},
-    "trainer": TRAINER, "checkpoint": {"seconds": 0},
-}  # fmt: skip
+TINY_MVDIFFUSION = tiny(
+    "train-mvdiffusion", 6, log_every=2, single_view={"max_steps": 4, "batch": 3, "rank": 2},
+    training={"batch": 2, "first": 3, "learning_rate": 0.01, "ema": 0.5},
+)  # fmt: skip
+TRAINER = TINY_MVDIFFUSION["trainer"]
 
 
 def command(path: Path, *overrides: str) -> list[str]:

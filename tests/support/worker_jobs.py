@@ -4,14 +4,14 @@ import os
 import signal
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from threedgen.config import ConfigError
 from threedgen.run.interrupts import Stopped
 
 
 class Job(NamedTuple):
-    """``trouble``: a key of TROUBLES, each time or once only."""
+    """``trouble``: what goes wrong, each time or once only."""
 
     name: str
     folder: str
@@ -25,7 +25,7 @@ class Job(NamedTuple):
 def work(job: Job) -> int:
     trace(job, "started")
     if job.trouble and not (job.once and job.traces("started") > 1):
-        TROUBLES[job.trouble](job)
+        fail(job)
     trace(job, "done")
     return os.getpid()
 
@@ -35,44 +35,27 @@ def trace(job: Job, word: str) -> None:
 
 
 def fail(job: Job) -> None:
-    raise ValueError("no memory")
-
-
-def starve(job: Job) -> None:
-    raise MemoryError("3 GB")
-
-
-def mistake(job: Job) -> None:
-    raise ConfigError("weights: there are none")
-
-
-def obeyed(job: Job) -> None:
-    raise Stopped(143)
-
-
-def die(job: Job) -> None:
-    os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
-
-
-def freeze(job: Job) -> None:
-    os.kill(os.getpid(), signal.SIGSTOP)
-
-
-def wait(job: Job) -> None:
-    """Until a signal comes, at which it saves what it has."""
-    try:
-        time.sleep(100)
-    finally:
-        trace(job, "saved")
-
-
-def deaf(job: Job) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    trace(job, "deaf")
-    time.sleep(100)
-
-
-TROUBLES: dict[str, Any] = {
-    "fail": fail, "starve": starve, "mistake": mistake, "obeyed": obeyed, "die": die, "freeze": freeze,
-    "wait": wait, "deaf": deaf,
-}  # fmt: skip
+    match job.trouble:
+        case "fail":
+            raise ValueError("no memory")
+        case "starve":
+            raise MemoryError("3 GB")
+        case "mistake":
+            raise ConfigError("weights: there are none")
+        case "obeyed":
+            raise Stopped(143)
+        case "die":
+            os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
+        case "freeze":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        case "deaf":
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            trace(job, "deaf")
+            time.sleep(100)
+        case "wait":  # until a signal comes, at which it saves what it has
+            try:
+                time.sleep(100)
+            finally:
+                trace(job, "saved")
+        case unknown:
+            raise AssertionError(unknown)
