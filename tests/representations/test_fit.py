@@ -6,8 +6,8 @@ from tests.support.photographs import SIZE, TINY, photographs
 from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.rigs import orbit
 from threedgen.geometry.views import Views
-from threedgen.representations.fit import Bounds, border_colour, fit
-from threedgen.representations.volume.options import SubsampledProtocolConfig
+from threedgen.representations.fit import Bounds, _pixel_batches, border_colour, fit
+from threedgen.representations.volume.options import PaperProtocolConfig, SubsampledProtocolConfig
 
 
 def test_bounds_follow_the_paper_and_background_is_white() -> None:
@@ -39,3 +39,17 @@ def test_fit_is_reproducible_and_independent_of_units() -> None:
     c2w[:, :3, 3] *= 8  # a power of two: no rounding
     scaled = Views(views.images, Cameras(c2w, Projection(views.cameras.K), SIZE, SIZE))
     assert torch.allclose(first, image(scaled), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [PaperProtocolConfig, SubsampledProtocolConfig])
+def test_pixel_batches_cover_the_step_in_chunks(kind: type[PaperProtocolConfig | SubsampledProtocolConfig]) -> None:
+    """paper: each pixel once, all with normals. subsampled: random pixels, a fraction with normals."""
+    options = kind(chunk=300)
+    parts = list(_pixel_batches(options, 10_000, True, torch.Generator().manual_seed(0)))
+    pixels = torch.cat([part for part, _, _ in parts])
+    assert max(len(part) for part, _, _ in parts) == 300 and sum(fraction for *_, fraction in parts) == pytest.approx(1)
+    with_normals = sum(len(part) for part, normals, _ in parts if normals)
+    if kind is PaperProtocolConfig:
+        assert torch.equal(pixels.sort().values, torch.arange(10_000)) and with_normals == 10_000
+    else:
+        assert len(pixels) == 4096 and with_normals == 512 and pixels.max() < 10_000

@@ -16,6 +16,7 @@ from threedgen.guidance.losses.lora import PosedLoRA
 from threedgen.guidance.losses.options import VSDConfig
 from threedgen.guidance.losses.vsd import VSD
 from threedgen.guidance.priors.mvdream import MVDream
+from threedgen.guidance.schedule import Prediction, Schedule
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +97,24 @@ def test_lora_trains_at_all_noise_levels(prior: MVDream, monkeypatch: pytest.Mon
         distil.lora_loss(torch.zeros(2, 4, 2, 2), Condition((torch.zeros(1, 3, TEXT_WIDTH),) * 2), cpu(seed))
     counts = torch.histc(torch.tensor(timesteps, dtype=torch.float32), 10, 0, prior.schedule.T)
     assert len(timesteps) == 600 and counts.min() > 30 and counts.max() < 100, counts.tolist()
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_lora_learns_what_the_unet_predicts(prediction: Prediction, prior: MVDream, monkeypatch: Any) -> None:
+    """The loss is zero for the noise or v that belongs to the noisy latents."""
+    schedule = Schedule.scaled_linear(prediction=prediction)
+    distil = VSD(VSDConfig(), schedule, 100, prior, cpu(7))
+    z, condition = torch.randn(2, 4, 8, 8, generator=cpu(1)), inputs()[1]
+
+    def lora_output(x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        alpha = schedule.alpha_bar[t].sqrt()[:, None, None, None]
+        sigma = (1 - alpha.square()).sqrt()
+        noise = (x - alpha * z) / sigma
+        return noise if prediction == "epsilon" else alpha * noise - sigma * z
+
+    monkeypatch.setattr(distil, "lora_output", lora_output)
+    for seed in range(5):
+        assert float(distil.lora_loss(z, condition, cpu(seed))) < 1e-6
 
 
 def command(folder: Path, *words: str) -> list[str]:

@@ -238,6 +238,16 @@ def test_scene_depends_on_its_generator_and_not_on_other_scenes(architecture: st
     assert half.dtype == torch.float32 and half.isfinite().all() and not half.requires_grad
 
 
+def test_strategy_and_guidance_do_not_change_start_noise() -> None:
+    starts = []
+    for options in ({}, {"strategy": "first"}, {"strategy": "last", "last": 2, "guidance_scale": 3.0}):
+        model = RecordingModel()
+        sample_views(model, **scenes() | options, steps=4)
+        starts.append(torch.stack([call["z"][:2] for call in model.calls[::4]]))  # of each view's chain
+    assert torch.equal(starts[0], starts[1]) and torch.equal(starts[0], starts[2])
+    assert (starts[0][0] - starts[0][1]).abs().max() > 0.1
+
+
 class Gaussian:
     """The exact model of images N(0.3, 0.5^2), whatever the condition."""
 

@@ -6,12 +6,14 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from tests.support.errors import refused
+from tests.support.fixed_noise import sds_eps
 from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.poses import orbit_c2w
 from threedgen.geometry.rigs import Rig
 from threedgen.guidance.guidance import combine, combine_perp_neg, perpendicular
 from threedgen.guidance.losses.options import ViewPromptsConfig
 from threedgen.guidance.priors.view_prompts import DIRECTIONS, direction, prompts, view_text
+from threedgen.guidance.schedule import Schedule
 
 WORDS = ViewPromptsConfig(enabled=True)
 PERP = ViewPromptsConfig(enabled=True, perp_neg=True)
@@ -66,6 +68,7 @@ def test_view_text_selects_text_per_camera() -> None:
         (89.999, 10.0, SIDE, (FRONT, SIDE), (1.574, 0.000)),
         (90.001, 10.0, SIDE, (SIDE, FRONT), (0.000, 1.574)),
         (135.0, 10.0, (SIDE + BACK) / 2, (SIDE, FRONT), (0.173, 1.746)),
+        (-135.0, 10.0, (SIDE + BACK) / 2, (SIDE, FRONT), (0.173, 1.746)),
         (180.0, 10.0, BACK, (SIDE, FRONT), (0.394, 1.967)),
         (100.0, 80.0, OVERHEAD, (SIDE, FRONT), (0.0, 0.0)),
     ],
@@ -89,3 +92,29 @@ def test_combine_perp_neg_uses_perpendicular_component_only() -> None:
     assert (across * wanted).flatten(1).sum(1).abs().max() < 1e-4
     got = combine_perp_neg(cond, uncond, [uncond + other], weights, 7.0)
     torch.testing.assert_close(got, combine(cond, uncond, 7.0) - 7 * weights[0][:, None, None, None] * across)
+
+
+def test_sds_with_negatives_is_one_call_of_all_texts() -> None:
+    sd, calls = Schedule.scaled_linear(), []
+    sides = torch.randn(2, 4, 2, 2, generator=torch.Generator().manual_seed(1))  # not parallel
+
+    def denoise(x: Tensor, t: Tensor, text: Tensor, camera: Tensor | None, n_view: int) -> Tensor:
+        calls.append(len(x))
+        return torch.einsum("nlk,kchw->nchw", text, sides) + 0.1 * x
+
+    z = torch.zeros(3, 4, 2, 2, requires_grad=True)
+    condition = view_text(embeddings(), cameras([30, 90, 170]), PERP)
+    noise, t = torch.randn(3, 4, 2, 2, generator=torch.Generator().manual_seed(0)), torch.tensor([400])
+    same = {"schedule": sd, "t": t, "noise": noise, "guidance_scale": 5.0, "weighting": "uniform"}
+    loss, _ = sds_eps(z, denoise, condition.text, None, 1, **same, negatives=condition.negatives)
+    assert calls == [12]
+    (grad,) = torch.autograd.grad(loss, z)
+    x = sd.add_noise(z.detach(), noise, t)
+    assert condition.negatives is not None
+    weights = condition.negatives.weights
+    texts = [condition.text[0], condition.text[1].expand(3, -1, -1), *condition.negatives.text]
+    cond, uncond, *rest = (denoise(x, t, text, None, 1) for text in texts)
+    expected = combine_perp_neg(cond, uncond, rest, weights, 5.0) - noise
+    for other in ([1, 0], [0, 0]):
+        assert (combine_perp_neg(cond, uncond, rest, weights[other], 5.0) - noise - expected).abs().max() > 0.1
+    torch.testing.assert_close(grad, expected / 3, atol=1e-5, rtol=1e-4)

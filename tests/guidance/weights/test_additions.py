@@ -185,6 +185,7 @@ PROJECTION = "unet.mid_block.attentions.0.proj_in"
         ("sd15", {"lora_unet_double_blocks_0_img_attn_proj.lora_down.weight": (4, 8)}, ["FLUX"]),
         ("sd15", {"unet.down_blocks.0.attn.to_q.lora_A.weight": (4, 8)}, []),
         ("sd15", {"lora_unet_mid_block_attn1_to_q.hada_w1_a": (4, 4)}, ["LoHa"]),
+        ("sd15", {"unet.x.lora_A.weight": (4, 4), "unet.x.lora_magnitude_vector": (4,)}, ["DoRA"]),
         ("sd15", {"emb_params": (1, 32)}, ["no LoRA", "emb_params"]),
         ("sd15", {f"{PROJECTION}.lora_A.weight": (128,), f"{PROJECTION}.lora_B.weight": (128,)}, ["unet.mid_block"]),
     ],

@@ -39,8 +39,10 @@ def prior(path: Path, content: dict[str, Tensor], **options: Any) -> Any:
     [
         ("dreams", {}, None, None),
         ("dreams-vpred", {}, "v_prediction", None),
+        ("512-base-ema", {}, "epsilon", None),
         ("v2-1_512-ema-pruned", {}, "epsilon", None),
         ("768-v-ema", {}, "v_prediction", None),
+        ("v2-1_768-ema-pruned", {}, "v_prediction", None),
         ("sd_xl_base_1.0", {}, "epsilon", None),
         ("noobaiXL_vPred10", {}, "v_prediction", None),
         ("mine", {"modelspec.architecture": "stable-diffusion-v2-768-v"}, "v_prediction", None),

@@ -37,9 +37,9 @@ def rays(offsets: list[float]) -> tuple[Tensor, Tensor]:
     return origins, torch.tensor([[-1.0, 0.0, 0.0]]).expand(len(height), 3)
 
 
-def render_rays(field: SDF, offsets: list[float]) -> Render:
+def render_rays(field: SDF, offsets: list[float], **options: Any) -> Render:
     parts = field, SolidBackground(), Material(), None, MARCH
-    return render(*parts, *rays(offsets), need_normals=True)
+    return render(*parts, *rays(offsets), need_normals=True, **options)
 
 
 def test_sdf_is_initialised_as_a_ball() -> None:
@@ -85,6 +85,18 @@ def test_render_of_a_sharp_ball() -> None:
     front = 2 * result.normal[0] - 1  # type: ignore[index]
     torch.testing.assert_close(front, torch.tensor([1.0, 0.0, 0.0]), atol=0.05, rtol=0)
     assert result.eikonal is not None and losses.eikonal(result) < 0.01
+
+
+def test_chunks_give_the_same_image_and_gradient() -> None:
+    results = []
+    for chunk in (None, 500):
+        field = ball()
+        result = render_rays(field, [0.0, 0.1, 0.2, 0.3, 0.45, 0.6], chunk=chunk)
+        assert result.eikonal is not None
+        (result.rgb.sum() + losses.eikonal(result)).backward()
+        results.append([result.rgb.detach(), result.eikonal.detach(), *(p.grad for p in field.parameters())])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
 
 
 def test_eikonal_loss_trains_the_distance_and_colours_train_all_parameters() -> None:

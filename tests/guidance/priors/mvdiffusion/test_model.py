@@ -67,6 +67,18 @@ def test_given_frames_enter_by_branch_or_are_held(kind: str) -> None:
     torch.testing.assert_close(held[0], model.decode_latents(latents[:1])[0].float(), atol=1e-5, rtol=0)
 
 
+def test_compact_halves_memory_and_keeps_samples() -> None:
+    model, geometry = tiny_model(), ring(8, 16)
+    model = model.with_network(awaken(MultiviewUNet(model.unet)))
+    model.dtype = torch.bfloat16
+
+    def size() -> int:
+        return sum(tensor.nbytes for tensor in model.multiview.parameters())
+
+    before, expected = size(), sample(model, geometry)
+    assert torch.equal(sample(model.compact(), geometry), expected) and size() < 0.6 * before
+
+
 @pytest.mark.parametrize("extra", [0, 1, 5])
 def test_widened_unet_starts_as_its_base(extra: int) -> None:
     model = tiny_model()
