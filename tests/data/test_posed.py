@@ -116,6 +116,14 @@ def test_variants_of_transforms(tmp_path: Path, edit: Any) -> None:
     assert found.posed.masks == 3 * masks and len(found.posed.notes) == lost + masks
 
 
+def test_instant_ngp_box_and_nerfstudio_transform(tmp_path: Path) -> None:
+    turn = [[1, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0.5]]
+    write_transforms(tmp_path, photographs(4), aabb_scale=4, scale=0.5, offset=[0.5, 0.5, 1], applied_transform=turn)
+    posed = read_posed(tmp_path)
+    assert posed.box is not None and posed.box[0].tolist() == [0, 0, -1] and posed.box[1] == 4
+    assert posed.applied is not None and posed.applied.tolist() == [*turn, [0, 0, 0, 1]]
+
+
 @pytest.mark.parametrize("place", ["sparse", "colmap/sparse/0", "dense/sparse", "dense/0/sparse"])
 def test_places_of_colmap_models(tmp_path: Path, place: str) -> None:
     views = photographs(3)

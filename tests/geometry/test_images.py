@@ -121,6 +121,28 @@ def red_square(n: int = 3, side: int = 32) -> Views:
     return Views(images, orbit(n, 0.2, 2.5, math.radians(40), side, side))
 
 
+def test_pixels_have_camera_rays_colours_and_background() -> None:
+    views = red_square()
+    pixels = Pixels(views)
+    origins, directions = views.cameras.select([1]).rays()
+    second = slice(32 * 32, 2 * 32 * 32)
+    assert torch.equal(pixels.origins[second], origins.reshape(-1, 3))
+    assert torch.equal(pixels.directions[second], directions.reshape(-1, 3))
+    assert torch.equal(pixels.colours[second].view(32, 32, 3), views.images[1])
+    assert torch.equal(pixels.background[second], torch.full((32 * 32, 3), 0.5))
+
+
+def test_pixels_composite_replaces_the_background_behind_translucent_pixels() -> None:
+    views, opacity = red_square(), torch.zeros(3, 32, 32)
+    opacity[:, 12:20, 12:20], opacity[:, 12, 12:20] = 1.0, 0.25
+    views.images[:, 12] = 0.25 * views.images[:, 13] + 0.75 * views.images[:, :1, 0]
+    indices = torch.arange(3 * 32 * 32)
+    colours, background = Pixels(views, opacity).composite(indices, torch.Generator().manual_seed(0))
+    assert background.std() > 0.2, "random"
+    expected = opacity.view(-1, 1) * torch.tensor([1.0, 0.0, 0.0]) + (1 - opacity.view(-1, 1)) * background
+    torch.testing.assert_close(colours, expected)
+
+
 def test_pixels_sample_prefers_the_object() -> None:
     pixels = Pixels(red_square())
     row, column = pixels.near % (32 * 32) // 32, pixels.near % 32

@@ -126,6 +126,15 @@ def test_materials_of_several_files_and_parts(tmp_path: Path) -> None:
     assert found == {0: [1, 0, 0], 1: [0, 0, 1], 2: [0.5, 0.5, 0.5]} and mesh.flat and not mesh.plain
 
 
+def test_lines_of_different_lengths_are_read_in_several_parts(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("threedgen.geometry.obj_file.RAGGED", 2)
+    lines = ["v 0 0 0", "  V\t1 0 0 # a comment", "#v 9 9 9", "", "v 1 \\", "1 0 1", "f -3 -2 -1", "v 0 1 0", "f 1 3 4"]
+    (tmp_path / "a.obj").write_text("\n".join(lines))
+    corners = [part.vertices[part.faces] for part in read_mesh_file(tmp_path / "a.obj", colours=False).submeshes]
+    square = np.array([[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]], float)
+    assert np.concatenate(corners).tolist() == square[[[0, 1, 2], [0, 2, 3]]].tolist()
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
 def test_weights_comments_and_missing_materials(tmp_path: Path, encoding: str) -> None:
     """A fourth number of a vertex is a weight, and no colour."""

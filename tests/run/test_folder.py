@@ -4,6 +4,8 @@ import json
 import math
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -263,3 +265,17 @@ def test_metrics_drop_invalid_lines_and_later_steps(tmp_path: Path, caplog: pyte
     for step in (1, 2):
         metrics.log(step, {"loss": 1})
     assert [record.levelname for record in caplog.records] == ["WARNING"] and str(metrics.path) in caplog.text
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux only")
+def test_peak_memory_excludes_the_parent_process() -> None:
+    start = """
+import subprocess, sys
+data = b"x" * (600 << 20)
+print(subprocess.run([sys.executable, "-c", sys.argv[1]], check=True, capture_output=True, text=True).stdout)
+"""
+    child = "from threedgen.run.metrics import peak_memory as peak; a = peak(); b'x' * (100 << 20); print(a, peak())"
+    command, root = [sys.executable, "-c", start, child], Path(__file__).parents[2]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=root)
+    before, after = (float(figure) for figure in done.stdout.split())
+    assert before < 400 and 90 < after - before < 200

@@ -27,6 +27,7 @@ from threedgen import cli
 from threedgen.config import load, plugins
 from threedgen.export.options import PRESETS, AssetConfig
 from threedgen.run.folder import write_config
+from threedgen.run.interrupts import Interrupts
 from threedgen.studio import job_queue, server, state
 from threedgen.studio.job_queue import Conflict, Queue, start_process
 from threedgen.studio.jobs import export_job, make_job
@@ -66,6 +67,12 @@ def test_foreign_requests_are_forbidden(client: Client, path: str, headers: dict
     assert client.states() == []
 
 
+def test_token_in_path_or_header_admits(client: Client) -> None:
+    for headers in ({}, {"Host": "localhost:9000", "Origin": "http://localhost:9000"}):
+        assert client.ask(f"/{TOKEN}/api/v1/jobs", **headers).status == 200
+        assert client.ask("/api/v1/jobs", Authorization=f"Bearer {TOKEN}", **headers).status == 200
+
+
 def test_other_hosts_need_a_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("THREEDGEN_TOKEN", raising=False)
     with refused(None, "host", "0.0.0.0"):
@@ -90,6 +97,17 @@ def test_other_hosts_need_a_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             assert client.ask("/api/v1/jobs", Host=host).status == 401
         forged = {"Host": "10.1.2.3:80", "Origin": "http://10.1.2.4:80"}
         assert client.ask(f"/{TOKEN}/api/v1/jobs", **forged).status == 403
+
+
+def test_task_serves_until_ctrl_c_and_warns_of_other_hosts(tmp_path: Path, monkeypatch, caplog, capsys) -> None:
+    interrupts = Interrupts()
+    interrupts.stop = True
+    monkeypatch.setattr(server, "Interrupts", lambda note: interrupts)
+    for host in ("127.0.0.1", "0.0.0.0"):
+        assert server.run(StudioConfig(task="studio", host=host, port=0, token=TOKEN, out=str(tmp_path / "runs"))) == 0
+        assert TOKEN in capsys.readouterr().out
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "0.0.0.0" in warning
 
 
 def test_pages_refer_to_themselves_only(client: Client) -> None:

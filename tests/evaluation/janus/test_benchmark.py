@@ -13,8 +13,9 @@ import trimesh
 from tests.support import janus_stub
 from tests.support.janus_bench import log, method, report, stub, table, words  # noqa: F401
 from threedgen import cli
+from threedgen.config import load
 from threedgen.evaluation.janus import benchmark
-from threedgen.evaluation.janus.options import prompts_of
+from threedgen.evaluation.janus.options import JanusBenchmarkConfig, prompts_of
 from threedgen.evaluation.janus.report import Result, method_row
 from threedgen.export.files.glb import save_glb
 from threedgen.geometry.images import write_png
@@ -94,6 +95,18 @@ def test_mistakes_are_found_before_any_work(more: list[str], values: tuple[str, 
     error = capsys.readouterr().err
     assert all(value in error for value in values), error
     assert not log() and not Path("run").exists()
+
+
+@pytest.mark.parametrize("name", ["janus-benchmark", "janus-claim"])
+def test_shipped_benchmark_has_a_job_of_each_method_prompt_and_seed(name: str) -> None:
+    config: JanusBenchmarkConfig = load(name)
+    plan = config.plan()
+    assert len(plan.prompts) >= 30 and not plan.refused and not plan.left_out and len(config.seeds) >= 3
+    assert len({job.key for job in plan.jobs}) == len(plan.prompts) * len(config.methods) * len(config.seeds)
+    if name == "janus-claim":  # gives all methods as many images
+        configs = [job.config for job in plan.jobs]
+        assert {made.trainer.max_steps * made.scenes_per_step * made.camera.n_view for made in configs} == {600}
+        assert {made.size for made in configs} == {64}
 
 
 def test_score_of_mesh_files_names_each_that_is_not_evaluated(capsys: pytest.CaptureFixture[str]) -> None:

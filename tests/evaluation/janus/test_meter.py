@@ -12,11 +12,12 @@ from threedgen import cli, config
 from threedgen.config import registry
 from threedgen.data.coloured_mesh import ColouredMesh
 from threedgen.evaluation.janus.meter import KnownObject, Meter, MeterErrors, Reading, clip_input, view_labels
-from threedgen.evaluation.janus.options import CLIPSidesConfig, JanusMeterConfig, MeterConfig
+from threedgen.evaluation.janus.options import CLIPSidesConfig, JanusMeterConfig, MeterConfig, front_objects
 from threedgen.evaluation.metrics.fronts import RingResult
 from threedgen.evaluation.runner import measure_all
 from threedgen.export.files.glb import save_glb
-from threedgen.toybox.world.grammar import Spec
+from threedgen.toybox.evaluation.held_out import clear_nouns, held_out_cases
+from threedgen.toybox.world.grammar import NOUNS, Spec, held_out
 from threedgen.toybox.world.toybox import build, toybox_mesh
 from threedgen.train.task import Task
 
@@ -28,6 +29,13 @@ def dog() -> ColouredMesh:
 @pytest.fixture(autouse=True)
 def stub() -> None:
     janus_stub.register()
+
+
+def test_toybox_prompts_have_a_front_and_are_held_out() -> None:
+    prompts = front_objects().prompts(36, 0)
+    cases = held_out_cases(36, 0, spread=True, nouns=clear_nouns())
+    assert len({*prompts}) == 36 and [case.caption for case in cases] == prompts
+    assert all(held_out(case.spec) and NOUNS[case.spec.noun].front for case in cases)
 
 
 def test_clip_probabilities_match_its_forward_pass(tmp_path: Path) -> None:

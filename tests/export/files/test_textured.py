@@ -43,6 +43,15 @@ def test_vertex_tangents_of_a_plane_follow_u() -> None:
     assert np.allclose(np.cross(up, tangents[:, :3]) * tangents[:, 3:], [1, 0, 0])
 
 
+@pytest.mark.parametrize("flat", [False, True])
+def test_vertex_tangents_are_unit_and_perpendicular_for_any_uv(flat: bool) -> None:
+    """Also where the faces of a user's mesh have no area in the texture."""
+    uv = np.zeros_like(MESH.uv) if flat else np.random.default_rng(0).random(MESH.uv.shape).astype(np.float32)
+    tangents = vertex_tangents(MESH.vertices, MESH.faces, MESH.normals, uv)
+    assert np.allclose(np.linalg.norm(tangents[:, :3], axis=1), 1, atol=1e-5) and np.isin(tangents[:, 3], (-1, 1)).all()
+    assert np.abs((tangents[:, :3] * MESH.normals).sum(1)).max() < 1e-5
+
+
 def test_textured_glb_is_deterministic_and_omits_missing_textures() -> None:
     assert DATA == textured_glb_bytes(MESH, PNGS, "ball", EXTRAS)
     whole = read_glb(DATA)
