@@ -10,7 +10,7 @@ from PIL import Image, ImageCms
 from PIL.Image import Transpose as Flip
 from pillow_heif import register_heif_opener
 
-from tests.support.colour_profile import SRGB, rgb_profile
+from tests.support.colour_profile import SRGB, grey_profile, rgb_profile
 from tests.support.errors import refused
 from threedgen.geometry.image_file import image_shape, load_image, read_depth, read_foreground
 from threedgen.geometry.images import to_srgb, write_depth
@@ -199,6 +199,32 @@ def test_load_image_converts_display_p3_to_srgb(tmp_path: Path, kind: str, mode:
 def test_load_image_ignores_profiles_that_do_not_fit(tmp_path: Path, mode: str, profile: bytes) -> None:
     Image.new("RGB", (8, 8), (90, 90, 90)).convert(mode).save(tmp_path / "a.png", icc_profile=profile)
     assert np.asarray(load_image(tmp_path / "a.png"))[4, 4].tolist() == [90, 90, 90] + [255] * (mode == "LA")
+
+
+@pytest.mark.parametrize(
+    ("mode", "transparency"), [("LA", None), ("L", 60), ("L", None), ("RGB", (200, 60, 40)), ("P", 0), ("I;16", None)]
+)
+def test_load_image_keeps_transparency_beside_a_profile(tmp_path: Path, mode: str, transparency: Any) -> None:
+    """Left half: colour (200, 60, 40) or grey 60, transparent if the file can say so; right half: white and opaque."""
+    colour, grey = mode in ("RGB", "P"), np.full((8, 8), 60, np.uint8)
+    grey[:, 4:] = 255
+    image = Image.fromarray(grey.astype(np.uint16) * 257) if mode == "I;16" else Image.fromarray(grey)
+    if colour:
+        image = Image.new("RGB", (8, 8), (200, 60, 40))
+        image.paste((255, 255, 255), (4, 0, 8, 8))
+        image = image.quantize(2) if mode == "P" else image
+        transparency = image.getpixel((0, 0))
+    if mode == "LA":
+        image.putalpha(Image.fromarray(np.where(grey == 60, 0, 255).astype(np.uint8)))
+    profile = rgb_profile(SRGB, 1.0) if colour else grey_profile(1.0)
+    image.save(tmp_path / "a.png", icc_profile=profile, transparency=transparency)
+    found = load_image(tmp_path / "a.png")
+    clear = mode == "LA" or transparency is not None
+    assert found.mode == ("RGBA" if clear else "RGB")
+    expected = 255 * to_srgb(np.array([200, 60, 40] if colour else [60] * 3) / 255)
+    left, right = (np.asarray(found)[4, x].astype(int) for x in (1, 6))
+    assert np.abs(left[:3] - expected).max() <= 2 and left[3:].tolist() == [0] * clear
+    assert right.min() >= 254
 
 
 def test_load_image_returns_srgb_unchanged_and_converts_linear_profiles(tmp_path: Path) -> None:
