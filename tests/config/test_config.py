@@ -206,6 +206,8 @@ def test_at_and_refused_schedules() -> None:
     assert at(3, 17) == 3.0
     line = _OneSchedule(value={10: 0, 20: 1}).value
     assert [at(line, step) for step in (0, 10, 15, 20, 99)] == [0, 0, 0.5, 1, 1]
+    hill = _OneSchedule(value={0: 1, 10: 3, 20: 7, 40: 5}).value
+    assert [at(hill, step) for step in (0, 5, 10, 15, 20, 30, 40)] == [1, 2, 3, 5, 7, 6, 5]
     share = _OneSchedule(value={"50%": 4, "0 %": 0}).value
     assert share == {"0%": 0.0, "50%": 4.0}
     assert [at(share, step, max_steps=200) for step in (0, 50, 100, 200)] == [0, 2, 4, 4]

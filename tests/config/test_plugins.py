@@ -2,6 +2,7 @@ import os
 import pickle
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -150,6 +151,17 @@ def test_unused_loss_terms_leave_the_config_unchanged(tmp_path: Path) -> None:
     changed = config.load(tiny, ["loss.mine=2"])
     assert config.plain(changed)["loss"] == before["loss"] | {"mine": 2}
     assert pickle.loads(pickle.dumps(changed.loss)).model_dump() == changed.loss.model_dump()
+
+
+def test_commit_of_the_folder_is_recorded(tmp_path: Path) -> None:
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(tmp_path)]
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "empty"], check=True)
+    (tmp_path / "mine.py").write_text("x = 1")
+    plugins.load("mine.py")
+    (record,) = plugins.identify().values()
+    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout
+    assert record["commit"] == head.strip()
 
 
 def test_missing_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,12 @@ def test_noise_of_the_code_follows_from_seed_and_prompt(run: Path, tmp_path: Pat
     assert len({dog[0], noise(0, "a cat", "")[0], noise(1, "a dog", "")[0]}) == 3
     edited = noise(0, "a red dog", "", config_name="edit-toybox", words=(f"edit={run}",))
     assert edited == dog[:1], "an edit starts with the noise of the run, so that the object stays similar"
+    again = tmp_path / "again"
+    again.mkdir()
+    (again / "config.yaml").write_text(f"task: generate\nprompt: a red dog\nedit: {run}\n")
+    shutil.copy(run / "text.safetensors", again)
+    twice = noise(0, "a red old dog", "", config_name="edit-toybox", words=(f"edit={again}",))
+    assert twice == dog[:1], "so does an edit of an edit"
 
 
 @torch.no_grad()

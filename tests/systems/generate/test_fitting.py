@@ -11,6 +11,8 @@ from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.rigs import orbit
 from threedgen.guidance.matte import Matte
 from threedgen.guidance.schedule import Schedule
+from threedgen.representations import losses
+from threedgen.representations.base import Render
 from threedgen.systems.generate.phases import Fit, Refinement, sharpen
 from threedgen.systems.generate.system import GenerateSystem
 
@@ -84,6 +86,24 @@ def test_fit_follows_the_majority_of_inconsistent_views() -> None:
     found = colours[mask > 0.5].median(0).values
     mean = 0.75 * red + 0.25 * green
     assert (found - red).abs().amax() < 0.5 * (found - mean).abs().amax(), found
+
+
+def test_weight_of_the_distortion_follows_its_schedule(monkeypatch: pytest.MonkeyPatch) -> None:
+    cameras, mask = ball_views()
+    system = untrained("refine.strengths=[]", "fit.matte=null", "fit.distortion={0%: 0, 50%: 4}")
+    fit, distortion = Fit(system, cameras, mask[..., None].expand(-1, -1, -1, 3)), losses.distortion
+    found = []
+    for factor in (0, 1):
+
+        def spread(render: Render, span: float, factor: int = factor) -> Tensor:
+            value = distortion(render, span)
+            assert value is not None and value > 0
+            return factor * value
+
+        monkeypatch.setattr(losses, "distortion", spread)
+        found.append([fit.losses(0, done, STEPS).loss.item() for done in (0, 25, 50)])
+    at_start, halfway, later = (with_spread - without for without, with_spread in zip(*found, strict=True))
+    assert at_start == 0 < halfway and later == pytest.approx(2 * halfway, rel=1e-2)
 
 
 ROUNDS = ["fit.matte=null", "refine.strengths=[0.5,0.3]"]

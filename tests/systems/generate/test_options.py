@@ -12,7 +12,13 @@ from threedgen.run.metrics import read_summary
 from threedgen.systems.generate import task as generate_run
 from threedgen.systems.generate.options import GenerateConfig
 from threedgen.systems.generate.result import Run
+from threedgen.systems.generate.system import piecewise_constant
 from threedgen.train.status import Status
+
+
+def test_piecewise_constant_schedule() -> None:
+    assert [piecewise_constant({"0%": 8, "50%": 12}, step, 16) for step in (0, 7, 8, 15)] == [8, 8, 12, 12]
+    assert piecewise_constant({10: 5, 20: 6}, 0, 30) == 5 and piecewise_constant(7, 3, 10) == 7
 
 
 def values(**more: Any) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from PIL import Image
 
 from tests.support import photographs
 from tests.support.ball_run import Ball
+from tests.support.errors import refused
 from tests.support.tiny_threedim import tiny_network
 from threedgen.export.run_field import field_view
 from threedgen.geometry.views import Request
@@ -103,3 +104,11 @@ def test_fit_on_canvas_centres_on_white(car: Path, tmp_path: Path) -> None:
     assert torch.equal(white, ~box)
     dark = image_to_3d.fit_on_canvas(Image.new("RGB", (3, 6)), 12, 12)
     assert dark[:, 4:8].max() < 0.1 and (dark[:, :3] == 1).all() and (dark[:, 9:] == 1).all()
+
+
+def test_weights_of_unknown_cameras_need_distance_and_fov(tmp_path: Path, car: Path) -> None:
+    folder.save(tiny_network(), tmp_path / "model")
+    with refused(None, "distance", "fov"):
+        image_to_3d.run(settings(tmp_path, car), quiet=True)
+    at = image_to_3d.cameras(settings(tmp_path, car, distance=2.0, fov=90), None, 8, 8)
+    assert at.position.norm(dim=-1).tolist() == pytest.approx([2.0] * 9) and float(at.K[0, 0, 0]) == pytest.approx(4)

@@ -167,12 +167,14 @@ def test_simplification_reaches_the_budget_or_names_the_one_that_keeps_uv(tmp_pa
     assert len(found.faces) <= 400 and "400" in found.notes[0]
 
 
-@pytest.mark.parametrize("fault", ["none", "overlapping", "nan"])
+@pytest.mark.parametrize("fault", ["none", "overlapping", "nan", "half"])
 def test_unusable_uv_are_replaced(tmp_path: Path, fault: str) -> None:
     _, mesh, _ = read_mesh(config(write_mesh(tmp_path / "a.glb")))
     uv = mesh.uv.astype(np.float64).copy()
     values: dict[str, Any] = {"overlapping": uv % 0.3, "nan": np.nan}
     uv[:] = values.get(fault, uv)
+    if fault == "half":
+        uv[np.unique(mesh.faces[:6])] = 0.1
     made = trimesh.Trimesh(mesh.vertices, mesh.faces, process=False, visual=trimesh.visual.TextureVisuals(uv=uv))
     _, found, notes = read_mesh(config(write_mesh(tmp_path / "b.obj", made)))
     assert any("new texture coordinates" in note for note in notes) is (fault != "none"), notes

@@ -83,8 +83,8 @@ def test_sample_writes_one_row_per_sample(capsys: pytest.CaptureFixture[str]) ->
 def test_sample_depends_on_seed_prompts_and_cameras(capsys: pytest.CaptureFixture[str]) -> None:
     cases = {
         "one": [], "again": [], "other": ["seed=2"], "negative": ["negative_prompt=a green cat"],
-        "turned": ["rig.azimuth=90"], "fresh noise": ["eta=1"], "draft": ["prior.draft=0.5"],
-        "suffix": ["suffix=, 3d asset"],
+        "turned": ["rig.azimuth=90"], "fresh noise": ["eta=1"], "single": ["prior.guide_views=true"],
+        "draft": ["prior.draft=0.5"], "suffix": ["suffix=, 3d asset"],
         "said": ["prompt=a red dog, 3d asset", "suffix=, 3d asset"],
     }  # fmt: skip
     images = {}
@@ -92,4 +92,4 @@ def test_sample_depends_on_seed_prompts_and_cameras(capsys: pytest.CaptureFixtur
         assert ask(capsys, "orbit", "prompt=a red dog", f"out={name}", *words)[0] == 0
         images[name] = Path(name, "views.png").read_bytes()
     assert images["one"] == images["again"] and images["suffix"] == images["said"]
-    assert len(set(images.values())) == 7
+    assert len(set(images.values())) == 8

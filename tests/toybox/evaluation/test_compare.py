@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.errors import refused
 from tests.support.task_server import tiny_generate
 from threedgen.toybox.evaluation import compare
 from threedgen.toybox.evaluation.options import Compare3DConfig
@@ -44,3 +45,18 @@ def test_variants_are_compared_at_equal_steps_and_time(tmp_path: Path, probe_fil
     assert len(list(folder.glob("runs/*"))) == 4 and len(list(folder.glob("measured/*"))) == 16
     assert compare.run(options, resume=folder, quiet=True) == 0
     assert times == {path: path.stat().st_mtime_ns for path in times}, "nothing is made or measured again"
+
+
+def test_failed_objects_are_wrong_only_where_the_prompt_is_judged(tmp_path: Path, probe_file: str, monkeypatch) -> None:
+    monkeypatch.setattr(compare, "make_all", lambda *args: 0)  # makes no object
+    options = config(tmp_path, probe_file, prompts=3, variants=VARIANTS[:1], seconds=None)
+    assert compare.run(options, quiet=True) == 0
+    figures = json.loads((tmp_path / "run" / "report.json").read_text())
+    (row,) = figures["steps"]["variants"].values()
+    assert [row[key]["hits"] for key in compare.JUDGED] == [0] * 5 and row["noun"]["total"] == 3
+    assert row["one_front"]["total"] == row["order"]["total"] == 2, "a cactus has no front"
+
+
+def test_times_are_compared_with_one_run_at_a_time(tmp_path: Path, probe_file: str) -> None:
+    with refused("seconds", "engine=here"):
+        config(tmp_path, probe_file, engine="processes", workers=2).check()

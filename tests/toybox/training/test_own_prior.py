@@ -3,6 +3,8 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 from unittest.mock import Mock
 
 import numpy as np
@@ -24,7 +26,7 @@ from threedgen.guidance.priors.latent_diffusion import LatentDiffusion
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.run.metrics import read_summary
 from threedgen.toybox.training import matte, task
-from threedgen.toybox.training.matte import MatteImages
+from threedgen.toybox.training.matte import MatteImages, MatteSystem
 from threedgen.toybox.training.options import TrainMatteConfig
 from threedgen.train.task import Task
 
@@ -116,6 +118,13 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     assert len(one) == 6 and two == pytest.approx(one, rel=1e-3)
 
 
+def test_2d_model_gets_a_camera_branch_and_gradient_checkpointing(tmp_path: Path) -> None:
+    tiny_prior(class_embed_type=None, projection_class_embeddings_input_dim=None).save(tmp_path / "flat")
+    words = [f"prior.weights={tmp_path / 'flat'}", "training.gradient_checkpointing=true"]
+    found = task.load_own_start(load("train-own-prior", words))
+    assert found.unet.class_embedding is not None and found.unet.is_gradient_checkpointing
+
+
 def test_trainings_that_save_the_whole_model_refuse_sdxl(tmp_path: Path) -> None:
     tiny_sdxl(tmp_path / "sdxl")
     with refused("prior.weights", "SDXL"):
@@ -143,3 +152,18 @@ def test_images_are_renders_with_their_opacity(tmp_path: Path, monkeypatch: pyte
     assert border[..., 3].max() < 0.01 and 0.3 < border[..., :3].mean() < 0.7
     assert 0.05 < rgba[..., 3].mean() < 0.6 and (rgba[..., 3] > 0.99).flatten(1).any(1).all()
     assert torch.equal(rgba[[5, 2]], MatteImages(tmp_path / "again", prior, 32, options)(np.array([5, 2])))
+
+
+def test_processes_train_the_matte_on_different_new_images() -> None:
+    chosen: list[int] = []
+
+    def images(entries: np.ndarray) -> torch.Tensor:
+        chosen.append(int(entries[0]))
+        return torch.rand(len(entries), 32, 32, 4)
+
+    system = MatteSystem(TrainMatteConfig.model_validate(TINY_MATTE), images)  # type: ignore[arg-type]
+    for rank in range(2):
+        trainer: Any = SimpleNamespace(global_rank=rank, world_size=2)
+        system._trainer = trainer
+        system.training_step(0, 0)
+    assert chosen == [8, 11]
