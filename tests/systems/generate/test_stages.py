@@ -1,4 +1,5 @@
 import gc
+import shutil
 import weakref
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +23,7 @@ from tests.support.task_server import (
 from threedgen import config
 from threedgen.run.metrics import read_summary
 from threedgen.systems.generate import optimise, task
+from threedgen.train.status import Status
 
 FIELD = TINY["field"] | {"name": "ngp"}
 TREE: dict[str, Any] = TINY | {
@@ -70,6 +72,31 @@ def test_run_killed_in_each_stage_resumes_exactly_and_skips_finished_stages(tmp_
     assert server().run(tmp_path, words=words) == 0, log(tmp_path)
     assert first.stat().st_mtime_ns == before
     assert_same(weights(tmp_path / "run"), weights(finished_run(command)))
+
+
+def test_stage_whose_object_is_used_is_not_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained, run = list[str](), tmp_path / "run"
+
+    def opened(stage: Any, name: str) -> tuple[Any, None]:
+        trained.append(name)
+        return stage, None
+
+    def save_checkpoint(folder: Path) -> None:
+        (folder / "checkpoints").mkdir(parents=True)
+        (folder / "checkpoints" / "last.ckpt").touch()
+
+    monkeypatch.setattr(task.runs, "open_run", opened)
+    monkeypatch.setattr(task, "run_status", lambda *args: Status.FINISHED)
+    for name in ("coarse", "mesh"):
+        save_checkpoint(run / "stages" / name)
+        (run / "stages" / name / "summary.json").write_text('{"status": "finished", "steps": 6}')
+    longer = [f"stages.{name}.trainer.max_steps=12" for name in ("coarse", "mesh")]
+    made = config.load(write_config(tmp_path / "staged.yaml", TREE), longer)
+    assert task.run_stages(made, run, quiet=True) == run / "stages" / "mesh" and trained == ["mesh"]
+    save_checkpoint(run)
+    assert task.run_stages(made, run, quiet=True) == run / "stages" / "mesh" and trained == ["mesh"]
+    shutil.rmtree(run / "stages")
+    assert task.run_stages(made, run, quiet=True) is None and trained == ["mesh"]
 
 
 def test_prior_of_a_stage_is_freed_before_the_next_one_is_loaded(tmp_path: Path, monkeypatch) -> None:
