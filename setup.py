@@ -84,6 +84,7 @@ setup(
             "assimp-py>=1.1",
             "coacd>=1.0.5",
             "hypothesis>=6",
+            "jsonschema>=4",
             "mypy>=1.13",
             "nerfacc>=0.5.3",
             "pytest>=8",

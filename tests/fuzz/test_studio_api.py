@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import jsonschema
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -25,8 +26,6 @@ KEYS = st.sampled_from(["prompt", "seed", "edit", "image", "mesh", "export", "he
 
 @pytest.mark.slow
 def test_any_request_gets_a_documented_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    jsonschema = pytest.importorskip("jsonschema")
-
     def instant(job: Job) -> Job:
         job.command = [sys.executable, "-S", "-c", ""]
         return job
