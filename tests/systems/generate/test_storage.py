@@ -116,7 +116,7 @@ def assert_goes_on_after_a_fault(folder: Path, kind: str, **fault: Any) -> int:
     code, case = server().run(work, words=words, fault=fault), (kind, fault)
     text = log(work)
     if fault.get("error") == -signal.SIGKILL:
-        missed = kind == "batch" and code == 0  # the number of uses varies
+        missed = code == 0 and fault["number"] > 0.9 * uses(kind)  # the number varies: some files are written by time
         assert missed or code == -signal.SIGKILL, (case, text)
     else:
         assert "Traceback" not in text and code in (0, 1, 2, 3, 4), (case, code, text)
