@@ -79,18 +79,18 @@ def test_refine_texture_sharpens_training_and_held_out_views():
     assert refined.pixels == len(sample_pixels(sphere, *views).target) > 3000
 
 
-def test_gradient_blur_prevents_speckles(monkeypatch):
+def test_coarse_change_prevents_speckles(monkeypatch):
     """A dark texture with more texels than pixels brightens evenly."""
     sphere, truth = GLOBE, np.full((192, 384, 3), 0.6, np.float32)
     views = photographs(sphere, truth, around(5))
     samples = sample_pixels(sphere, *views)
     assert 2 < module.footprint(samples, truth.shape) < 6
     even = refine_texture(truth - 0.3, sphere, *views)
-    monkeypatch.setattr(module, "BLUR_PIXELS", 0)
+    monkeypatch.setattr(module, "footprint", lambda samples, shape: 1)
     speckled = refine_texture(truth - 0.3, sphere, *views)
     front = np.s_[70:120, 20:360]
-    with_blur, without = (np.abs(np.diff(result.texture[front], axis=1)).mean() for result in (even, speckled))
-    assert with_blur < 0.4 * without, (with_blur, without)
+    coarse, fine = (np.abs(np.diff(result.texture[front], axis=1)).mean() for result in (even, speckled))
+    assert coarse < 0.4 * fine, (coarse, fine)
     assert np.abs(even.texture - truth)[front].mean() < np.abs(speckled.texture - truth)[front].mean() < 0.15
 
 

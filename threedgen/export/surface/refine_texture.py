@@ -3,6 +3,9 @@
 A baked texture stores the field's colour at one surface. Volume rendering integrates over a layer of some depth, and
 the low-poly mesh does not lie exactly in that layer. The refinement reduces the difference. A pixel is the mean of
 bilinear texture samples, so it is linear in the texels, and `texture.scatter` computes the gradient.
+
+Only a change is optimised that is added to the baked texture. Its texels are about as large as an image pixel: with
+smaller ones, those between the samples of a pixel would not change and appear as speckles.
 """
 
 import math
@@ -10,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numba import njit, prange
+from torch.nn import functional
 
 from threedgen.config.errors import ConfigError
 from threedgen.export.shape.mesh import TexturedMesh
@@ -23,11 +26,8 @@ from threedgen.run.arrays import Array
 PRIOR_WEIGHT = 0.1
 """Weight of the squared change of a texel from its baked colour, in a loss in which a squared pixel error has weight 1.
 
-Without this term, texels smaller than a pixel overfit to single views.
+Without this term, texels overfit to single views.
 """
-BLUR_PIXELS = 0.5
-"""Standard deviation of the gradient blur, in image pixels. Without the blur, texels between the samples of a pixel do
-not change and appear as speckles."""
 MIN_OPACITY, MIN_COSINE = 0.95, 0.2
 """Minimum target opacity of compared pixels, and minimum cosine between surface normal and direction to the camera."""
 STEPS, RATE = 60, 0.02  # Adam steps over all views at once; initial learning rate of a cosine schedule
@@ -71,9 +71,9 @@ def refine_texture(texture: Array, mesh: TexturedMesh, c2w: Array, fov: float, t
     A rendered pixel is the mean of the texture at 2 x 2 points (SUPERSAMPLE). It is compared only if all these points
     hit the mesh, if the cosine between normal and direction to the camera is at least 0.2 (MIN_COSINE) at each point,
     and if the pixel's opacity is at least 0.95 (MIN_OPACITY), because field and mesh differ near silhouettes. Only
-    texels change that compared pixels show, or that are at most about the width of an image pixel away. If the PSNR
-    improves, texels that are outside all UV triangles of the mesh and not shown by compared pixels are filled again:
-    they get the value of the nearest texel that is inside a triangle or shown.
+    texels change that compared pixels show, or that are at most about two image pixels away. If the PSNR improves,
+    texels that are outside all UV triangles of the mesh and not shown by compared pixels are filled again: they get the
+    value of the nearest texel that is inside a triangle or shown.
 
     Args:
         texture: baked texture (H, W, 3), sRGB in [0, 1], row 0 at v = 1.
@@ -129,73 +129,28 @@ def sample_pixels(mesh: TexturedMesh, c2w: Array, fov: float, targets: Array, ma
 
 
 def optimise(
-    texture: Array, samples: PixelTargets, steps: int = STEPS, rate: float = RATE, prior_weight: float = PRIOR_WEIGHT
+    texture: Array, samples: PixelTargets, steps: int = STEPS, rate: float = RATE
 ) -> tuple[Array, float, float]:
-    """Minimise sum(squared pixel errors) + `prior_weight` * sum(squared texel changes), with `steps` Adam steps.
+    """Minimise sum(squared pixel errors) + 0.1 (PRIOR_WEIGHT) * sum(squared texel changes), with `steps` Adam steps.
 
     Takes the baked texture (H, W, 3), the pixels to match as `samples`, and the initial learning `rate`. Returns the
-    texture with the lowest loss, the PSNR of the pixels in dB with the baked texture, and the PSNR in dB with the
-    returned texture.
+    texture with the higher PSNR, baked or optimised, the PSNR of the pixels in dB with the baked texture, and the PSNR
+    in dB with the returned texture.
     """
-    start, texels = torch.from_numpy(texture), torch.from_numpy(texture.copy())
-    adam = torch.optim.Adam([texels], lr=rate, betas=(0.9, 0.99), eps=ADAM_EPS, fused=True)
+    factor, size = max(int(footprint(samples, texture.shape)), 1), texture.shape[:2]
+    baked = predict(texture, samples)
+    change = torch.zeros(max(size[0] // factor, 1), max(size[1] // factor, 1), 3)
+    adam = torch.optim.Adam([change], lr=rate, betas=(0.9, 0.99), eps=ADAM_EPS, fused=True)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(adam, max(steps, 1))
-    blur = BLUR_PIXELS * footprint(samples, texture.shape)
-
-    def loss() -> float:
-        error = 0.5 * float(np.square(colours - samples.target).sum())
-        return error + 0.5 * prior_weight * float((texels - start).square_().sum())
-
-    best, colours = texture, predict(texture, samples)
-    before = after = psnr(samples.target, colours)
-    lowest = loss()
     for _ in range(steps):
-        grad = torch.from_numpy(_blur(gradient(colours, samples, texture.shape), blur))
-        texels.grad = grad.add_(texels - start, alpha=prior_weight)
+        grad = gradient(baked + predict(change.numpy(), samples), samples, change.shape)
+        change.grad = torch.from_numpy(grad).add_(change, alpha=PRIOR_WEIGHT * factor**2)  # factor^2 texels each
         adam.step()
         scheduler.step()
-        colours = predict(texels.clamp_(0, 1).numpy(), samples)
-        current = loss()
-        if current < lowest:
-            best, lowest, after = texels.numpy().copy(), current, psnr(samples.target, colours)
-    return best, before, after
-
-
-def _blur(values: Array, sigma: float) -> Array:
-    # Gaussian with standard deviation `sigma` texels; below 0.5 no blur
-    if sigma < 0.5:
-        return values
-    reach = int(2 * sigma + 0.5)
-    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1, dtype=np.float32) / np.float32(sigma)) ** 2)
-    result = np.empty_like(values)
-    _convolve(values, kernel / kernel.sum(), result)
-    return result
-
-
-@njit(cache=True, fastmath=True, parallel=True)
-def _convolve(values, kernel, result):
-    """Convolve an image (H, W, C) with a kernel (2 r + 1,) along both axes, and write it to `result` (H, W, C).
-
-    Pixels outside the image have the value of the nearest border pixel.
-    """
-    height, width, channels = values.shape
-    reach = len(kernel) // 2
-    for y in prange(height):
-        line = np.zeros((width + 2 * reach) * channels, values.dtype)
-        middle = line[reach * channels : (reach + width) * channels]
-        for k in range(len(kernel)):
-            weight, row = kernel[k], values[min(max(y + k - reach, 0), height - 1)].ravel()
-            for x in range(len(row)):
-                middle[x] += weight * row[x]
-        for x in range(reach * channels):
-            line[x] = middle[x % channels]
-            line[(reach + width) * channels + x] = middle[(width - 1) * channels + x % channels]
-        out = result[y].ravel()
-        out[:] = 0
-        for k in range(len(kernel)):
-            weight, part = kernel[k], line[k * channels : (k + width) * channels]
-            for x in range(len(out)):
-                out[x] += weight * part[x]
+    fine = functional.interpolate(change.movedim(-1, 0)[None], size, mode="bilinear")[0].movedim(0, -1)
+    refined = np.clip(texture + fine.numpy(), 0, 1)
+    before, after = psnr(samples.target, baked), psnr(samples.target, predict(refined, samples))
+    return (refined, before, after) if after > before else (texture, before, before)
 
 
 def predict(texture: Array, samples: PixelTargets) -> Array:
