@@ -110,7 +110,7 @@ class DeepFloyd(Prior):
     @property
     def unet(self) -> torch.nn.Module:
         if self._unet is None:
-            unet = components.build_network("unet", *components.read_part(self.unet_folder), self.dtype)
+            unet = components.build_network("unet", *components.read_network(self.unet_folder), self.dtype)
             self._unet = torch.nn.Module.to(unet, self.device, self.dtype)
         return self._unet
 

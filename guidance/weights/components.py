@@ -28,6 +28,7 @@ from threedgen.run.dtypes import cast_weights
 
 from . import files, ldm, loading, single_file, tokens
 from .files import Json
+from .ldm import Converted
 from .loading import COARSE, CONFIG, IMAGE_ENCODER, PARTS, SECOND
 
 logger = logging.getLogger(__name__)
@@ -159,14 +160,13 @@ def load_folder(
         activation = files.read_json(path / "text_encoder" / CONFIG).get("hidden_act")
         words = tokens.clip_tokenizer(tokenizer, open_clip=activation == "gelu")  # CLIP has "quick_gelu"
     schedule = read_schedule(path)
-    types = {"unet": half}
     networks = {
-        part: read_network(path, part, types.get(part)) for part in loading.network_folders(path, required_parts)
+        part: build_network(part, *read_network(path / part), half)
+        for part in loading.network_folders(path, required_parts)
     }
-    second = networks.pop(SECOND, None)
-    if second is not None:
-        second = SecondText(second, tokens.read_tokenizer(path / "tokenizer_2"))
-    return Components(tokenizer=words, schedule=schedule, second=second, **networks)
+    if SECOND in networks:
+        networks["second"] = SecondText(networks.pop(SECOND), tokens.read_tokenizer(path / "tokenizer_2"))
+    return Components(tokenizer=words, schedule=schedule, **networks)
 
 
 def read_schedule(path: Path) -> Schedule:
@@ -201,46 +201,31 @@ def load_file(
     schedule = Schedule.scaled_linear(prediction=found.prediction or prediction or "epsilon")
     if (prediction or schedule.prediction) == "v_prediction" and ZERO_SNR in files.read_header(path)[0]:
         schedule = schedule.with_zero_snr()
-    second = None
-    if found.second is not None:
-        second = SecondText(build_network(SECOND, *found.second), tokens.clip_tokenizer(tokenizer, open_clip=True))
-    return Components(
-        build_network("unet", *found.unet, half),
-        build_network("vae", *found.vae),
-        build_network("text_encoder", *found.text_encoder),
-        tokens.clip_tokenizer(tokenizer, found.open_clip),
-        schedule,
-        second=second,
-        image_encoder=None if found.image_encoder is None else build_network(IMAGE_ENCODER, *found.image_encoder),
-    )
+    networks = {part: build_network(part, *network, half) for part, network in found.networks.items()}
+    if SECOND in networks:
+        networks["second"] = SecondText(networks.pop(SECOND), tokens.clip_tokenizer(tokenizer, open_clip=True))
+    return Components(tokenizer=tokens.clip_tokenizer(tokenizer, found.open_clip), schedule=schedule, **networks)
 
 
-def read_network(path: Path, part: str, half: torch.dtype | None = None) -> Any:
-    """Load the frozen network in the sub-folder `part`, such as "unet", of the diffusers folder `path`.
+def read_network(folder: Path) -> Converted:
+    """Read config and tensors of a network from `folder`, a sub-folder such as "unet" of a diffusers folder.
 
-    A UNet may have the tensor names of the latent-diffusion code base. `half` is the dtype of the network's linear and
-    convolution layers; None: float32.
+    A UNet may have the tensor names of the latent-diffusion code base; those of the result are always diffusers'.
     """
-    config, tensors = read_part(path / part)
+    tensors: dict[str, Tensor] = {}
+    for file in loading.tensor_files(folder):
+        tensors |= files.read_tensors(file)
     if "input_blocks.0.0.weight" in tensors:
-        return build_network(part, *ldm.convert_unet(tensors), half)
-    expect(config, *NETWORKS[part].class_entry, path / part)
-    if part == "vae":
+        return ldm.convert_unet(tensors)
+    if folder.name == "vae":
         tensors = {rename_vae_attention(name): tensor for name, tensor in tensors.items()}
-    elif part in ("text_encoder", IMAGE_ENCODER):
+    elif folder.name in ("text_encoder", IMAGE_ENCODER):
         tensors = ldm.short_names(tensors)
     tensors.pop("text_model.embeddings.position_ids", None)  # a constant in older files
-    return build_network(part, config, tensors, half)
+    return Converted(files.read_json(folder / CONFIG), tensors)
 
 
-def read_part(part: Path) -> tuple[Json, dict[str, Tensor]]:
-    tensors: dict[str, Tensor] = {}
-    for file in loading.tensor_files(part):
-        tensors |= files.read_tensors(file)
-    return files.read_json(part / CONFIG), tensors
-
-
-def expect(config: Mapping[str, object], key: str, value: str, part: Path) -> None:
+def expect(config: Mapping[str, object], key: str, value: str, part: Path | str) -> None:
     if config.get(key) != value:
         raise ConfigError(f"{part}: config.json describes a {str(config.get(key))[:60]!r}, not a {value}")
 
@@ -255,13 +240,16 @@ def rename_vae_attention(name: str) -> str:
 def build_network(part: str, config: Json, tensors: Mapping[str, Tensor], half: torch.dtype | None = None) -> Any:
     """Build the frozen network `part` ("unet", "vae", ...) from its config and tensors.
 
-    `half` is the dtype of its linear and convolution layers, which are then not built in float32 first; None: float32.
+    `half` is the dtype of the linear and convolution layers of a UNet, which are then not built in float32 first; None,
+    and for all other networks: float32.
 
     Raises:
-        ConfigError: a number in the config is out of range, the config has more layers than there are tensors (building
-            the network would take very long), or names, shapes or values of the tensors are wrong.
+        ConfigError: the config names another class, a number in it is out of range, it has more layers than there are
+            tensors (building the network would take very long), or names, shapes or values of the tensors are wrong.
     """
     network = NETWORKS[part]
+    if network.class_entry[0] in config:  # a config that was inferred from tensors names no class
+        expect(config, *network.class_entry, f"the {network.label}")
     for key, value in config.items():
         low, high = EPS_RANGE if key.endswith("eps") else RANGES.get((part, key), OTHER_RANGE)
         for number in value if isinstance(value, list) else [value]:
@@ -276,7 +264,7 @@ def build_network(part: str, config: Json, tensors: Mapping[str, Tensor], half: 
 
     def build() -> nn.Module:
         built = network.build(config)
-        if half is not None:
+        if half is not None and part == "unet":
             cast_weights(built, half)
         return built
 

@@ -1,18 +1,21 @@
 """Networks of a prior on torch's meta device, with shapes but no data, for estimates of memory."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from diffusers.models import AutoencoderKL, UNet2DConditionModel
-from torch import Tensor, nn
+from torch import nn
 
 from threedgen.config import ConfigError
+from threedgen.config.errors import short
 from threedgen.guidance.attention.image_tokens import IMAGE_TOKENS
-from threedgen.guidance.attention.joined import unet_from_config
 
 from . import components, ldm, loading, single_file
 from .files import Json
+from .loading import COARSE, IMAGE_ENCODER
 
+BUILT = "unet", "vae", IMAGE_ENCODER
+"""Networks that are built; of the others, the text encoders and the coarse predictor, only parameters are counted."""
 _UNET: Json = {
     "sample_size": ldm.LATENT_SIZE[True],
     "block_out_channels": (320, 640, 1280, 1280),
@@ -80,48 +83,33 @@ def meta_networks(weights: str, required_parts: tuple[str, ...] = loading.PARTS)
     ConfigError if weights are missing or damaged.
     """
     if loading.is_missing_original(weights):  # an original checkpoint, not downloaded for this
-        unet, vae = _build(RELEASED_UNETS[weights], RELEASED_VAE)
-        image = _image_encoder(RELEASED_IMAGE_ENCODER) if IMAGE_TOKENS in unet.config else None
-        whole = _parameters(unet, vae, image) + RELEASED_TEXT[weights]
-        return MetaNetworks(unet, vae, whole, _kept(unet, vae) + _parameters(image), image)
-    path = loading.locate(weights, required_parts)
-    configs: dict[str, Json] = {}
-    tensors: dict[str, dict[str, Tensor]] = {}
-    if path.is_dir():
-        for part in loading.network_folders(path, required_parts):
-            configs[part], tensors[part] = components.read_part(path / part)
-        if "input_blocks.0.0.weight" in tensors["unet"]:
-            configs["unet"] = ldm.unet_config(tensors["unet"])
+        configs = {"unet": RELEASED_UNETS[weights], "vae": RELEASED_VAE}
+        if IMAGE_TOKENS in configs["unet"]:
+            configs[IMAGE_ENCODER] = RELEASED_IMAGE_ENCODER
+        others = {"text_encoder": RELEASED_TEXT[weights]}
     else:
-        file = single_file.convert_file(path)
-        networks = {"unet": file.unet, "vae": file.vae, "text_encoder": file.text_encoder, loading.SECOND: file.second}
-        networks |= {loading.IMAGE_ENCODER: file.image_encoder}
-        for part, network in networks.items():
-            if network is not None:
-                configs[part], tensors[part] = network
+        path = loading.locate(weights, required_parts)
+        if path.is_dir():
+            parts = loading.network_folders(path, required_parts)
+            networks = {part: components.read_network(path / part) for part in parts}
+        else:
+            networks = single_file.convert_file(path).networks
+        configs = {part: network.config for part, network in networks.items()}
+        others = {
+            part: sum(tensor.numel() for tensor in network.tensors.values())
+            for part, network in networks.items()
+            if part not in BUILT
+        }
+    built: dict[str, Any] = dict.fromkeys(BUILT)
     try:
-        unet, vae = _build(configs["unet"], configs.get("vae"))
-        image = _image_encoder(configs[loading.IMAGE_ENCODER]) if loading.IMAGE_ENCODER in configs else None
+        with torch.device("meta"):
+            built |= {part: components.NETWORKS[part].build(configs[part]) for part in BUILT if part in configs}
     except Exception as error:  # any kind, for a config from outside
-        raise ConfigError(f"{path}: its config describes no known network ({type(error).__name__})") from None
-    coarse = sum(tensor.numel() for tensor in tensors.get("coarse", {}).values())
-    whole = sum(tensor.numel() for part in tensors.values() for tensor in part.values())
-    return MetaNetworks(unet, vae, whole, _kept(unet, vae) + coarse + _parameters(image), image)
-
-
-def _build(unet: Json, vae: Json | None) -> tuple[UNet2DConditionModel, AutoencoderKL | None]:
-    with torch.device("meta"):
-        networks = unet_from_config(unet), None if vae is None else AutoencoderKL.from_config(vae)
-    return networks
-
-
-def _image_encoder(config: Json) -> nn.Module:
-    with torch.device("meta"):
-        return components.NETWORKS[loading.IMAGE_ENCODER].build(config)
-
-
-def _kept(unet: nn.Module, vae: AutoencoderKL | None) -> int:
-    return _parameters(unet) if vae is None else _parameters(unet, vae.encoder, vae.quant_conv)
+        problem = f"its config describes no known network ({type(error).__name__})"
+        raise ConfigError(f"{short(weights, 300)}: {problem}") from None
+    unet, vae, image = built.values()
+    kept = _parameters(unet, image, vae and vae.encoder, vae and vae.quant_conv) + others.get(COARSE, 0)
+    return MetaNetworks(unet, vae, _parameters(unet, vae, image) + sum(others.values()), kept, image)
 
 
 def _parameters(*networks: nn.Module | None) -> int:

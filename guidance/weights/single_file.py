@@ -34,19 +34,14 @@ class SingleFile(NamedTuple):
     """Networks of a single-file checkpoint, converted to the configs and tensor names of diffusers and transformers.
 
     Attributes:
-        unet, vae, text_encoder: the networks that all models have.
-        second: second text encoder of SDXL; None for other models.
-        image_encoder: CLIP's image encoder in a file of ImageDream; None for other models.
+        networks: the networks by the names of their folders in diffusers format: "unet", "vae", "text_encoder",
+            "text_encoder_2" of SDXL, and "image_encoder" (CLIP's) of ImageDream.
         open_clip: whether the first text encoder is OpenCLIP's (Stable Diffusion 2) instead of OpenAI's.
         prediction: output of the UNet, "epsilon" or "v_prediction"; None if neither the file nor its kind of model
             determines it.
     """
 
-    unet: Converted
-    vae: Converted
-    text_encoder: Converted
-    second: Converted | None
-    image_encoder: Converted | None
+    networks: dict[str, Converted]
     open_clip: bool
     prediction: Prediction | None
 
@@ -76,12 +71,13 @@ def convert_file(path: Path, prediction: Prediction | None = None) -> SingleFile
         problem = f"{path} lacks the network {missing[0]}: it has no tensor named {prefix}..."
         raise ConfigError(f"{problem} {advice}", "weights")
     unet, text = convert_unet(parts["unet"]), convert_open_clip if open_clip else convert_clip
-    sdxl, second = "addition_embed_type" in unet.config, None
+    sdxl = "addition_embed_type" in unet.config
     vae = convert_vae(parts["vae"], SDXL_SCALING if sdxl else None)
+    networks = {"unet": unet, "vae": vae, "text_encoder": text(parts["open_clip" if open_clip else "clip"])}
     if sdxl:
         if SECOND not in parts:
             raise ConfigError(f"{path} lacks the second text encoder of SDXL", "weights")
-        second = convert_open_clip(parts[SECOND], projection=True)
+        networks[SECOND] = second = convert_open_clip(parts[SECOND], projection=True)
         rest = unet.config["projection_class_embeddings_input_dim"] - second.config["projection_dim"]
         unet.config["addition_time_embed_dim"] = max(1, rest // 6)  # beside the pooled text, six numbers are embedded
     # MVDream, Stable Diffusion 1, and the inpainting and depth models
@@ -92,9 +88,9 @@ def convert_file(path: Path, prediction: Prediction | None = None) -> SingleFile
         unet.config["sample_size"] = found.image_size // PIXELS
     elif open_clip and not epsilon and (prediction or declared) == "v_prediction":
         unet.config["sample_size"] = V_LATENT_SIZE
-    encoder = convert_image_encoder(parts[IMAGE_ENCODER]) if IMAGE_ENCODER in parts else None
-    words = text(parts["open_clip" if open_clip else "clip"])
-    return SingleFile(unet, vae, words, second, encoder, open_clip, declared)
+    if IMAGE_ENCODER in parts:
+        networks[IMAGE_ENCODER] = convert_image_encoder(parts[IMAGE_ENCODER])
+    return SingleFile(networks, open_clip, declared)
 
 
 def split_checkpoint(tensors: Tensors) -> dict[str, dict[str, Tensor]]:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.support.tiny_prior import cpu, tiny_prior
 from threedgen.guidance import cuda_graph
 from threedgen.guidance.cuda_graph import GraphedCalls
 
@@ -36,6 +37,18 @@ def test_graph_gives_the_result_of_each_call_and_is_captured_again_for_other_sha
     for count in [2, 2, 2] + [4, 4, 4, 8] * 3:
         assert torch.equal(graphed(scaled, torch.full((count,), 5.0), None, 3), torch.full((count,), 15.0))
     assert captured == [(3,), (2,), (4,)]
+
+
+def test_graph_of_a_prior_is_captured_again_after_a_move(monkeypatch: pytest.MonkeyPatch) -> None:
+    captured = list[torch.device]()
+    monkeypatch.setattr(cuda_graph, "record", lambda f, device: (captured.append(device), record(f))[1])
+    prior = tiny_prior()
+    images, prior.graph = [prior.sample("a red dog", None, 4, generator=cpu())], GraphedCalls()
+    for count in (1, 1, 2):
+        images.append(prior.sample("a red dog", None, 4, generator=cpu()))
+        assert len(captured) == count and torch.equal(images[-1], images[0])
+        if len(images) == 3:
+            prior.to("cpu")
 
 
 def test_failed_capture_falls_back_for_good(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

@@ -12,13 +12,11 @@ from tests.support.tiny_sdxl import tiny_sdxl
 from threedgen.guidance.guidance import Condition
 from threedgen.guidance.losses.options import SDSConfig
 from threedgen.guidance.losses.sds import SDS
-from threedgen.guidance.priors.latent_diffusion import LatentDiffusion
 from threedgen.guidance.priors.mvadapter.inputs import RAY_VIEWS, cameras_from_angles
 from threedgen.guidance.priors.mvadapter.model import MVAdapter
 from threedgen.guidance.priors.mvadapter.network import AdaptedUNet
 from threedgen.guidance.priors.mvadapter.weights import save_adapter
 from threedgen.guidance.priors.options import MVAdapterConfig
-from threedgen.guidance.priors.pipeline import MVDreamPipeline
 
 PROMPTS = ["a red car", "a cat"]
 C2W = cameras_from_angles(RAY_VIEWS[:3], 16, 16).c2w
@@ -55,14 +53,6 @@ def test_unet_gets_added_conditioning_of_diffusers(pipe: tuple[Path, Any]) -> No
         assert torch.is_autocast_enabled("cpu")
     with ours.encoding():  # the VAE
         assert not torch.is_autocast_enabled("cpu")
-
-
-def test_pipeline_of_sdxl_prior_matches_its_samples(pipe: tuple[Path, Any]) -> None:
-    prior = LatentDiffusion.load(str(pipe[0]), dtype="fp32")
-    expected = prior.sample("a cat", None, steps=2, guidance_scale=3, generator=cpu())
-    options = {"n_view": 0, "num_inference_steps": 2, "guidance_scale": 3.0, "output_type": "np"}
-    found = MVDreamPipeline.from_prior(prior)("a cat", **options, generator=cpu()).images
-    assert abs(found - expected.numpy()).max() < 1e-4
 
 
 def test_adapter_on_sdxl_samples_and_distils(pipe: tuple[Path, Any], tmp_path: Path) -> None:
