@@ -14,6 +14,7 @@ from diffusers.models import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0, XFormersAttnProcessor
 from diffusers.models.embeddings import TimestepEmbedding
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from .image_tokens import IMAGE_TOKENS, add_image_tokens, attend_to_image
 
@@ -25,6 +26,48 @@ unconditional branch of classifier-free guidance."""
 THREEDGEN_KEYS = (SEPARATE_LEVELS, IMAGE_TOKENS)
 Kind = Literal["sdpa", "xformers"]
 """Attention backend: torch's scaled_dot_product_attention or xformers' memory_efficient_attention."""
+MIN_TOKENS = 512  # sequence length from which on `FlashAttention` is faster than attention with an explicit softmax
+
+
+class FlashAttention(torch.autograd.Function):
+    """Attention softmax(q k^T / sqrt(D)) v for training on a CPU: q, k, v (B, H, L, D) -> (B, H, L, D).
+
+    An explicit softmax would keep 4 L^2 bytes per head for the backward pass, and the fused backward pass of torch 2.13
+    is slow in bf16 on a CPU. This backward pass recomputes the attention weights, one head at a time (FlashAttention,
+    Dao et al. 2022, arXiv 2205.14135, algorithm 4, with one tile).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)
+        ctx.save_for_backward(q, k, v, out, log_sum)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v, out, log_sum = ctx.saved_tensors
+        grad, scale = grad.to(q.dtype), q.shape[-1] ** -0.5
+        delta = (grad.float() * out.float()).sum(-1)
+        # Two more columns subtract `log_sum` and `delta` inside the matrix products, before their rounding to bf16.
+        ones = k.new_ones(*k.shape[:-1], 2)
+        q_less, k_ones = torch.cat([q * scale, _minus(log_sum, q)], -1), torch.cat([k, ones], -1)
+        grad_less, v_ones = torch.cat([grad, _minus(delta, q)], -1), torch.cat([v, ones], -1)
+        grads = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+        for b in range(q.shape[0]):
+            for h in range(q.shape[1]):
+                weights = (q_less[b, h] @ k_ones[b, h].T).exp_()
+                slope = (grad_less[b, h] @ v_ones[b, h].T).mul_(weights)
+                grads[0][b, h] = slope @ k[b, h]
+                grads[1][b, h] = slope.T @ q[b, h]
+                grads[2][b, h] = weights.T @ grad[b, h]
+        return grads[0].mul_(scale), grads[1].mul_(scale), grads[2]
+
+
+def _minus(x: Tensor, like: Tensor) -> Tensor:
+    # -x (..., L) as two columns (..., L, 2) in the dtype of `like`; their sum has twice the precision of that dtype
+    high = (-x).to(like.dtype)
+    return torch.stack([high, (-x - high.float()).to(like.dtype)], dim=-1)
 
 
 class MultiviewAttnProcessor(AttnProcessor2_0):
@@ -59,16 +102,38 @@ class MultiviewAttnProcessor(AttnProcessor2_0):
             return attend_to_image(attn, hidden_states, encoder_hidden_states, image_tokens)
         joined = n_view > 1 and encoder_hidden_states is None
         tokens = hidden_states.unflatten(0, (-1, n_view)).flatten(1, 2) if joined else hidden_states
-        explicit = trains_on_cpu(tokens) and attention_mask is None
-        process = self.plain if explicit else self.xformers or super().__call__
-        out = process(attn, tokens, encoder_hidden_states, attention_mask, temb)
+        training = trains_on_cpu(tokens) and attention_mask is None
+        if encoder_hidden_states is None and training:
+            out = self_attention(attn, tokens)
+        else:
+            process = self.plain if training else self.xformers or super().__call__
+            out = process(attn, tokens, encoder_hidden_states, attention_mask, temb)
         return out.reshape(hidden_states.shape) if joined else out
+
+
+def self_attention(attn: Attention, tokens: Tensor) -> Tensor:
+    """Return the output (B, L, C) of the self-attention layer `attn` of diffusers for `tokens` (B, L, C) on a CPU.
+
+    The result equals that of the layer's standard processor up to rounding, but the backward pass is faster on a CPU.
+    `attn` must have no norm layers.
+    """
+    layers = (attn.to_q, attn.to_k, attn.to_v)
+    q, k, v = (layer(tokens).unflatten(-1, (attn.heads, -1)).transpose(1, 2) for layer in layers)
+    if tokens.shape[1] >= MIN_TOKENS:
+        out = FlashAttention.apply(q, k, v)
+    else:
+        out = torch.softmax(q @ k.mT * q.shape[-1] ** -0.5, dim=-1).to(v.dtype) @ v
+    out = out.transpose(1, 2).flatten(2)
+    for layer in attn.to_out:  # linear, dropout
+        out = layer(out)
+    return (out + tokens if attn.residual_connection else out) / attn.rescale_output_factor
 
 
 def trains_on_cpu(tokens: Tensor) -> bool:
     """Return whether `tokens` are on a CPU and gradients are enabled.
 
-    torch's fused attention has a slow backward pass in bf16 on a CPU, so callers then use an explicit softmax.
+    torch's fused attention has a slow backward pass on a CPU, so callers then use an explicit softmax or
+    `FlashAttention`, this module's own autograd function for CPUs (not the CUDA library).
     """
     return torch.is_grad_enabled() and tokens.device.type == "cpu"
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models import attention_processor
-from diffusers.models.attention_processor import Attention
+from diffusers.models.attention_processor import Attention, AttnProcessor
 from torch import Tensor
 
 from tests.support import tiny_mvdiffusion
@@ -17,9 +17,12 @@ from tests.support.tiny_mvadapter import awaken
 from tests.support.tiny_prior import NO_CAMERA, TEXT_WIDTH, cpu, tiny_prior, tiny_unet
 from threedgen.guidance.attention.decoupled import DecoupledAttnProcessor, decouple, token_grid
 from threedgen.guidance.attention.joined import (
+    MIN_TOKENS,
     SEPARATE_LEVELS,
+    FlashAttention,
     MultiviewAttnProcessor,
     make_multiview,
+    self_attention,
     set_attention,
     unet_output,
 )
@@ -90,6 +93,22 @@ def test_xformers_gets_joined_tokens_and_gives_same_output(monkeypatch: pytest.M
     set_attention(network, "sdpa")
     lengths.clear()
     assert torch.equal(unet_output(network, x, t, text, camera, 4), expected) and not lengths
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 70, 16), (1, 3, 33, 8)])
+def test_flash_attention_matches_explicit_softmax(shape: tuple[int, ...]) -> None:
+    q, k, v, weight = torch.randn(4, *shape, generator=cpu()).requires_grad_()
+    ours, theirs = FlashAttention.apply(q, k, v), (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1) @ v
+    assert torch.allclose(ours, theirs, atol=1e-5)
+    for a, b in zip(*(torch.autograd.grad((out * weight).sum(), (q, k, v)) for out in (ours, theirs)), strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize("length", [40, MIN_TOKENS])
+def test_self_attention_matches_diffusers_block(length: int) -> None:
+    torch.manual_seed(2)
+    attn, tokens = Attention(32, heads=2, dim_head=16), torch.randn(1, length, 32)
+    assert torch.allclose(self_attention(attn, tokens), AttnProcessor()(attn, tokens), atol=1e-5)
 
 
 def test_config_entry_is_saved_and_loads_without_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
