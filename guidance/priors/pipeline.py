@@ -16,8 +16,9 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineO
 from torch import Tensor
 from transformers import CLIPTextModel, PreTrainedTokenizerBase
 
+from threedgen.config import ConfigError
 from threedgen.geometry.rigs import orbit
-from threedgen.guidance.attention.joined import make_multiview
+from threedgen.guidance.attention.joined import has_added_conditioning, make_multiview
 from threedgen.guidance.coarse import CoarsePredictor
 from threedgen.guidance.sampling import Generators, before_steps
 from threedgen.guidance.schedule import Schedule
@@ -53,7 +54,10 @@ class MVDreamPipeline(DiffusionPipeline):
         scheduler: Any,
         coarse: CoarsePredictor | None = None,
     ) -> None:
+        """Build the pipeline from its components. Raises ConfigError for the UNet of SDXL."""
         super().__init__()
+        if has_added_conditioning(unet):
+            raise ConfigError("MVDreamPipeline does not sample SDXL; use the method `sample` of a prior", "weights")
         self.register_modules(
             unet=make_multiview(unet),
             vae=vae,
@@ -71,7 +75,12 @@ class MVDreamPipeline(DiffusionPipeline):
 
     @classmethod
     def from_prior(cls, prior: MVDream) -> "MVDreamPipeline":
-        """Return a pipeline that shares the networks of `prior`. Do not use `prior` after the pipeline was moved."""
+        """Return a pipeline that shares the networks of `prior`.
+
+        The CUDA graph of `prior` is removed, since it would use old memory after a move of the pipeline. After such a
+        move, call `prior.to` with the new device before you use `prior`.
+        """
+        prior.graph = None
         scheduler = saving.scheduler(prior.schedule)
         found = cls(prior.unet, prior.vae, prior.text_encoder, prior.tokenizer, scheduler, prior.coarse)
         found.precision, found.image_size, found.guide_views = prior.precision, prior.image_size, prior.guide_views
@@ -143,9 +152,18 @@ class MVDreamPipeline(DiffusionPipeline):
         """
         if c2w is None and n_view > 0:
             c2w = orbit(n_view, math.radians(elevation), 1.0, 1.0, 1, 1, azimuth=math.radians(azimuth)).c2w
-        how = num_inference_steps, guidance_scale, negative_prompt, generator
         with self.progress_bar(total=num_inference_steps) as bar:
-            found = self.prior.sample(prompt, c2w, *how, before_steps(bar.update), init_strength=1.0, eta=eta)
+            found = self.prior.sample(
+                prompt,
+                c2w,
+                steps=num_inference_steps,
+                guidance_scale=guidance_scale,
+                negative_prompt=negative_prompt,
+                generator=generator,
+                on_step=before_steps(bar.update),
+                init_strength=1.0,
+                eta=eta,
+            )
         images: Any = VaeImageProcessor(do_normalize=False).postprocess(found.permute(0, 3, 1, 2), output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)

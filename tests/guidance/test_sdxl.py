@@ -17,6 +17,7 @@ from threedgen.guidance.priors.mvadapter.model import MVAdapter
 from threedgen.guidance.priors.mvadapter.network import AdaptedUNet
 from threedgen.guidance.priors.mvadapter.weights import save_adapter
 from threedgen.guidance.priors.options import MVAdapterConfig
+from threedgen.guidance.priors.pipeline import MVDreamPipeline
 
 PROMPTS = ["a red car", "a cat"]
 C2W = cameras_from_angles(RAY_VIEWS[:3], 16, 16).c2w
@@ -53,6 +54,12 @@ def test_unet_gets_added_conditioning_of_diffusers(pipe: tuple[Path, Any]) -> No
         assert torch.is_autocast_enabled("cpu")
     with ours.encoding():  # the VAE
         assert not torch.is_autocast_enabled("cpu")
+
+
+def test_pipeline_of_mvdream_refuses_sdxl(pipe: tuple[Path, Any]) -> None:
+    theirs = pipe[1]
+    with refused("weights", "SDXL"):
+        MVDreamPipeline(theirs.unet, theirs.vae, theirs.text_encoder, theirs.tokenizer, theirs.scheduler)
 
 
 def test_adapter_on_sdxl_samples_and_distils(pipe: tuple[Path, Any], tmp_path: Path) -> None:
