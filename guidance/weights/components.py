@@ -150,7 +150,7 @@ def load_folder(
     """Load networks, tokenizers and noise schedule of the diffusers folder `path`.
 
     `tokenizer` is a folder or hub id; None: the tokenizer in `path`. `required_parts` are the sub-folder names of the
-    required networks. `half` is the dtype of the linear and convolution layers of the UNet; None: float32.
+    required networks. `half`: see `build_network`.
     """
     loading.check_folder(path, required_parts)
     files.check_sums(path)
@@ -189,8 +189,8 @@ def load_file(
     """Load networks, tokenizers and noise schedule from a single-file checkpoint of the latent-diffusion code base.
 
     `tokenizer` is a folder or hub id; None: CLIP's tokenizer. `prediction` is the output of the UNet, "epsilon" or
-    "v_prediction", if neither the file nor its kind of model determines it; None: "epsilon" with a warning. `half` is
-    the dtype of the linear and convolution layers of the UNet; None: float32.
+    "v_prediction", if neither the file nor its kind of model determines it; None: "epsilon" with a warning. `half`: see
+    `build_network`.
     """
     found = single_file.convert_file(path, prediction)
     if prediction is None and found.prediction is None:
@@ -207,25 +207,29 @@ def load_file(
     return Components(tokenizer=tokens.clip_tokenizer(tokenizer, found.open_clip), schedule=schedule, **networks)
 
 
-def read_network(folder: Path) -> Converted:
+def read_network(folder: Path, check_class: bool = True) -> Converted:
     """Read config and tensors of a network from `folder`, a sub-folder such as "unet" of a diffusers folder.
 
     A UNet may have the tensor names of the latent-diffusion code base; those of the result are always diffusers'.
+    `check_class`: whether to raise ConfigError if config.json describes another kind of network than `NETWORKS`.
     """
     tensors: dict[str, Tensor] = {}
     for file in loading.tensor_files(folder):
         tensors |= files.read_tensors(file)
     if "input_blocks.0.0.weight" in tensors:
         return ldm.convert_unet(tensors)
+    config = files.read_json(folder / CONFIG)
+    if check_class:
+        expect(config, *NETWORKS[folder.name].class_entry, folder)
     if folder.name == "vae":
         tensors = {rename_vae_attention(name): tensor for name, tensor in tensors.items()}
     elif folder.name in ("text_encoder", IMAGE_ENCODER):
         tensors = ldm.short_names(tensors)
     tensors.pop("text_model.embeddings.position_ids", None)  # a constant in older files
-    return Converted(files.read_json(folder / CONFIG), tensors)
+    return Converted(config, tensors)
 
 
-def expect(config: Mapping[str, object], key: str, value: str, part: Path | str) -> None:
+def expect(config: Mapping[str, object], key: str, value: str, part: Path) -> None:
     if config.get(key) != value:
         raise ConfigError(f"{part}: config.json describes a {str(config.get(key))[:60]!r}, not a {value}")
 
@@ -240,16 +244,14 @@ def rename_vae_attention(name: str) -> str:
 def build_network(part: str, config: Json, tensors: Mapping[str, Tensor], half: torch.dtype | None = None) -> Any:
     """Build the frozen network `part` ("unet", "vae", ...) from its config and tensors.
 
-    `half` is the dtype of the linear and convolution layers of a UNet, which are then not built in float32 first; None,
-    and for all other networks: float32.
+    `half` is the dtype of the UNet's linear and convolution layers, which are then not built in float32 first; None:
+    float32. Other networks are float32.
 
     Raises:
-        ConfigError: the config names another class, a number in it is out of range, it has more layers than there are
-            tensors (building the network would take very long), or names, shapes or values of the tensors are wrong.
+        ConfigError: a number in the config is out of range, the config has more layers than there are tensors (building
+            the network would take very long), or names, shapes or values of the tensors are wrong.
     """
     network = NETWORKS[part]
-    if network.class_entry[0] in config:  # a config that was inferred from tensors names no class
-        expect(config, *network.class_entry, f"the {network.label}")
     for key, value in config.items():
         low, high = EPS_RANGE if key.endswith("eps") else RANGES.get((part, key), OTHER_RANGE)
         for number in value if isinstance(value, list) else [value]:

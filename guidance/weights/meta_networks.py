@@ -14,8 +14,8 @@ from . import components, ldm, loading, single_file
 from .files import Json
 from .loading import COARSE, IMAGE_ENCODER
 
-BUILT = "unet", "vae", IMAGE_ENCODER
-"""Networks that are built; of the others, the text encoders and the coarse predictor, only parameters are counted."""
+META_PARTS = "unet", "vae", IMAGE_ENCODER
+"""Networks on the meta device; of text encoders and coarse predictor, only parameters are counted."""
 _UNET: Json = {
     "sample_size": ldm.LATENT_SIZE[True],
     "block_out_channels": (320, 640, 1280, 1280),
@@ -86,30 +86,31 @@ def meta_networks(weights: str, required_parts: tuple[str, ...] = loading.PARTS)
         configs = {"unet": RELEASED_UNETS[weights], "vae": RELEASED_VAE}
         if IMAGE_TOKENS in configs["unet"]:
             configs[IMAGE_ENCODER] = RELEASED_IMAGE_ENCODER
-        others = {"text_encoder": RELEASED_TEXT[weights]}
+        counts = {"text_encoder": RELEASED_TEXT[weights]}
     else:
         path = loading.locate(weights, required_parts)
         if path.is_dir():
             parts = loading.network_folders(path, required_parts)
-            networks = {part: components.read_network(path / part) for part in parts}
+            # not the class of the text encoder, which may be T5
+            converted = {part: components.read_network(path / part, part in META_PARTS) for part in parts}
         else:
-            networks = single_file.convert_file(path).networks
-        configs = {part: network.config for part, network in networks.items()}
-        others = {
+            converted = single_file.convert_file(path).networks
+        configs = {part: network.config for part, network in converted.items()}
+        counts = {
             part: sum(tensor.numel() for tensor in network.tensors.values())
-            for part, network in networks.items()
-            if part not in BUILT
+            for part, network in converted.items()
+            if part not in META_PARTS
         }
-    built: dict[str, Any] = dict.fromkeys(BUILT)
+    networks: dict[str, Any] = {}
     try:
         with torch.device("meta"):
-            built |= {part: components.NETWORKS[part].build(configs[part]) for part in BUILT if part in configs}
+            networks |= {part: components.NETWORKS[part].build(configs[part]) for part in META_PARTS if part in configs}
     except Exception as error:  # any kind, for a config from outside
         problem = f"its config describes no known network ({type(error).__name__})"
         raise ConfigError(f"{short(weights, 300)}: {problem}") from None
-    unet, vae, image = built.values()
-    kept = _parameters(unet, image, vae and vae.encoder, vae and vae.quant_conv) + others.get(COARSE, 0)
-    return MetaNetworks(unet, vae, _parameters(unet, vae, image) + sum(others.values()), kept, image)
+    unet, vae, image = networks["unet"], networks.get("vae"), networks.get(IMAGE_ENCODER)
+    kept = _parameters(unet, image, vae and vae.encoder, vae and vae.quant_conv) + counts.get(COARSE, 0)
+    return MetaNetworks(unet, vae, _parameters(unet, vae, image) + sum(counts.values()), kept, image)
 
 
 def _parameters(*networks: nn.Module | None) -> int:

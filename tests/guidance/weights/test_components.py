@@ -117,13 +117,14 @@ def test_save_replaces_only_saved_priors_and_refuses_float16_overflow(tmp_path: 
 @pytest.mark.parametrize(
     ("file", "change", "values"),
     [
-        ("unet/config.json", {"_class_name": "MyUNet"}, ["UNet", "MyUNet", "UNet2DConditionModel"]),
+        ("unet/config.json", {"_class_name": "MyUNet"}, ["unet", "MyUNet", "UNet2DConditionModel"]),
+        ("unet/config.json", {"_class_name": None}, ["unet", "UNet2DConditionModel"]),
         ("unet/config.json", {"layers_per_block": 10**9}, ["UNet", "layers_per_block", 10**9]),
         ("unet/config.json", {"sample_size": 100_000}, ["sample_size"]),
         ("vae/config.json", {"latent_channels": 8}, ["VAE"]),
         ("vae/config.json", {"block_out_channels": None}, ["VAE"]),
         ("vae/config.json", {"scaling_factor": float("nan")}, ["config.json"]),  # no JSON number
-        ("text_encoder/config.json", {"model_type": "t5"}, ["text encoder", "'t5'"]),
+        ("text_encoder/config.json", {"model_type": "t5"}, ["text_encoder", "'t5'"]),
         (SCHEDULER, {"beta_schedule": "square"}, ["scheduler", "square"]),
         (SCHEDULER, {"num_train_timesteps": 5}, ["scheduler", "num_train_timesteps", 5]),
         # files that fit each other, and yet the networks cannot run
