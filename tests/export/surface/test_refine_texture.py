@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from benchmarks.mesh_render import render
 from tests.support.ball_run import Ball
@@ -104,6 +105,21 @@ def test_refine_texture_keeps_hidden_texels():
     assert np.abs(refined.texture - start)[refined.visible].mean() > 0.02
     behind = np.s_[:, 36:60]  # u = 1/2 is the back
     assert not refined.visible[behind].any() and refined.visible[20:28, :6].all()
+
+
+@pytest.mark.parametrize("shape", [(192, 384), (190, 385)])  # the second is no multiple of a texel of the change
+def test_coarse_change_keeps_texels_two_pixels_away(shape: tuple[int, int]) -> None:
+    sphere, truth = GLOBE, checker(*shape)
+    start = blurred(truth)
+    views = photographs(sphere, truth, around(2, azimuth=-0.2).select([0]))  # from the front only
+    refined = refine_texture(start, sphere, *views)
+    width = module.footprint(sample_pixels(sphere, *views), shape)
+    assert 3 < width < 4
+    far = ndimage.distance_transform_cdt(~refined.visible, "chessboard") > 2 * width  # along an axis
+    assert far[:, shape[1] * 3 // 8 : shape[1] * 5 // 8].all() and far.mean() < 0.85
+    assert np.array_equal(refined.texture[far], start[far])
+    assert np.abs(refined.texture - start)[refined.visible].mean() > 0.02
+    assert refined.psnr_after > refined.psnr_before + 2
 
 
 def test_refine_texture_never_returns_a_worse_texture():

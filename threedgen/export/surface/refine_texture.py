@@ -4,7 +4,7 @@ A baked texture stores the field's colour at one surface. Volume rendering integ
 the low-poly mesh does not lie exactly in that layer. The refinement reduces the difference. A pixel is the mean of
 bilinear texture samples, so it is linear in the texels, and `texture.scatter` computes the gradient.
 
-Only a change is optimised that is added to the baked texture. Its texels are about as large as an image pixel: with
+It optimises a change texture, which is added to the baked one. Its texels are about as large as an image pixel: with
 smaller ones, those between the samples of a pixel would not change and appear as speckles.
 """
 
@@ -144,7 +144,8 @@ def optimise(
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(adam, max(steps, 1))
     for _ in range(steps):
         grad = gradient(baked + predict(change.numpy(), samples), samples, change.shape)
-        change.grad = torch.from_numpy(grad).add_(change, alpha=PRIOR_WEIGHT * factor**2)  # factor^2 texels each
+        # one texel of `change` covers factor^2 texels
+        change.grad = torch.from_numpy(grad).add_(change, alpha=PRIOR_WEIGHT * factor**2)
         adam.step()
         scheduler.step()
     fine = functional.interpolate(change.movedim(-1, 0)[None], size, mode="bilinear")[0].movedim(0, -1)
