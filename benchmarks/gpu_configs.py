@@ -160,10 +160,11 @@ def write_weights(folder: Path, unet: Json, text: int) -> Path:
         if unet is not IF:
             networks["vae"] = (RELEASED_VAE, AutoencoderKL(**RELEASED_VAE))
     shapes = {part: {n: t.shape for n, t in made.state_dict().items()} for part, (_, made) in networks.items()}
+    configs = {part: config | {"_class_name": type(made).__name__} for part, (config, made) in networks.items()}
     shapes["text_encoder"] = {"weight": torch.Size([text])}
     for part, tensors in shapes.items():
         (folder / part).mkdir(parents=True)
-        (folder / part / "config.json").write_text(json.dumps(networks[part][0] if part in networks else {}))
+        (folder / part / "config.json").write_text(json.dumps(configs.get(part, {})))
         end, header = 0, dict[str, Any]()
         for name, shape in tensors.items():
             header[name] = {"dtype": "F16", "shape": list(shape), "data_offsets": [end, end := end + 2 * shape.numel()]}
