@@ -45,7 +45,6 @@ SDXL: Json = {
     "projection_class_embeddings_input_dim": 2816,
 }
 IF: Json = {
-    "_class_name": "UNet2DConditionModel",
     "sample_size": 64,
     "in_channels": 3,
     "out_channels": 6,
@@ -156,7 +155,7 @@ def write_weights(folder: Path, unet: Json, text: int) -> Path:
     `unet` is the config of the UNet, and `text` the number of parameters of the text encoder.
     """
     with META:
-        networks = {"unet": (unet, UNet2DConditionModel(**{k: v for k, v in unet.items() if k[0] != "_"}))}
+        networks = {"unet": (unet, UNet2DConditionModel(**unet))}
         if unet is not IF:
             networks["vae"] = (RELEASED_VAE, AutoencoderKL(**RELEASED_VAE))
     shapes = {part: {n: t.shape for n, t in made.state_dict().items()} for part, (_, made) in networks.items()}
