@@ -45,6 +45,7 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
 
     config_name: Any = "config.json"
     __getattr__ = nn.Module.__getattr__  # `queries` is the parameter, not the config entry
+    subject: Tensor | None
 
     @register_to_config
     def __init__(
@@ -60,6 +61,7 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
         starts_samples: bool = True,
         fusion: int = 0,
         volume: tuple[int, ...] = (),
+        subject: bool = False,
     ) -> None:
         """Build the network. Raises ValueError if `size` and the levels (`channels`, `blocks`, `volume`) do not fit.
 
@@ -80,6 +82,7 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
                 of an object with the noisy latents of all these views. `forward` does not call it. 0: no such network.
             volume: channels of the feature volumes (`VolumeFeatures`), from coarse to fine. Feature maps rendered from
                 the finest volume are added to those of each level. (): no volumes.
+            subject: whether the weights include the object code of a DreamBooth subject, see `set_subject`.
         """
         super().__init__()
         self.heads, self.base = heads, size // 2 ** (len(channels) - 1)
@@ -114,6 +117,7 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
         self.code_tokens = nn.Linear(text_width // TOKENS, text_width, bias=False)
         self.code_positions = nn.Parameter(torch.randn(TOKENS, text_width))
         self.volume = self._volume(volume) if volume else None
+        self.register_buffer("subject", torch.zeros(text_width) if subject else None)
 
     def _volume(self, channels: Sequence[int]) -> VolumeFeatures:
         c: Any = self.config
@@ -185,6 +189,14 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
                 (found.grad,) = torch.autograd.grad(error, found)
                 optimiser.step()
         return found.detach().to(code.dtype)
+
+    def set_subject(self, code: Tensor) -> None:
+        """Store `code` (D,), the object code of a DreamBooth subject, as the buffer `subject`.
+
+        Priors start from it when they sample codes for prompts with the subject's word, such as "[v]".
+        """
+        self.subject = code.detach().to(self.queries)
+        self.register_to_config(subject=True)
 
     def add_fusion(self, channels: int) -> None:
         """Add an untrained `ViewFusion`, which corrects coarse predictions with the noisy latents of all views.

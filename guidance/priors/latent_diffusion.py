@@ -1,7 +1,7 @@
 """Latent diffusion (Rombach et al. 2022, arXiv 2112.10752): `LatentDiffusion`, base class of multi-view priors."""
 
 import re
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,6 +16,7 @@ from threedgen.config.errors import one_line, printable, short
 from threedgen.guidance.attention import joined
 from threedgen.guidance.coarse import TEXT_GUIDANCE, CoarsePredictor
 from threedgen.guidance.cuda_graph import GraphedCalls
+from threedgen.guidance.object_code import SUBJECT_STRENGTH
 from threedgen.guidance.prior import Prior
 from threedgen.guidance.sampling import Generators, check_half_size, fresh_noise
 from threedgen.guidance.schedule import Prediction, Schedule
@@ -284,8 +285,15 @@ class LatentDiffusion(Prior):
             return text
         noise = fresh_noise(text[:, -1], generator)
         with self.autocast():
-            words, empty = (self.split_text(x)[1] for x in (text, self.empty_text.to(self.device)))
-            code = self.predictor.sampler.sample(words, empty, noise, None if similar_to is None else similar_to[:, -1])
+            first, words, _ = self.split_text(text)
+            empty = self.split_text(self.empty_text.to(self.device))[1]
+            sample = partial(self.predictor.sampler.sample, words, empty, noise)
+            start, subject = None if similar_to is None else similar_to[:, -1], self.predictor.subject
+            code = sample(start)
+            if subject is not None:
+                named = (first != words).flatten(1).any(1, keepdim=True)  # only the UNet reads the subject's word
+                start = subject.to(noise).expand_as(noise) if start is None else start
+                code = torch.where(named, sample(start, SUBJECT_STRENGTH), code)
         return torch.cat([text[:, :-1], code[:, None]], 1)
 
     @torch.no_grad()

@@ -47,10 +47,13 @@ class MVDream(LatentDiffusion):
 
         Samples then start from its prediction. A random vector, the object code, decides what the prompt leaves open.
         False: the prior has no coarse predictor, or this predictor does not know the objects of the prompts (priors
-        trained on the user's assets, or with words added by DreamBooth or textual inversion).
+        trained on the user's assets, or with words added by textual inversion, or by DreamBooth, unless the word is the
+        only one and the object code of its subject is known).
         """
-        added = self.identifiers or self.embedded_words
-        return self.coarse is not None and bool(self.coarse.config["starts_samples"]) and not added
+        if self.coarse is None or self.embedded_words:
+            return False
+        known = not self.identifiers or (len(self.identifiers) == 1 and self.coarse.subject is not None)
+        return bool(self.coarse.config["starts_samples"]) and known
 
     def sample_code(self, text: Tensor, generator: Generators = None, similar_to: Tensor | None = None) -> Tensor:
         return super().sample_code(text, generator, similar_to) if self.uses_coarse_predictor else text

@@ -170,6 +170,38 @@ def test_coarse_predictor_takes_prompt_without_identifier() -> None:
     assert torch.equal(prior.sample_code(both, cpu()), both), "a code of another object"
 
 
+@torch.no_grad()
+def test_prompts_with_the_word_start_from_the_code_of_the_subject(tmp_path: Path) -> None:
+    coarse_prior().save(tmp_path / "base")
+    base, prompts = load(tmp_path, None), ["a [v] dog", "a red dog"]
+    card, word, code = {"kind": "difference", "prompt": "a [v] dog"} | identity(base), torch.full((24,), 0.5), 3.0
+    for k, stored in enumerate((torch.full((24,), code), -torch.full((24,), code), torch.full((23,), code))):
+        subject_weights.write(tmp_path / f"{k}.safetensors", {}, word, card, stored)
+    one, other = (load(tmp_path, f"{k}.safetensors") for k in (0, 1))
+    one.save(tmp_path / "merged")
+    one, other, merged, plain = (
+        prior.sample_code(prior.encode_prompt(prompts), [cpu(1), cpu(2)])[:, -1]
+        for prior in (one, other, load(tmp_path, None, "merged"), base)
+    )
+    assert torch.equal(one[1], plain[1]) and one[0].mean() > 1 and other[0].mean() < -1
+    torch.testing.assert_close(merged, one, atol=1e-2, rtol=0)
+    pipeline = MVDreamPipeline.from_pretrained(str(tmp_path / "merged"), dtype=torch.bfloat16)
+    subject = pipeline.prior.encode_prompt(prompts)
+    assert pipeline.prior.sample_code(subject, cpu(1))[0, -1].mean() > 1
+    near = subject[:1].clone()
+    near[:, -1] = -code  # an edited object of the subject
+    assert pipeline.prior.sample_code(subject[:1], cpu(1), near)[0, -1].mean() < -1
+    subject_weights.add_word(pipeline.prior.tokenizer, pipeline.prior.text_encoder, "[w]")
+    assert not pipeline.prior.uses_coarse_predictor, "whose code is it?"
+    with refused("personalisation", "2.safetensors"):
+        load(tmp_path, "2.safetensors")
+    tiny_prior().save(tmp_path / "plain")
+    card |= identity(load(tmp_path, None, "plain"))
+    subject_weights.write(tmp_path / "3.safetensors", {}, word, card, torch.full((24,), code))
+    with refused("personalisation", "3.safetensors"):
+        load(tmp_path, "3.safetensors", "plain")
+
+
 def test_added_word_starts_as_the_mean_of_similar_words() -> None:
     words, encoder = letter_tokenizer(), tiny_text_encoder(100)
     old = encoder.get_input_embeddings().weight.detach().clone()

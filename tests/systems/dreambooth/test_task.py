@@ -8,6 +8,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from tests.support.official import official_checkpoint
+from tests.support.script_poses import script_poses
 from tests.support.task_server import assert_same, finished_run, prior_folder, server, weights
 from tests.support.tiny_prior import coarse_prior, tiny_prior
 from tests.support.tiny_trainings import dreambooth_command, dreambooth_config
@@ -20,6 +21,8 @@ from threedgen.run.metrics import read_summary
 from threedgen.systems.dreambooth import system as system_module
 from threedgen.systems.dreambooth.options import MVDreamBoothConfig
 from threedgen.systems.dreambooth.system import DreamBoothSystem, augment, preservation
+from threedgen.systems.dreambooth.task import subject_code
+from threedgen.toybox.data.subjects import make_subject, render_photos
 
 RESULT = "personalisation.safetensors"
 
@@ -156,6 +159,28 @@ def test_coarse_prediction_of_a_photo_is_that_of_its_class(tmp_path: Path) -> No
     prior.unet.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0][:, 4:]))
     system.training_step(0, 0)
     assert torch.allclose(seen[0], usual.expand_as(seen[0]), atol=1e-5)
+
+
+@torch.no_grad()
+def test_code_of_the_subject_has_the_colours_of_its_photos(tmp_path: Path) -> None:
+    prior = MVDream.load("toybox-prior", dtype="fp32")
+    options: MVDreamBoothConfig = config.load(dreambooth_config(tmp_path), ["prompt=a [v] dog"])
+    c2w, side = script_poses(4), prior.image_size // 4
+
+    def colour(images: torch.Tensor) -> torch.Tensor:
+        return images[:, side:-side, side:-side].mean((0, 1, 2))
+
+    text, found = prior.encode_prompt(["a dog"]), []
+    for number in (0, 1):
+        photos = torch.from_numpy(render_photos(make_subject(3, number, noun="dog"), 4, prior.image_size))
+        (folder := tmp_path / f"{number}").mkdir()
+        code = subject_code(options, folder, prior, photos)
+        assert code is not None
+        text[0, -1] = code
+        found.append((colour(photos), colour(prior.decode_latents(prior.coarse_latents(text.expand(4, -1, -1), c2w)))))
+    (first, near), (second, far) = found
+    assert (first - near).norm() < (first - far).norm() and (second - far).norm() < (second - near).norm()
+    assert subject_code(options, tmp_path, tiny_prior(), torch.rand(2, 16, 16, 3)) is None
 
 
 def test_lora_has_few_parameters_and_its_file_is_the_trained_network(tmp_path: Path, monkeypatch) -> None:

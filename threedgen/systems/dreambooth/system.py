@@ -246,4 +246,5 @@ class DreamBoothSystem(DenoisingSystem):
         else:
             card["kind"] = "difference"
             changes = subject_weights.difference(self.trained, self.originals)
-        subject_weights.write(path, changes, self.word, card)
+        code = None if self.model.coarse is None else self.model.coarse.subject
+        subject_weights.write(path, changes, self.word, card, code)

@@ -2,6 +2,7 @@
 
 RUN/photos.png                    the photos after cropping and resizing; photos.safetensors has them as float32
 RUN/class.safetensors             class images sampled from the original prior, with preservation=images
+RUN/code.safetensors              object code of the subject, if the prior has object codes
 RUN/samples/000100.png            at step 100, four views of the subject and four of its class
 RUN/personalisation.safetensors   result; the option `prior.personalisation` takes this file
 """
@@ -11,10 +12,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from threedgen.data import photos
 from threedgen.geometry.image_file import foreground_mask
 from threedgen.geometry.images import enlarge_small, grid, write_png
+from threedgen.geometry.rigs import orbit
 from threedgen.guidance.matte import remover
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.guidance.weights import subject_weights
@@ -28,8 +31,11 @@ from threedgen.train.status import Status
 from threedgen.train.task import Task, run_prepared, run_task
 
 from .options import MVDreamBoothConfig
-from .system import DreamBoothSystem, sheet_path
+from .system import ELEVATION, DreamBoothSystem, sheet_path
 
+CODE_CAMERAS, CODE_ROUNDS = 16, 3
+CODE_SHARE = 0.55
+"""Length of the longer side of the subject, divided by the image side, in the views from which its code is computed."""
 RESULT = "personalisation.safetensors"
 FILES = (RESULT, "photos.png")
 
@@ -53,9 +59,12 @@ def train(task: Task) -> Status:
     subject_weights.check_identifier(prior.tokenizer, config.identifier)
     images = load_photos(config, folder, prior.image_size)
     base = subject_weights.checksum(prior.unet, prior.text_encoder)
+    code = subject_code(config, folder, prior, images)
     subject_weights.add_word(prior.tokenizer, prior.text_encoder, config.identifier, like=config.tuning.like)
     notes = prompt_warnings(config.prompt, prior, config.prompt_notes(), takes_negative=False)
     system = DreamBoothSystem(config, prior, images, base, sample_class_images(config, folder, prior, task.quiet))
+    if prior.coarse is not None and code is not None:
+        prior.coarse.set_subject(code)
     if not sheet_path(folder, 0).exists():
         with isolated_eval(system), writing(folder):
             system.validate(0, folder)
@@ -84,6 +93,39 @@ def load_photos(config: MVDreamBoothConfig, folder: Path, size: int) -> Tensor:
         return torch.from_numpy(images).float() / 255
 
     return cached_tensor(folder / "photos.safetensors", "photos", (None, size, size, 3), read)
+
+
+@torch.no_grad()
+def subject_code(config: MVDreamBoothConfig, folder: Path, prior: MVDream, images: Tensor) -> Tensor | None:
+    """Compute the object code (D,) of the subject from its photos `images` (N, S, S, 3) in [0, 1].
+
+    An object code is a vector of what a prompt leaves unspecified, such as colours and the exact shape. It is computed
+    from views with known cameras. For each photo, the camera of `CODE_CAMERAS` around the object is taken whose coarse
+    prediction is most similar to the photo; the prediction is first for a code sampled for the class prompt, then for
+    the code found. Many of these cameras are wrong. With wrong cameras the code still has the colours of the subject.
+
+    A resumed run uses the copy code.safetensors in `folder`. Returns None if the prior samples without object codes.
+    """
+    if not prior.uses_coarse_predictor:
+        return None
+
+    def compute() -> Tensor:
+        size = round(CODE_SHARE * prior.image_size / photos.SUBJECT_SHARE)
+        before = (prior.image_size - size) // 2
+        after = prior.image_size - size - before
+        small = F.interpolate(images.permute(0, 3, 1, 2), (size, size), mode="area")
+        placed = F.pad(small, (before, after, before, after), value=photos.GREY).permute(0, 2, 3, 1)
+        latents = prior.encode_images(placed, generator(config.seed, 0, "photos"))
+        c2w = orbit(CODE_CAMERAS, ELEVATION, 1.0, 1.0, 1, 1).c2w.to(prior.device)
+        text = prior.sample_code(prior.encode_prompt([config.class_prompt]), generator(config.seed, 0, "code"))
+        for _ in range(CODE_ROUNDS):
+            coarse = prior.coarse_latents(text.expand(CODE_CAMERAS, -1, -1), c2w)
+            assert coarse is not None
+            nearest = (latents[:, None] - coarse).square().mean((2, 3, 4)).argmin(1)
+            text = prior.encode_code(text, latents[None], c2w[nearest][None])
+        return text[0, -1]
+
+    return cached_tensor(folder / "code.safetensors", "code", prior.text_shape[1:], compute)
 
 
 def sample_class_images(config: MVDreamBoothConfig, folder: Path, prior: MVDream, quiet: bool) -> Tensor | None:
