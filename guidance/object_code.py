@@ -20,8 +20,9 @@ SAMPLING_STEPS, GUIDANCE = 24, 2.0
 """Euler steps from noise to a code, and scale of the classifier-free guidance."""
 EDIT_STRENGTH = 0.75
 """Noise strength in (0, 1] with which an object's code is resampled for another caption (SDEdit); 1: pure noise."""
-SUBJECT_STRENGTH = 0.45
-"""The same for the code of a DreamBooth subject. At 0.4 one of ten accessories is lost, at 0.5 more of the identity."""
+SUBJECT_STRENGTH, SUBJECT_GUIDANCE = 0.5, 4.0
+"""The same strength, and the guidance scale, for the code of a DreamBooth subject: a compromise between its identity and
+the accessories that a prompt adds (docs/experiments/mvdreambooth.md)."""
 
 
 def transformer(layers: int, width: int) -> nn.TransformerEncoder:
@@ -126,16 +127,18 @@ class CodeSampler(nn.Module):
         noise: Tensor,
         similar_to: Tensor | None = None,
         strength: float = EDIT_STRENGTH,
+        guidance: float = GUIDANCE,
     ) -> Tensor:
         """Sample object codes (B, code_width), vectors for what a caption leaves unspecified, for B captions.
 
         Args:
             text: embeddings (B, L, D) of the captions.
-            empty: embedding (1, L, D) of the empty prompt, for classifier-free guidance with scale `GUIDANCE` (2).
+            empty: embedding (1, L, D) of the empty prompt, for classifier-free guidance.
             noise: Gaussian noise (B, code_width).
             similar_to: codes (B, code_width) to which the results become similar: sampling starts from these with noise
                 (SDEdit, Meng et al. 2022). None: sampling starts from noise.
             strength: noise strength in (0, 1] of that start; 1: pure noise.
+            guidance: scale of the classifier-free guidance.
         """
         words, x, first = self.encode_text(torch.cat([text, empty.expand_as(text)])), noise, 0
         if similar_to is not None:
@@ -144,5 +147,5 @@ class CodeSampler(nn.Module):
         for step in range(first, SAMPLING_STEPS):
             t = torch.full((2 * len(x),), step / SAMPLING_STEPS, device=x.device)
             conditional, unconditional = self(x.repeat(2, 1), t, words).chunk(2)
-            x = x + torch.lerp(unconditional, conditional, GUIDANCE) / SAMPLING_STEPS
+            x = x + torch.lerp(unconditional, conditional, guidance) / SAMPLING_STEPS
         return x

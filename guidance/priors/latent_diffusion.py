@@ -16,7 +16,7 @@ from threedgen.config.errors import one_line, printable, short
 from threedgen.guidance.attention import joined
 from threedgen.guidance.coarse import TEXT_GUIDANCE, CoarsePredictor
 from threedgen.guidance.cuda_graph import GraphedCalls
-from threedgen.guidance.object_code import SUBJECT_STRENGTH
+from threedgen.guidance.object_code import SUBJECT_GUIDANCE, SUBJECT_STRENGTH
 from threedgen.guidance.prior import Prior
 from threedgen.guidance.sampling import Generators, check_half_size, fresh_noise
 from threedgen.guidance.schedule import Prediction, Schedule
@@ -293,7 +293,7 @@ class LatentDiffusion(Prior):
             if subject is not None:
                 named = (first != words).flatten(1).any(1, keepdim=True)  # only the UNet reads the subject's word
                 start = subject.to(noise).expand_as(noise) if start is None else start
-                code = torch.where(named, sample(start, SUBJECT_STRENGTH), code)
+                code = torch.where(named, sample(start, SUBJECT_STRENGTH, SUBJECT_GUIDANCE), code)
         return torch.cat([text[:, :-1], code[:, None]], 1)
 
     @torch.no_grad()
