@@ -61,7 +61,7 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
         starts_samples: bool = True,
         fusion: int = 0,
         volume: tuple[int, ...] = (),
-        subject: bool = False,
+        subject: int = 0,
     ) -> None:
         """Build the network. Raises ValueError if `size` and the levels (`channels`, `blocks`, `volume`) do not fit.
 
@@ -82,7 +82,7 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
                 of an object with the noisy latents of all these views. `forward` does not call it. 0: no such network.
             volume: channels of the feature volumes (`VolumeFeatures`), from coarse to fine. Feature maps rendered from
                 the finest volume are added to those of each level. (): no volumes.
-            subject: whether the weights include the object code of a DreamBooth subject, see `set_subject`.
+            subject: rows of the buffer `subject`, see `set_subject`; 0: no such buffer.
         """
         super().__init__()
         self.heads, self.base = heads, size // 2 ** (len(channels) - 1)
@@ -117,7 +117,7 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
         self.code_tokens = nn.Linear(text_width // TOKENS, text_width, bias=False)
         self.code_positions = nn.Parameter(torch.randn(TOKENS, text_width))
         self.volume = self._volume(volume) if volume else None
-        self.register_buffer("subject", torch.zeros(text_width) if subject else None)
+        self.register_buffer("subject", torch.zeros(subject, text_width) if subject else None)
 
     def _volume(self, channels: Sequence[int]) -> VolumeFeatures:
         c: Any = self.config
@@ -190,13 +190,14 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
                 optimiser.step()
         return found.detach().to(code.dtype)
 
-    def set_subject(self, code: Tensor) -> None:
-        """Store `code` (D,), the object code of a DreamBooth subject, as the buffer `subject`.
+    def set_subject(self, text: Tensor) -> None:
+        """Store the caption of a DreamBooth subject without its word, and its object code, as the buffer `subject`.
 
-        Priors start from it when they sample codes for prompts with the subject's word, such as "[v]".
+        `text` (K + 1, D) has the K rows of the caption's embedding, and the code as last row. Priors use the code for
+        prompts with the subject's word, such as "[v]", see `LatentDiffusion.sample_code`.
         """
-        self.subject = code.detach().to(self.queries)
-        self.register_to_config(subject=True)
+        self.subject = text.detach().to(self.queries)
+        self.register_to_config(subject=len(text))
 
     def add_fusion(self, channels: int) -> None:
         """Add an untrained `ViewFusion`, which corrects coarse predictions with the noisy latents of all views.

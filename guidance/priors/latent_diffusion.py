@@ -27,6 +27,8 @@ from threedgen.run.dtypes import cast_weights, compute_dtype, no_autocast
 from threedgen.run.memory import GPUS, to_device
 from threedgen.run.prompts import remove_words
 
+SAME_CAPTION = 0.1
+"""Captions are the same if no number of their embeddings differs by more. Saved weights have half precision."""
 CHECK_SIZE = 8
 """Side in latent pixels of the test image for new weights; the coarsest level of a UNet then has at least one pixel."""
 
@@ -292,8 +294,10 @@ class LatentDiffusion(Prior):
             code = sample(start)
             if subject is not None:
                 named = (first != words).flatten(1).any(1, keepdim=True)  # only the UNet reads the subject's word
-                start = subject.to(noise).expand_as(noise) if start is None else start
-                code = torch.where(named, sample(start, SUBJECT_STRENGTH, SUBJECT_GUIDANCE), code)
+                known = subject[-1].to(noise).expand_as(noise)
+                resampled = sample(known if start is None else start, SUBJECT_STRENGTH, SUBJECT_GUIDANCE)
+                same = (words - subject[:-1]).abs().amax((1, 2))[:, None] < SAME_CAPTION
+                code = torch.where(named, torch.where(same, known, resampled), code)
         return torch.cat([text[:, :-1], code[:, None]], 1)
 
     @torch.no_grad()

@@ -9,7 +9,7 @@ Content of the safetensors file (`NAME`: a parameter of the UNet):
     unet.NAME                       tuned minus base weight, bfloat16          kind "difference"
     unet.NAME.lora_A, .lora_B       (r, in), (out, r): weight += scale B A     kind "lora"
     identifier                      (D,) the new row, float32
-    code                            (D,) object code of the subject, float32, if the base has object codes
+    subject                         (K + 1, D) caption without the word, and object code of the subject, float32
     metadata                        format, kind, identifier, prompt, scale, check sums of base weights and content
 """
 
@@ -130,7 +130,7 @@ def low_rank(layers: Iterable[str], down: Iterable[Tensor], up: Iterable[Tensor]
 
 
 def write(
-    path: Path, changes: Mapping[str, Tensor], row: Tensor, card: Mapping[str, str], code: Tensor | None = None
+    path: Path, changes: Mapping[str, Tensor], row: Tensor, card: Mapping[str, str], subject: Tensor | None = None
 ) -> None:
     """Write a safetensors file with the changes that DreamBooth made to a prior, atomically and with a check sum.
 
@@ -139,11 +139,12 @@ def write(
         row: embedding (D,) of the identifier, the new word for the subject.
         card: metadata with the keys kind ("difference" or "lora"), identifier, prompt, scale (factor of the product of
             two LoRA matrices) and base (the `checksum` of the base weights).
-        code: object code (D,) of the subject: a vector of what its prompt leaves unspecified; None: the base has none.
+        subject: embedding (K + 1, D) of the caption without the word; the last row is the object code, a vector of what
+            the caption leaves unspecified. None: the base has no object codes.
     """
     tensors = {**changes, "identifier": row.detach().float().cpu().contiguous()}
-    if code is not None:
-        tensors["code"] = code.detach().float().cpu().contiguous()
+    if subject is not None:
+        tensors["subject"] = subject.detach().float().cpu().contiguous()
     write_atomic(path, to_bytes(tensors, {"format": SUBJECT_FORMAT, **card, SUM: content_sum(tensors, card)}))
 
 
@@ -170,15 +171,14 @@ def apply(prior: LatentDiffusion, path: Path, strength: float = 1.0, plain: str 
     with errors_name_key("personalisation"):
         check_identifier(prior.tokenizer, card.get("identifier", ""))
     parameters = dict(prior.unet.named_parameters())
-    subject = {name: tensors.pop(name) for name in ("identifier", "code") if name in tensors}
+    text = {name: tensors.pop(name) for name in ("identifier", "subject") if name in tensors}
     try:
         changes = _changes(tensors, float(card.get("scale", 1)))
         fits = all(parameters[name].shape == value.shape for name, value in changes.items())
-        fits &= subject["identifier"].shape == token_embedding(prior.text_encoder).weight.shape[1:]
-        fits &= "code" not in subject or (
-            prior.coarse is not None and subject["code"].shape == prior.coarse.queries.shape[1:]
-        )
-        fits &= all(bool(torch.isfinite(value).all()) for value in (*changes.values(), *subject.values()))
+        fits &= text["identifier"].shape == token_embedding(prior.text_encoder).weight.shape[1:]
+        if "subject" in text:
+            fits &= prior.has_code and text["subject"].shape == (prior.max_tokens + 1, prior.text_shape[1])
+        fits &= all(bool(torch.isfinite(value).all()) for value in (*changes.values(), *text.values()))
     except (KeyError, ValueError, RuntimeError):
         fits = False
     if not fits:
@@ -186,9 +186,9 @@ def apply(prior: LatentDiffusion, path: Path, strength: float = 1.0, plain: str 
     with torch.no_grad():
         for name, value in changes.items():
             parameters[name].add_(strength * value.to(parameters[name].device))
-    add_word(prior.tokenizer, prior.text_encoder, card["identifier"], subject["identifier"])
-    if prior.coarse is not None and "code" in subject:
-        prior.coarse.set_subject(subject["code"])
+    add_word(prior.tokenizer, prior.text_encoder, card["identifier"], text["identifier"])
+    if prior.coarse is not None and "subject" in text:
+        prior.coarse.set_subject(text["subject"])
 
 
 def _changes(tensors: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:

@@ -173,23 +173,26 @@ def test_coarse_predictor_takes_prompt_without_identifier() -> None:
 @torch.no_grad()
 def test_prompts_with_the_word_start_from_the_code_of_the_subject(tmp_path: Path) -> None:
     coarse_prior().save(tmp_path / "base")
-    base, prompts = load(tmp_path, None), ["a [v] dog", "a red dog"]
-    card, word, code = {"kind": "difference", "prompt": "a [v] dog"} | identity(base), torch.full((24,), 0.5), 3.0
-    for k, stored in enumerate((torch.full((24,), code), -torch.full((24,), code), torch.full((23,), code))):
+    base, prompts = load(tmp_path, None), ["a [v] red dog", "a red dog", "a [v] dog"]
+    card, word = {"kind": "difference", "prompt": "a [v] dog"} | identity(base), torch.full((24,), 0.5)
+    caption = base.encode_prompt(["a dog"])[0]
+    caption[-1] = 3.0
+    for k, stored in enumerate((caption, -caption, caption[1:])):
         subject_weights.write(tmp_path / f"{k}.safetensors", {}, word, card, stored)
     one, other = (load(tmp_path, f"{k}.safetensors") for k in (0, 1))
     one.save(tmp_path / "merged")
     one, other, merged, plain = (
-        prior.sample_code(prior.encode_prompt(prompts), [cpu(1), cpu(2)])[:, -1]
+        prior.sample_code(prior.encode_prompt(prompts), [cpu(1), cpu(2), cpu(3)])[:, -1]
         for prior in (one, other, load(tmp_path, None, "merged"), base)
     )
     assert torch.equal(one[1], plain[1]) and one[0].mean() > 1 and other[0].mean() < -1
+    assert torch.equal(one[2], caption[-1]), "the caption of the photos has the code of the photos"
     torch.testing.assert_close(merged, one, atol=1e-2, rtol=0)
     pipeline = MVDreamPipeline.from_pretrained(str(tmp_path / "merged"), dtype=torch.bfloat16)
     subject = pipeline.prior.encode_prompt(prompts)
     assert pipeline.prior.sample_code(subject, cpu(1))[0, -1].mean() > 1
     near = subject[:1].clone()
-    near[:, -1] = -code  # an edited object of the subject
+    near[:, -1] = -3  # an edited object of the subject
     assert pipeline.prior.sample_code(subject[:1], cpu(1), near)[0, -1].mean() < -1
     subject_weights.add_word(pipeline.prior.tokenizer, pipeline.prior.text_encoder, "[w]")
     assert not pipeline.prior.uses_coarse_predictor, "whose code is it?"
@@ -197,7 +200,7 @@ def test_prompts_with_the_word_start_from_the_code_of_the_subject(tmp_path: Path
         load(tmp_path, "2.safetensors")
     tiny_prior().save(tmp_path / "plain")
     card |= identity(load(tmp_path, None, "plain"))
-    subject_weights.write(tmp_path / "3.safetensors", {}, word, card, torch.full((24,), code))
+    subject_weights.write(tmp_path / "3.safetensors", {}, word, card, caption)
     with refused("personalisation", "3.safetensors"):
         load(tmp_path, "3.safetensors", "plain")
 

@@ -246,5 +246,5 @@ class DreamBoothSystem(DenoisingSystem):
         else:
             card["kind"] = "difference"
             changes = subject_weights.difference(self.trained, self.originals)
-        code = None if self.model.coarse is None else self.model.coarse.subject
-        subject_weights.write(path, changes, self.word, card, code)
+        subject = None if self.model.coarse is None else self.model.coarse.subject
+        subject_weights.write(path, changes, self.word, card, subject)

@@ -2,7 +2,7 @@
 
 RUN/photos.png                    the photos after cropping and resizing; photos.safetensors has them as float32
 RUN/class.safetensors             class images sampled from the original prior, with preservation=images
-RUN/code.safetensors              object code of the subject, if the prior has object codes
+RUN/subject.safetensors           class prompt and object code of the subject, if the prior has object codes
 RUN/samples/000100.png            at step 100, four views of the subject and four of its class
 RUN/personalisation.safetensors   result; the option `prior.personalisation` takes this file
 """
@@ -59,12 +59,12 @@ def train(task: Task) -> Status:
     subject_weights.check_identifier(prior.tokenizer, config.identifier)
     images = load_photos(config, folder, prior.image_size)
     base = subject_weights.checksum(prior.unet, prior.text_encoder)
-    code = subject_code(config, folder, prior, images)
+    subject = subject_code(config, folder, prior, images)
     subject_weights.add_word(prior.tokenizer, prior.text_encoder, config.identifier, like=config.tuning.like)
     notes = prompt_warnings(config.prompt, prior, config.prompt_notes(), takes_negative=False)
     system = DreamBoothSystem(config, prior, images, base, sample_class_images(config, folder, prior, task.quiet))
-    if prior.coarse is not None and code is not None:
-        prior.coarse.set_subject(code)
+    if prior.coarse is not None and subject is not None:
+        prior.coarse.set_subject(subject)
     if not sheet_path(folder, 0).exists():
         with isolated_eval(system), writing(folder):
             system.validate(0, folder)
@@ -97,14 +97,15 @@ def load_photos(config: MVDreamBoothConfig, folder: Path, size: int) -> Tensor:
 
 @torch.no_grad()
 def subject_code(config: MVDreamBoothConfig, folder: Path, prior: MVDream, images: Tensor) -> Tensor | None:
-    """Compute the object code (D,) of the subject from its photos `images` (N, S, S, 3) in [0, 1].
+    """Compute the object code of the subject from its photos `images` (N, S, S, 3) in [0, 1].
 
     An object code is a vector of what a prompt leaves unspecified, such as colours and the exact shape. It is computed
     from views with known cameras. For each photo, the camera of `CODE_CAMERAS` around the object is taken whose coarse
     prediction is most similar to the photo; the prediction is first for a code sampled for the class prompt, then for
     the code found. Many of these cameras are wrong. With wrong cameras the code still has the colours of the subject.
 
-    A resumed run uses the copy code.safetensors in `folder`. Returns None if the prior samples without object codes.
+    Returns the embedding (K + 1, D) of the class prompt with the code as last row, of which a resumed run uses the copy
+    subject.safetensors in `folder`. Returns None if the prior samples without object codes.
     """
     if not prior.uses_coarse_predictor:
         return None
@@ -123,9 +124,9 @@ def subject_code(config: MVDreamBoothConfig, folder: Path, prior: MVDream, image
             assert coarse is not None
             nearest = (latents[:, None] - coarse).square().mean((2, 3, 4)).argmin(1)
             text = prior.encode_code(text, latents[None], c2w[nearest][None])
-        return text[0, -1]
+        return text[0]
 
-    return cached_tensor(folder / "code.safetensors", "code", prior.text_shape[1:], compute)
+    return cached_tensor(folder / "subject.safetensors", "subject", prior.text_shape, compute)
 
 
 def sample_class_images(config: MVDreamBoothConfig, folder: Path, prior: MVDream, quiet: bool) -> Tensor | None:
