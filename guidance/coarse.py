@@ -193,8 +193,8 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
     def set_subject(self, text: Tensor) -> None:
         """Store the caption of a DreamBooth subject without its word, and its object code, as the buffer `subject`.
 
-        `text` (K + 1, D) has the K rows of the caption's embedding, and the code as last row. Priors use the code for
-        prompts with the subject's word, such as "[v]", see `LatentDiffusion.sample_code`.
+        `text` (K + 1, D) has the K rows of the caption's embedding, and the code as last row. For the caption with the
+        subject's word, such as "a [v] dog", priors use this code. For other prompts with the word they resample it.
         """
         self.subject = text.detach().to(self.queries)
         self.register_to_config(subject=len(text))

@@ -21,9 +21,9 @@ SAMPLING_STEPS, GUIDANCE = 24, 2.0
 EDIT_STRENGTH = 0.75
 """Noise strength in (0, 1] with which an object's code is resampled for another caption (SDEdit); 1: pure noise."""
 SUBJECT_STRENGTH, SUBJECT_GUIDANCE = 0.5, 4.0
-"""The same strength, and the guidance scale, for the code of a DreamBooth subject.
+"""Noise strength and guidance scale with which the code of a DreamBooth subject is resampled for another caption.
 
-They balance its identity and the accessories that a prompt adds (docs/experiments/mvdreambooth.md)."""
+More of either adds accessories more often, but keeps less of the subject (docs/experiments/mvdreambooth.md)."""
 
 
 def transformer(layers: int, width: int) -> nn.TransformerEncoder:

@@ -287,13 +287,13 @@ class LatentDiffusion(Prior):
             return text
         noise = fresh_noise(text[:, -1], generator)
         with self.autocast():
-            first, words, _ = self.split_text(text)
+            unet_words, words, _ = self.split_text(text)
             empty = self.split_text(self.empty_text.to(self.device))[1]
             sample = partial(self.predictor.sampler.sample, words, empty, noise)
             start, subject = None if similar_to is None else similar_to[:, -1], self.predictor.subject
             code = sample(start)
             if subject is not None:
-                named = (first != words).flatten(1).any(1, keepdim=True)  # only the UNet reads the subject's word
+                named = (unet_words != words).flatten(1).any(1, keepdim=True)  # only the UNet reads the subject's word
                 known = subject[-1].to(noise).expand_as(noise)
                 resampled = sample(known if start is None else start, SUBJECT_STRENGTH, SUBJECT_GUIDANCE)
                 same = (words - subject[:-1]).abs().amax((1, 2))[:, None] < SAME_CAPTION
