@@ -153,6 +153,7 @@ def test_ring_rig_has_equally_spaced_azimuths(groups: int, n_view: int) -> None:
     assert torch.allclose(rig.cameras.position.norm(dim=-1), torch.tensor(2.6), atol=1e-5)
     elevation = rig.elevation.rad2deg()
     assert elevation.min() >= -5 and elevation.max() <= 30 and len(elevation.unique()) == groups
+    assert torch.allclose(elevation[:n_view], torch.tensor(12.5), atol=1e-3)  # the middle
     assert [len(part.cameras) for part in rig.groups()] == [n_view] * groups
     for part in rig.groups():  # required by the prior: one elevation, equal azimuth steps
         assert len(part.elevation.unique()) == 1

@@ -1,4 +1,5 @@
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -123,6 +124,27 @@ def test_normal_smoothness_grows_with_bumps() -> None:
     smooth, rough = (losses.normal_smoothness(normal, points, offsets) for normal in (ball, bumpy))
     assert plane == 0 and smooth == pytest.approx(2 * 0.02**2, rel=0.1) and rough > 5 * smooth
     assert losses.normal_smoothness(ball, points[:0], offsets[:0]) == 0
+
+
+def test_total_variation_of_colours() -> None:
+    points = torch.linspace(0, 1, 2001)[:, None].repeat(1, 3)
+    offsets = torch.tensor([0.1, 0.0, 0.0]).expand_as(points)
+
+    def variation(colour: Callable[[Tensor], Tensor], limit: float) -> float:
+        return float(losses.total_variation(colour, points, offsets, limit))
+
+    def sharp(x: Tensor) -> Tensor:
+        return (x > 0.5).float()
+
+    def gradual(x: Tensor) -> Tensor:
+        return ((x - 0.3) / 0.4).clamp(0, 1)
+
+    for border in (sharp, gradual):  # one of three channels changes from 0 to 1 over a length of 1
+        assert variation(border, 1.0) == pytest.approx(0.1 / 3, rel=0.01)
+    assert variation(sharp, 0.2) == pytest.approx(0.02 / 3, rel=0.01)
+    assert variation(gradual, 0.2) > 3 * variation(sharp, 0.2)  # a limit favours sharp borders
+    assert variation(lambda x: x * 0 + 0.3, 1.0) == 0
+    assert losses.total_variation(sharp, points[:0], offsets[:0], 1.0) == 0
 
 
 @pytest.mark.parametrize("shape", [(0,), (1,), (7,), (3, 9)])

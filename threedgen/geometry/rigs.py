@@ -61,15 +61,15 @@ def ring_rig(
     cameras.
 
     Args:
-        elevations: lowest and highest elevation in degrees. Ring k is at the fraction (0.618 k mod 1) of this range, so
-            the first ring has the lowest elevation.
+        elevations: lowest and highest elevation in degrees. Ring k is at the fraction (0.5 + 0.618 k) mod 1 of this
+            range, so the first ring is in its middle.
         distance, fov: distance of the cameras from the origin in world units, and field of view in degrees.
         size: edge of the square images in pixels.
         azimuth: azimuth of the first camera in radians; 0 is +x.
     """
     ring = torch.arange(groups)
     low, high = elevations
-    elevation = torch.deg2rad(low + (high - low) * (ring * 0.618034 % 1)).repeat_interleave(n_view)
+    elevation = torch.deg2rad(low + (high - low) * ((0.5 + ring * 0.618034) % 1)).repeat_interleave(n_view)
     azimuths = azimuth + (2 * pi * (torch.arange(n_view) + (ring / groups)[:, None]) / n_view).flatten()
     distances, fovs = (torch.full_like(azimuths, value) for value in (distance, radians(fov)))
     cameras = Cameras(orbit_c2w(elevation, azimuths, distances), Projection.perspective(fovs, size, size), size, size)

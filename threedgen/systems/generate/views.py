@@ -195,8 +195,8 @@ def view_cameras(config: GenerateConfig, groups: int, size: int) -> Cameras:
 
     - Azimuths: the ring starts at the first azimuth of `preview`, plus k / `groups` of the angle between two
       neighbouring cameras of the ring.
-    - Elevation: it lies at the fraction (0.618 k) mod 1 of `camera.elevation_range`, from 0 (lowest) to 1 (highest).
-      These fractions (golden ratio) are spread evenly for any number of groups.
+    - Elevation: it lies at the fraction (0.5 + 0.618 k) mod 1 of `camera.elevation_range`, from 0 (lowest) to 1
+      (highest). These fractions (golden ratio) are spread evenly for any number of groups.
     """
     p, n_view, elevations = config.preview, config.views_per_scene, config.camera.elevation_range
     azimuths = torch.deg2rad(torch.tensor(p.azimuth)) if isinstance(p.azimuth, tuple) else None
@@ -214,16 +214,17 @@ def view_cameras(config: GenerateConfig, groups: int, size: int) -> Cameras:
 
 
 def sharpen(images: Tensor, amount: float) -> Tensor:
-    """Sharpen images (V, H, W, 3) in [0, 1] by an unsharp mask: image + amount * (image - blurred image).
+    """Sharpen images (V, H, W, 3) in [0, 1] by an unsharp mask: image + amount * mean(image - blurred image).
 
-    The standard deviation of the Gaussian blur is 1/64 of the image height. `amount` 0 returns the images unchanged.
+    The mean is over the three channels: only the brightness is sharpened, since sharper colours show more blotches. The
+    standard deviation of the Gaussian blur is 1/64 of the image height. `amount` 0 returns the images unchanged.
     """
     if not amount:
         return images
     sigma, x = images.shape[1] / 64, images.permute(0, 3, 1, 2)
     size = 2 * math.ceil(3 * sigma) + 1
     blurred = gaussian_blur2d(x, (size, size), (sigma, sigma))
-    return (x + amount * (x - blurred)).clamp(0, 1).permute(0, 2, 3, 1)
+    return (x + amount * (x - blurred).mean(1, keepdim=True)).clamp(0, 1).permute(0, 2, 3, 1)
 
 
 def object_text(folder: Path, prior: Prior) -> Tensor:
