@@ -13,6 +13,7 @@ from threedgen.guidance.matte import Matte
 from threedgen.guidance.schedule import Schedule
 from threedgen.representations import losses
 from threedgen.representations.base import Render
+from threedgen.systems.generate import phases
 from threedgen.systems.generate.phases import Fit, Refinement, sharpen
 from threedgen.systems.generate.system import GenerateSystem
 
@@ -21,6 +22,9 @@ SMALL = [
     *("prompt=a ball", "field.encoding.n_levels=5", "field.encoding.log2_hashmap_size=12", "field.width=16"),
     *("march.samples=48", "occupancy=null", "fit.rays=1024", f"trainer.max_steps={STEPS}"),
 ]
+
+
+ROUGHNESS = Fit._roughness
 
 
 @pytest.fixture(autouse=True)
@@ -86,6 +90,23 @@ def test_fit_follows_the_majority_of_inconsistent_views() -> None:
     found = colours[mask > 0.5].median(0).values
     mean = 0.75 * red + 0.25 * green
     assert (found - red).abs().amax() < 0.5 * (found - mean).abs().amax(), found
+
+
+def test_fit_removes_grain_and_keeps_the_border_of_two_colours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Fit, "_roughness", ROUGHNESS)
+    cameras, mask = ball_views()
+    high = torch.linspace(1, -1, SIDE)[:, None].sign()  # upper half red, lower half blue
+    flat = torch.stack([0.5 + 0.4 * high, 0 * high + 0.1, 0.5 - 0.4 * high], dim=-1).expand(-1, SIDE, -1)
+    grain = 0.08 * torch.randn(len(mask), SIDE, SIDE, 3, generator=torch.Generator().manual_seed(0))
+    images = torch.where(mask[..., None] > 0.5, (flat + grain).clamp(0, 1), torch.tensor(GREY))
+    errors, contrasts = [], []
+    for weight in (0.0, phases.GRAIN_WEIGHT):
+        monkeypatch.setattr(phases, "GRAIN_WEIGHT", weight)
+        colours = renders(fitted(images, cameras, "fit.matte=null"), cameras)[1]
+        top, bottom = colours[:, 12:15, 13:19], colours[:, 18:21, 13:19]
+        errors.append(float(torch.stack([part - part.mean((1, 2), keepdim=True) for part in (top, bottom)]).std()))
+        contrasts.append(float((top - bottom).mean((0, 1, 2)).abs().amax()))
+    assert errors[1] < 0.9 * errors[0] and contrasts[1] > 0.9 * contrasts[0], (errors, contrasts)
 
 
 def test_weight_of_the_distortion_follows_its_schedule(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -138,7 +138,7 @@ class FitConfig(Config):
 
 
 Sharpen = Annotated[
-    float, Field(ge=0, le=4, description="amount of the unsharp mask on the views; its blur is 1/64 of their side")
+    float, Field(ge=0, le=4, description="amount of the unsharp mask on the brightness; its blur is 1/64 of the side")
 ]
 
 
