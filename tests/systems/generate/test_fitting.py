@@ -24,7 +24,7 @@ SMALL = [
 ]
 
 
-ROUGHNESS = Fit._roughness
+ROUGHNESS = Fit._roughness  # the fixture replaces it
 
 
 @pytest.fixture(autouse=True)

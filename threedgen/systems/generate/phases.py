@@ -152,8 +152,8 @@ class Fit:
         def normal(x: Tensor) -> Tensor:
             return finite_difference_normal(opacity, x, 1.5 * SURFACE_DISTANCE * march.radius, march.radius)
 
-        def colour(x: Tensor) -> Tensor:  # every material computes the albedo like this
-            return field(x)[1][:, :3].sigmoid()
+        def colour(x: Tensor) -> Tensor:
+            return self.scene.material(field(x)[1])
 
         bumps = SMOOTHNESS_WEIGHT * losses.normal_smoothness(normal, points, offsets)
         return bumps + GRAIN_WEIGHT * losses.total_variation(colour, points, offsets / 2, GRAIN_LIMIT)
